@@ -1,0 +1,157 @@
+"""The primitive that the demo world is made of, alone (Part) and as flat arrays for the kernels (Primitives)."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int32, UInt8
+
+Colour = tuple[float, float, float]
+
+BOX, ELLIPSOID, CYLINDER = range(3)
+
+# Looks: how a kernel paints a surface from `colour`, `accent` and three `pattern` numbers (see rays.paint).
+PLAIN, WINDOWS, BANDS, DIAGONAL, BUS, FOLIAGE, RIBS, CABIN, WHEEL, PLATE, CAR, BRICK, SIGNAL, BLOCKS, CAB = range(15)
+
+BLACK: Colour = (0.05, 0.05, 0.055)
+GLASS: Colour = (0.12, 0.16, 0.20)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One primitive of an object, in the object's frame: x forward, y left, z up, origin on the ground [m, rad].
+
+    `taper` shrinks a box's top along x and y (0 none, 1 to an edge); for a cylinder (axis z) its first number
+    does so for both radii (1: a cone) and its second is the hole's share of the radius (a ring).
+    """
+
+    kind: int
+    at_m: tuple[float, float, float]
+    size_m: tuple[float, float, float]
+    colour: Colour
+    accent: Colour = BLACK
+    look: int = PLAIN
+    pattern: tuple[float, float, float] = (1.0, 1.0, 0.0)
+    turn_rad: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    taper: tuple[float, float] = (0.0, 0.0)
+    reflect: float = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Thing:
+    """An object standing or moving in the street frame: its parts, raw nuScenes label, pose at t = 0 and velocity.
+
+    `size_m` is length, width, height of its box, whose bottom is at `z_m`; `speed_mps` points along `heading_rad`,
+    which need not be where it faces. `tracked` things get an instance and annotation boxes.
+    """
+
+    parts: tuple[Part, ...]
+    label: int
+    size_m: tuple[float, float, float]
+    x_m: float
+    y_m: float
+    z_m: float = 0.0
+    yaw_rad: float = 0.0
+    speed_mps: float = 0.0
+    heading_rad: float = 0.0
+    tracked: bool = True
+
+    @property
+    def velocity_mps(self) -> Float[np.ndarray, "3"]:
+        """Velocity in the street frame [m/s]."""
+        return self.speed_mps * np.array([np.cos(self.heading_rad), np.sin(self.heading_rad), 0.0])
+
+    def centre_m(self, time_s: float) -> Float[np.ndarray, "3"]:
+        """Centre of its box in the street frame at `time_s` [m]."""
+        return np.array([self.x_m, self.y_m, self.z_m + self.size_m[2] / 2]) + self.velocity_mps * time_s
+
+
+class Primitives(NamedTuple):
+    """All n parts of a world as arrays in the street frame (a NamedTuple because numba takes it as it is)."""
+
+    kind: UInt8[np.ndarray, "n"]
+    centre_m: Float[np.ndarray, "n 3"]
+    velocity_mps: Float[np.ndarray, "n 3"]
+    axes: Float[np.ndarray, "n 3 3"]
+    half_m: Float[np.ndarray, "n 3"]
+    taper: Float[np.ndarray, "n 2"]
+    colour: Float[np.ndarray, "n 3"]
+    accent: Float[np.ndarray, "n 3"]
+    look: UInt8[np.ndarray, "n"]
+    pattern: Float[np.ndarray, "n 3"]
+    reflect: Float[np.ndarray, "n"]
+    label: UInt8[np.ndarray, "n"]
+    instance: Int32[np.ndarray, "n"]
+
+
+def rotation(yaw_rad, pitch_rad=0.0, roll_rad=0.0) -> Float[np.ndarray, "*n 3 3"]:
+    """Rz(yaw) Ry(pitch) Rx(roll), for scalars or equal shapes; positive pitch lowers the nose."""
+    yaw, pitch, roll = np.broadcast_arrays(*(np.asarray(a, dtype=float) for a in (yaw_rad, pitch_rad, roll_rad)))
+    cy, sy, cp, sp, cr, sr = np.cos(yaw), np.sin(yaw), np.cos(pitch), np.sin(pitch), np.cos(roll), np.sin(roll)
+    rows = [
+        [cy * cp, cy * sp * sr - sy * cr, cy * sp * cr + sy * sr],
+        [sy * cp, sy * sp * sr + cy * cr, sy * sp * cr - cy * sr],
+        [-sp, cp * sr, cp * cr],
+    ]
+    return np.stack([np.stack(row, -1) for row in rows], -2)
+
+
+def pack(things: Sequence[Thing]) -> Primitives:
+    """Flatten things into arrays; `instance` is the index in `things` where tracked, else -1."""
+    owner = np.array([i for i, thing in enumerate(things) for _ in thing.parts])
+    parts = [part for thing in things for part in thing.parts]
+    floats = lambda values: np.array(list(values), dtype=np.float64)  # noqa: E731
+    of_thing = lambda values: floats(values)[owner]  # noqa: E731
+    base = of_thing((t.x_m, t.y_m, t.z_m) for t in things)
+    turned = rotation(of_thing(t.yaw_rad for t in things))
+    instance = np.array([i if t.tracked else -1 for i, t in enumerate(things)], dtype=np.int32)
+    return Primitives(
+        kind=np.array([p.kind for p in parts], dtype=np.uint8),
+        centre_m=base + np.einsum("nij,nj->ni", turned, floats(p.at_m for p in parts)),
+        velocity_mps=of_thing(t.velocity_mps for t in things),
+        axes=turned @ rotation(*floats(p.turn_rad for p in parts).T),
+        half_m=floats(p.size_m for p in parts) / 2,
+        taper=floats(p.taper for p in parts),
+        colour=floats(p.colour for p in parts),
+        accent=floats(p.accent for p in parts),
+        look=np.array([p.look for p in parts], dtype=np.uint8),
+        pattern=floats(p.pattern for p in parts),
+        reflect=floats(p.reflect for p in parts),
+        label=np.array([t.label for t in things], dtype=np.uint8)[owner],
+        instance=instance[owner],
+    )
+
+
+def box(at_m, size_m, colour: Colour, **more) -> Part:
+    """A box centred at `at_m` with full sides `size_m` [m]."""
+    return Part(BOX, at_m, size_m, colour, **more)
+
+
+def ball(at_m, size_m, colour: Colour, **more) -> Part:
+    """An ellipsoid centred at `at_m` with full axes `size_m` [m]."""
+    return Part(ELLIPSOID, at_m, size_m, colour, **more)
+
+
+def tube(at_m, radius_m: float, length_m: float, colour: Colour, **more) -> Part:
+    """A cylinder along its own z, centred at `at_m` [m]."""
+    return Part(CYLINDER, at_m, (2 * radius_m, 2 * radius_m, length_m), colour, **more)
+
+
+def rod(start_m, end_m, thick_m: float, colour: Colour, **more) -> Part:
+    """A square bar from `start_m` to `end_m` in the object's xz plane or along y [m]."""
+    start, end = np.asarray(start_m, dtype=float), np.asarray(end_m, dtype=float)
+    dx, dy, dz = end - start
+    turn = (float(np.arctan2(dy, dx)), -float(np.arctan2(dz, np.hypot(dx, dy))), 0.0)
+    length = float(np.linalg.norm(end - start)) + thick_m
+    return Part(BOX, tuple((start + end) / 2), (length, thick_m, thick_m), colour, turn_rad=turn, **more)
+
+
+def wheels(xs_m: Iterable[float], y_m: float, radius_m: float, width_m: float, hub: Colour) -> list[Part]:
+    """Pairs of tyres with hubs at the given x, left and right at +-`y_m` [m]."""
+    side = (0.0, 0.0, np.pi / 2)
+    return [
+        tube((x, y, radius_m), radius_m, width_m, BLACK, accent=hub, look=WHEEL, turn_rad=side, reflect=0.06)
+        for x in xs_m
+        for y in (y_m, -y_m)
+    ]

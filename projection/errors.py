@@ -1,0 +1,18 @@
+"""The one error that bad input raises, with the file, the value and the cure in its text."""
+
+
+class BadInput(ValueError):
+    """Input that must not be used; its text is one line for the person who owns the data.
+
+    Args:
+        where: file, table row or setting that is wrong.
+        problem: what is wrong with it, with the value seen and the bound.
+        cure: what to do about it; may be empty.
+    """
+
+    def __init__(self, where: object, problem: str, cure: str = "") -> None:
+        self.where, self.problem, self.cure = str(where), problem, cure
+        super().__init__(f"{where}: {problem}" + (f"; {cure}" if cure else ""))
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
+        return (BadInput, (self.where, self.problem, self.cure))

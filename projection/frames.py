@@ -1,0 +1,172 @@
+"""The records that pass between stages: what was recorded, where it lies, and what was found out about it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float16, Float32, Float64, Int32, UInt8
+
+from projection.errors import BadInput
+from projection.pose import Pose
+
+NONE = 255
+"""Label of a pixel or point without a class (design: "255 = none")."""
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file of the data set as it was when it was indexed.
+
+    Attributes:
+        path: where it lies.
+        bytes: its size when indexed [bytes].
+        sha256: its digest when indexed, or empty where the index did not hash.
+    """
+
+    path: Path
+    bytes: int
+    sha256: str = ""
+
+    def read(self) -> bytes:
+        """The file's bytes, refused when they are not those that were indexed.
+
+        Raises:
+            BadInput: the file is gone, or its size or digest changed.
+        """
+        try:
+            data = self.path.read_bytes()
+        except OSError as error:
+            raise BadInput(self.path, f"cannot be read ({error.strerror})", "restore the file or index again") from None
+        if len(data) != self.bytes:
+            raise BadInput(
+                self.path, f"has {len(data)} bytes, {self.bytes} when indexed", "restore the file or index again"
+            )
+        if self.sha256 and hashlib.sha256(data).hexdigest() != self.sha256:
+            raise BadInput(self.path, "its sha256 is not the indexed one", "restore the file or index again")
+        return data
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Sweep:
+    """One turn of the LiDAR: its time [us], its pose at that time, and the file of its points."""
+
+    time_us: int
+    global_from_lidar: Pose
+    points: File
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Camera:
+    """One undistorted image: its time [us], its pose at that time, pinhole ``K`` [px] and size (height, width) [px]."""
+
+    name: str
+    time_us: int
+    global_from_cam: Pose
+    K: Float64[np.ndarray, "3 3"]
+    size_hw: tuple[int, int]
+    image: File
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Frame:
+    """A key frame: paths and poses only, cheap to pickle.
+
+    Attributes:
+        id: unique within the data set and official: nuScenes' LIDAR_TOP sample_data token, KITTI's "08/000123".
+        scene: name of the drive that it belongs to.
+        time_us: time of the key sweep [us].
+        sweeps: the key sweep first, then older ones, newest first.
+        cameras: the images taken nearest to the key sweep.
+        labels: file of the point labels in official ids, or None.
+    """
+
+    id: str
+    scene: str
+    time_us: int
+    sweeps: tuple[Sweep, ...]
+    cameras: tuple[Camera, ...]
+    labels: File | None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Cloud:
+    """Points of one or more sweeps in the key sweep's LiDAR frame.
+
+    Attributes:
+        xyz: positions [m].
+        intensity: return strength, 0..1.
+        age_s: key sweep's time minus the point's sweep's time [s].
+        sweep: index of the point's sweep in the frame, 0 = key.
+        source: row of the point in its own sweep's file.
+    """
+
+    xyz: Float32[np.ndarray, "n 3"]
+    intensity: Float32[np.ndarray, " n"]
+    age_s: Float32[np.ndarray, " n"]
+    sweep: UInt8[np.ndarray, " n"]
+    source: Int32[np.ndarray, " n"]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Pairs:
+    """Which point was seen by which camera, and where; a point in two cameras makes two pairs.
+
+    Attributes:
+        point: row in the cloud.
+        camera: index in the frame's cameras.
+        uv: pixel position, u to the right and v down, continuous, 0 at the image's corner [px].
+        depth: distance along the camera's axis [m].
+    """
+
+    point: Int32[np.ndarray, " m"]
+    camera: UInt8[np.ndarray, " m"]
+    uv: Float32[np.ndarray, "m 2"]
+    depth: Float32[np.ndarray, " m"]
+
+    def __getitem__(self, rows: np.ndarray) -> Pairs:
+        """The pairs at ``rows`` (a mask or indices)."""
+        return Pairs(self.point[rows], self.camera[rows], self.uv[rows], self.depth[rows])
+
+    def __len__(self) -> int:
+        return len(self.point)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Cells:
+    """A cloud cut into cubes: their integer coordinates, in order of first point, and each point's cube."""
+
+    coords: Int32[np.ndarray, "v 3"]
+    inverse: Int32[np.ndarray, " n"]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class PixelLabels:
+    """What the teacher says of one image, on its own grid stretched over the image.
+
+    Attributes:
+        label: class of each grid pixel, 255 = none.
+        score: its confidence, 0..1.
+        feature: unit feature of each grid pixel in the text space, if kept.
+    """
+
+    label: UInt8[np.ndarray, "h w"]
+    score: Float16[np.ndarray, "h w"]
+    feature: Float16[np.ndarray, "h w d"] | None = None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class PointLabels:
+    """What is believed of every raw row of a key sweep, in file order.
+
+    Attributes:
+        label: class, 255 = no opinion.
+        score: mean confidence of the votes for that class, 0..1 (0 without opinion).
+        agreement: their share of all votes' weight, 0..1 (0 without opinion).
+    """
+
+    label: UInt8[np.ndarray, " n"]
+    score: Float16[np.ndarray, " n"]
+    agreement: Float16[np.ndarray, " n"]

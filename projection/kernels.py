@@ -1,0 +1,206 @@
+"""All compiled code: flat arrays in, flat arrays out, no GIL, no Python objects.
+
+Every function here has a readable NumPy twin in ``tests/projection/twins.py`` that the tests hold it against.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+COORD_BITS = 19
+"""Bits of one cell coordinate in a packed key: cells -262144..262143, 26 km either way at 0.1 m."""
+
+BATCH_BITS = 7
+"""Bits of the batch index in a packed key."""
+
+_HALF = 1 << (COORD_BITS - 1)
+_MASK = (1 << COORD_BITS) - 1
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: Knuth's multiplicative hash
+_BLOCK = 256
+
+jit = njit(nogil=True, cache=True, error_model="numpy")
+
+# --- projection ------------------------------------------------------------------------------------------------------
+
+
+@jit
+def project(
+    xyz: Any, matrix: Any, size_wh: Any, min_depth: float, border: float, point: Any, camera: Any, uv: Any, depth: Any
+) -> int:
+    """Writes the pairs of a cloud ``xyz (n,3) f32`` and cameras ``matrix (k,3,4) f32 = K [R|t]``; answers how many.
+
+    Works through blocks of points: first a loop that the compiler turns into vector code, then the compaction.
+    """
+    n, count = xyz.shape[0], 0
+    x, y, z = np.empty(n, np.float32), np.empty(n, np.float32), np.empty(n, np.float32)
+    for i in range(n):
+        x[i], y[i], z[i] = xyz[i, 0], xyz[i, 1], xyz[i, 2]
+    us, vs, ds = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
+    low, nearest = np.float32(border), np.float32(min_depth)
+    for c in range(matrix.shape[0]):
+        m00, m01, m02, m03 = matrix[c, 0, 0], matrix[c, 0, 1], matrix[c, 0, 2], matrix[c, 0, 3]
+        m10, m11, m12, m13 = matrix[c, 1, 0], matrix[c, 1, 1], matrix[c, 1, 2], matrix[c, 1, 3]
+        m20, m21, m22, m23 = matrix[c, 2, 0], matrix[c, 2, 1], matrix[c, 2, 2], matrix[c, 2, 3]
+        high_u, high_v = np.float32(size_wh[c, 0] - border), np.float32(size_wh[c, 1] - border)
+        for start in range(0, n, _BLOCK):
+            size = min(_BLOCK, n - start)
+            for j in range(size):
+                i = start + j
+                d = m20 * x[i] + m21 * y[i] + m22 * z[i] + m23
+                inverse = np.float32(1.0) / d
+                us[j] = (m00 * x[i] + m01 * y[i] + m02 * z[i] + m03) * inverse
+                vs[j] = (m10 * x[i] + m11 * y[i] + m12 * z[i] + m13) * inverse
+                ds[j] = d
+            for j in range(size):
+                if ds[j] > nearest and us[j] > low and us[j] < high_u and vs[j] > low and vs[j] < high_v:
+                    point[count], camera[count] = start + j, c
+                    uv[count, 0], uv[count, 1], depth[count] = us[j], vs[j], ds[j]
+                    count += 1
+    return count
+
+
+@jit
+def visible(
+    camera: Any, uv: Any, depth: Any, grid_hw: Any, cell_px: float, relative: float, absolute: float, keep: Any
+) -> None:
+    """Marks the pairs that no nearer pair of the same image cell hides (a z-buffer of ``cell_px`` pixels).
+
+    ``grid_hw (k,2)`` is each image's number of cells; ``keep (m,) bool`` is written.
+    """
+    height, width = 1, 1
+    for c in range(grid_hw.shape[0]):
+        height, width = max(height, grid_hw[c, 0]), max(width, grid_hw[c, 1])
+    nearest = np.full((grid_hw.shape[0], height, width), np.inf, np.float32)
+    scale = np.float32(1.0 / cell_px)
+    for i in range(len(depth)):
+        c, row, column = camera[i], int(uv[i, 1] * scale), int(uv[i, 0] * scale)
+        nearest[c, row, column] = min(nearest[c, row, column], depth[i])
+    for i in range(len(depth)):
+        c, row, column = camera[i], int(uv[i, 1] * scale), int(uv[i, 0] * scale)
+        keep[i] = depth[i] <= nearest[c, row, column] * (1.0 + relative) + absolute
+
+
+# --- grid ------------------------------------------------------------------------------------------------------------
+
+
+@jit
+def pack(batch: int, c0: int, c1: int, c2: int) -> int:
+    """One 64-bit key of a cell; unique while each coordinate fits ``COORD_BITS`` and the batch ``BATCH_BITS``."""
+    return np.uint64(
+        (batch << (3 * COORD_BITS)) | ((c0 + _HALF) << (2 * COORD_BITS)) | ((c1 + _HALF) << COORD_BITS) | (c2 + _HALF)
+    )
+
+
+@jit
+def cell_keys(xyz: Any, rotation: Any, translation: Any, size: float, keys: Any) -> bool:
+    """Writes the key of each point's cube after a rigid transform in float64; False when one lies out of range."""
+    inside = True
+    for i in range(xyz.shape[0]):
+        c0, c1, c2 = 0, 0, 0
+        x, y, z = np.float64(xyz[i, 0]), np.float64(xyz[i, 1]), np.float64(xyz[i, 2])
+        f0 = np.floor((rotation[0, 0] * x + rotation[0, 1] * y + rotation[0, 2] * z + translation[0]) / size)
+        f1 = np.floor((rotation[1, 0] * x + rotation[1, 1] * y + rotation[1, 2] * z + translation[1]) / size)
+        f2 = np.floor((rotation[2, 0] * x + rotation[2, 1] * y + rotation[2, 2] * z + translation[2]) / size)
+        if abs(f0) < _HALF and abs(f1) < _HALF and abs(f2) < _HALF:  # False for NaN too
+            c0, c1, c2 = int(f0), int(f1), int(f2)
+        else:
+            inside = False
+        keys[i] = pack(0, c0, c1, c2)
+    return inside
+
+
+@jit
+def pack_rows(coords: Any, keys: Any) -> bool:
+    """Writes the key of each row of ``coords (v,4) i32`` (batch, c0, c1, c2); False when one is out of range."""
+    inside = True
+    for i in range(coords.shape[0]):
+        b, c0, c1, c2 = coords[i, 0], coords[i, 1], coords[i, 2], coords[i, 3]
+        far = max(abs(c0), max(abs(c1), abs(c2)))
+        inside = inside and far < _HALF - 1 and 0 <= b and b < (1 << BATCH_BITS)
+        keys[i] = pack(np.int64(b), np.int64(c0), np.int64(c1), np.int64(c2))
+    return inside
+
+
+@jit
+def unpack(keys: Any, coords: Any) -> None:
+    """Writes ``coords (v,4) i32`` (batch, c0, c1, c2) of packed keys."""
+    for i in range(len(keys)):
+        key = np.int64(keys[i])
+        coords[i, 0] = (key >> (3 * COORD_BITS)) & ((1 << BATCH_BITS) - 1)
+        coords[i, 1] = ((key >> (2 * COORD_BITS)) & _MASK) - _HALF
+        coords[i, 2] = ((key >> COORD_BITS) & _MASK) - _HALF
+        coords[i, 3] = (key & _MASK) - _HALF
+
+
+@jit
+def hash_slot(key: int, table: Any) -> int:
+    """First slot to try for a key in a table whose length is a power of two."""
+    return np.int64((np.uint64(key) * _GOLDEN) >> np.uint64(32)) & (len(table) - 1)
+
+
+@jit
+def find_one(key: int, keys: Any, table: Any) -> int:
+    """Index of a key among the distinct ``keys`` that ``table`` holds, or -1."""
+    slot = hash_slot(key, table)
+    while table[slot] >= 0:
+        if keys[table[slot]] == key:
+            return table[slot]
+        slot = (slot + 1) & (len(table) - 1)
+    return -1
+
+
+@jit
+def distinct(keys: Any, table: Any, unique: Any, inverse: Any) -> int:
+    """Fills ``table`` (all -1, longer than the keys) and writes distinct keys in order of first sight; answers how many."""
+    count = 0
+    for i in range(len(keys)):
+        key, slot = keys[i], hash_slot(keys[i], table)
+        while table[slot] >= 0 and unique[table[slot]] != key:
+            slot = (slot + 1) & (len(table) - 1)
+        if table[slot] < 0:
+            table[slot], unique[count] = count, key
+            count += 1
+        inverse[i] = table[slot]
+    return count
+
+
+@jit
+def find(wanted: Any, keys: Any, table: Any, index: Any) -> None:
+    """Writes the index of each wanted key among ``keys``, -1 where absent."""
+    for i in range(len(wanted)):
+        index[i] = find_one(wanted[i], keys, table)
+
+
+# --- fusion ----------------------------------------------------------------------------------------------------------
+
+
+@jit
+def tally(cell: Any, label: Any, weight: Any, sums: Any) -> None:
+    """Adds each vote's fixed-point ``weight (m,) i64`` to ``sums (v,c) i64``; integers, so the order cannot matter."""
+    for i in range(len(cell)):
+        sums[cell[i], label[i]] += weight[i]
+
+
+@jit
+def winners(sums: Any, winner: Any, share: Any) -> None:
+    """Writes each cell's heaviest class (the lower id on a tie) and its share of the cell's weight."""
+    for v in range(sums.shape[0]):
+        best, total = 0, sums[v, 0]
+        for c in range(1, sums.shape[1]):
+            total += sums[v, c]
+            if sums[v, c] > sums[v, best]:
+                best = c
+        winner[v] = best
+        share[v] = sums[v, best] / total if total > 0 else 0.0
+
+
+@jit
+def back(cell: Any, label: Any, score: Any, winner: Any, support: Any, score_sum: Any) -> None:
+    """Counts the votes for each cell's winner and sums their fixed-point ``score (m,) i64``."""
+    for i in range(len(cell)):
+        if label[i] == winner[cell[i]]:
+            support[cell[i]] += 1
+            score_sum[cell[i]] += score[i]

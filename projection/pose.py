@@ -1,0 +1,81 @@
+"""Rigid transforms between named frames, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Float64
+
+_ORTHONORMAL_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Pose:
+    """A rigid transform, named for what it does: ``a_from_b.apply(xyz_in_b)`` gives ``xyz_in_a``.
+
+    Attributes:
+        rotation: proper rotation matrix.
+        translation: origin of ``b`` seen from ``a`` [m].
+
+    Raises:
+        ValueError: entries are not finite, or ``rotation`` is not a rotation.
+    """
+
+    rotation: Float64[np.ndarray, "3 3"]
+    translation: Float64[np.ndarray, "3"]
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.rotation).all() and np.isfinite(self.translation).all()):
+            raise ValueError("pose has entries that are not finite")
+        error = float(np.abs(self.rotation @ self.rotation.T - np.eye(3)).max())
+        if error > _ORTHONORMAL_TOLERANCE or np.linalg.det(self.rotation) < 0:
+            raise ValueError(f"matrix is not a rotation (R R^T differs from 1 by {error:.2g})")
+
+    @staticmethod
+    def identity() -> Pose:
+        return Pose(np.eye(3), np.zeros(3))
+
+    @staticmethod
+    def from_quaternion(wxyz: Sequence[float], translation: Sequence[float]) -> Pose:
+        """Pose of a unit quaternion in (w, x, y, z) order, as nuScenes writes it.
+
+        Raises:
+            ValueError: the quaternion's length differs from 1 by more than 1e-3, or is not finite.
+        """
+        quaternion = np.asarray(wxyz, np.float64)
+        length = float(np.linalg.norm(quaternion)) if quaternion.shape == (4,) else float("nan")
+        if not abs(length - 1.0) <= 1e-3:
+            raise ValueError(f"quaternion {list(wxyz)} is not of unit length")
+        w, x, y, z = quaternion / length
+        rotation = np.array(
+            [
+                [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+                [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+                [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+            ]
+        )
+        return Pose(rotation, np.array(translation, np.float64))
+
+    @staticmethod
+    def from_matrix(rows: Sequence[float]) -> Pose:
+        """Pose of the 12 numbers of a row-major 3x4 matrix, as KITTI and our index write it."""
+        matrix = np.asarray(rows, np.float64).reshape(3, 4)
+        return Pose(np.ascontiguousarray(matrix[:, :3]), matrix[:, 3].copy())
+
+    def matrix(self) -> Float64[np.ndarray, "3 4"]:
+        """The row-major 3x4 matrix ``[R | t]``."""
+        return np.concatenate([self.rotation, self.translation[:, None]], axis=1)
+
+    def __matmul__(self, other: Pose) -> Pose:
+        """``a_from_b @ b_from_c`` is ``a_from_c``."""
+        return Pose(self.rotation @ other.rotation, self.rotation @ other.translation + self.translation)
+
+    def inverse(self) -> Pose:
+        """``b_from_a`` of an ``a_from_b``."""
+        return Pose(self.rotation.T.copy(), -self.rotation.T @ self.translation)
+
+    def apply(self, xyz: Float[np.ndarray, "n 3"]) -> Float64[np.ndarray, "n 3"]:
+        """Transforms points [m], computing and answering in float64."""
+        return xyz.astype(np.float64, copy=False) @ self.rotation.T + self.translation
