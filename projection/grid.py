@@ -71,3 +71,66 @@ def cut(xyz: Float32[np.ndarray, "n 3"], size_m: float) -> Cells:
     """
     index, inverse = index_cells(cell_keys(xyz, size_m))
     return Cells(np.ascontiguousarray(index.coords()[:, 1:]), inverse)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class PairLists:
+    """Which row of a fine set of cells meets which row of another, list after list, one list for each offset.
+
+    Within a list no row stands twice, on either side.
+
+    Attributes:
+        source: rows of the cells at ``target + offset`` (submanifold), or of the fine cells (strided).
+        target: rows of the cells that are looked from, or of the coarse cells; of the submanifold lists ascending.
+        ends: where each list ends.
+    """
+
+    source: Int32[np.ndarray, " p"]
+    target: Int32[np.ndarray, " p"]
+    ends: tuple[int, ...]
+
+
+def index_coords(coords: Int32[np.ndarray, "v 4"]) -> CellIndex:
+    """A hash over distinct rows (batch, c0, c1, c2), numbered as they stand.
+
+    Raises:
+        ValueError: a row stands twice, or is beyond 2^18 cells or batch 127.
+    """
+    keys = np.empty(len(coords), np.uint64)
+    if not kernels.pack_rows(coords, keys):
+        raise ValueError(f"a cell lies beyond {2**18} cells from the origin, or there are more than 128 frames")
+    index, _ = index_cells(keys)
+    if len(index) != len(coords):
+        raise ValueError(f"{len(coords) - len(index)} of {len(coords)} cells stand twice")
+    return index
+
+
+def neighbours(index: CellIndex) -> PairLists:
+    """Pairs of touching cells at 13 of the 26 offsets; swapping source and target gives offset ``26 - k``.
+
+    Offset ``k`` is ``(k // 9 - 1, k // 3 % 3 - 1, k % 3 - 1)``; the centre, 13, needs no list.
+    """
+    source, target = np.empty((13, len(index)), np.int32), np.empty((13, len(index)), np.int32)
+    counts = np.zeros(13, np.int64)
+    kernels.half_neighbours(index.keys, index.table, source, target, counts)
+    sides = (np.concatenate([side[k, :count] for k, count in enumerate(counts)]) for side in (source, target))
+    return PairLists(*sides, ends=tuple(np.cumsum(counts).tolist()))
+
+
+def coarsen(coords: Int32[np.ndarray, "v 4"]) -> tuple[CellIndex, PairLists]:
+    """The cells at twice the size, in order of first sight, and the pairs (fine row, coarse row) of each octant.
+
+    Octant ``4 * o0 + 2 * o1 + o2`` holds the cells with ``coords = 2 * coarse + o``.
+
+    Raises:
+        ValueError: see ``index_coords``.
+    """
+    parents, octant = np.empty_like(coords), np.empty(len(coords), np.uint8)
+    kernels.halve(coords, parents, octant)
+    keys = np.empty(len(coords), np.uint64)
+    if not kernels.pack_rows(parents, keys):
+        raise ValueError(f"a cell lies beyond {2**18} cells from the origin, or there are more than 128 frames")
+    index, parent = index_cells(keys)
+    ends, order = np.empty(8, np.int64), np.empty(len(coords), np.int32)
+    kernels.group_rows(octant, ends, order)
+    return index, PairLists(order, parent[order], tuple(ends.tolist()))

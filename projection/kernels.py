@@ -204,3 +204,95 @@ def back(cell: Any, label: Any, score: Any, winner: Any, support: Any, score_sum
         if label[i] == winner[cell[i]]:
             support[cell[i]] += 1
             score_sum[cell[i]] += score[i]
+
+
+# --- neighbour maps --------------------------------------------------------------------------------------------------
+
+
+@jit
+def half_neighbours(keys: Any, table: Any, source: Any, target: Any, counts: Any) -> None:
+    """Finds the neighbours of each cell at the 13 offsets that come before (0, 0, 0) in lexicographic order.
+
+    The other 13 are the same pairs seen from the other end. Writes rows ``source[k], target[k] (13,v) i32`` of cells
+    with ``coords[source] = coords[target] + offset k`` and their number ``counts (13,)``; targets ascend.
+    """
+    for k in range(13):
+        step = (k // 9 - 1) * (1 << (2 * COORD_BITS)) + (k // 3 % 3 - 1) * (1 << COORD_BITS) + (k % 3 - 1)
+        count = 0
+        for i in range(len(keys)):
+            found = find_one(np.uint64(np.int64(keys[i]) + step), keys, table)
+            if found >= 0:
+                source[k, count], target[k, count] = found, i
+                count += 1
+        counts[k] = count
+
+
+@jit
+def halve(coords: Any, parents: Any, octant: Any) -> None:
+    """Writes each row's cell at twice the size, ``parents (v,4) i32``, and which of its eight parts the row is."""
+    for i in range(coords.shape[0]):
+        parents[i, 0], part = coords[i, 0], 0
+        for j in range(1, 4):
+            parents[i, j] = coords[i, j] >> 1  # rounds down for negative numbers too
+            part = 2 * part + (coords[i, j] & 1)
+        octant[i] = part
+
+
+@jit
+def group_rows(group: Any, ends: Any, order: Any) -> None:
+    """Writes the rows of each group, ascending, group after group, and where each group ends (a counting sort)."""
+    ends[:] = 0
+    for i in range(len(group)):
+        ends[group[i]] += 1
+    for g in range(1, len(ends)):
+        ends[g] += ends[g - 1]
+    for i in range(len(group) - 1, -1, -1):
+        ends[group[i]] -= 1
+        order[ends[group[i]]] = i
+    for g in range(len(ends) - 1):
+        ends[g] = ends[g + 1]
+    if len(ends) > 0:
+        ends[len(ends) - 1] = len(group)
+
+
+@jit
+def reduce_rows(values: Any, inverse: Any, mode: int, out: Any, count: Any) -> None:
+    """Writes the first (mode 0), mean (1) or greatest (2) of the rows of ``values (n,c) f32`` that fall in each cell.
+
+    ``count (v,) i32`` comes in zero and goes out as the number of rows of each cell.
+    """
+    for i in range(values.shape[0]):
+        v = inverse[i]
+        for j in range(values.shape[1]):
+            if count[v] == 0:
+                out[v, j] = values[i, j]
+            elif mode == 1:
+                out[v, j] += values[i, j]
+            elif mode == 2:
+                out[v, j] = max(out[v, j], values[i, j])
+        count[v] += 1
+    if mode == 1:
+        for v in range(out.shape[0]):
+            for j in range(out.shape[1]):
+                out[v, j] /= np.float32(count[v])
+
+
+@jit
+def corners(xyz: Any, size: float, keys: Any, table: Any, cell: Any, weight: Any) -> None:
+    """Writes the eight cells whose centres surround each point, ``cell (n,8) i32``, and their trilinear weights.
+
+    Cells that are not in the index get cell 0 and weight 0; the weights of the others are scaled to sum to 1.
+    """
+    for i in range(xyz.shape[0]):
+        x, y, z = np.float64(xyz[i, 0]) / size, np.float64(xyz[i, 1]) / size, np.float64(xyz[i, 2]) / size
+        b0, b1, b2 = np.floor(x - 0.5), np.floor(y - 0.5), np.floor(z - 0.5)
+        f0, f1, f2 = x - 0.5 - b0, y - 0.5 - b1, z - 0.5 - b2
+        total = 0.0
+        for k in range(8):
+            o0, o1, o2 = k >> 2, (k >> 1) & 1, k & 1
+            found = find_one(pack(0, int(b0) + o0, int(b1) + o1, int(b2) + o2), keys, table)
+            share = (f0 if o0 else 1.0 - f0) * (f1 if o1 else 1.0 - f1) * (f2 if o2 else 1.0 - f2)
+            cell[i, k], weight[i, k] = max(found, 0), share if found >= 0 else 0.0
+            total += share if found >= 0 else 0.0
+        for k in range(8):
+            weight[i, k] /= total

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int32, UInt8
 
-Colour = tuple[float, float, float]
+Triple = tuple[float, float, float]
+Colour = Triple
+Angles = float | Float[np.ndarray, "*n"]
 
 BOX, ELLIPSOID, CYLINDER = range(3)
 
@@ -27,13 +29,13 @@ class Part:
     """
 
     kind: int
-    at_m: tuple[float, float, float]
-    size_m: tuple[float, float, float]
+    at_m: Triple
+    size_m: Triple
     colour: Colour
     accent: Colour = BLACK
     look: int = PLAIN
-    pattern: tuple[float, float, float] = (1.0, 1.0, 0.0)
-    turn_rad: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    pattern: Triple = (1.0, 1.0, 0.0)
+    turn_rad: Triple = (0.0, 0.0, 0.0)
     taper: tuple[float, float] = (0.0, 0.0)
     reflect: float = 0.3
 
@@ -42,25 +44,24 @@ class Part:
 class Thing:
     """An object standing or moving in the street frame: its parts, raw nuScenes label, pose at t = 0 and velocity.
 
-    `size_m` is length, width, height of its box, whose bottom is at `z_m`; `speed_mps` points along `heading_rad`,
-    which need not be where it faces. `tracked` things get an instance and annotation boxes.
+    `size_m` is length, width, height of its box, whose bottom is at `z_m`; it moves where it faces.
+    `tracked` things get an instance and annotation boxes.
     """
 
     parts: tuple[Part, ...]
     label: int
     size_m: tuple[float, float, float]
-    x_m: float
-    y_m: float
+    x_m: float = 0.0
+    y_m: float = 0.0
     z_m: float = 0.0
     yaw_rad: float = 0.0
     speed_mps: float = 0.0
-    heading_rad: float = 0.0
     tracked: bool = True
 
     @property
     def velocity_mps(self) -> Float[np.ndarray, "3"]:
         """Velocity in the street frame [m/s]."""
-        return self.speed_mps * np.array([np.cos(self.heading_rad), np.sin(self.heading_rad), 0.0])
+        return self.speed_mps * np.array([np.cos(self.yaw_rad), np.sin(self.yaw_rad), 0.0])
 
     def centre_m(self, time_s: float) -> Float[np.ndarray, "3"]:
         """Centre of its box in the street frame at `time_s` [m]."""
@@ -85,7 +86,7 @@ class Primitives(NamedTuple):
     instance: Int32[np.ndarray, "n"]
 
 
-def rotation(yaw_rad, pitch_rad=0.0, roll_rad=0.0) -> Float[np.ndarray, "*n 3 3"]:
+def rotation(yaw_rad: Angles, pitch_rad: Angles = 0.0, roll_rad: Angles = 0.0) -> Float[np.ndarray, "*n 3 3"]:
     """Rz(yaw) Ry(pitch) Rx(roll), for scalars or equal shapes; positive pitch lowers the nose."""
     yaw, pitch, roll = np.broadcast_arrays(*(np.asarray(a, dtype=float) for a in (yaw_rad, pitch_rad, roll_rad)))
     cy, sy, cp, sp, cr, sr = np.cos(yaw), np.sin(yaw), np.cos(pitch), np.sin(pitch), np.cos(roll), np.sin(roll)
@@ -101,45 +102,47 @@ def pack(things: Sequence[Thing]) -> Primitives:
     """Flatten things into arrays; `instance` is the index in `things` where tracked, else -1."""
     owner = np.array([i for i, thing in enumerate(things) for _ in thing.parts])
     parts = [part for thing in things for part in thing.parts]
-    floats = lambda values: np.array(list(values), dtype=np.float64)  # noqa: E731
-    of_thing = lambda values: floats(values)[owner]  # noqa: E731
-    base = of_thing((t.x_m, t.y_m, t.z_m) for t in things)
-    turned = rotation(of_thing(t.yaw_rad for t in things))
+    base = _rows((t.x_m, t.y_m, t.z_m) for t in things)[owner]
+    turned = rotation(_rows(t.yaw_rad for t in things)[owner])
     instance = np.array([i if t.tracked else -1 for i, t in enumerate(things)], dtype=np.int32)
     return Primitives(
         kind=np.array([p.kind for p in parts], dtype=np.uint8),
-        centre_m=base + np.einsum("nij,nj->ni", turned, floats(p.at_m for p in parts)),
-        velocity_mps=of_thing(t.velocity_mps for t in things),
-        axes=turned @ rotation(*floats(p.turn_rad for p in parts).T),
-        half_m=floats(p.size_m for p in parts) / 2,
-        taper=floats(p.taper for p in parts),
-        colour=floats(p.colour for p in parts),
-        accent=floats(p.accent for p in parts),
+        centre_m=base + np.einsum("nij,nj->ni", turned, _rows(p.at_m for p in parts)),
+        velocity_mps=_rows(t.velocity_mps for t in things)[owner],
+        axes=turned @ rotation(*_rows(p.turn_rad for p in parts).T),
+        half_m=_rows(p.size_m for p in parts) / 2,
+        taper=_rows(p.taper for p in parts),
+        colour=_rows(p.colour for p in parts),
+        accent=_rows(p.accent for p in parts),
         look=np.array([p.look for p in parts], dtype=np.uint8),
-        pattern=floats(p.pattern for p in parts),
-        reflect=floats(p.reflect for p in parts),
+        pattern=_rows(p.pattern for p in parts),
+        reflect=_rows(p.reflect for p in parts),
         label=np.array([t.label for t in things], dtype=np.uint8)[owner],
         instance=instance[owner],
     )
 
 
-def box(at_m, size_m, colour: Colour, **more) -> Part:
+def _rows(values: Iterable[object]) -> Float[np.ndarray, "n *d"]:
+    return np.array(list(values), dtype=np.float64)
+
+
+def box(at_m: Triple, size_m: Triple, colour: Colour, **more: Any) -> Part:
     """A box centred at `at_m` with full sides `size_m` [m]."""
     return Part(BOX, at_m, size_m, colour, **more)
 
 
-def ball(at_m, size_m, colour: Colour, **more) -> Part:
+def ball(at_m: Triple, size_m: Triple, colour: Colour, **more: Any) -> Part:
     """An ellipsoid centred at `at_m` with full axes `size_m` [m]."""
     return Part(ELLIPSOID, at_m, size_m, colour, **more)
 
 
-def tube(at_m, radius_m: float, length_m: float, colour: Colour, **more) -> Part:
+def tube(at_m: Triple, radius_m: float, length_m: float, colour: Colour, **more: Any) -> Part:
     """A cylinder along its own z, centred at `at_m` [m]."""
     return Part(CYLINDER, at_m, (2 * radius_m, 2 * radius_m, length_m), colour, **more)
 
 
-def rod(start_m, end_m, thick_m: float, colour: Colour, **more) -> Part:
-    """A square bar from `start_m` to `end_m` in the object's xz plane or along y [m]."""
+def rod(start_m: Triple, end_m: Triple, thick_m: float, colour: Colour, **more: Any) -> Part:
+    """A square bar from `start_m` to `end_m` [m]."""
     start, end = np.asarray(start_m, dtype=float), np.asarray(end_m, dtype=float)
     dx, dy, dz = end - start
     turn = (float(np.arctan2(dy, dx)), -float(np.arctan2(dz, np.hypot(dx, dy))), 0.0)

@@ -1,0 +1,34 @@
+"""Random motions of a sweep that leave its meaning alone: turn about the vertical, mirror, scale."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """How far a sweep may be moved in training.
+
+    Attributes:
+        rotate_deg: largest turn about the vertical axis, either way [deg]
+        flip: mirror along x and along y, each with probability one half
+        scale: largest relative change of size, either way
+    """
+
+    rotate_deg: float = 180.0
+    flip: bool = True
+    scale: float = 0.05
+
+
+def augment(
+    xyz: Float32[np.ndarray, "n 3"], config: AugmentConfig, random: np.random.Generator
+) -> Float32[np.ndarray, "n 3"]:
+    """A moved copy of points [m] in the LiDAR frame; heights change by the scale only."""
+    angle = np.deg2rad(random.uniform(-config.rotate_deg, config.rotate_deg))
+    size = random.uniform(1 - config.scale, 1 + config.scale)
+    signs = random.choice([-1.0, 1.0], 2) if config.flip else np.ones(2)
+    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    return (xyz @ (size * np.diag([*signs, 1.0]) @ turn).T.astype(np.float32)).astype(np.float32)

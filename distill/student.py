@@ -1,0 +1,239 @@
+"""The student: a residual sparse U-Net over voxels with heads into the space of the class names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from distill.batch import Batch
+from distill.norm import Norm
+from distill.sparse import Backend, Down, Pointwise, Sites, SparseTensor, Submanifold, Up
+
+Head = Literal["semantic", "local", "classifier"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The student and the voxels it sees.
+
+    Attributes:
+        size: number of layers and channels, see ``SIZES``.
+        voxel_m: edge of a voxel [m].
+        features: what a point tells: intensity, height, range, age, offset.
+        reduce: what a voxel keeps of its points' features.
+        backend: who computes the sparse convolutions; auto is spconv on CUDA, native elsewhere.
+        max_voxels: limit for each frame while training, 0 is none [voxels].
+        trilinear: interpolate point features between voxels instead of taking those of the point's own.
+        checkpointing: keep less memory and compute each stage twice.
+    """
+
+    size: Literal["tiny", "unet14", "unet34"] = "unet14"
+    voxel_m: float = 0.1
+    features: tuple[str, ...] = ("intensity", "height", "range", "offset")
+    reduce: Literal["first", "mean", "max"] = "mean"
+    backend: Literal["auto", "spconv", "native"] = "auto"
+    max_voxels: int = 120_000
+    trilinear: bool = False
+    checkpointing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Channels of the stem, of four stages down and four up, and each stage's number of residual blocks."""
+
+    stem: int
+    widths: tuple[int, int, int, int, int, int, int, int]
+    blocks: tuple[int, int, int, int, int, int, int, int]
+
+
+SIZES: dict[str, Size] = {
+    "tiny": Size(16, (16, 32, 48, 64, 48, 32, 32, 32), (1, 1, 1, 1, 1, 1, 1, 1)),
+    "unet14": Size(32, (32, 64, 128, 256, 256, 128, 96, 96), (1, 1, 1, 1, 1, 1, 1, 1)),
+    "unet34": Size(32, (32, 64, 128, 256, 256, 128, 96, 96), (2, 3, 4, 6, 2, 2, 2, 2)),
+}
+"""``unet34`` is the published 34-layer shape (MinkUNet34C), ``unet14`` the same with one block a stage."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Embeddings:
+    """What the heads say of the points asked for; None where a head was not asked or is not there.
+
+    Attributes:
+        semantic: unit vectors in the space of the class names.
+        local: unit vectors for the consistency in space and time.
+        logits: scores of the classes by the fine-tuned classifier.
+    """
+
+    semantic: Float[Tensor, "m d"] | None = None
+    local: Float[Tensor, "m d"] | None = None
+    logits: Float[Tensor, "m k"] | None = None
+
+
+class Residual(nn.Module):
+    """Two 3^3 convolutions with a way around them."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = Submanifold(in_channels, out_channels), Norm(out_channels)
+        self.conv2, self.norm2 = Submanifold(out_channels, out_channels), Norm(out_channels)
+        self.around: nn.Module = nn.Identity()
+        if in_channels != out_channels:
+            self.around, self.norm = Pointwise(in_channels, out_channels), Norm(out_channels)
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        around = x.feats if isinstance(self.around, nn.Identity) else self.norm(self.around(x).feats)
+        x = x.with_feats(self.norm1(self.conv1(x).feats, relu=True))
+        return x.with_feats(self.norm2(self.conv2(x).feats, relu=True, add=around))
+
+
+class Stage(nn.Module):
+    """A step down or up (``resample``), then residual blocks; on the way up the features of the way down come along."""
+
+    def __init__(self, resample: Down | Up, channels: int, skip: int, width: int, blocks: int) -> None:
+        super().__init__()
+        self.resample, self.norm = resample, Norm(channels)
+        self.blocks = nn.ModuleList(Residual(channels + skip if i == 0 else width, width) for i in range(blocks))
+
+    def forward(self, x: SparseTensor, skip: SparseTensor | None = None) -> SparseTensor:
+        x = self.resample(x) if skip is None else self.resample(x, skip.sites)
+        feats = self.norm(x.feats, relu=True)
+        x = x.with_feats(feats if skip is None else torch.cat([feats, skip.feats.to(feats.dtype)], 1))
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class UNet(nn.Module):
+    """A residual U-Net of four levels."""
+
+    def __init__(self, size: Size, in_channels: int, checkpointing: bool = False) -> None:
+        super().__init__()
+        self.checkpointing = checkpointing
+        self.scale = Norm(in_channels)
+        self.stem1, self.norm1 = Submanifold(in_channels, size.stem), Norm(size.stem)
+        self.stem2, self.norm2 = Submanifold(size.stem, size.stem), Norm(size.stem)
+        widths = (size.stem, *size.widths)
+        self.down = nn.ModuleList(
+            Stage(Down(widths[i], widths[i]), widths[i], 0, widths[i + 1], size.blocks[i]) for i in range(4)
+        )
+        self.up = nn.ModuleList(
+            Stage(Up(widths[i], widths[i + 1]), widths[i + 1], widths[7 - i], widths[i + 1], size.blocks[i])
+            for i in range(4, 8)
+        )
+        self.channels = widths[-1]
+
+    def _run(self, stage: Callable[..., SparseTensor], *inputs: SparseTensor) -> SparseTensor:
+        if self.checkpointing and self.training:
+            return checkpoint(stage, *inputs, use_reentrant=False)
+        return stage(*inputs)
+
+    def _stem(self, x: SparseTensor) -> SparseTensor:
+        x = x.with_feats(self.norm1(self.stem1(x.with_feats(self.scale(x.feats))).feats, relu=True))
+        return x.with_feats(self.norm2(self.stem2(x).feats, relu=True))
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        levels = [self._run(self._stem, x)]
+        for stage in self.down:
+            levels.append(self._run(stage, levels[-1]))
+        x = levels.pop()
+        for stage in self.up:
+            x = self._run(stage, x, levels.pop())
+        return x
+
+
+class Student(nn.Module):
+    """The network that learns from the teacher.
+
+    Args:
+        size: a name in ``SIZES``.
+        in_channels: columns of the batch's features, ``distill.batch.channels(features)``.
+        text_dim: dimension of the class names' embeddings.
+        classes: number of classes of the classifier, None before fine-tuning.
+        backend: who computes the sparse convolutions.
+        checkpointing: keep less memory and compute each stage twice.
+    """
+
+    def __init__(
+        self,
+        size: str,
+        in_channels: int,
+        text_dim: int,
+        classes: int | None = None,
+        backend: Backend = "auto",
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        if size not in SIZES:
+            raise ValueError(f"model.size={size}: choose from {', '.join(SIZES)}")
+        self.backend: Backend = backend
+        self.unet = UNet(SIZES[size], in_channels, checkpointing)
+        self.semantic = nn.Linear(self.unet.channels, text_dim)
+        self.local = nn.Linear(self.unet.channels, text_dim)
+        self.classifier = None if classes is None else nn.Linear(self.unet.channels, classes)
+
+    def forward(
+        self,
+        batch: Batch,
+        points: Int64[Tensor, " m"] | None = None,
+        heads: Collection[Head] = ("semantic", "local", "classifier"),
+    ) -> Embeddings:
+        """What the heads say of some points of a batch.
+
+        Args:
+            batch: the frames.
+            points: rows among the batch's points; all when None.
+            heads: which to compute; a classifier that is not there is passed over.
+        """
+        feats = _at_points(self.voxel_features(batch), batch, points)
+        logits = self.classifier(feats) if self.classifier is not None and "classifier" in heads else None
+        return Embeddings(
+            functional.normalize(self.semantic(feats).float(), dim=1) if "semantic" in heads else None,
+            functional.normalize(self.local(feats).float(), dim=1) if "local" in heads else None,
+            logits,
+        )
+
+    def voxel_features(self, batch: Batch) -> Float[Tensor, "v c"]:
+        """The U-Net's features of each voxel."""
+        return self.unet(SparseTensor(batch.feats, Sites(batch.coords, self.backend))).feats
+
+    @torch.no_grad()
+    def classify(self, batch: Batch, text: Float[Tensor, "k d"] | None = None) -> UInt8[Tensor, " n"]:
+        """The best class of every point: by the classifier, or with ``text`` by the nearest class embedding.
+
+        The argmax of ``<p / |p|, t>`` is that of ``<p, t>``, so the semantic head and the class embeddings melt into one
+        small linear map, and no embedding of a point is ever made.
+
+        Raises:
+            ValueError: there is neither ``text`` nor a classifier.
+        """
+        feats = self.voxel_features(batch).float()
+        if text is not None:
+            text = text.to(feats)
+            scores = functional.linear(feats, text @ self.semantic.weight, text @ self.semantic.bias)
+        elif self.classifier is not None:
+            scores = functional.linear(feats, self.classifier.weight, self.classifier.bias)
+        else:
+            raise ValueError("a student without a classifier needs the class embeddings: pass text")
+        if batch.corner is None:
+            return scores.argmax(1).to(torch.uint8)[batch.inverse]
+        return _at_points(scores, batch, None).argmax(1).to(torch.uint8)
+
+
+def _at_points(feats: Float[Tensor, "v c"], batch: Batch, points: Tensor | None) -> Float[Tensor, "m c"]:
+    """Rows of the points' voxels, or a mean of the eight voxels around each point where the batch knows them."""
+    if batch.corner is None or batch.corner_weight is None:
+        return feats[batch.inverse if points is None else batch.inverse[points]]
+    corner, weight = batch.corner, batch.corner_weight.to(feats.dtype)
+    if points is not None:
+        corner, weight = corner[points], weight[points]
+    out = feats[corner[:, 0]] * weight[:, :1]
+    for k in range(1, 8):
+        out = out + feats[corner[:, k]] * weight[:, k : k + 1]
+    return out

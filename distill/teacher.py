@@ -1,0 +1,153 @@
+"""Teachers: from camera images to a class of every pixel; one protocol for CLIP and for labels made elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL import Image, UnidentifiedImageError
+
+from distill.maskclip import MaskClip
+from projection.errors import BadInput
+from projection.frames import NONE, Camera, PixelLabels
+
+__all__ = ["MaskClip", "Precomputed", "Teacher", "TeacherConfig"]
+
+_LABELS_HW = (512, 1024)
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """What names the pixels.
+
+    Attributes:
+        kind: where pixel labels come from: label images made elsewhere, or a CLIP model
+        root: folder of the label images below the data root (precomputed)
+        map: what their ids mean, a file under configs/labels (precomputed)
+        size_hw: height and width of the label images, or of the network's input; 0, 0 takes 512 x 1024, or 224 x 416 [px]
+        model: open_clip name, hf-hub:OWNER/NAME, or local-dir:FOLDER (maskclip)
+        weights: tag of open_clip's list, or a local checkpoint (maskclip)
+        reading: how the last block is read; auto is naclip for a ViT, pool for a ResNet (maskclip)
+        templates: sentences that names are put into (maskclip)
+        min_score: confidence below which a pixel has no label, 0..1 (maskclip)
+        batch: images per forward pass (maskclip)
+        keep_features: store dense features beside the labels (maskclip)
+    """
+
+    kind: Literal["precomputed", "maskclip"] = "maskclip"
+    root: str = "labels2d"
+    map: str = "cityscapes19"
+    size_hw: tuple[int, int] = (0, 0)
+    model: str = "ViT-B-16-quickgelu"
+    weights: str = "openai"
+    reading: Literal["auto", "pure", "residual", "naclip", "pool"] = "auto"
+    templates: Literal["reference", "short", "plain"] = "reference"
+    min_score: float = 0.0
+    batch: int = 16
+    keep_features: bool = False
+
+
+class Teacher(Protocol):
+    """Names the pixels of images."""
+
+    @property
+    def text(self) -> Float32[np.ndarray, "c d"]:
+        """Unit embedding of each class in the space of the features."""
+
+    def digest(self) -> str:
+        """sha256 of what decides the labels beside the images; part of the name of what is made with it."""
+
+    def __call__(self, cameras: Sequence[Camera]) -> list[PixelLabels]:
+        """Labels of images, in order.
+
+        Raises:
+            BadInput: an image, or its label image, cannot be used.
+        """
+
+
+class Precomputed:
+    """Label images made by any other 2D model: PNGs at the images' paths below a folder of their own, score 1.
+
+    Args:
+        data_root: root of the data set.
+        label_root: folder of the label images, below the data root.
+        class_of_id: class of each id in the images, 255 = none.
+        classes: number of classes.
+        size_hw: size that every label image must have [px]; (0, 0) takes 512 x 1024.
+    """
+
+    def __init__(
+        self,
+        data_root: Path,
+        label_root: str,
+        class_of_id: UInt8[np.ndarray, "256"],
+        classes: int,
+        size_hw: tuple[int, int] = (0, 0),
+    ) -> None:
+        self._data_root, self._label_root = data_root, label_root
+        self._class_of_id, self._classes = class_of_id, classes
+        self._size_hw = tuple(size_hw) if any(size_hw) else _LABELS_HW
+        known = class_of_id[class_of_id != NONE]
+        if known.size and known.max() >= classes:
+            raise ValueError(f"an id stands for class {known.max()} of {classes}")
+
+    @property
+    def text(self) -> Float32[np.ndarray, "c c"]:
+        """The identity: there is no text, each class is a direction of its own."""
+        return np.eye(self._classes, dtype=np.float32)
+
+    def digest(self) -> str:
+        """sha256 of the table of ids, the size and the folder's name.
+
+        The label files are not in it: hashing a data set's worth of them before every run would cost more than using
+        them. Files that changed under the same name need a folder of another name.
+        """
+        table = self._class_of_id.tobytes()
+        return hashlib.sha256(table + f"{self._classes} {self._size_hw} {self._label_root}".encode()).hexdigest()
+
+    def __call__(self, cameras: Sequence[Camera]) -> list[PixelLabels]:
+        """Labels of images, in order.
+
+        Raises:
+            BadInput: a label image is missing, damaged, not 8-bit, of another size, or not below the label folder.
+        """
+        return [self._read(camera) for camera in cameras]
+
+    def _read(self, camera: Camera) -> PixelLabels:
+        label = self._class_of_id[_read_ids(self._path(camera), self._size_hw)]
+        return PixelLabels(label, (label != NONE).astype(np.float16))
+
+    def _path(self, camera: Camera) -> Path:
+        """The label image of a camera's image, checked to lie below the label folder, links followed."""
+        image, root = camera.image.path, (self._data_root / self._label_root).resolve()
+        try:
+            below = image.relative_to(self._data_root)
+        except ValueError:
+            raise BadInput(image, f"is not below the data root {self._data_root}", "index the data again") from None
+        path = (root / below).with_suffix(".png").resolve()
+        if not path.is_relative_to(root):
+            raise BadInput(path, f"is not below the label folder {root}", "remove the link or correct the tables")
+        return path
+
+
+def _read_ids(path: Path, size_hw: tuple[int, ...]) -> UInt8[np.ndarray, "h w"]:
+    """The ids of a label image; its header is checked before anything is decoded."""
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            if image.mode not in ("L", "P"):
+                raise BadInput(path, f"has mode {image.mode}", "label images are 8-bit, one channel or palette")
+            if (image.height, image.width) != size_hw:
+                size = f"{image.height}x{image.width}"
+                raise BadInput(path, f"is {size} pixels, teacher.size_hw is {size_hw}", "set teacher.size_hw")
+            return np.array(image)
+    except FileNotFoundError:
+        raise BadInput(path, "does not exist", "make the label image, or correct teacher.root") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, BadInput):
+            raise
+        raise BadInput(path, f"cannot be decoded ({error})", "make the label image again") from None

@@ -1,0 +1,105 @@
+"""From class names to text embeddings: templates, synonyms and negatives, and scores reduced over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int64
+from torch import Tensor
+from torch.nn import functional as F
+
+from projection.errors import BadInput
+
+SCENE_TEMPLATES = (
+    "there is a {} in the scene.",
+    "there is the {} in the scene.",
+    "this is a {} in the scene.",
+    "this is the {} in the scene.",
+    "this is one {} in the scene.",
+)
+SHORT_TEMPLATES = ("a photo of a {}.", "a photo of the {}.", *SCENE_TEMPLATES[:2])
+
+
+def templates(name: str) -> tuple[str, ...]:
+    """The sentences that a name is put into at ``{}``.
+
+    ``reference`` is CLIP's 80 for ImageNet plus five about scenes (the set of ViLD, MaskCLIP and CLIP2Scene), ``short``
+    is four of these, ``plain`` the bare name.
+
+    Raises:
+        BadInput: there is no set of that name.
+    """
+    if name == "reference":
+        from open_clip import OPENAI_IMAGENET_TEMPLATES  # imported where used: it takes seconds
+
+        return (*(template("{}") for template in OPENAI_IMAGENET_TEMPLATES), *SCENE_TEMPLATES)
+    sets = {"short": SHORT_TEMPLATES, "plain": ("{}",)}
+    if name not in sets:
+        raise BadInput("teacher.templates", f"no set of templates is called {name!r}", "reference, short or plain")
+    return sets[name]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Vocabulary:
+    """All names that an image is asked for: those of class 0 first, negatives last, each negative a group of its own.
+
+    Attributes:
+        embedding: unit text embedding of each name.
+        group: group of each name, rising: 0..classes-1 are the classes, the rest negatives.
+        classes: number of classes.
+    """
+
+    embedding: Float32[np.ndarray, "names d"]
+    group: Int64[np.ndarray, " names"]
+    classes: int
+
+    def of_classes(self) -> Float32[np.ndarray, "c d"]:
+        """One unit embedding a class: the mean over its names."""
+        own = self.group < self.classes
+        total = np.zeros((self.classes, self.embedding.shape[1]), np.float32)
+        np.add.at(total, self.group[own], self.embedding[own])
+        unit: Float32[np.ndarray, "c d"] = total / np.linalg.norm(total, axis=1, keepdims=True)
+        return unit
+
+
+def group_names(
+    prompts: Sequence[Sequence[str]], negatives: Sequence[str]
+) -> tuple[list[str], Int64[np.ndarray, " names"]]:
+    """All names in the order of a `Vocabulary`, and their groups.
+
+    Raises:
+        BadInput: a class has no name, or a name is empty.
+    """
+    groups = [*prompts, *((negative,) for negative in negatives)]
+    for index, names in enumerate(groups):
+        if not names or not all(name.strip() for name in names):
+            raise BadInput(f"prompts of class {index}", f"{list(names)!r} has no name or an empty one", "name the class")
+    flat = [name for names in groups for name in names]
+    return flat, np.repeat(np.arange(len(groups)), [len(names) for names in groups])
+
+
+@torch.inference_mode()
+def embed(
+    encode: Callable[[list[str]], Float[Tensor, "n d"]], names: Sequence[str], sentences: Sequence[str]
+) -> Float32[np.ndarray, "names d"]:
+    """Unit embeddings of names: the mean over templates of unit embeddings, made unit again (CLIP's recipe).
+
+    Args:
+        encode: text tower, sentences to embeddings.
+        names: what to embed.
+        sentences: templates with ``{}`` where the name goes.
+    """
+    texts = [sentence.replace("{}", name) for name in names for sentence in sentences]
+    unit = F.normalize(encode(texts).float(), dim=-1)
+    return F.normalize(unit.unflatten(0, (len(names), len(sentences))).mean(1), dim=-1).cpu().numpy()
+
+
+def group_max(
+    scores: Float[Tensor, "*pixels names"], group: Int64[Tensor, " names"], groups: int
+) -> Float[Tensor, "*pixels groups"]:
+    """The best score among the names of each group."""
+    best = scores.new_full((*scores.shape[:-1], groups), -torch.inf)
+    return best.scatter_reduce_(-1, group.expand_as(scores), scores, "amax")

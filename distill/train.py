@@ -1,0 +1,168 @@
+"""The training loop: batches in, a better student out, and word of every step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from distill.augment import AugmentConfig
+from distill.batch import Batch
+from distill.objectives import ObjectivesConfig, semantic
+from distill.student import Student
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How the student is trained.
+
+    Attributes:
+        epochs: passes over the training frames
+        batch_size: frames a step
+        optimizer: adamw or sgd with momentum
+        lr: highest learning rate
+        momentum: of sgd
+        weight_decay: of all parameters but biases and norms
+        warmup: share of all steps in which the learning rate rises from 0; then it falls as a cosine
+        clip_norm: gradients are scaled to at most this norm; 0 leaves them
+        precision: of products; weights and sums stay in float32
+        checkpoint_epochs: epochs between checkpoints
+    """
+
+    epochs: int = 20
+    batch_size: int = 4
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 2e-3
+    momentum: float = 0.9
+    weight_decay: float = 0.03
+    warmup: float = 0.1
+    clip_norm: float = 10.0
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    checkpoint_epochs: int = 5
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Word of one optimiser step.
+
+    Attributes:
+        epoch: passes done before this step.
+        step: steps done, this one included.
+        loss: weighted sum of the objectives.
+        terms: each objective's own value.
+        lr: learning rate used.
+        points: labelled points, or point-pixel pairs, learnt from.
+    """
+
+    epoch: int
+    step: int
+    loss: float
+    terms: Mapping[str, float]
+    lr: float
+    points: int
+
+
+class NotFinite(RuntimeError):
+    """The loss became nan or infinite; names the frames of the batch."""
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
+    """Linear rise over the first ``warmup`` share of ``steps``, then half a cosine down to 0."""
+    rise = max(1, round(warmup * steps))
+    if step < rise:
+        return peak * (step + 1) / rise
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+def make_optimizer(student: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimiser over the trainable parameters; vectors (biases, norms) are not decayed."""
+    trained = [p for p in student.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+    return torch.optim.AdamW(groups, lr=config.lr)
+
+
+def losses(
+    student: Student, batch: Batch, text: Float[Tensor, "c d"], config: ObjectivesConfig
+) -> dict[str, Tensor]:
+    """Each switched-on objective's value on a batch, not yet weighted."""
+    embedding = student(batch, points=batch.pair_point, heads=("semantic",)).semantic
+    assert embedding is not None
+    return {"semantic": semantic(embedding, batch.pair_label, text, config.semantic)}
+
+
+def train(
+    student: Student,
+    text: Float[Tensor, "c d"],
+    batches: Iterable[Batch],
+    steps_per_epoch: int,
+    config: TrainConfig,
+    objectives: ObjectivesConfig,
+    optimizer: torch.optim.Optimizer,
+    on_step: Callable[[Step], None],
+    on_checkpoint: Callable[[int], None],
+    start_epoch: int = 0,
+) -> None:
+    """Trains in place, from ``start_epoch`` to the last.
+
+    Args:
+        student: on the device to train on.
+        text: unit text embedding of each class, there too.
+        batches: those of all epochs from ``start_epoch`` on, one after the other.
+        steps_per_epoch: how many an epoch has.
+        config: schedule and precision.
+        objectives: what to learn from.
+        optimizer: of the student's parameters, with its state if training goes on.
+        on_step: hears of each step.
+        on_checkpoint: called with the number of finished epochs every ``checkpoint_epochs`` and at the end,
+            at once when no epoch is left.
+        start_epoch: finished epochs that this run goes on from.
+
+    Raises:
+        NotFinite: the loss is not finite.
+    """
+    device = next(student.parameters()).device
+    if start_epoch >= config.epochs:
+        on_checkpoint(start_epoch)
+    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")  # type: ignore[attr-defined]
+    steps, stream = config.epochs * steps_per_epoch, iter(batches)
+    for epoch in range(start_epoch, config.epochs):
+        student.train()
+        for index, batch in enumerate(islice(stream, steps_per_epoch)):
+            step = epoch * steps_per_epoch + index
+            lr = learning_rate(step, steps, config.lr, config.warmup)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            with _autocast(device, config.precision):
+                terms = losses(student, batch.to(device), text, objectives)
+            total = torch.stack([getattr(objectives, name).weight * term for name, term in terms.items()]).sum()
+            if not torch.isfinite(total):
+                raise NotFinite(f"loss is {total.item()} at step {step + 1}, frames {', '.join(batch.frames)}")
+            optimizer.zero_grad(set_to_none=True)
+            scaler.scale(total).backward()
+            if config.clip_norm:
+                scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(student.parameters(), config.clip_norm)
+            scaler.step(optimizer)
+            scaler.update()
+            values = {name: term.item() for name, term in terms.items()}
+            on_step(Step(epoch, step + 1, total.item(), values, lr, len(batch.pair_point)))
+        if (epoch + 1) % config.checkpoint_epochs == 0 or epoch + 1 == config.epochs:
+            on_checkpoint(epoch + 1)
+
+
+def _autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
+    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    return torch.autocast(device.type, kinds.get(precision, torch.bfloat16), enabled=precision in kinds)

@@ -1,0 +1,217 @@
+"""Finds and reads networks' configurations and weights: offline first, and never running a pickle's code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from projection.errors import BadInput
+
+_NETWORK_WAIT_S = 5.0
+_HUB_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+_DIR_WEIGHTS = (*_HUB_WEIGHTS, "model.safetensors", "pytorch_model.bin")
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Source:
+    """Where a CLIP model comes from.
+
+    Attributes:
+        name: open_clip name, ``hf-hub:...`` or ``local-dir:...``; also names the tokenizer.
+        config: open_clip's model configuration.
+        mean: RGB mean of the model's input, for values 0..1.
+        std: RGB standard deviation, for values 0..1.
+        checkpoint: file of the weights.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    checkpoint: Path
+
+    def digest(self) -> str:
+        """sha256 over configuration, preprocessing and the bytes of the weights."""
+        head = json.dumps([dict(self.config), self.mean, self.std], sort_keys=True)
+        return hashlib.sha256(head.encode() + file_digest(self.checkpoint)).hexdigest()
+
+
+def file_digest(path: Path) -> bytes:
+    """sha256 of a file's content."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
+
+
+def find_clip(model: str, weights: str) -> Source:
+    """The source of an open_clip model.
+
+    Args:
+        model: open_clip name, ``hf-hub:owner/name`` or ``local-dir:folder`` (the last two bring their own weights).
+        weights: tag of open_clip's list, or a local checkpoint.
+
+    Raises:
+        BadInput: unknown name, tag or folder, or weights neither in the local cache nor to be had.
+    """
+    from open_clip.factory import parse_model_name
+
+    schema, identifier = parse_model_name(model)
+    if schema == "local-dir":
+        folder = Path(identifier)
+        return _source(model, _read_json(folder / "open_clip_config.json"), _weights_in(folder))
+    if schema == "hf-hub":
+        tree = _read_json(hub_file(identifier, ("open_clip_config.json",)))
+        return _source(model, tree, hub_file(identifier, _HUB_WEIGHTS))
+    return _built_in(model, weights)
+
+
+def _built_in(model: str, weights: str) -> Source:
+    import open_clip
+
+    config = open_clip.get_model_config(model)
+    if config is None:
+        raise BadInput("teacher.model", f"open_clip knows no {model!r}", "open_clip.list_models() lists the names")
+    if Path(weights).is_file():
+        return _source(model, {"model_cfg": config}, Path(weights))
+    tag = open_clip.get_pretrained_cfg(model, weights)
+    if not tag:
+        known = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
+        raise BadInput("teacher.weights", f"{weights!r} is neither a file nor a tag of {model}", f"tags: {known}")
+    config["quick_gelu"] = tag.get("quick_gelu", False)  # the activation belongs to the weights
+    repository, _, name = tag["hf_hub"].rpartition("/")
+    names = (f"{Path(name).stem}.safetensors", name) if name else _HUB_WEIGHTS
+    return _source(model, {"model_cfg": config, "preprocess_cfg": tag}, hub_file(repository, names))
+
+
+def _source(model: str, tree: Mapping[str, Any], checkpoint: Path) -> Source:
+    from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+
+    if "model_cfg" not in tree:
+        raise BadInput(model, "its open_clip_config.json has no model_cfg", "give a folder in open_clip's format")
+    preprocess = tree.get("preprocess_cfg", {})
+    mean, std = preprocess.get("mean", OPENAI_DATASET_MEAN), preprocess.get("std", OPENAI_DATASET_STD)
+    return Source(model, tree["model_cfg"], tuple(mean), tuple(std), checkpoint)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        tree = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise BadInput(path, f"cannot be read ({error})", "give a folder in open_clip's format") from None
+    if not isinstance(tree, dict):
+        raise BadInput(path, "is not a JSON object", "give a folder in open_clip's format")
+    return tree
+
+
+def _weights_in(folder: Path) -> Path:
+    for name in _DIR_WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    raise BadInput(folder, "has no weights", f"it needs one of {', '.join(_DIR_WEIGHTS)}")
+
+
+def hub_file(repository: str, names: tuple[str, ...]) -> Path:
+    """The first of some files of a Hugging Face repository: from the local cache, else downloaded.
+
+    Raises:
+        BadInput: none is cached, and there is no network or no such file.
+    """
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    for name in names:
+        try:
+            return Path(hf_hub_download(repository, name, local_files_only=True))
+        except LocalEntryNotFoundError:
+            continue
+    where = f"{repository} ({', '.join(names)})"
+    cure = "give a local file as teacher.weights, or run once with a network"
+    if constants.HF_HUB_OFFLINE or not _reachable(constants.ENDPOINT):
+        raise BadInput(where, "not in the local cache, and no network", cure)
+    for name in names:
+        try:
+            return Path(hf_hub_download(repository, name))
+        except LocalEntryNotFoundError:
+            raise BadInput(where, "not in the local cache, and the network failed", cure) from None
+        except EntryNotFoundError:
+            continue
+        except (HfHubHTTPError, OSError) as error:
+            raise BadInput(where, f"not in the local cache, and the hub says {error}", cure) from None
+    raise BadInput(where, "not in the local cache, and the hub has none of these files", cure)
+
+
+def _reachable(url: str) -> bool:
+    """Whether a server answers at all within seconds; the hub's own client would retry for half a minute."""
+    answered: list[bool] = []
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_NETWORK_WAIT_S).close()
+        except urllib.error.HTTPError:
+            pass
+        except (OSError, ValueError):
+            return
+        answered.append(True)
+
+    asking = threading.Thread(target=ask, daemon=True)  # a resolver may wait longer than any timeout given to it
+    asking.start()
+    asking.join(_NETWORK_WAIT_S)
+    return bool(answered)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, by name; nothing in the file is executed.
+
+    Raises:
+        BadInput: the file is damaged, or a pickle that holds more than tensors.
+    """
+    cure = "convert it to safetensors on a machine where you trust it"
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        tree = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged or hostile file makes the readers raise
+        raise BadInput(path, f"cannot be loaded as plain weights ({str(error).splitlines()[0]})", cure) from None
+    if isinstance(tree, dict):
+        tree = tree.get("state_dict", tree)
+    if not isinstance(tree, dict) or not all(isinstance(value, Tensor) for value in tree.values()):
+        raise BadInput(path, "holds no table of tensors", cure)
+    return {name.removeprefix("module."): value for name, value in tree.items()}
+
+
+def build_clip(source: Source) -> nn.Module:
+    """The model of a source with its weights, in float32 and evaluation mode.
+
+    Raises:
+        BadInput: the weights do not fit the model's configuration.
+    """
+    from open_clip.convert import convert_state_dict
+    from open_clip.model import CLIP, CustomTextCLIP, convert_to_custom_text_state_dict, resize_pos_embed
+
+    config = dict(source.config)
+    model = (CustomTextCLIP if config.pop("custom_text", False) else CLIP)(**config)
+    state = convert_state_dict(model, read_weights(source.checkpoint))
+    if isinstance(model, CustomTextCLIP):
+        state = convert_to_custom_text_state_dict(state)
+    for name in ("logit_scale", "logit_bias"):  # stored with and without a dimension
+        own = getattr(model, name)
+        if own is not None and name in state:
+            state[name] = state[name].reshape(own.shape)
+    resize_pos_embed(state, model)
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        text = " ".join(str(error).split())[:300]
+        raise BadInput(source.checkpoint, f"does not fit {source.name}: {text}", "give the weights' own model") from None
+    return model.float().eval().requires_grad_(False)

@@ -1,0 +1,1 @@
+"""From raw logs to a scored student: data sets, configuration, artifacts, stages, execution, reports."""

@@ -1,0 +1,69 @@
+"""What every tool shares: arguments, help, one path on stdout, one line for bad input, the exit status."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.config import Config, describe, load_config
+from pipeline.datasets.rows import Skip
+from projection.errors import BadInput
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a tool made: its path, and the frames that it lacks."""
+
+    path: Path
+    skipped: Sequence[Skip] = field(default_factory=tuple)
+
+
+def say(text: str) -> None:
+    """Tells the person at the terminal; stdout is kept for the one path."""
+    sys.stderr.write(text + "\n")
+
+
+def main(about: str, keys: Sequence[str], run: Callable[[Config], Made], arguments: Sequence[str] | None = None) -> int:
+    """Runs a tool; answers its exit status: 0 for a whole result, 1 for bad input, 2 for wrong usage.
+
+    Args:
+        about: what the tool does and how it is called; the head of --help.
+        keys: groups and top-level keys that the tool reads; the body of --help.
+        run: the tool.
+        arguments: the command line without the program's name.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if {"-h", "--help"} & set(given):
+        sys.stdout.write(_help(about, keys))
+        return 0
+    show_trace = "--traceback" in given
+    unknown = [argument for argument in given if argument.startswith("-") and argument != "--traceback"]
+    if unknown:
+        say(f"unknown option {unknown[0]}; settings are key=value, see --help")
+        return 2
+    try:
+        made = run(load_config([argument for argument in given if not argument.startswith("-")]))
+    except (BadInput, OSError) as error:
+        if show_trace:
+            traceback.print_exc()
+        say(f"error: {error}")
+        return 1
+    except KeyboardInterrupt:
+        say("interrupted; what was finished is kept, run the same command to go on")
+        return 130
+    sys.stdout.write(f"{made.path}\n")
+    sys.stdout.flush()
+    if made.skipped:
+        first = made.skipped[0]
+        say(f"left out {len(made.skipped)} frame(s), first {first.frame} of {first.scene}: {first.reason}")
+    return 0
+
+
+def _help(about: str, keys: Sequence[str]) -> str:
+    rows = [row for row in describe(Config) if row[0].split(".")[0] in keys]
+    width = max(len(f"{key}={default}") for key, default, _ in rows)
+    lines = [f"  {f'{key}={default}':{width}}  {text}" for key, default, text in rows]
+    return "\n".join([about.strip(), "", "YAML files are merged left to right, then key=value. Keys and defaults:", *lines, ""])

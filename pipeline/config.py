@@ -1,0 +1,176 @@
+"""Configuration: YAML files merged left to right, then key=value, into nested frozen dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from distill.objectives import ObjectivesConfig
+from distill.student import ModelConfig
+from distill.teacher import TeacherConfig
+from distill.train import TrainConfig
+from pipeline.datasets import DataConfig
+from pipeline.executor import RunConfig
+from pipeline.labels import LabelsConfig
+from pipeline.yaml_files import read_yaml
+from projection.errors import BadInput
+from projection.fusion import FusionConfig
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that a tool can be told.
+
+    Attributes:
+        store: folder of all artifacts
+        seed: seed of everything random
+        on_bad: what to do with a frame that cannot be used: fail, or skip it and say so
+        verify: check the sha256 of every shard that is already there, not its size alone
+        student: folder of a student to score, export or start from
+        points: folder of fused point labels to score, export or draw
+        evaluate: score the student in a child process after pre-training
+        absent_class: IoU of a class without truth and predictions: nan leaves it out of the mean, one is SLidR's habit
+        format: official format to export to
+        frame: id of the frame to draw; empty is the first
+        out: file or folder to write, where a tool writes outside the store
+        resume: folder of a student whose training goes on; empty takes up the own unfinished one
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    labels: LabelsConfig = field(default_factory=LabelsConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    store: str = "artifacts"
+    seed: int = 0
+    on_bad: Literal["fail", "skip"] = "fail"
+    verify: bool = False
+    student: str = ""
+    points: str = ""
+    evaluate: bool = False
+    absent_class: Literal["nan", "one"] = "nan"
+    format: Literal["nuscenes"] = "nuscenes"
+    frame: str = ""
+    out: str = ""
+    resume: str = ""
+
+    def groups(self, *names: str) -> dict[str, Any]:
+        """The named groups and keys as plain values, to be hashed into an artifact's name."""
+        found = {name: getattr(self, name) for name in names}
+        return {k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in found.items()}
+
+
+def load_config(arguments: Sequence[str]) -> Config:
+    """The configuration of a command line: YAML files and ``key=value`` in any order, files first.
+
+    Raises:
+        BadInput: a file cannot be read, a key does not exist ("did you mean ..."), or a value is not allowed.
+    """
+    tree: Any = OmegaConf.structured(Config)
+    for argument in (a for a in arguments if "=" not in a):
+        for path, values in _with_includes(Path(argument), ()):
+            tree = _merge(tree, values, str(path))
+    for argument in (a for a in arguments if "=" in a):
+        tree = _merge(tree, _from_pair(argument), "command line")
+    try:
+        config = OmegaConf.to_object(tree)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise BadInput("configuration", _first_line(error)) from None
+    assert isinstance(config, Config)
+    return config
+
+
+def _with_includes(path: Path, above: tuple[Path, ...]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The files that a file includes, then itself."""
+    if path.resolve() in above:
+        raise BadInput(path, "includes itself")
+    values = read_yaml(path)
+    for name in values.pop("include", []):
+        yield from _with_includes(path.parent / name, (*above, path.resolve()))
+    yield path, values
+
+
+def _from_pair(argument: str) -> dict[str, Any]:
+    key, _, text = argument.partition("=")
+    try:
+        value: Any = yaml.safe_load(text) if len(text) < 10_000 else text
+    except yaml.YAMLError:
+        value = text
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    assert isinstance(value, dict)
+    return value
+
+
+def _merge(tree: Any, values: Mapping[str, Any], source: str) -> Any:
+    values = _checked(values, Config, "", source)
+    try:
+        return OmegaConf.merge(tree, OmegaConf.create(values))
+    except OmegaConfBaseException as error:
+        raise BadInput(source, f"{getattr(error, 'full_key', '') or 'value'}: {_first_line(error)}") from None
+
+
+def _checked(values: Mapping[str, Any], kind: type, prefix: str, source: str) -> dict[str, Any]:
+    """The values with every key known, and a text given for a list taken as comma-separated."""
+    types = typing.get_type_hints(kind)
+    checked: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in types:
+            raise BadInput(source, f"unknown key {prefix}{key}", _did_you_mean(f"{prefix}{key}"))
+        inner = types[key]
+        if dataclasses.is_dataclass(inner):
+            if not isinstance(value, Mapping):
+                raise BadInput(source, f"{prefix}{key} is a group of keys, not {value!r}")
+            value = _checked(value, typing.cast(type, inner), f"{prefix}{key}.", source)
+        elif typing.get_origin(inner) is tuple and isinstance(value, str):
+            value = [part.strip() for part in value.split(",") if part.strip()]
+        elif inner is str and not isinstance(value, str):
+            value = "" if value is None else str(value)
+        checked[key] = value
+    return checked
+
+
+def _did_you_mean(key: str) -> str:
+    known = [name for name, _, _ in describe(Config)]
+    close = difflib.get_close_matches(key, known, 1, 0.5) or [k for k in known if k.split(".")[-1] == key]
+    return f"did you mean {close[0]}?" if close else "see --help"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def describe(kind: type, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """Every key below a configuration class: its dotted name, its default, and what its class's docstring says."""
+    texts = dict(re.findall(r"^\s+(\w+): (.+)$", kind.__doc__ or "", re.MULTILINE))
+    types = typing.get_type_hints(kind)
+    for item in dataclasses.fields(kind):
+        inner = types[item.name]
+        if dataclasses.is_dataclass(inner):
+            yield from describe(typing.cast(type, inner), f"{prefix}{item.name}.")
+            continue
+        text = texts.get(item.name, "")
+        if typing.get_origin(inner) is Literal:
+            text += f" ({', '.join(map(str, typing.get_args(inner)))})"
+        default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
+        yield f"{prefix}{item.name}", _shown(default), text
+
+
+def _shown(value: Any) -> str:
+    """A value as one would type it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

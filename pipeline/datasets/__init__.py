@@ -1,0 +1,63 @@
+"""Readers of data sets: each is a module that yields the rows of index.parquet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from pipeline.datasets import nuscenes
+from pipeline.datasets.rows import Row
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the logs are and how to read them.
+
+    Attributes:
+        kind: layout of the data set
+        root: folder of the data set
+        version: nuScenes table folder, such as v1.0-mini, v1.0-trainval or v1.0-test
+        train: splits or scene names to learn from
+        eval: splits or scene names to score on
+        columns: float32 values a point in the sweep files
+        intensity_scale: intensity of a full return in the sweep files
+        sensor_height_m: height of the LiDAR above the ground [m]
+        ego_box_m: returns with |x| and |y| below this hit the car itself [m]
+        bad_share: share of a sweep's points that may be non-finite or beyond 300 m (they are left out)
+        min_points: fewest points that a key sweep may have
+        hash: pin the sha256 of every file in the index, and verify it while reading
+    """
+
+    kind: Literal["nuscenes"] = "nuscenes"
+    root: str = "data/nuscenes"
+    version: str = "v1.0-trainval"
+    train: tuple[str, ...] = ("train",)
+    eval: tuple[str, ...] = ("val",)
+    columns: int = 5
+    intensity_scale: float = 255.0
+    sensor_height_m: float = 1.84
+    ego_box_m: float = 1.0
+    bad_share: float = 0.0
+    min_points: int = 100
+    hash: bool = False
+
+
+class Reader(NamedTuple):
+    """What a data set module offers.
+
+    Attributes:
+        tables: the files that its index is made from.
+        index: the rows of the index.
+        labels: official ids of the points in the bytes of a label file.
+    """
+
+    tables: Callable[[DataConfig], list[Path]]
+    index: Callable[[DataConfig], Iterator[Row]]
+    labels: Callable[[bytes], np.ndarray]
+
+
+DATASETS: dict[str, Reader] = {"nuscenes": Reader(nuscenes.tables, nuscenes.index, nuscenes.labels)}

@@ -1,0 +1,83 @@
+"""What a reader checks before a file or pose enters the index; all raise BadInput."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from pipeline.datasets.rows import within
+from projection.errors import BadInput
+from projection.frames import Camera, File, Sweep
+
+_SPEED_MAX_M_S = 80.0
+_CAMERA_GAP_MAX_US = 110_000
+_PIXELS_MAX = 64_000_000
+
+
+def pin(root: Path, name: str, hash_bytes: bool) -> File:
+    """The file of a table's name with its present size, and its sha256 if asked for."""
+    path = within(root, name)
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise BadInput(path, f"cannot be read ({error.strerror})") from None
+    if size == 0:
+        raise BadInput(path, "is empty", "copy the file again")
+    return File(path, size, hashlib.sha256(path.read_bytes()).hexdigest() if hash_bytes else "")
+
+
+def check_points(file: File, columns: int, fewest: int) -> int:
+    """Number of points in a sweep's file, told from its size."""
+    points, rest = divmod(file.bytes, 4 * columns)
+    if rest:
+        raise BadInput(
+            file.path, f"{file.bytes} bytes are no whole number of {columns}-float points", "copy the file again"
+        )
+    if points < fewest:
+        raise BadInput(file.path, f"holds {points} points, fewer than data.min_points={fewest}")
+    return points
+
+
+def check_image(file: File, size_hw: tuple[int, int]) -> None:
+    """Refuses an image that is none, that is cut short, or whose size is not the table's (its header tells)."""
+    try:
+        with Image.open(file.path) as image:
+            width, height = image.size
+            kind = image.format
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError):
+        raise BadInput(file.path, "is not an image", "copy the file again") from None
+    if (height, width) != size_hw or height * width > _PIXELS_MAX:
+        raise BadInput(file.path, f"is {width}x{height} pixels, the table says {size_hw[1]}x{size_hw[0]}")
+    if kind == "JPEG":
+        with file.path.open("rb") as stream:
+            stream.seek(-min(file.bytes, 64), 2)
+            if b"\xff\xd9" not in stream.read():
+                raise BadInput(file.path, "is cut short (no end-of-image marker)", "copy the file again")
+
+
+def check_intrinsics(K: np.ndarray, where: str) -> None:
+    """Refuses a camera matrix that no pinhole camera has."""
+    if K.shape != (3, 3) or not np.isfinite(K).all() or K[0, 0] <= 0 or K[1, 1] <= 0:
+        raise BadInput(where, f"camera_intrinsic {K.tolist()} is not a camera matrix")
+    if not np.allclose(K[2], [0, 0, 1]) or K[1, 0] != 0:
+        raise BadInput(where, f"camera_intrinsic {K.tolist()} has a second row or third row of another form")
+
+
+def check_times(sweeps: Sequence[Sweep], cameras: Sequence[Camera], where: str) -> None:
+    """Refuses sweeps that do not go back in time or that jump, and cameras far from the key sweep in time."""
+    for newer, older in zip(sweeps, sweeps[1:], strict=False):
+        step_s = (newer.time_us - older.time_us) * 1e-6
+        if step_s <= 0:
+            raise BadInput(where, f"sweep times do not rise: {older.time_us} us comes before {newer.time_us} us")
+        way_m = newer.global_from_lidar.translation - older.global_from_lidar.translation
+        speed = float(np.linalg.norm(way_m)) / step_s
+        if speed > _SPEED_MAX_M_S:
+            raise BadInput(where, f"the car jumps at {speed:.0f} m/s (at most {_SPEED_MAX_M_S:.0f}) between sweeps")
+    for camera in cameras:
+        gap_us = abs(camera.time_us - sweeps[0].time_us)
+        if gap_us > _CAMERA_GAP_MAX_US:
+            raise BadInput(where, f"{camera.name} is {gap_us / 1000:.0f} ms from the key sweep (at most 110 ms)")

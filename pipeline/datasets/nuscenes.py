@@ -1,0 +1,177 @@
+"""Reads nuScenes-format logs through the official devkit, once, into rows of the index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from pipeline.datasets.checks import check_image, check_intrinsics, check_points, check_times, pin
+from pipeline.datasets.rows import MAX_SWEEPS, Row, Skip
+from projection.errors import BadInput
+from projection.frames import Camera, File, Frame, Sweep
+from projection.pose import Pose
+
+if TYPE_CHECKING:
+    from nuscenes.nuscenes import NuScenes
+
+    from pipeline.datasets import DataConfig
+
+LIDAR = "LIDAR_TOP"
+CAMERAS = ("CAM_FRONT", "CAM_FRONT_LEFT", "CAM_FRONT_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT")
+_TABLES = (
+    "attribute calibrated_sensor category ego_pose instance log map sample sample_annotation sample_data scene "
+    "sensor visibility"
+).split()
+_SENSOR_OFFSET_MAX_M = 20.0
+
+
+def tables(config: DataConfig) -> list[Path]:
+    """The table files that the index is made from.
+
+    Raises:
+        BadInput: the folder or a table is missing.
+    """
+    folder = Path(config.root) / config.version
+    if not folder.is_dir():
+        raise BadInput(folder, "no such folder", "set data.root and data.version")
+    for name in _TABLES:
+        if not (folder / f"{name}.json").is_file():
+            raise BadInput(folder / f"{name}.json", "this table is missing", "unpack the metadata archive again")
+    return sorted(folder.glob("*.json"))
+
+
+def index(config: DataConfig) -> Iterator[Row]:
+    """Yields one row for each key frame of the scenes in ``data.train`` and ``data.eval``, scene by scene.
+
+    Splits are the official ones of the devkit; a split's scenes that the tables do not hold are passed over.
+
+    Raises:
+        BadInput: the tables cannot be loaded, or a split or scene gives nothing. What is wrong with a single frame
+            comes as a row with a ``Skip``.
+    """
+    tables(config)
+    nusc = _load(config)
+    train, held = (_scenes(nusc, config, names) for names in (config.train, config.eval))
+    for scene in nusc.scene:
+        if scene["name"] in train or scene["name"] in held:
+            for sample in _samples(nusc, scene):
+                yield _row(nusc, config, scene["name"], sample, scene["name"] in train, scene["name"] in held)
+
+
+def labels(data: bytes) -> UInt8[np.ndarray, " n"]:
+    """Raw ids of the points in the bytes of a lidarseg file."""
+    return np.frombuffer(data, np.uint8)
+
+
+def _load(config: DataConfig) -> NuScenes:
+    from nuscenes.nuscenes import NuScenes
+
+    try:
+        return NuScenes(config.version, config.root, verbose=False)
+    except (AssertionError, OSError, KeyError, ValueError) as error:
+        raise BadInput(Path(config.root) / config.version, f"the nuScenes devkit cannot load it: {error}") from None
+
+
+def _scenes(nusc: NuScenes, config: DataConfig, names: Sequence[str]) -> set[str]:
+    from nuscenes.utils.splits import create_splits_scenes
+
+    present = {scene["name"] for scene in nusc.scene}
+    splits = create_splits_scenes()
+    chosen: set[str] = set()
+    for name in names:
+        found = {name} & present or present & set(splits.get(name, ()))
+        if not found:
+            held = f"it holds {', '.join(sorted(present)[:5])}" + (" ..." if len(present) > 5 else "")
+            raise BadInput(Path(config.root) / config.version, f"has no scene of {name!r}", held)
+        chosen |= found
+    return chosen
+
+
+def _samples(nusc: NuScenes, scene: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    token, seen = scene["first_sample_token"], 0
+    while token and seen < scene["nbr_samples"]:
+        sample = nusc.get("sample", token)
+        yield sample
+        token, seen = sample["next"], seen + 1
+
+
+def _row(
+    nusc: NuScenes, config: DataConfig, scene: str, sample: dict[str, Any], train: bool, held: bool
+) -> Row:
+    key = sample["data"].get(LIDAR, sample["token"])
+    try:
+        frame, missing = _frame(nusc, config, scene, sample)
+    except BadInput as error:
+        return Row(Skip(key, scene, str(error)), train, held)
+    except (KeyError, IndexError, TypeError) as error:
+        return Row(Skip(key, scene, f"sample {sample['token']}: a table lacks {error}"), train, held)
+    return Row(frame, train, held, missing)
+
+
+def _frame(nusc: NuScenes, config: DataConfig, scene: str, sample: dict[str, Any]) -> tuple[Frame, int]:
+    root = Path(config.root)
+    if LIDAR not in sample["data"]:
+        raise BadInput(f"sample {sample['token']}", f"has no {LIDAR}")
+    key = nusc.get("sample_data", sample["data"][LIDAR])
+    sweeps, missing = _sweeps(nusc, config, key)
+    points = check_points(sweeps[0].points, config.columns, config.min_points)
+    cameras = tuple(_camera(nusc, config, sample["data"][name]) for name in CAMERAS if name in sample["data"])
+    labels = _labels(nusc, root, key["token"], points, config.hash)
+    check_times(sweeps, cameras, f"sample {sample['token']}")
+    return Frame(key["token"], scene, key["timestamp"], tuple(sweeps), cameras, labels), missing
+
+
+def _sweeps(nusc: NuScenes, config: DataConfig, key: dict[str, Any]) -> tuple[list[Sweep], int]:
+    root, record, missing = Path(config.root), key, 0
+    sweeps: list[Sweep] = []
+    for _ in range(MAX_SWEEPS):
+        if record is key or (root / record["filename"]).exists():
+            file = pin(root, record["filename"], config.hash)
+            check_points(file, config.columns, 1)
+            sweeps.append(Sweep(record["timestamp"], _global_from_sensor(nusc, record), file))
+        else:
+            missing += 1
+        if not record["prev"]:
+            break
+        record = nusc.get("sample_data", record["prev"])
+    return sweeps, missing
+
+
+def _camera(nusc: NuScenes, config: DataConfig, token: str) -> Camera:
+    record = nusc.get("sample_data", token)
+    calibration = nusc.get("calibrated_sensor", record["calibrated_sensor_token"])
+    intrinsics = np.array(calibration["camera_intrinsic"], np.float64)
+    check_intrinsics(intrinsics, f"calibrated_sensor {calibration['token']}")
+    file, size_hw = pin(Path(config.root), record["filename"], config.hash), (record["height"], record["width"])
+    check_image(file, size_hw)
+    name = nusc.get("sensor", calibration["sensor_token"])["channel"]
+    return Camera(name, record["timestamp"], _global_from_sensor(nusc, record), intrinsics, size_hw, file)
+
+
+def _global_from_sensor(nusc: NuScenes, record: dict[str, Any]) -> Pose:
+    """``global_from_ego(t) @ ego_from_sensor``, both at the sensor's own time."""
+    ego = nusc.get("ego_pose", record["ego_pose_token"])
+    sensor = nusc.get("calibrated_sensor", record["calibrated_sensor_token"])
+    if not np.linalg.norm(sensor["translation"]) <= _SENSOR_OFFSET_MAX_M:
+        raise BadInput(f"calibrated_sensor {sensor['token']}", f"translation {sensor['translation']} m is not on a car")
+    return _pose("ego_pose", ego) @ _pose("calibrated_sensor", sensor)
+
+
+def _pose(table: str, record: dict[str, Any]) -> Pose:
+    try:
+        return Pose.from_quaternion(record["rotation"], record["translation"])
+    except ValueError as error:
+        raise BadInput(f"{table} {record['token']}", f"rotation or translation: {error}") from None
+
+
+def _labels(nusc: NuScenes, root: Path, token: str, points: int, hash_bytes: bool) -> File | None:
+    if not getattr(nusc, "lidarseg", None) or token not in nusc._token2ind["lidarseg"]:
+        return None
+    file = pin(root, nusc.get("lidarseg", token)["filename"], hash_bytes)
+    if file.bytes != points:
+        raise BadInput(file.path, f"labels {file.bytes} points, the sweep has {points}")
+    return file

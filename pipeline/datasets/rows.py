@@ -1,0 +1,175 @@
+"""Rows of index.parquet: what a reader yields, how it is stored, and how frames come back from it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from projection.errors import BadInput
+from projection.frames import Camera, File, Frame, Sweep
+from projection.pose import Pose
+
+MAX_SWEEPS = 11
+"""Sweeps of a frame in the index: the key sweep and up to ten earlier ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """A frame that was left out, and why."""
+
+    frame: str
+    scene: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Row:
+    """One key frame as a reader found it.
+
+    Attributes:
+        frame: the frame, or why it cannot be used.
+        train: whether it is one to learn from.
+        eval: whether it is one to score on.
+        missing_sweeps: earlier sweeps that the tables name and the disk lacks.
+    """
+
+    frame: Frame | Skip
+    train: bool
+    eval: bool
+    missing_sweeps: int = 0
+
+
+_FILE = [("path", pa.string()), ("bytes", pa.int64()), ("sha256", pa.string())]
+_POSE = pa.list_(pa.float64(), 12)
+_SWEEP = pa.struct([("time_us", pa.int64()), ("global_from_lidar", _POSE), *_FILE])
+_CAMERA = pa.struct(
+    [
+        ("name", pa.string()),
+        ("time_us", pa.int64()),
+        ("global_from_cam", _POSE),
+        ("K", pa.list_(pa.float64(), 9)),
+        ("size_hw", pa.list_(pa.int32(), 2)),
+        *_FILE,
+    ]
+)
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("scene", pa.string()),
+        ("time_us", pa.int64()),
+        ("train", pa.bool_()),
+        ("eval", pa.bool_()),
+        ("sweeps", pa.list_(_SWEEP)),
+        ("cameras", pa.list_(_CAMERA)),
+        ("labels", pa.struct(_FILE)),
+    ]
+)
+
+
+def _file(file: File, root: Path) -> dict[str, Any]:
+    return {"path": file.path.relative_to(root).as_posix(), "bytes": file.bytes, "sha256": file.sha256}
+
+
+def _columns(row: Row, frame: Frame, root: Path) -> dict[str, Any]:
+    return {
+        "id": frame.id,
+        "scene": frame.scene,
+        "time_us": frame.time_us,
+        "train": row.train,
+        "eval": row.eval,
+        "sweeps": [
+            {
+                "time_us": s.time_us,
+                "global_from_lidar": s.global_from_lidar.matrix().ravel().tolist(),
+                **_file(s.points, root),
+            }
+            for s in frame.sweeps
+        ],
+        "cameras": [
+            {
+                "name": c.name,
+                "time_us": c.time_us,
+                "global_from_cam": c.global_from_cam.matrix().ravel().tolist(),
+                "K": c.K.ravel().tolist(),
+                "size_hw": list(c.size_hw),
+                **_file(c.image, root),
+            }
+            for c in frame.cameras
+        ],
+        "labels": _file(frame.labels, root) if frame.labels else None,
+    }
+
+
+def to_parquet(rows: Iterable[Row], root: Path) -> bytes:
+    """The bytes of index.parquet, one row group a scene; rows of one scene must follow each other."""
+    sink = io.BytesIO()
+    with pq.ParquetWriter(sink, SCHEMA) as writer:
+        group: list[dict[str, Any]] = []
+        for row in rows:
+            if isinstance(row.frame, Skip):
+                continue
+            if group and group[0]["scene"] != row.frame.scene:
+                writer.write_table(pa.Table.from_pylist(group, SCHEMA))
+                group = []
+            group.append(_columns(row, row.frame, root))
+        if group:
+            writer.write_table(pa.Table.from_pylist(group, SCHEMA))
+    return sink.getvalue()
+
+
+def within(root: Path, name: str) -> Path:
+    """The path of a file named in a table.
+
+    Raises:
+        BadInput: the name leaves the data root, by dots, as an absolute path or through a link.
+    """
+    path = root / name
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise BadInput(name, "this file name in a table leaves the data root", f"it must lie under {root}")
+    return path
+
+
+def _to_file(row: dict[str, Any], root: Path) -> File:
+    return File(within(root, row["path"]), row["bytes"], row["sha256"])
+
+
+def _to_frame(row: dict[str, Any], root: Path) -> Frame:
+    sweeps = (
+        Sweep(s["time_us"], Pose.from_matrix(s["global_from_lidar"]), _to_file(s, root)) for s in row["sweeps"]
+    )
+    cameras = (
+        Camera(
+            c["name"],
+            c["time_us"],
+            Pose.from_matrix(c["global_from_cam"]),
+            np.array(c["K"]).reshape(3, 3),
+            (c["size_hw"][0], c["size_hw"][1]),
+            _to_file(c, root),
+        )
+        for c in row["cameras"]
+    )
+    labels = _to_file(row["labels"], root) if row["labels"] else None
+    return Frame(row["id"], row["scene"], row["time_us"], tuple(sweeps), tuple(cameras), labels)
+
+
+def read_frames(index: Path, root: Path, scene: str) -> list[Frame]:
+    """The frames of one scene in time order, paths resolved under the data root."""
+    table = pq.read_table(index, schema=SCHEMA, filters=[("scene", "=", scene)])
+    return [_to_frame(row, root) for row in table.to_pylist()]
+
+
+def read_scenes(index: Path, roles: Sequence[str] = ("train", "eval")) -> dict[str, int]:
+    """Scenes of the index that have a role, in its order, with their number of frames."""
+    table = pq.read_table(index, columns=["scene", *roles])
+    counts: dict[str, int] = {}
+    for row in zip(*(table[name].to_pylist() for name in ["scene", *roles]), strict=True):
+        if any(row[1:]):
+            counts[row[0]] = counts.get(row[0], 0) + 1
+    return counts

@@ -1,0 +1,184 @@
+"""Colours of surfaces, ground and sky, computed at the hit point."""
+
+import math
+from typing import Any
+
+from pipeline.demo.ground import OTHER_FLAT, SIDEWALK, TERRAIN, WHITE_PAINT, YELLOW_PAINT
+from pipeline.demo.parts import (
+    BANDS,
+    BLOCKS,
+    BRICK,
+    BUS,
+    CAB,
+    CABIN,
+    CAR,
+    DIAGONAL,
+    FOLIAGE,
+    PLATE,
+    RIBS,
+    SIGNAL,
+    WHEEL,
+    WINDOWS,
+)
+from pipeline.demo.rays import cell_of, kernel
+
+
+@kernel
+def hashed(i: Any, j: Any, k: Any) -> Any:
+    """A number in [0, 1) that depends on three integers."""
+    h = (i * 73856093) ^ (j * 19349663) ^ (k * 83492791)
+    h = ((h ^ (h >> 13)) * 1274126177) & 0x7FFFFFFF
+    h = ((h ^ (h >> 15)) * 2246822519) & 0x7FFFFFFF
+    return (h ^ (h >> 11)) / 2147483648.0
+
+
+@kernel
+def noise(x: Any, y: Any, z: Any) -> Any:
+    """Smooth value noise in [0, 1] with one knot per unit."""
+    fx, fy, fz = math.floor(x), math.floor(y), math.floor(z)
+    i, j, k, x, y, z = int(fx), int(fy), int(fz), x - fx, y - fy, z - fz
+    x, y, z = x * x * (3 - 2 * x), y * y * (3 - 2 * y), z * z * (3 - 2 * z)
+    low = (hashed(i, j, k) * (1 - x) + hashed(i + 1, j, k) * x) * (1 - y) + (
+        hashed(i, j + 1, k) * (1 - x) + hashed(i + 1, j + 1, k) * x
+    ) * y
+    high = (hashed(i, j, k + 1) * (1 - x) + hashed(i + 1, j, k + 1) * x) * (1 - y) + (
+        hashed(i, j + 1, k + 1) * (1 - x) + hashed(i + 1, j + 1, k + 1) * x
+    ) * y
+    return low * (1 - z) + high * z
+
+
+@kernel
+def _stripe(value: Any, period: Any, share: Any) -> Any:
+    """Whether `value` lies in the first `share` of its period."""
+    return value / period - math.floor(value / period) < share
+
+
+@kernel
+def accented(look: Any, face: Any, x: Any, y: Any, z: Any, hx: Any, hy: Any, hz: Any, p0: Any, p1: Any, p2: Any) -> Any:
+    """How much of the accent colour a part shows at a point of its own axes: 0 none, 1 all (see parts for the looks)."""
+    u, half = (y, hy) if face == 0 else (x, hx)
+    v = (z + hz) / (2 * hz)
+    if look == WINDOWS:
+        if face == 2:
+            return 0.0
+        row, column = z + hz, u + half
+        if row < p2:
+            return 0.85 if _stripe(column, 3.6, 0.62) and 0.5 < row < 2.6 else 0.0
+        if row > 2 * hz - 0.7:
+            return 0.0
+        cell_u, cell_v = column / p0, (row - p2) / p1
+        inside = 0.22 < cell_u - math.floor(cell_u) < 0.78 and 0.25 < cell_v - math.floor(cell_v) < 0.80
+        return 0.75 + 0.25 * hashed(int(cell_u), int(cell_v), int(hx * 100)) if inside else 0.0
+    if look == BANDS:
+        return 1.0 if face != 2 and (p1 < v < p1 + p0 or p2 < v < p2 + p0) else 0.0
+    if look == DIAGONAL:
+        return 1.0 if _stripe(x + z, p0, 0.5) else 0.0
+    if look == BLOCKS:
+        return 1.0 if _stripe(u + half, 2 * p0, 0.5) else 0.0
+    if look == RIBS:
+        return 0.55 if face != 2 and _stripe(u + half, p0, 0.35) else 0.0
+    if look == BUS:
+        if face == 0:
+            low, high, wide = (0.30, 0.86, 0.9) if x > 0 else (0.5, 0.8, 0.7)
+            return 1.0 if low < v < high and abs(u) < wide * half else 0.0
+        return 1.0 if face == 1 and 0.42 < v < 0.80 and _stripe(x + hx, p0, 0.88) and abs(x) < 0.97 * hx else 0.0
+    if look == CABIN:
+        if face == 2:
+            return 0.0
+        pillar = abs(u) > 0.9 * half or (face == 1 and abs(x + 0.05 * hx) < 0.05 * hx)
+        return 0.0 if pillar or v > 0.9 or v < 0.05 else 1.0
+    if look == CAB:
+        front = face == 0 and x > 0 and abs(y) < 0.88 * hy and 0.42 < v < 0.9
+        return 1.0 if front or (face == 1 and x > -0.5 * hx and abs(x) < 0.8 * hx and 0.45 < v < 0.88) else 0.0
+    if look == WHEEL:
+        return 1.0 if face == 2 and math.sqrt(x * x + y * y) < 0.55 * hx else 0.0
+    return 0.0
+
+
+@kernel
+def part_colour(prims: Any, i: Any, x: Any, y: Any, z: Any, face: Any) -> Any:
+    """Albedo (r, g, b) of part i at a surface point of its own axes."""
+    look, hx, hy, hz = prims.look[i], prims.half_m[i, 0], prims.half_m[i, 1], prims.half_m[i, 2]
+    p0, p1, p2 = prims.pattern[i, 0], prims.pattern[i, 1], prims.pattern[i, 2]
+    r, g, b = prims.colour[i, 0], prims.colour[i, 1], prims.colour[i, 2]
+    if look == FOLIAGE:
+        x, y, z = x * p0, y * p0, z * p0
+        gain = 0.45 + 0.55 * noise(x + i, y, z) + 0.55 * noise(3.1 * x, 3.1 * y + i, 3.1 * z)
+        return r * gain, g * gain, b * gain * 0.9
+    if look == BRICK:
+        u = y if face == 0 else x
+        row = math.floor((z + hz) / p1)
+        gain = 0.84 + 0.28 * hashed((math.floor(u / p0 + 0.5 * (row % 2))), int(row), i)
+        return r * gain, g * gain, b * gain
+    if look == SIGNAL:
+        return _signal(x, y, z, hx, hz, int(p0))
+    if look == CAR and face == 0 and abs(y) > 0.55 * hy and -0.1 * hz < z < 0.6 * hz:
+        return (0.95, 0.94, 0.86) if x > 0 else (0.70, 0.05, 0.05)
+    if look == CAR and face == 0 and abs(y) < 0.5 * hy and z < 0.2 * hz:
+        return 0.3 * r, 0.3 * g, 0.3 * b
+    if look == PLATE:
+        across, along = (abs(x) / hx, abs(y) / hy) if face == 2 else (abs(y) / hy, abs(z) / hz)
+        rim = max(across, along)
+        share = 1.0 if 0.78 < rim < 0.95 or (rim < 0.6 and along < 0.18) else 0.0
+    else:
+        share = accented(look, face, x, y, z, hx, hy, hz, p0, p1, p2)
+    gain = 0.94 + 0.12 * noise(3 * x + i, 3 * y, 3 * z)
+    r = gain * (r + share * (prims.accent[i, 0] - r))
+    g = gain * (g + share * (prims.accent[i, 1] - g))
+    return r, g, gain * (b + share * (prims.accent[i, 2] - b))
+
+
+@kernel
+def _signal(x: Any, y: Any, z: Any, hx: Any, hz: Any, lit: Any) -> Any:
+    """A traffic light's head: three lamps on its front, one of them on."""
+    lamp = math.floor((z + hz) / (2 * hz) * 3)
+    if x > -hx + 1e-6 or abs(y) > 0.14 or lamp < 0 or lamp > 2:
+        return 0.07, 0.07, 0.07
+    gain = 1.0 if lamp == lit else 0.25
+    return gain * (0.1 if lamp == 0 else 0.98), gain * (0.1 if lamp == 2 else 0.85), gain * 0.1
+
+
+@kernel
+def ground_colour(ground: Any, label: Any, x: Any, y: Any, distance: Any) -> Any:
+    """Albedo (r, g, b) of the ground at a place [m]; fine texture fades with the distance so that it does not flicker."""
+    row, column = cell_of(ground, x, y)
+    which = label - 24
+    r, g, b = ground.colour[which, 0], ground.colour[which, 1], ground.colour[which, 2]
+    fade = max(0.0, 1.0 - distance / 45.0)
+    gain = 0.90 + 0.20 * noise(0.35 * x, 0.35 * y, which)
+    if label == TERRAIN:
+        gain *= 0.80 + 0.40 * (fade * noise(6 * x, 6 * y, 1.0) + (1 - fade) * 0.5)
+        dry = 0.14 * noise(0.2 * x, 0.2 * y, 7.0)
+        r, g = r * (1 + dry), g * (1 - 0.4 * dry)
+    elif label == SIDEWALK:
+        joint = _stripe(x, 1.2, 0.06) or _stripe(y, 1.2, 0.06)
+        slab = hashed(math.floor(x / 1.2), math.floor(y / 1.2), 3)
+        gain *= (1.0 - 0.30 * fade if joint else 1.0) * (0.95 + 0.1 * slab)
+    elif label == OTHER_FLAT:
+        j = math.floor(y / 0.25)
+        i = math.floor(x / 0.5 + 0.5 * (j % 2))
+        gain *= 1.0 + fade * (0.35 * hashed(i, j, 5) - 0.17)
+    elif ground.paint[row, column] == WHITE_PAINT:
+        r, g, b = 0.80, 0.80, 0.78
+    elif ground.paint[row, column] == YELLOW_PAINT:
+        r, g, b = 0.80, 0.62, 0.15
+    else:
+        gain *= 0.95 + 0.1 * (fade * noise(9 * x, 9 * y, 2.0) + (1 - fade) * 0.5)
+    return r * gain, g * gain, b * gain
+
+
+@kernel
+def sky_colour(light: Any, dx: Any, dy: Any, dz: Any) -> Any:
+    """Colour of the sky in a unit direction: a gradient, soft clouds, a glow about the sun."""
+    up = min(1.0, max(0.0, dz) * 2.2)
+    cloud = 0.0
+    if dz > 0.02:
+        u, v = dx / (dz + 0.15), dy / (dz + 0.15)
+        puff = 0.65 * noise(1.3 * u, 1.3 * v, 0.0) + 0.35 * noise(3.7 * u, 3.7 * v, 4.0)
+        cloud = light.clouds * max(0.0, min(1.0, 3.0 * (puff - 0.5)))
+    glow = light.direct * max(0.0, dx * light.sun[0] + dy * light.sun[1] + dz * light.sun[2]) ** 16 * 0.35
+    r = light.horizon[0] + up * (light.zenith[0] - light.horizon[0])
+    g = light.horizon[1] + up * (light.zenith[1] - light.horizon[1])
+    b = light.horizon[2] + up * (light.zenith[2] - light.horizon[2])
+    white = 0.92
+    return r + cloud * (white - r) + glow, g + cloud * (white - g) + 0.9 * glow, b + cloud * (white - b) + 0.6 * glow

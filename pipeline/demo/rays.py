@@ -1,0 +1,174 @@
+"""Rays against primitives and the ground: distances and normals."""
+
+import math
+from typing import Any
+
+from numba import njit
+
+from pipeline.demo.ground import DRIVEABLE, KERB_M, STEP_M
+from pipeline.demo.parts import BOX, ELLIPSOID
+
+kernel = njit(nogil=True, cache=True, error_model="numpy", forceinline=True, _nrt=False)
+"""For functions called per ray: inlined, and without numba's reference counting of arrays, which is all that they
+would otherwise spend their time on (five to ten times slower); in return they must not allocate."""
+_NEAR_M = 1e-4
+
+
+@kernel
+def to_local(axes: Any, i: Any, x: Any, y: Any, z: Any) -> Any:
+    """A direction of the street frame in part i's own axes."""
+    return (
+        axes[i, 0, 0] * x + axes[i, 1, 0] * y + axes[i, 2, 0] * z,
+        axes[i, 0, 1] * x + axes[i, 1, 1] * y + axes[i, 2, 1] * z,
+        axes[i, 0, 2] * x + axes[i, 1, 2] * y + axes[i, 2, 2] * z,
+    )
+
+
+@kernel
+def hit_box(ox: Any, oy: Any, oz: Any, dx: Any, dy: Any, dz: Any, hx: Any, hy: Any, hz: Any, kx: Any, ky: Any) -> Any:
+    """Entry distance of a ray into a box with tapered top, or inf; from inside: inf."""
+    ax, ay = hx * kx / (2 * hz), hy * ky / (2 * hz)
+    near, far = -math.inf, math.inf
+    for side in range(6):
+        if side < 2:
+            s = 1.0 - 2.0 * side
+            speed, gap = s * dx + ax * dz, hx - ax * hz - (s * ox + ax * oz)
+        elif side < 4:
+            s = 1.0 - 2.0 * (side - 2)
+            speed, gap = s * dy + ay * dz, hy - ay * hz - (s * oy + ay * oz)
+        else:
+            s = 1.0 - 2.0 * (side - 4)
+            speed, gap = s * dz, hz - s * oz
+        if speed > 1e-12:
+            far = min(far, gap / speed)
+        elif speed < -1e-12:
+            near = max(near, gap / speed)
+        elif gap < 0:
+            return math.inf
+        if near > far:
+            return math.inf
+    return near if near > _NEAR_M else math.inf
+
+
+@kernel
+def hit_ball(ox: Any, oy: Any, oz: Any, dx: Any, dy: Any, dz: Any, hx: Any, hy: Any, hz: Any) -> Any:
+    """Entry distance of a ray into an ellipsoid, or inf."""
+    ox, oy, oz, dx, dy, dz = ox / hx, oy / hy, oz / hz, dx / hx, dy / hy, dz / hz
+    a, b, c = dx * dx + dy * dy + dz * dz, ox * dx + oy * dy + oz * dz, ox * ox + oy * oy + oz * oz - 1.0
+    root = b * b - a * c
+    if root < 0:
+        return math.inf
+    t = (-b - math.sqrt(root)) / a
+    return t if t > _NEAR_M else math.inf
+
+
+@kernel
+def hit_tube(
+    ox: Any, oy: Any, oz: Any, dx: Any, dy: Any, dz: Any, hx: Any, hy: Any, hz: Any, taper: Any, hole: Any
+) -> Any:
+    """Entry distance of a ray into a cylinder or cone along z, whose caps may have a hole, or inf."""
+    ox, oy, dx, dy = ox / hx, oy / hy, dx / hx, dy / hy
+    k, m = taper / (2 * hz), 1.0 - taper / 2  # radius at height z: m - k z
+    best = math.inf
+    a, r0 = dx * dx + dy * dy - k * k * dz * dz, m - k * oz
+    b, c = ox * dx + oy * dy + k * dz * r0, ox * ox + oy * oy - r0 * r0
+    root = b * b - a * c
+    if root >= 0 and abs(a) > 1e-12:
+        root = math.sqrt(root)
+        for sign in (-1.0, 1.0):
+            t = (-b + sign * root) / a
+            if _NEAR_M < t < best and abs(oz + t * dz) <= hz and m - k * (oz + t * dz) >= 0:
+                if hole == 0.0 or dx * (ox + t * dx) + dy * (oy + t * dy) < 0:
+                    best = t
+    if abs(dz) > 1e-12:
+        for s in (-1.0, 1.0):
+            t = (s * hz - oz) / dz
+            if _NEAR_M < t < best:
+                rho = math.sqrt((ox + t * dx) ** 2 + (oy + t * dy) ** 2)
+                edge = m - k * s * hz
+                if hole * edge <= rho <= edge:
+                    best = t
+    return best
+
+
+@kernel
+def hit_part(prims: Any, i: Any, ox: Any, oy: Any, oz: Any, dx: Any, dy: Any, dz: Any) -> Any:
+    """Entry distance of a ray, given in part i's own axes about its centre, or inf."""
+    hx, hy, hz = prims.half_m[i, 0], prims.half_m[i, 1], prims.half_m[i, 2]
+    if prims.kind[i] == BOX:
+        return hit_box(ox, oy, oz, dx, dy, dz, hx, hy, hz, prims.taper[i, 0], prims.taper[i, 1])
+    if prims.kind[i] == ELLIPSOID:
+        return hit_ball(ox, oy, oz, dx, dy, dz, hx, hy, hz)
+    return hit_tube(ox, oy, oz, dx, dy, dz, hx, hy, hz, prims.taper[i, 0], prims.taper[i, 1])
+
+
+@kernel
+def bound_m(prims: Any, i: Any, ox: Any, oy: Any, oz: Any) -> Any:
+    """Distance from a point, in part i's own axes, to the part's bounding box: no hit is nearer [m]."""
+    gx = max(abs(ox) - prims.half_m[i, 0], 0.0)
+    gy = max(abs(oy) - prims.half_m[i, 1], 0.0)
+    gz = max(abs(oz) - prims.half_m[i, 2], 0.0)
+    return math.sqrt(gx * gx + gy * gy + gz * gz)
+
+
+@kernel
+def normal(prims: Any, i: Any, x: Any, y: Any, z: Any) -> Any:
+    """Outward unit normal at a surface point of part i, in its own axes, and the face: 0, 1, 2 by axis, 3 if round."""
+    hx, hy, hz = prims.half_m[i, 0], prims.half_m[i, 1], prims.half_m[i, 2]
+    if prims.kind[i] == BOX:
+        ax, ay = hx * prims.taper[i, 0] / (2 * hz), hy * prims.taper[i, 1] / (2 * hz)
+        gx, gy, gz = abs(x) + ax * (z + hz) - hx, abs(y) + ay * (z + hz) - hy, abs(z) - hz
+        if gx >= gy and gx >= gz:
+            nx, ny, nz, face = math.copysign(1.0, x), 0.0, ax, 0
+        elif gy >= gz:
+            nx, ny, nz, face = 0.0, math.copysign(1.0, y), ay, 1
+        else:
+            return 0.0, 0.0, math.copysign(1.0, z), 2
+    elif prims.kind[i] == ELLIPSOID:
+        nx, ny, nz, face = x / (hx * hx), y / (hy * hy), z / (hz * hz), 3
+    else:
+        if abs(z) > hz - 1e-6:
+            return 0.0, 0.0, math.copysign(1.0, z), 2
+        rho = math.sqrt(x * x + y * y) + 1e-9
+        nx, ny, nz, face = x / rho, y / rho, prims.taper[i, 0] * hx / (2 * hz), 3
+    length = math.sqrt(nx * nx + ny * ny + nz * nz)
+    return nx / length, ny / length, nz / length, face
+
+
+@kernel
+def cell_of(ground: Any, x: Any, y: Any) -> Any:
+    """Row and column of the ground map at a place of the street frame; the map's border continues outside."""
+    rows, columns = ground.surface.shape
+    row = min(max(math.floor((y - ground.corner_m[1]) / STEP_M), 0), rows - 1)
+    column = min(max(math.floor((x - ground.corner_m[0]) / STEP_M), 0), columns - 1)
+    return row, column
+
+
+@kernel
+def surface_at(ground: Any, x: Any, y: Any) -> Any:
+    """Raw label of the ground at a place of the street frame."""
+    row, column = cell_of(ground, x, y)
+    return ground.surface[row, column]
+
+
+@kernel
+def hit_ground(ground: Any, ox: Any, oy: Any, oz: Any, dx: Any, dy: Any, dz: Any) -> Any:
+    """Distance of a ray to the ground (inf if it looks up), the label there, and whether that is the face of a kerb."""
+    if dz > -1e-6:
+        return math.inf, 0, False
+    top = (KERB_M - oz) / dz
+    label = surface_at(ground, ox + top * dx, oy + top * dy)
+    if label != DRIVEABLE:
+        return top, label, False
+    low = -oz / dz
+    label = surface_at(ground, ox + low * dx, oy + low * dy)
+    if label == DRIVEABLE:
+        return low, label, False
+    for _ in range(6):  # the ray went under the kerb's edge: find where
+        middle = 0.5 * (top + low)
+        found = surface_at(ground, ox + middle * dx, oy + middle * dy)
+        if found == DRIVEABLE:
+            top = middle
+        else:
+            low, label = middle, found
+    return low, label, True

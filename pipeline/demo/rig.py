@@ -1,0 +1,117 @@
+"""The demo car: where its sensors sit, when they fire, and how it drives."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from pipeline.demo.parts import Angles, rotation
+
+SPIN_S = 0.05
+"""Time of one turn of the LiDAR; a sweep is stamped when its turn is complete."""
+SEAM_RAD = np.deg2rad(105.0)
+"""Azimuth in the car's frame (x forward, y left) where a turn starts; it goes clockwise seen from above."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class RigCamera:
+    """A pinhole camera: `ego_from_cam` (4, 4) [m], `K` (3, 3) [px]; it fires `delay_s` (<= 0) from the sweep's stamp."""
+
+    channel: str
+    ego_from_cam: Float[np.ndarray, "4 4"]
+    K: Float[np.ndarray, "3 3"]
+    size_hw: tuple[int, int]
+    delay_s: float
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class RigLidar:
+    """A spinning LiDAR: `ego_from_lidar` (4, 4) [m], unit directions `ray` of its columns in firing order and rings,
+    lowest first, in its own frame (x right, y forward, z up); `delay_s` (<= 0) is a column's firing time from the stamp.
+    """
+
+    ego_from_lidar: Float[np.ndarray, "4 4"]
+    ray: Float[np.ndarray, "columns rings 3"]
+    delay_s: Float[np.ndarray, "columns"]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Drive:
+    """How the car moves: along the street at a gently varying speed, weaving, pitching and rolling a little."""
+
+    lane_y_m: float
+    speed_mps: float
+    surge_mps: float
+    weave_m: float
+    phase_rad: float
+    global_from_street: Float[np.ndarray, "4 4"]
+
+    def street_from_ego(self, time_s: Angles) -> Float[np.ndarray, "*t 4 4"]:
+        """Pose of the car's frame (rear axle on the ground, x forward, y left, z up) in the street frame at times [s]."""
+        t, turn = np.asarray(time_s, dtype=float), 2 * np.pi / 5.0
+        x = self.speed_mps * t - self.surge_mps / turn * (np.cos(turn * t + self.phase_rad) - np.cos(self.phase_rad))
+        y = self.lane_y_m + self.weave_m * np.sin(turn * t + self.phase_rad)
+        slope = self.weave_m * turn * np.cos(turn * t + self.phase_rad) / self.speed_mps
+        pitch, roll = 0.004 * np.sin(4.3 * t + self.phase_rad), 0.003 * np.sin(5.9 * t)
+        return pose(rotation(np.arctan(slope), pitch, roll), np.stack([x, y, np.zeros_like(x)], -1))
+
+
+def pose(turned: Float[np.ndarray, "*n 3 3"], at_m: Float[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n 4 4"]:
+    """Rigid transforms from rotations and translations."""
+    out = np.zeros((*turned.shape[:-2], 4, 4))
+    out[..., :3, :3], out[..., :3, 3], out[..., 3, 3] = turned, at_m, 1.0
+    return out
+
+
+def inverse(transform: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "4 4"]:
+    """Inverse of a rigid transform."""
+    turned = transform[:3, :3].T
+    return pose(turned, -turned @ transform[:3, 3])
+
+
+def cameras(width_px: int, height_px: int) -> tuple[RigCamera, ...]:
+    """Six cameras looking around, in the order in which they fire; the one at the back sees wider."""
+    mounts = (  # channel, yaw [deg], position in the car's frame [m], focal length / image width
+        ("CAM_FRONT_LEFT", 55.0, (1.52, 0.49, 1.51), 0.79),
+        ("CAM_FRONT", 0.0, (1.70, 0.02, 1.51), 0.79),
+        ("CAM_FRONT_RIGHT", -55.0, (1.55, -0.49, 1.50), 0.79),
+        ("CAM_BACK_RIGHT", -110.0, (1.02, -0.48, 1.56), 0.79),
+        ("CAM_BACK", 180.0, (0.03, 0.00, 1.58), 0.50),
+        ("CAM_BACK_LEFT", 110.0, (1.04, 0.48, 1.59), 0.79),
+    )
+    level = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])  # car's axes from the camera's at yaw 0
+    out = []
+    for i, (channel, yaw_deg, at_m, focal) in enumerate(mounts):
+        yaw = np.deg2rad(yaw_deg + 0.3 * (-1) ** i)
+        turned = rotation(yaw, 0.01, 0.004 * (-1) ** i) @ level
+        f_px = focal * width_px
+        K = np.array([[f_px, 0.0, 0.505 * width_px], [0.0, f_px, 0.49 * height_px], [0.0, 0.0, 1.0]])
+        share = (SEAM_RAD - yaw) % (2 * np.pi) / (2 * np.pi)
+        out.append(RigCamera(channel, pose(turned, np.array(at_m)), K, (height_px, width_px), SPIN_S * (share - 1.0)))
+    return tuple(out)
+
+
+def lidar(beams: int, azimuths: int) -> RigLidar:
+    """A LiDAR on the roof with `beams` rings from -30.67 to +10.67 degrees and `azimuths` columns a turn."""
+    share = (np.arange(azimuths) + 0.5) / azimuths
+    yaw = SEAM_RAD - 2 * np.pi * share  # in the car's frame
+    turned = rotation(-np.pi / 2 + 0.006, 0.004, -0.003)
+    around, up = np.meshgrid(yaw + np.pi / 2 - 0.006, np.deg2rad(np.linspace(-30.67, 10.67, beams)), indexing="ij")
+    return RigLidar(
+        ego_from_lidar=pose(turned, np.array([0.94, 0.0, 1.84])),
+        ray=np.stack([np.cos(up) * np.cos(around), np.cos(up) * np.sin(around), np.sin(up)], -1),
+        delay_s=SPIN_S * (share - 1.0),
+    )
+
+
+def draw_drive(rng: np.random.Generator, lane_y_m: float) -> Drive:
+    """A random drive in a lane, in a city that lies about a kilometre from the origin of its map."""
+    heading, (x, y) = rng.uniform(-np.pi, np.pi), rng.uniform(700.0, 1500.0, 2)
+    return Drive(
+        lane_y_m=lane_y_m,
+        speed_mps=float(rng.uniform(5.0, 8.0)),
+        surge_mps=float(rng.uniform(0.2, 1.0)),
+        weave_m=float(rng.uniform(0.1, 0.35)),
+        phase_rad=float(rng.uniform(0, 2 * np.pi)),
+        global_from_street=pose(rotation(heading), np.array([x, y, 0.0])),
+    )

@@ -1,0 +1,339 @@
+"""What stands and moves where: a seed becomes a street scene of primitives over time, its ground, light and drive."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from pipeline.demo import scenery, shapes
+from pipeline.demo.ground import KERB_M, Ground, Side, Street, draw_street, lay_ground
+from pipeline.demo.parts import Primitives, Thing, pack
+from pipeline.demo.rig import Drive, draw_drive
+
+Rng = np.random.Generator
+SET_M = 85.0
+"""Each stretch of street of this length holds one set of everything rare."""
+
+
+class Light(NamedTuple):
+    """Sun direction (towards the sun), strengths, a tint of the whole image, sky colours, clouds and haze [1/m]."""
+
+    sun: Float[np.ndarray, "3"]
+    direct: float
+    ambient: float
+    tint: Float[np.ndarray, "3"]
+    zenith: Float[np.ndarray, "3"]
+    horizon: Float[np.ndarray, "3"]
+    clouds: float
+    haze_per_m: float
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class World:
+    """A scene from t = 0 to `duration_s` in the street frame: x along the street, y left, z up, metres."""
+
+    key: tuple[int, int]
+    duration_s: float
+    things: tuple[Thing, ...]
+    prims: Primitives
+    ground: Ground
+    light: Light
+    drive: Drive
+
+    def noise(self, *stream: int) -> Rng:
+        """A generator for one sensor reading: the same world and `stream` give the same numbers."""
+        return np.random.default_rng([*self.key, 1, *(number % 2**32 for number in stream)])
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Things that belong together, around (0, 0), and the length of street they need [m]."""
+
+    length_m: float
+    things: tuple[Thing, ...]
+
+
+def build_world(seed: int, scene: int, duration_s: float) -> World:
+    """The scene number `scene` of the demo with this `seed`; other numbers give other streets."""
+    rng = np.random.default_rng([seed, scene, 0])
+    drive = draw_drive(rng, 0.0)
+    travel_m = drive.speed_mps * duration_s
+    street = draw_street(rng, travel_m)
+    drive = replace(drive, lane_y_m=-street.lane_y_m(street.lanes - 1))
+    near_m = (-14.0, max(travel_m + 30.0, 50.0))
+    things = [
+        *_kerbs(rng, street, near_m),
+        *_traffic(rng, street, drive),
+        *_median(rng, street, near_m),
+        *(
+            t
+            for sign, side in ((-1, street.right), (1, street.left))
+            for t in _roadside(rng, street, sign, side, near_m)
+        ),
+    ]
+    return World(
+        (seed, scene), duration_s, tuple(things), pack(things), lay_ground(rng, street), _draw_light(rng), drive
+    )
+
+
+def _draw_light(rng: Rng) -> Light:
+    """One of clear noon, overcast, low evening sun and haze, varied."""
+    kind = int(rng.integers(4))
+    sun_deg = (rng.uniform(45, 65), 60.0, rng.uniform(14, 25), rng.uniform(35, 55))[kind]
+    around, up = rng.uniform(0, 2 * np.pi), np.deg2rad(sun_deg)
+    tints = ((1.0, 1.0, 1.0), (0.95, 0.98, 1.04), (1.10, 0.97, 0.82), (1.02, 1.0, 0.95))
+    zeniths = ((0.22, 0.42, 0.78), (0.66, 0.69, 0.73), (0.35, 0.45, 0.68), (0.62, 0.70, 0.78))
+    horizons = ((0.70, 0.80, 0.92), (0.78, 0.80, 0.82), (0.95, 0.75, 0.55), (0.82, 0.83, 0.82))
+    return Light(
+        sun=np.array([np.cos(around) * np.cos(up), np.sin(around) * np.cos(up), np.sin(up)]),
+        direct=float((0.75, 0.12, 0.70, 0.35)[kind]),
+        ambient=float((0.52, 0.82, 0.45, 0.66)[kind] * rng.uniform(0.92, 1.08)),
+        tint=np.array(tints[kind]) * rng.uniform(0.95, 1.05, 3),
+        zenith=np.array(zeniths[kind]),
+        horizon=np.array(horizons[kind]),
+        clouds=float((rng.uniform(0, 0.7), 0.25, rng.uniform(0, 0.5), 0.1)[kind]),
+        haze_per_m=float((0.0012, 0.003, 0.002, 0.008)[kind]),
+    )
+
+
+def _at(thing: Thing, x_m: float, y_m: float, z_m: float = 0.0, yaw_rad: float = 0.0, speed_mps: float = 0.0) -> Thing:
+    return replace(thing, x_m=x_m, y_m=y_m, z_m=z_m, yaw_rad=yaw_rad, speed_mps=speed_mps)
+
+
+def _moved(group: _Group, x_m: float, y_m: float, z_m: float, flip: bool) -> list[Thing]:
+    """A group set down at a place, turned about if `flip`."""
+    sign, turn = (-1, np.pi) if flip else (1, 0.0)
+    return [
+        replace(t, x_m=x_m + sign * t.x_m, y_m=y_m + sign * t.y_m, z_m=z_m, yaw_rad=t.yaw_rad + turn)
+        for t in group.things
+    ]
+
+
+def _single(thing: Thing) -> _Group:
+    return _Group(thing.size_m[0], (thing,))
+
+
+# --- kerb lanes: parked vehicles, two-wheelers in bays, road works -----------------------------------------------------
+
+
+def _bicycles(rng: Rng) -> _Group:
+    bikes = [_at(shapes.bicycle(rng), 1.1 * i, rng.uniform(-0.2, 0.2), 0, rng.uniform(0.5, 1.2)) for i in range(3)]
+    return _Group(4.0, tuple(replace(b, x_m=b.x_m - 1.1) for b in bikes))
+
+
+def _motorcycles(rng: Rng) -> _Group:
+    bikes = [
+        _at(shapes.motorcycle(rng), 1.7 * i - 1.7, rng.uniform(-0.2, 0.2), 0, rng.uniform(0.4, 1.1)) for i in range(3)
+    ]
+    return _Group(6.0, tuple(bikes))
+
+
+def _road_works(rng: Rng) -> _Group:
+    """A digger behind striped boards, with cones towards the traffic (y > 0)."""
+    boards = [_at(shapes.barrier(rng, 2), s * 4.6, 0.0, 0, np.pi / 2 + rng.uniform(-0.2, 0.2)) for s in (-1, 1)]
+    cones = [_at(shapes.cone(rng), x + rng.uniform(-0.2, 0.2), 1.35) for x in np.linspace(-5.0, 5.0, 6)]
+    worker = _at(
+        shapes.pedestrian(rng, shapes.WORKER), rng.uniform(-4.0, -3.6), rng.uniform(-0.8, 0.8), 0, rng.uniform(0, 6)
+    )
+    digger = _at(shapes.excavator(rng), 0.3, -0.1, 0, float(rng.choice([0.0, np.pi])) + rng.uniform(-0.1, 0.1))
+    return _Group(11.0, (digger, worker, *boards, *cones))
+
+
+def _barriers(rng: Rng) -> _Group:
+    kind, count = int(rng.integers(2)), int(rng.integers(3, 6))
+    run = [_at(shapes.barrier(rng, kind), 2.0 * (i - (count - 1) / 2), rng.uniform(0.3, 0.8)) for i in range(count)]
+    return _Group(2.0 * count, tuple(run))
+
+
+def _cones(rng: Rng) -> _Group:
+    count = int(rng.integers(4, 7))
+    row = [_at(shapes.cone(rng), 1.5 * (i - (count - 1) / 2), 1.2 - 0.35 * i) for i in range(count)]
+    return _Group(1.5 * count, tuple(row))
+
+
+def _rare_sets(rng: Rng) -> tuple[list[_Group], list[_Group]]:
+    """Both kerbs' share of what a street seldom has, so that every class occurs along every stretch of road."""
+    makers: tuple[Callable[[Rng], _Group], ...] = (
+        _bicycles,
+        _bicycles,
+        _motorcycles,
+        _motorcycles,
+        _barriers,
+        _cones,
+        lambda r: _single(shapes.bus(r)),
+        lambda r: _single(shapes.truck(r)),
+    )
+    order = rng.permutation(len(makers))
+    right, left = ([makers[i](rng) for i in half] for half in (order[::2], order[1::2]))
+    near = (_road_works(rng), _single(shapes.trailer(rng)))
+    for i, side in enumerate((right, left) if rng.random() < 0.5 else (left, right)):
+        side.insert(int(rng.integers(1, 4)), near[i])
+    return right, left
+
+
+def _kerbs(rng: Rng, street: Street, near_m: tuple[float, float]) -> list[Thing]:
+    """Both parking lanes: rare things along the drive, cars between and beyond."""
+    count = max(1, round((near_m[1] - near_m[0]) / SET_M))
+    sets, out = [_rare_sets(rng) for _ in range(count)], []
+    for side, sign in enumerate((-1, 1)):
+        queue = [group for pair in sets for group in pair[side]]
+        y = sign * (street.kerb_lane_m + street.parking_m / 2)
+        for x, group in _fill(rng, _with_cars(rng, queue, near_m), street, (-60.0, near_m[1] + 40.0)):
+            out += _moved(group, x, y, 0.0, flip=sign > 0)
+    return out
+
+
+def _with_cars(
+    rng: Rng, queue: Sequence[_Group], near_m: tuple[float, float]
+) -> Callable[[float], tuple[_Group, float]]:
+    """What comes next at x and after which gap: the queue's groups along the drive, cars elsewhere and between."""
+    waiting = list(queue)
+
+    def following(x_m: float) -> tuple[_Group, float]:
+        if waiting and x_m > near_m[0] and rng.random() < 0.8:
+            return waiting.pop(0), float(rng.uniform(1.0, 4.0))
+        return _single(shapes.car(rng)), float(
+            rng.uniform(1.0, 4.0) if near_m[0] < x_m < near_m[1] else rng.uniform(2.0, 24.0)
+        )
+
+    return following
+
+
+def _fill(
+    rng: Rng,
+    following: Callable[[float], tuple[_Group, float]],
+    street: Street,
+    span_m: tuple[float, float],
+    clear_m: float = 4.6,
+) -> Iterator[tuple[float, _Group]]:
+    """Set groups one after another along x, keeping `clear_m` away from side streets; yields centres [m]."""
+    x = span_m[0] + float(rng.uniform(0, 2))
+    while x < span_m[1]:
+        group, gap = following(x)
+        start = x + gap
+        for cut in street.crossings:
+            if start < cut[1] + clear_m and start + group.length_m > cut[0] - clear_m:
+                start = cut[1] + clear_m
+        yield start + group.length_m / 2, group
+        x = start + group.length_m
+
+
+# --- moving traffic -----------------------------------------------------------------------------------------------------
+
+
+def _traffic(rng: Rng, street: Street, drive: Drive) -> list[Thing]:
+    """A column of vehicles in every lane, one speed to a lane so that nobody collides."""
+    out: list[Thing] = []
+    for direction in (-1, 1):
+        for lane in range(street.lanes):
+            own = direction < 0 and lane == street.lanes - 1
+            speed = drive.speed_mps if own else float(rng.uniform(3.0, 9.0))
+            yaw = 0.0 if direction < 0 else np.pi
+            starts = (
+                (rng.uniform(12, 18), -rng.uniform(12, 18)) if own else (rng.uniform(-6, 12), rng.uniform(-16, -10))
+            )
+            for start, step in zip(starts, (1, -1), strict=True):
+                x = float(start)
+                while abs(x) < 75:
+                    thing = _vehicle(rng)
+                    x += step * thing.size_m[0] / 2
+                    out.append(_at(thing, x, direction * street.lane_y_m(lane), 0.0, yaw, speed))
+                    x += step * (thing.size_m[0] / 2 + float(rng.uniform(9.0, 34.0)))
+    return out
+
+
+def _vehicle(rng: Rng) -> Thing:
+    kind = int(rng.choice(5, p=[0.58, 0.06, 0.04, 0.16, 0.16]))
+    if kind < 3:
+        return (shapes.car, shapes.truck, shapes.bus)[kind](rng)
+    return (shapes.motorcycle if kind == 3 else shapes.bicycle)(rng, ridden=True)
+
+
+# --- median and roadside --------------------------------------------------------------------------------------------------
+
+
+def _median(rng: Rng, street: Street, near_m: tuple[float, float]) -> list[Thing]:
+    """Lamps, bushes, a few barriers and cones on the median, if there is one."""
+    if not street.median_m:
+        return []
+
+    def following(_: float) -> tuple[_Group, float]:
+        kind = int(rng.integers(4))
+        thing = (scenery.street_lamp, scenery.bush, lambda r: shapes.barrier(r, 1), shapes.cone)[kind](rng)
+        return _single(thing), float(rng.uniform(4.0, 12.0))
+
+    span = (near_m[0] - 30, near_m[1] + 30)
+    return [t for x, g in _fill(rng, following, street, span) for t in _moved(g, x, 0.0, KERB_M, flip=False)]
+
+
+def _roadside(rng: Rng, street: Street, sign: int, side: Side, near_m: tuple[float, float]) -> list[Thing]:
+    """Everything beyond one kerb (`sign` of y): furniture, people, the strip's trees, and the lots."""
+    kerb, inner = street.edge_m, street.edge_m + side.sidewalk_m
+    outer = inner + side.strip_m
+    far = (near_m[0] - 50, near_m[1] + 50)
+    rows = (
+        (kerb + 0.4, near_m, lambda x: (_single(_furniture(rng)), rng.uniform(5, 13))),
+        (inner - 0.5, near_m, lambda x: (_single(_parked_bike(rng)), rng.uniform(7, 20))),
+        (inner + 0.5 * side.strip_m, far, lambda x: _green(rng, side)),
+        (outer + 0.6, far, lambda x: _boundary(rng, side)),
+        (outer + 9.0, far, lambda x: _lot(rng, side)),
+    )
+    out = []
+    for y, span, following in rows:
+        for x, group in _fill(rng, following, street, span):
+            out += _moved(group, x, sign * y, KERB_M, flip=sign < 0)
+    return out + _people(rng, sign, kerb + 0.9, max(inner - 1.0, kerb + 1.4), near_m)
+
+
+def _furniture(rng: Rng) -> Thing:
+    kind = int(rng.choice(4, p=[0.35, 0.2, 0.2, 0.25]))
+    thing = (scenery.street_lamp, scenery.road_sign, scenery.traffic_light, shapes.cone)[kind](rng)
+    return replace(thing, yaw_rad=np.pi * float(rng.integers(2)) if kind else 0.0)
+
+
+def _parked_bike(rng: Rng) -> Thing:
+    thing = (shapes.bicycle if rng.random() < 0.65 else shapes.motorcycle)(rng)
+    return replace(thing, yaw_rad=float(rng.normal(0, 0.2)))
+
+
+def _people(rng: Rng, sign: int, y0_m: float, y1_m: float, near_m: tuple[float, float]) -> list[Thing]:
+    """Walkers and small groups that stand, about one per eight metres of sidewalk."""
+    out, x = [], near_m[0] + float(rng.uniform(0, 6))
+    while x < near_m[1] + 15:
+        walks, together = rng.random() < 0.6, int(rng.integers(1, 4))
+        yaw = np.pi * float(rng.integers(2)) + float(rng.normal(0, 0.03))
+        speed = float(rng.uniform(0.8, 1.6)) if walks else 0.0
+        for i in range(together):
+            kind = int(rng.choice([shapes.ADULT, shapes.CHILD, shapes.WORKER], p=[0.78, 0.16, 0.06]))
+            turn = yaw if walks else float(rng.uniform(0, 2 * np.pi))
+            y = y0_m + (y1_m - y0_m) * (i + rng.random()) / together
+            out.append(
+                _at(shapes.pedestrian(rng, kind), x + float(rng.uniform(-0.4, 0.4)), sign * y, KERB_M, turn, speed)
+            )
+        x += float(rng.uniform(5.0, 20.0))
+    return out
+
+
+def _green(rng: Rng, side: Side) -> tuple[_Group, float]:
+    thing = (scenery.tree if rng.random() < 0.6 else scenery.bush)(rng)
+    return _Group(2.0, (thing,)), float(rng.uniform(2.0, 9.0) if side.strip == 27 else rng.uniform(8.0, 20.0))
+
+
+def _boundary(rng: Rng, side: Side) -> tuple[_Group, float]:
+    length = float(rng.uniform(4.0, 10.0))
+    if side.lots == "park" or rng.random() < 0.5:
+        kind = rng.random()
+        if kind < 0.12:
+            return _single(scenery.shelter(rng)), float(rng.uniform(2.0, 8.0))
+        return _single(scenery.hedge(rng, length)), float(rng.uniform(3.0, 12.0))
+    return _single(scenery.wall(rng, length)), float(rng.uniform(0.0, 8.0))
+
+
+def _lot(rng: Rng, side: Side) -> tuple[_Group, float]:
+    if side.lots == "park" or (side.lots == "walls" and rng.random() < 0.5):
+        tree = scenery.tree(rng)
+        return _Group(4.0, (replace(tree, y_m=float(rng.uniform(-6, 9))),)), float(rng.uniform(0.0, 5.0))
+    length = float(rng.uniform(10.0, 22.0))
+    return _single(scenery.building(rng, length, 13.0)), float(rng.uniform(0.2, 5.0))

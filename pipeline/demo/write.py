@@ -1,0 +1,235 @@
+"""Writes the demo: a nuScenes data root with tables, images, LiDAR sweeps, point labels and boxes."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Float32, Int64
+from PIL import Image
+
+from pipeline.demo.cast import count_in_boxes
+from pipeline.demo.parts import Thing, rotation
+from pipeline.demo.render import render
+from pipeline.demo.rig import SPIN_S, RigCamera, RigLidar, cameras, lidar, pose
+from pipeline.demo.spin import scan
+from pipeline.demo.tables import (
+    Seen,
+    Shot,
+    Tables,
+    add_fixed,
+    add_instance,
+    add_sample_data,
+    add_scene,
+    log_name,
+    token,
+)
+from pipeline.demo.world import World, build_world
+
+MINI_TRAIN = (
+    "scene-0061",
+    "scene-0553",
+    "scene-0655",
+    "scene-0757",
+    "scene-0796",
+    "scene-1077",
+    "scene-1094",
+    "scene-1100",
+)
+MINI_VAL = ("scene-0103", "scene-0916")
+SWEEPS_PER_KEY = 10
+JPEG_QUALITY = 90
+FIRST_US = 1_533_100_000_000_000
+VAL_SEED = 10_000
+"""Worlds of validation scenes are numbered from here, so that they do not change with the number of training scenes."""
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """The size of the embedded world.
+
+    Attributes:
+        seed: the same seed gives the same bytes
+        train_scenes: scenes with names of the official train split; up to 8 as v1.0-mini, more as v1.0-trainval
+        val_scenes: scenes with names of the official val split; up to 2 as v1.0-mini, more as v1.0-trainval
+        key_frames: key frames a scene, two a second [frames]
+        width_px: width of the images [px]
+        height_px: height of the images [px]
+        beams: rings of the LiDAR
+        azimuths: columns of one turn of the LiDAR
+    """
+
+    seed: int = 0
+    train_scenes: int = 8
+    val_scenes: int = 2
+    key_frames: int = 10
+    width_px: int = 480
+    height_px: int = 270
+    beams: int = 32
+    azimuths: int = 1090
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Plan:
+    """One scene on its way to disk: its world, sensors, and the times of its key frames [us]."""
+
+    name: str
+    world: World
+    cameras: Sequence[RigCamera]
+    lidar: RigLidar
+    start_us: int
+    sweeps_us: Sequence[int]
+    root: Path
+    version: str
+
+    @property
+    def samples_us(self) -> Sequence[int]:
+        return self.sweeps_us[::SWEEPS_PER_KEY]
+
+    def global_from_ego(self, time_us: int) -> Float[np.ndarray, "4 4"]:
+        return self.world.drive.global_from_street @ self.world.drive.street_from_ego(self.seconds(time_us))
+
+    def seconds(self, time_us: int) -> float:
+        return (time_us - self.start_us) * 1e-6
+
+
+def write_demo(config: DemoConfig, out: Path) -> None:
+    """Make the world and write it to `out`, which appears whole or not at all.
+
+    Raises:
+        ValueError: a setting is out of its bounds.
+        FileExistsError: `out` is already there.
+    """
+    _check(config)
+    if out.exists():
+        raise FileExistsError(f"{out} is already there; remove it or choose another `out`")
+    version, train, val = split_names(config.train_scenes, config.val_scenes)
+    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    try:
+        _write_root(config, partial, version, [*enumerate(train), *enumerate(val, VAL_SEED)])
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def split_names(train_scenes: int, val_scenes: int) -> tuple[str, Sequence[str], Sequence[str]]:
+    """The version and the official names of so many train and val scenes; the smallest version that has them."""
+    if train_scenes <= len(MINI_TRAIN) and val_scenes <= len(MINI_VAL):
+        return "v1.0-mini", MINI_TRAIN[:train_scenes], MINI_VAL[:val_scenes]
+    from nuscenes.utils import splits  # slow to import, and mini needs no more than ten names
+
+    if train_scenes > len(splits.train) or val_scenes > len(splits.val):
+        most = f"{len(splits.train)} and {len(splits.val)}"
+        raise ValueError(f"train_scenes={train_scenes}, val_scenes={val_scenes}: nuScenes has names for {most}")
+    return "v1.0-trainval", splits.train[:train_scenes], splits.val[:val_scenes]
+
+
+def _check(config: DemoConfig) -> None:
+    bounds = {
+        "seed": (0, 2**31),
+        "train_scenes": (0, 700),
+        "val_scenes": (0, 150),
+        "key_frames": (1, 80),
+        "width_px": (16, 4096),
+        "height_px": (16, 4096),
+        "beams": (2, 256),
+        "azimuths": (64, 8192),
+    }
+    for name, (low, high) in bounds.items():
+        if not low <= getattr(config, name) <= high:
+            raise ValueError(f"{name}={getattr(config, name)}: must lie between {low} and {high}")
+    if not config.train_scenes + config.val_scenes:
+        raise ValueError("train_scenes=0 and val_scenes=0: there must be a scene")
+
+
+def _write_root(config: DemoConfig, root: Path, version: str, scenes: Sequence[tuple[int, str]]) -> None:
+    rig, spinner, tables = cameras(config.width_px, config.height_px), lidar(config.beams, config.azimuths), Tables()
+    for folder in (version, "maps", f"lidarseg/{version}", *(f"samples/{c.channel}" for c in rig)):
+        (root / folder).mkdir(parents=True)
+    for kind in ("samples", "sweeps"):
+        (root / kind / "LIDAR_TOP").mkdir(parents=True)
+    Image.new("L", (8, 8)).save(root / "maps/demo.png")  # the devkit wants a file; the demo has no map layer
+    add_fixed(tables, rig, spinner)
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for number, (index, name) in enumerate(scenes):
+            world = build_world(config.seed, index, (config.key_frames - 1) * SWEEPS_PER_KEY * SPIN_S)
+            start_us = FIRST_US + number * 100_000_000
+            stamps_us = _stamps(world, start_us, config.key_frames)
+            plan = _Plan(name, world, rig, spinner, start_us, stamps_us, root, version)
+            _write_scene(plan, tables, pool)
+    tables.save(root / version)
+
+
+def _stamps(world: World, start_us: int, key_frames: int) -> list[int]:
+    """Times of all sweeps: 20 Hz with a jitter of a fraction of a millisecond, key frames every tenth."""
+    count = (key_frames - 1) * SWEEPS_PER_KEY + 1
+    jitter = world.noise(0).integers(-300, 301, count)
+    return [start_us + round(i * SPIN_S * 1e6) + int(j) for i, j in enumerate(jitter)]
+
+
+def _write_scene(plan: _Plan, tables: Tables, pool: ThreadPoolExecutor) -> None:
+    add_scene(tables, plan.name, plan.samples_us, "2018-08-01")
+    for camera in plan.cameras:
+        shots = list(pool.map(lambda i, c=camera: _take_picture(plan, c, i), range(len(plan.samples_us))))
+        add_sample_data(tables, plan.name, camera.channel, shots, camera.size_hw, plan.samples_us)
+    swept = list(pool.map(lambda i: _take_sweep(plan, i), range(len(plan.sweeps_us))))
+    keys = add_sample_data(tables, plan.name, "LIDAR_TOP", [s.shot for s in swept], (0, 0), plan.samples_us)
+    for key, sweep in zip(keys, swept, strict=True):
+        if sweep.shot.key:
+            tables.add("lidarseg", key, sample_data_token=key, filename=_labels_file(plan, key))
+    counts = np.array([s.counts for s in swept if s.shot.key])
+    for index, thing in enumerate(plan.world.things):
+        seen = [_box(plan, thing, i, int(n)) for i, n in enumerate(counts[:, index]) if n and thing.tracked]
+        if seen:
+            add_instance(tables, plan.name, index, thing, seen, plan.samples_us)
+
+
+def _take_picture(plan: _Plan, camera: RigCamera, sample: int) -> Shot:
+    time_us = plan.samples_us[sample] + round(camera.delay_s * 1e6)
+    file = f"samples/{camera.channel}/{log_name(plan.name)}__{camera.channel}__{time_us}.jpg"
+    view = render(plan.world, camera, plan.seconds(time_us))
+    Image.fromarray(view.colour).save(plan.root / file, quality=JPEG_QUALITY)
+    return Shot(time_us, plan.global_from_ego(time_us), file, sample, key=True)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Swept:
+    """A written sweep, and how many points each thing's box holds (key frames only)."""
+
+    shot: Shot
+    counts: Int64[np.ndarray, "things"] | None
+
+
+def _take_sweep(plan: _Plan, i: int) -> _Swept:
+    time_us, key = plan.sweeps_us[i], i % SWEEPS_PER_KEY == 0
+    kind, time_s = "samples" if key else "sweeps", plan.seconds(time_us)
+    file = f"{kind}/LIDAR_TOP/{log_name(plan.name)}__LIDAR_TOP__{time_us}.pcd.bin"
+    result = scan(plan.world, plan.lidar, time_s)
+    rows = np.column_stack([result.xyz_m, result.intensity, result.ring.astype(np.float32)])
+    rows.astype("<f4").tofile(plan.root / file)
+    counts = None
+    if key:
+        result.label.tofile(plan.root / _labels_file(plan, token("sample_data", plan.name, "LIDAR_TOP", time_us)))
+        counts = _count(plan, result.xyz_m, time_s)
+    return _Swept(Shot(time_us, plan.global_from_ego(time_us), file, -(-i // SWEEPS_PER_KEY), key), counts)
+
+
+def _labels_file(plan: _Plan, key: str) -> str:
+    return f"lidarseg/{plan.version}/{key}_lidarseg.bin"
+
+
+def _box(plan: _Plan, thing: Thing, sample: int, points: int) -> Seen:
+    at_m = thing.centre_m(plan.seconds(plan.samples_us[sample]))
+    return Seen(sample, plan.world.drive.global_from_street @ pose(rotation(thing.yaw_rad), at_m), points)
+
+
+def _count(plan: _Plan, xyz_m: Float32[np.ndarray, "n 3"], time_s: float) -> Int64[np.ndarray, "things"]:
+    """Points of a sweep in each thing's box at the sweep's time."""
+    street_from_lidar = plan.world.drive.street_from_ego(time_s) @ plan.lidar.ego_from_lidar
+    xyz = xyz_m.astype(np.float64) @ street_from_lidar[:3, :3].T + street_from_lidar[:3, 3]
+    things = plan.world.things
+    centre, half = np.array([t.centre_m(time_s) for t in things]), np.array([t.size_m for t in things]) / 2
+    return count_in_boxes(xyz, centre, half, np.array([t.yaw_rad for t in things]))

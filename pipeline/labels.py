@@ -1,0 +1,177 @@
+"""Label spaces: class names, their prompts, ids in official files, colours, and mappings between spaces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8, UInt16
+
+from pipeline.yaml_files import named, read_yaml
+from projection.errors import BadInput
+from projection.frames import NONE
+
+_UNKNOWN = 254  # in the table of raw ids: neither a class nor ignored
+_RAW_IDS = 1 << 16
+
+
+@dataclass(frozen=True)
+class LabelsConfig:
+    """Which classes there are.
+
+    Attributes:
+        space: label space, a name under configs/labels or a path to such a file
+        names: free text instead: comma-separated things to look for; no truth and no official export then
+        eval: mapping to score with: a YAML file with names and from; empty scores with the space itself
+    """
+
+    space: str = "nuscenes16"
+    names: str = ""
+    eval: str = ""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class LabelSpace:
+    """Classes 0..C-1 and what they are called inside and outside.
+
+    Attributes:
+        name: short name of the space.
+        names: class names in order.
+        prompts: for each class, the names that the teacher is asked for.
+        negatives: names whose pixels get no label.
+        colors: RGB of each class.
+        class_of_raw: class of each raw id of the official label files; 255 ignored, 254 unknown.
+        export: official id of each class in a submission, or None for free text.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    prompts: tuple[tuple[str, ...], ...]
+    negatives: tuple[str, ...]
+    colors: UInt8[np.ndarray, "c 3"]
+    class_of_raw: UInt8[np.ndarray, " ids"]
+    export: UInt16[np.ndarray, " c"] | None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def from_raw(self, raw: np.ndarray, where: Path) -> UInt8[np.ndarray, " n"]:
+        """Classes of raw official ids, 255 = ignored.
+
+        Raises:
+            BadInput: an id is neither a class nor ignored; named with its count.
+        """
+        label = self.class_of_raw[raw]
+        if (label == _UNKNOWN).any():
+            ids, counts = np.unique(raw[label == _UNKNOWN], return_counts=True)
+            seen = ", ".join(f"{i} ({n} points)" for i, n in zip(ids[:5], counts[:5], strict=True))
+            raise BadInput(where, f"label ids unknown to {self.name}: {seen}", "add them to the label space")
+        return label
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Scoring:
+    """The classes that a table has, and the class in it of each class of the label space (255 = none)."""
+
+    name: str
+    names: tuple[str, ...]
+    of_class: UInt8[np.ndarray, " classes"]
+
+
+def load_space(config: LabelsConfig) -> LabelSpace:
+    """The label space of a configuration.
+
+    Raises:
+        BadInput: the file is missing or malformed; the text names the class and the key.
+    """
+    path = named("labels", config.space)
+    tree = read_yaml(path)
+    if config.names:
+        return _free_text(config.names, tuple(tree.get("negatives", ())))
+    classes = tree.get("classes")
+    if not isinstance(classes, list) or not 0 < len(classes) < _UNKNOWN:
+        raise BadInput(path, "needs `classes`, a list of 1 to 253 classes")
+    for row in classes:
+        _check_class(path, row)
+    class_of_raw = np.full(_RAW_IDS, _UNKNOWN, np.uint8)
+    class_of_raw[np.asarray(tree.get("ignored", []), np.int64)] = NONE
+    for index, row in enumerate(classes):
+        class_of_raw[np.asarray(row["raw"], np.int64)] = index
+    return LabelSpace(
+        name=path.stem,
+        names=tuple(row["name"] for row in classes),
+        prompts=tuple(tuple(row.get("prompts", [row["name"]])) for row in classes),
+        negatives=tuple(tree.get("negatives", ())),
+        colors=np.array([row["color"] for row in classes], np.uint8),
+        class_of_raw=class_of_raw,
+        export=np.array([row["export"] for row in classes], np.uint16),
+    )
+
+
+def _check_class(path: Path, row: Any) -> None:
+    if not isinstance(row, dict) or not {"name", "raw", "export", "color"} <= row.keys():
+        raise BadInput(path, f"class {row!r} needs name, raw, export and color")
+    if not all(isinstance(i, int) and 0 <= i < _RAW_IDS for i in [*row["raw"], row["export"]]):
+        raise BadInput(path, f"class {row['name']}: raw and export must be ids from 0 to {_RAW_IDS - 1}")
+
+
+def _free_text(text: str, negatives: tuple[str, ...]) -> LabelSpace:
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not 0 < len(names) < _UNKNOWN or len(set(names)) < len(names):
+        raise BadInput("labels.names", f"{text!r} gives {len(names)} names; 1 to 253 different ones are needed")
+    hue = np.arange(len(names)) * 0.618034 % 1  # golden-ratio steps keep neighbours apart
+    colors = 127.5 + 127.5 * np.cos(2 * np.pi * (hue[:, None] + np.array([0, 1, 2]) / 3))
+    return LabelSpace(
+        name="free-text",
+        names=names,
+        prompts=tuple((name,) for name in names),
+        negatives=negatives,
+        colors=colors.astype(np.uint8),
+        class_of_raw=np.full(_RAW_IDS, NONE, np.uint8),
+        export=None,
+    )
+
+
+def load_scoring(config: LabelsConfig, space: LabelSpace) -> Scoring:
+    """The classes to score with: the space's own, or those of ``labels.eval``.
+
+    Raises:
+        BadInput: the mapping names a class that is not in the space.
+    """
+    if not config.eval:
+        return Scoring(space.name, space.names, np.arange(len(space), dtype=np.uint8))
+    path = named("labels", config.eval)
+    tree = read_yaml(path)
+    names, mapping = tuple(tree.get("names", ())), tree.get("from", {})
+    return Scoring(path.stem, names, _mapping(path, mapping, space.names, names))
+
+
+def load_teacher_map(name: str, space: LabelSpace) -> UInt8[np.ndarray, "256"]:
+    """Class of each id of a teacher's label images (``configs/labels/cityscapes19.yaml``), 255 = none.
+
+    Raises:
+        BadInput: the file has no map to this label space, or the map names an unknown class.
+    """
+    path = named("labels", name)
+    tree = read_yaml(path)
+    mapping = tree.get("to", {}).get(space.name)
+    if mapping is None:
+        raise BadInput(path, f"has no map to the label space {space.name}", f"add `to: {space.name}: {{...}}`")
+    table = np.full(256, NONE, np.uint8)
+    names = tuple(tree.get("names", ()))
+    table[: len(names)] = _mapping(path, mapping, names, space.names)
+    return table
+
+
+def _mapping(path: Path, mapping: Any, sources: Sequence[str], targets: Sequence[str]) -> UInt8[np.ndarray, " s"]:
+    """Index among ``targets`` of each source name; 255 for those the mapping leaves out."""
+    if not isinstance(mapping, dict):
+        raise BadInput(path, "its map must be a mapping of names to names")
+    for source, target in mapping.items():
+        if source not in sources or target not in targets:
+            raise BadInput(path, f"maps {source!r} to {target!r}; one of them is not a class")
+    found = (targets.index(mapping[source]) if source in mapping else NONE for source in sources)
+    return np.fromiter(found, np.uint8, len(sources))

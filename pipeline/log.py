@@ -1,0 +1,45 @@
+"""Word of a training: a progress bar, metrics.jsonl and TensorBoard scalars."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from distill.train import Step
+
+
+class TrainingLog:
+    """Writes each step beside the student; on resuming, what was logged after the checkpoint is forgotten.
+
+    Args:
+        folder: the student's.
+        done: steps that the checkpoint holds.
+        steps: steps in all.
+        progress: draw a progress bar on stderr.
+    """
+
+    def __init__(self, folder: Path, done: int, steps: int, progress: bool) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "metrics.jsonl"
+        kept = path.read_text().splitlines()[:done] if path.exists() else []
+        path.write_text("".join(f"{line}\n" for line in kept))
+        self._file = path.open("a")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done)
+        self._bar = tqdm(total=steps, initial=done, desc="train", unit="step", disable=not progress)
+
+    def __call__(self, step: Step) -> None:
+        self._file.write(json.dumps(asdict(step)) + "\n")
+        self._file.flush()
+        for name, value in {"loss": step.loss, "lr": step.lr, **step.terms}.items():
+            self._board.add_scalar(f"train/{name}", value, step.step)
+        self._bar.set_postfix(loss=f"{step.loss:.3f}", points=step.points)
+        self._bar.update()
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+        self._bar.close()

@@ -1,0 +1,173 @@
+"""The labelling stages: index, pixels, points. Configuration and artifacts in, an artifact out, nothing done twice."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+
+from distill.teacher import MaskClip, Precomputed, Teacher
+from pipeline.config import Config
+from pipeline.datasets import DATASETS
+from pipeline.datasets.rows import Skip, read_frames, read_scenes, to_parquet
+from pipeline.executor import Shard, run_stage
+from pipeline.labels import LabelSpace, load_space, load_teacher_map
+from pipeline.loaders import key_cloud, read_pixels
+from pipeline.store import Artifact, digest_files
+from projection.errors import BadInput
+from projection.frames import Frame
+from projection.fusion import label_scene
+
+# --- index -----------------------------------------------------------------------------------------------------------
+
+
+def make_index(config: Config) -> Artifact:
+    """Reads the data set's tables once into ``index.parquet``.
+
+    Raises:
+        BadInput: the tables or, with ``on_bad=fail``, any frame cannot be used.
+    """
+    started = time.time()
+    reader, root = DATASETS[config.data.kind], Path(config.data.root)
+    data = config.groups("data")["data"]
+    del data["root"]
+    key = {"data": data, "on_bad": config.on_bad, "tables": digest_files(reader.tables(config.data))}
+    index = Artifact.of(config.store, "index", key, suffix=".parquet")
+    if index.whole and index.done("index", config.verify):
+        return index
+    rows = list(reader.index(config.data))
+    skipped = [row.frame for row in rows if isinstance(row.frame, Skip)]
+    if skipped and config.on_bad == "fail":
+        raise BadInput(f"frame {skipped[0].frame} of {skipped[0].scene}", skipped[0].reason, _skip_hint(len(skipped)))
+    if len(skipped) == len(rows):
+        raise BadInput(root, "no frame can be used", skipped[0].reason if skipped else "")
+    counts = {"frames": len(rows) - len(skipped), "missing_sweeps": sum(row.missing_sweeps for row in rows)}
+    index.sweep_orphans()
+    index.commit("index", to_parquet(rows, root), skipped=skipped, counts=counts)
+    index.finish(["index"], config, started)
+    return index
+
+
+def _skip_hint(count: int) -> str:
+    return f"{count} frame(s) in all; on_bad=skip leaves them out"
+
+
+def scene_frames(index: Artifact, config: Config, scene: str) -> list[Frame]:
+    """The frames of a scene."""
+    return read_frames(index.shard("index"), Path(config.data.root), scene)
+
+
+def scenes_of(index: Artifact, *roles: str) -> list[str]:
+    """The scenes that have one of the roles ``train`` and ``eval``."""
+    return list(read_scenes(index.shard("index"), roles or ("train", "eval")))
+
+
+# --- pixels ----------------------------------------------------------------------------------------------------------
+
+
+def make_teacher(config: Config, space: LabelSpace) -> Teacher:
+    """The teacher of a configuration."""
+    teacher = config.teacher
+    if teacher.kind == "precomputed":
+        table = load_teacher_map(teacher.map, space)
+        return Precomputed(Path(config.data.root), teacher.root, table, len(space), teacher.size_hw)
+    return MaskClip.from_config(teacher, space.prompts, space.negatives)
+
+
+class PixelWorker:
+    """Labels the images of a scene with the teacher that it owns."""
+
+    def __init__(self, config: Config, index: Artifact, teacher: Teacher) -> None:
+        self.config, self.index, self.teacher = config, index, teacher
+
+    def __call__(self, scene: str) -> Shard:
+        arrays: dict[str, np.ndarray] = {}
+        skipped: list[Skip] = []
+        for frame in scene_frames(self.index, self.config, scene):
+            try:
+                images = self.teacher(frame.cameras)
+            except BadInput as error:
+                skipped.append(skip_or_raise(error, frame, self.config))
+                continue
+            for camera, image in zip(frame.cameras, images, strict=True):
+                prefix = f"{frame.id}/{camera.name}"
+                arrays[f"{prefix}/label"], arrays[f"{prefix}/score"] = image.label, image.score
+                if image.feature is not None:
+                    arrays[f"{prefix}/feature"] = image.feature
+        return Shard(arrays, skipped, {"images": len(arrays) // 2})
+
+
+def skip_or_raise(error: BadInput, frame: Frame, config: Config) -> Skip:
+    if config.on_bad == "fail":
+        raise error
+    return Skip(frame.id, frame.scene, str(error))
+
+
+def make_pixels(config: Config, index: Artifact) -> Artifact:
+    """Labels every image of the index; the shard ``_text`` holds the classes' embeddings."""
+    space = load_space(config.labels)
+    teacher = make_teacher(config, space)
+    key = {
+        **config.groups("teacher", "on_bad"),
+        "classes": [space.names, space.prompts, space.negatives],
+        "teacher_digest": teacher.digest(),
+    }
+    pixels = Artifact.of(config.store, "pixels", key, [index])
+    if not pixels.done("_text", config.verify):
+        pixels.commit_arrays("_text", {"text": teacher.text})
+    shards = ["_text", *scenes_of(index)]
+    return run_stage(pixels, shards, lambda: PixelWorker(config, index, teacher), config, index.skipped())
+
+
+# --- points ----------------------------------------------------------------------------------------------------------
+
+
+class FuseWorker:
+    """Fuses the pixel labels of a scene into labels of its key sweeps' points."""
+
+    def __init__(self, config: Config, index: Artifact, pixels: Artifact, classes: int) -> None:
+        self.config, self.index, self.pixels, self.classes = config, index, pixels, classes
+        self.lost = {skip.frame for skip in pixels.skipped()}
+
+    def __call__(self, scene: str) -> Shard:
+        data = self.config.data
+        frames = [f for f in scene_frames(self.index, self.config, scene) if f.id not in self.lost]
+        frames, skipped = self._readable(frames)
+        arrays: dict[str, np.ndarray] = {}
+        points = labelled = 0
+        for frame, said in label_scene(
+            frames,
+            lambda frame: read_pixels(self.pixels, frame),
+            self.config.fusion,
+            self.classes,
+            data.columns,
+            data.ego_box_m,
+            data.bad_share,
+        ):
+            for name in ("label", "score", "agreement"):
+                arrays[f"{frame.id}/{name}"] = getattr(said, name)
+            points, labelled = points + len(said.label), labelled + int((said.label < self.classes).sum())
+        return Shard(arrays, skipped, {"points": points, "labelled": labelled})
+
+    def _readable(self, frames: list[Frame]) -> tuple[list[Frame], list[Skip]]:
+        """The frames whose key sweep can be used: one bad sweep must not spoil the scene's others."""
+        good: list[Frame] = []
+        skipped: list[Skip] = []
+        for frame in frames:
+            try:
+                key_cloud(frame, self.config, 0.0)
+                good.append(frame)
+            except BadInput as error:
+                skipped.append(skip_or_raise(error, frame, self.config))
+        return good, skipped
+
+
+def make_points(config: Config, index: Artifact, pixels: Artifact) -> Artifact:
+    """Fuses pixel labels into point labels, scene by scene."""
+    classes = len(load_space(config.labels))
+    key = config.groups("fusion", "on_bad")
+    points = Artifact.of(config.store, "points", key, [index, pixels])
+    return run_stage(
+        points, scenes_of(index), lambda: FuseWorker(config, index, pixels, classes), config, pixels.skipped()
+    )

@@ -1,0 +1,216 @@
+"""Artifacts: directories named by what went into them, written shard by shard, each shard whole or absent.
+
+An artifact ``<store>/<stage>-<12 hex>/`` holds one payload file a shard, ``done/<shard>.json`` markers and, when whole,
+``manifest.json``. A payload is written to a temporary name, fsynced and renamed, then its marker likewise: the marker
+is the commit. A process may be killed at any point; the next one sees only what was committed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save
+
+from pipeline.datasets.rows import Skip
+from projection.errors import BadInput
+
+_PACKAGES = ("clipsweep", "numpy", "numba", "torch", "spconv-cu120", "spconv-cu126", "open_clip_torch", "ray")
+_NAME = re.compile(r"[\w.+-]+")
+
+
+def digest_of(value: Any) -> str:
+    """sha256 of a JSON-like value, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def digest_files(paths: Sequence[Path]) -> str:
+    """sha256 over names and contents of files."""
+    total = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as stream:
+            total.update(path.name.encode() + b"\0" + hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file so that its name shows all of it or nothing, whenever the process or machine dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One stage's output, addressed by its configuration and inputs.
+
+    Attributes:
+        path: its directory.
+        key: what its name is the hash of.
+        inputs: ids of the artifacts it was made from.
+        suffix: ending of payload files.
+    """
+
+    path: Path
+    key: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    suffix: str = ".safetensors"
+
+    @staticmethod
+    def of(
+        store: str,
+        stage: str,
+        key: Mapping[str, Any],
+        inputs: Sequence[Artifact] = (),
+        suffix: str = ".safetensors",
+    ) -> Artifact:
+        """The artifact of a stage, whether it exists or not; names the directory after key and inputs."""
+        ids = {artifact.stage: artifact.id for artifact in inputs}
+        name = f"{stage}-{digest_of([stage, dict(key), ids])[:12]}"
+        return Artifact(Path(store) / name, key, ids, suffix)
+
+    @staticmethod
+    def at(path: str, stage: str) -> Artifact:
+        """A finished artifact that a user named.
+
+        Raises:
+            BadInput: there is none of that stage at the path, or it is not whole.
+        """
+        artifact = Artifact(Path(path))
+        if not artifact.whole or artifact.stage != stage:
+            raise BadInput(path or "''", f"is no finished {stage} artifact", "give the folder that the tool printed")
+        return artifact
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    @property
+    def stage(self) -> str:
+        return self.id.rpartition("-")[0]
+
+    @property
+    def whole(self) -> bool:
+        return (self.path / "manifest.json").is_file()
+
+    def manifest(self) -> dict[str, Any]:
+        """What the run that finished this artifact wrote about it."""
+        tree = json.loads((self.path / "manifest.json").read_text())
+        assert isinstance(tree, dict)
+        return tree
+
+    def skipped(self) -> list[Skip]:
+        """Frames that this artifact lacks, those lost in its inputs included."""
+        return [Skip(**row) for row in self.manifest()["skipped"]]
+
+    def shard(self, name: str) -> Path:
+        """Where a shard's payload lies."""
+        if not _NAME.fullmatch(name) or name.startswith("."):
+            raise BadInput(name, "cannot be used as a file name", "names are letters, digits, '.', '_', '+' and '-'")
+        return self.path / f"{name}{self.suffix}"
+
+    def _marker(self, name: str) -> Path:
+        return self.path / "done" / f"{name}.json"
+
+    def done(self, name: str, verify: bool = False) -> bool:
+        """Whether a shard is committed and its payload has the committed size, and digest if asked to verify."""
+        try:
+            marker = json.loads(self._marker(name).read_bytes())
+            payload = self.shard(name)
+            if payload.stat().st_size != marker["bytes"]:
+                return False
+        except (OSError, ValueError, KeyError):
+            return False
+        return not verify or hashlib.sha256(payload.read_bytes()).hexdigest() == marker["sha256"]
+
+    def commit(self, name: str, payload: bytes, **facts: Any) -> None:
+        """Commits a shard; committing it again, even from two processes at once, leaves one whole copy.
+
+        Args:
+            name: the shard.
+            payload: its bytes.
+            facts: what the marker shall say beside size and digest, such as ``skipped`` and ``counts``.
+        """
+        write_whole(self.shard(name), payload)
+        marker = {"bytes": len(payload), "sha256": hashlib.sha256(payload).hexdigest(), **facts}
+        write_whole(self._marker(name), json.dumps(marker, default=asdict).encode())
+
+    def commit_arrays(self, name: str, arrays: Mapping[str, np.ndarray], **facts: Any) -> None:
+        """Commits a shard of named arrays as safetensors."""
+        self.commit(name, save({key: np.ascontiguousarray(value) for key, value in arrays.items()}), **facts)
+
+    def arrays(self, name: str) -> Any:
+        """An open safetensors file of a shard: ``keys()``, ``get_tensor(key)``; arrays are read when asked for."""
+        return safe_open(self.shard(name), framework="numpy")
+
+    def sweep_orphans(self) -> None:
+        """Removes temporary files that killed writers left behind."""
+        for path in self.path.glob("**/.*.tmp"):
+            path.unlink(missing_ok=True)
+
+    def finish(
+        self, shards: Sequence[str], config: Any, started: float, inherited: Sequence[Skip] = (), **facts: Any
+    ) -> None:
+        """Writes the manifest, which says that the artifact is whole.
+
+        Args:
+            shards: all of them, committed, in order.
+            config: resolved configuration, a dataclass.
+            started: ``time.time()`` when this run took the stage up.
+            inherited: frames that the inputs lack.
+            facts: more to be said.
+        """
+        markers = {name: json.loads(self._marker(name).read_bytes()) for name in shards}
+        skipped = [asdict(skip) for skip in inherited]
+        counts: dict[str, int] = {}
+        for marker in markers.values():
+            skipped += marker.pop("skipped", [])
+            for name, count in marker.pop("counts", {}).items():
+                counts[name] = counts.get(name, 0) + count
+        manifest = {
+            "id": self.id,
+            "digest": hashlib.sha256("".join(m["sha256"] for m in markers.values()).encode()).hexdigest(),
+            "inputs": dict(self.inputs),
+            "key": dict(self.key),
+            "counts": counts,
+            "skipped": skipped,
+            "config": asdict(config),
+            "versions": _versions(),
+            "wall_s": round(time.time() - started, 3),
+            "shards": markers,
+            **facts,
+        }
+        write_whole(self.path / "manifest.json", json.dumps(manifest, indent=1, default=str).encode())
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,82 @@
+"""Configuration: merging, includes, and what is said of wrong keys and values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import Config, describe, load_config
+from pipeline.yaml_files import CONFIGS
+from projection.errors import BadInput
+
+
+def test_files_merge_left_to_right_then_pairs(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("data: {root: /a, columns: 4}\nseed: 1\n")
+    (tmp_path / "b.yaml").write_text("data: {root: /b}\n")
+    config = load_config(["seed=7", str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml")])
+    assert (config.data.root, config.data.columns, config.seed) == ("/b", 4, 7)
+
+
+def test_includes_are_relative_and_come_first(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/base.yaml").write_text("train: {epochs: 3, lr: 0.5}\n")
+    (tmp_path / "top.yaml").write_text("include: [sub/base.yaml]\ntrain: {lr: 0.1}\n")
+    config = load_config([str(tmp_path / "top.yaml")])
+    assert (config.train.epochs, config.train.lr) == (3, 0.1)
+
+
+def test_lists_may_be_typed_with_commas() -> None:
+    assert load_config(["data.train=mini_train, scene-0061"]).data.train == ("mini_train", "scene-0061")
+    assert load_config(["data.train=[a,b]"]).data.train == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("data.rot=x", "did you mean data.root"),
+        ("trian.lr=1", "did you mean train.lr"),
+        ("teacher.kind=clip", "precomputed"),
+        ("train.epochs=many", "train.epochs"),
+        ("on_bad=ignore", "fail"),
+        ("data=3", "group of keys"),
+        ("nonsense=1", "unknown key nonsense"),
+    ],
+)
+def test_wrong_keys_and_values_are_named(argument: str, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        load_config([argument])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: &x [1]\nb: *x\n", "aliases"),
+        ("a: !!python/object/apply:os.system [echo]\n", "not valid YAML"),
+        ("[1, 2]", "no mapping"),
+        ("a: [", "not valid YAML"),
+        ("# " + "x" * (1 << 20), "bytes"),
+        ("include: [bad.yaml]\n", "includes itself"),
+    ],
+)
+def test_hostile_files_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(BadInput, match=message):
+        load_config([str(tmp_path / "bad.yaml")])
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(BadInput, match=r"nowhere\.yaml"):
+        load_config(["nowhere.yaml"])
+
+
+def test_every_key_is_described() -> None:
+    silent = [key for key, _, text in describe(Config) if not text]
+    assert silent == []
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in sorted(CONFIGS.rglob("*.yaml")) if p.parent.name != "labels"], ids=lambda p: p.stem
+)
+def test_every_shipped_configuration_loads(path: Path) -> None:
+    assert isinstance(load_config([str(path)]), Config)

@@ -1,0 +1,176 @@
+"""Artifacts are whole or absent, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import store
+from pipeline.config import Config
+from pipeline.datasets.rows import Skip
+from pipeline.executor import RunConfig, Shard, run_stage
+from pipeline.store import Artifact
+from projection.errors import BadInput
+
+QUIET = Config(run=RunConfig(progress=False))
+ARRAYS = {"a": np.arange(5, dtype=np.int32)}
+
+
+class Counting:
+    """A worker that knows what it was asked for."""
+
+    def __init__(self) -> None:
+        self.scenes: list[str] = []
+
+    def __call__(self, scene: str) -> Shard:
+        self.scenes.append(scene)
+        return Shard({"x": np.frombuffer(scene.encode(), np.uint8)}, counts={"n": 1})
+
+
+def digest(artifact: Artifact) -> str:
+    return artifact.manifest()["digest"]
+
+
+def test_name_depends_on_key_and_inputs_only(tmp_path: Path) -> None:
+    one = Artifact.of(str(tmp_path), "pixels", {"a": 1, "b": 2})
+    assert one.id == Artifact.of(str(tmp_path / "elsewhere"), "pixels", {"b": 2, "a": 1}).id
+    assert one.id != Artifact.of(str(tmp_path), "pixels", {"a": 1, "b": 3}).id
+    assert one.id != Artifact.of(str(tmp_path), "pixels", {"a": 1, "b": 2}, [one]).id
+    assert one.stage == "pixels"
+    assert len(one.id) == len("pixels-") + 12
+
+
+def test_a_stage_is_done_once(tmp_path: Path) -> None:
+    artifact, first, second = Artifact.of(str(tmp_path), "s", {}), Counting(), Counting()
+    run_stage(artifact, ["x", "y"], lambda: first, QUIET)
+    before = digest(artifact)
+    run_stage(artifact, ["x", "y"], lambda: second, QUIET)
+    assert (first.scenes, second.scenes) == (["x", "y"], [])
+    assert digest(artifact) == before
+    assert artifact.manifest()["counts"] == {"n": 2}
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "marker gone", "marker damaged"])
+def test_only_a_damaged_shard_is_done_again(tmp_path: Path, damage: str) -> None:
+    artifact, again = Artifact.of(str(tmp_path), "s", {}), Counting()
+    run_stage(artifact, ["x", "y"], Counting, QUIET)
+    before, payload, marker = digest(artifact), artifact.shard("y"), artifact.path / "done" / "y.json"
+    if damage == "cut":
+        payload.write_bytes(payload.read_bytes()[:-1])
+    elif damage == "marker damaged":
+        marker.write_text("{")
+    else:
+        (payload if damage == "gone" else marker).unlink()
+    run_stage(artifact, ["x", "y"], lambda: again, QUIET)
+    assert again.scenes == ["y"]
+    assert digest(artifact) == before
+
+
+def test_an_altered_shard_is_found_by_verify(tmp_path: Path) -> None:
+    artifact = Artifact.of(str(tmp_path), "s", {})
+    artifact.commit_arrays("x", ARRAYS)
+    payload = artifact.shard("x")
+    payload.write_bytes(payload.read_bytes()[:-1] + b"\xff")
+    assert artifact.done("x")
+    assert not artifact.done("x", verify=True)
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("nth", [1, 2, 3, 4])
+def test_a_fault_at_any_point_of_a_commit_leaves_no_partial_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, nth: int
+) -> None:
+    artifact, calls = Artifact.of(str(tmp_path), "s", {}), 0
+    where = (os, "fsync") if call == "fsync" else (Path, "replace")
+    real = getattr(*where)
+
+    def fail(*arguments: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == nth:
+            raise OSError(28, "No space left on device")
+        return real(*arguments)
+
+    monkeypatch.setattr(*where, fail)
+    if call == "fsync" or nth <= 2:
+        with pytest.raises(OSError, match="No space left"):
+            artifact.commit_arrays("x", ARRAYS)
+    monkeypatch.undo()
+    assert artifact.done("x") in (False, True)
+    assert not list(tmp_path.rglob("*.tmp"))
+    artifact.commit_arrays("x", ARRAYS)
+    assert artifact.done("x", verify=True)
+    np.testing.assert_array_equal(artifact.arrays("x").get_tensor("a"), ARRAYS["a"])
+
+
+def test_orphans_of_killed_writers_are_swept(tmp_path: Path) -> None:
+    artifact = Artifact.of(str(tmp_path), "s", {})
+    artifact.commit_arrays("x", ARRAYS)
+    orphan = artifact.path / ".x.safetensors.999.tmp"
+    orphan.write_bytes(b"half")
+    run_stage(artifact, ["x", "y"], Counting, QUIET)
+    assert not orphan.exists()
+
+
+SLOW_STAGE = """
+import sys, time
+import numpy as np
+from pipeline.config import Config
+from pipeline.executor import RunConfig, Shard, run_stage
+from pipeline.store import Artifact
+def work(scene):
+    time.sleep(0.05)
+    return Shard({"x": np.full(1000, int(scene))})
+run_stage(Artifact.of(sys.argv[1], "s", {}), [str(i) for i in range(40)], lambda: work, Config(run=RunConfig(progress=False)))
+"""
+
+
+def test_sigkill_in_the_middle_then_again_gives_the_same_digest(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SLOW_STAGE]
+    subprocess.run([*command, str(tmp_path / "clean")], check=True)
+    victim = subprocess.Popen([*command, str(tmp_path / "killed")])
+    artifact = Artifact.of(str(tmp_path / "killed"), "s", {})
+    deadline = time.time() + 60
+    while not artifact.done("5"):
+        assert time.time() < deadline
+        time.sleep(0.01)
+    victim.kill()
+    victim.wait()
+    assert not artifact.whole
+    done = {path.name: path.stat().st_mtime_ns for path in (artifact.path / "done").glob("*.json")}
+    subprocess.run([*command, str(tmp_path / "killed")], check=True)
+    assert digest(artifact) == digest(Artifact.of(str(tmp_path / "clean"), "s", {}))
+    assert all((artifact.path / "done" / name).stat().st_mtime_ns == time_ns for name, time_ns in done.items())
+
+
+def test_manifest_carries_config_and_inherited_skips(tmp_path: Path) -> None:
+    artifact = Artifact.of(str(tmp_path), "s", {})
+    run_stage(artifact, ["x"], Counting, QUIET, [Skip("f", "x", "why")])
+    assert artifact.skipped() == [Skip("f", "x", "why")]
+    manifest = json.loads((artifact.path / "manifest.json").read_text())
+    assert manifest["config"]["run"]["progress"] is False
+    assert manifest["versions"]["numpy"] == np.__version__
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden"])
+def test_a_shard_name_cannot_leave_the_artifact(tmp_path: Path, name: str) -> None:
+    with pytest.raises(BadInput, match="file name"):
+        Artifact.of(str(tmp_path), "s", {}).shard(name)
+
+
+def test_an_unfinished_artifact_is_not_taken(tmp_path: Path) -> None:
+    artifact = Artifact.of(str(tmp_path), "student", {})
+    artifact.commit_arrays("model", ARRAYS)
+    with pytest.raises(BadInput, match="no finished student"):
+        Artifact.at(str(artifact.path), "student")
+
+
+def test_digest_of_ignores_order() -> None:
+    assert store.digest_of({"a": 1, "b": [1, 2]}) == store.digest_of({"b": [1, 2], "a": 1})

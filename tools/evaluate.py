@@ -1,0 +1,40 @@
+"""Scores a student, or fused point labels, against the truth of data.eval: every point, all around.
+
+usage: python tools/evaluate.py DATA.yaml student=FOLDER [key=value ...]
+       python tools/evaluate.py DATA.yaml points=FOLDER [key=value ...]
+"""
+
+import json
+import sys
+
+from pipeline.command import Made, main, say
+from pipeline.config import Config
+from pipeline.learning import make_predictions, make_scores
+from pipeline.report import score_table
+from pipeline.stages import make_index
+from pipeline.store import Artifact
+
+KEYS = ("data", "labels", "run", "store", "on_bad", "verify", "student", "points", "absent_class")
+
+
+def run(config: Config) -> Made:
+    index = make_index(config)
+    said = Artifact.at(config.points, "points") if config.points else make_predictions(config, index)
+    scores = make_scores(config, index, said)
+    say(_table(json.loads(scores.shard("scores").read_text())))
+    return Made(scores.path, scores.skipped())
+
+
+def _table(tree: dict) -> str:
+    rows = ["mIoU", "accuracy", *tree["classes"]]
+    columns = {"all points": {"mIoU": tree["miou"], "accuracy": tree["accuracy"], **tree["iou"]}}
+    title = f"{tree['protocol']}, {', '.join(tree['split'])}: {tree['frames']} frames, {tree['points']} points"
+    if "covered" in tree:
+        part = tree["covered"]
+        columns["covered"] = {"mIoU": part["miou"], "accuracy": part["accuracy"], **part["iou"]}
+        title += f", {100 * part['points'] / tree['points']:.1f} % covered"
+    return score_table(f"IoU %, {title}", columns, rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main(__doc__, KEYS, run))

@@ -1,0 +1,38 @@
+"""Writes predictions of a student, or fused point labels, in the data set's official format.
+
+usage: python tools/export_labels.py DATA.yaml student=FOLDER [out=FOLDER] [key=value ...]
+       python tools/export_labels.py DATA.yaml points=FOLDER [out=FOLDER] [key=value ...]
+"""
+
+import sys
+from pathlib import Path
+
+from pipeline.command import Made, main
+from pipeline.config import Config
+from pipeline.export import nuscenes_pseudo_labels, nuscenes_submission
+from pipeline.labels import load_space
+from pipeline.learning import labelled_frames, make_predictions
+from pipeline.loaders import read_points
+from pipeline.stages import make_index
+from pipeline.store import Artifact
+
+KEYS = ("data", "labels", "run", "store", "on_bad", "verify", "student", "points", "format", "out")
+
+
+def run(config: Config) -> Made:
+    index, space = make_index(config), load_space(config.labels)
+    split = config.data.eval[0] if len(config.data.eval) == 1 else "eval"
+    if config.points:
+        said = Artifact.at(config.points, "points")
+        labels = ((frame, read_points(said, frame)) for frame, _ in labelled_frames(config, index, said))
+        out = Path(config.out or f"{config.store}/export-{said.id}")
+        nuscenes_pseudo_labels(out, split, space, labels)
+    else:
+        said = make_predictions(config, index)
+        out = Path(config.out or f"{config.store}/export-{said.id}")
+        nuscenes_submission(out, split, space, labelled_frames(config, index, said))
+    return Made(out, said.skipped())
+
+
+if __name__ == "__main__":
+    sys.exit(main(__doc__, KEYS, run))

@@ -1,0 +1,19 @@
+"""Reads a data set's tables once into an index of key frames.
+
+usage: python tools/index.py DATA.yaml [key=value ...]
+"""
+
+import sys
+
+from pipeline.command import Made, main
+from pipeline.config import Config
+from pipeline.stages import make_index
+
+
+def run(config: Config) -> Made:
+    index = make_index(config)
+    return Made(index.path, index.skipped())
+
+
+if __name__ == "__main__":
+    sys.exit(main(__doc__, ("data", "store", "on_bad", "verify"), run))

@@ -1,0 +1,43 @@
+"""Draws a frame: labelled points on its camera images, and from above beside truth and errors.
+
+usage: python tools/view.py DATA.yaml points=FOLDER|student=FOLDER [frame=ID] out=overlay.png [key=value ...]
+"""
+
+import sys
+from pathlib import Path
+
+from pipeline.command import Made, main
+from pipeline.config import Config
+from pipeline.labels import load_space
+from pipeline.learning import labelled_frames, make_predictions, truth_of
+from pipeline.loaders import key_cloud
+from pipeline.stages import make_index
+from pipeline.store import Artifact
+from pipeline.views import draw_frame, save_figure
+from projection.errors import BadInput
+
+KEYS = ("data", "labels", "fusion", "store", "on_bad", "student", "points", "frame", "out")
+
+
+def run(config: Config) -> Made:
+    index, space = make_index(config), load_space(config.labels)
+    said = Artifact.at(config.points, "points") if config.points else make_predictions(config, index)
+    for frame, label in labelled_frames(config, index, said):
+        if config.frame in ("", frame.id):
+            break
+    else:
+        raise BadInput("frame", f"{config.frame!r} is no frame of data.eval", "leave it out for the first")
+    cloud = key_cloud(frame, config, config.data.ego_box_m)
+    truth = truth_of(frame, space, config)
+    title = f"{frame.scene}, frame {frame.id}, {said.id}"
+    rows = cloud.source
+    figure = draw_frame(
+        frame, cloud, label[rows], None if truth is None else truth[rows], space, config.fusion, title
+    )
+    out = Path(config.out or f"{config.store}/view-{said.id}-{frame.id.replace('/', '-')}.png")
+    save_figure(figure, out)
+    return Made(out, said.skipped())
+
+
+if __name__ == "__main__":
+    sys.exit(main(__doc__, KEYS, run))
