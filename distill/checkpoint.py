@@ -46,9 +46,7 @@ def make_student(model: ModelConfig, text_dim: int) -> Student:
     )
 
 
-def student_config(
-    model: ModelConfig, names: tuple[str, ...], sensor_height_m: float, used_labels: bool
-) -> bytes:
+def student_config(model: ModelConfig, names: tuple[str, ...], sensor_height_m: float, used_labels: bool) -> bytes:
     """The bytes of ``config.json``."""
     tree = {
         "model": asdict(model),
@@ -74,10 +72,13 @@ def load_student(folder: Path) -> Trained:
     try:
         config = json.loads((folder / "config.json").read_text())
         tensors = load_file(folder / "model.safetensors")
-        model = ModelConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in config["model"].items()})
+        settings: dict[str, Any] = config["model"]
+        model = ModelConfig(**{**settings, "features": tuple(settings["features"])})
         text = tensors.pop("text")
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise BadInput(folder, f"is no readable student: {error}", "give the folder that tools/pretrain.py printed") from None
+        raise BadInput(
+            folder, f"is no readable student: {error}", "give the folder that tools/pretrain.py printed"
+        ) from None
     student = make_student(model, text.shape[1])
     try:
         student.load_state_dict({name.removeprefix("student."): value for name, value in tensors.items()})

@@ -1,58 +1,157 @@
-"""From cameras to network input: bytes checked, decoded by threads ahead of the model, resized."""
+"""From cameras to labels in batches: bytes checked and decoded by threads ahead of the network, results in order."""
 
 from __future__ import annotations
 
 import io
+import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import TypeVar
 
 import numpy as np
-from jaxtyping import UInt8
+import torch
+from jaxtyping import Float, UInt8
 from PIL import Image, UnidentifiedImageError
+from torch import Tensor
 
 from projection.errors import BadInput
-from projection.frames import Camera
+from projection.frames import Camera, PixelLabels
 
 In = TypeVar("In")
 Out = TypeVar("Out")
+Launched = TypeVar("Launched")
+
+DECODE_ERRORS = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What Pillow raises for bytes that are no whole image."""
 
 
 def decode(camera: Camera, size_hw: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
-    """A camera's image stretched to a size, RGB.
+    """A camera's image stretched to a size [px], RGB.
 
-    A JPEG that is much larger is decoded at a half, quarter or eighth, never below the size asked for, then resized with
-    an antialiased bicubic filter as CLIP's own preprocessing does.
+    A JPEG at least twice as large is decoded at a half, quarter or eighth, never below the size asked for, then resized
+    with an antialiased bicubic filter as CLIP's own preprocessing does. From 1600x900 to 416x224 this takes 4 instead
+    of 10 ms and differs from decoding in full by 0.5 of 255 (root mean square).
 
     Raises:
-        BadInput: the file is gone, changed, cut short, no JPEG or PNG, or of another size than the camera's.
+        BadInput: the file is gone, changed, cut short, neither JPEG nor PNG, or of another size than the camera's.
     """
     path, data = camera.image.path, camera.image.read()
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
             if (image.height, image.width) != tuple(camera.size_hw):
-                size = f"{image.height}x{image.width}"
-                raise BadInput(path, f"is {size} pixels, its camera {camera.size_hw}", "correct the tables or the file")
+                seen = f"is {image.height} x {image.width} pixels, its camera {camera.size_hw}"
+                raise BadInput(path, seen, "correct the tables or restore the file")
+            if image.mode not in ("RGB", "L"):
+                raise BadInput(path, f"has mode {image.mode}", "images are 8-bit RGB or grey")
             image.draft("RGB", size_hw[::-1])
-            resized = image.convert("RGB").resize(size_hw[::-1], Image.Resampling.BICUBIC)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, BadInput):
-            raise
+            return np.asarray(image.convert("RGB").resize(size_hw[::-1], Image.Resampling.BICUBIC))
+    except BadInput:
+        raise
+    except DECODE_ERRORS as error:
         raise BadInput(path, f"cannot be decoded ({error})", "restore the file") from None
-    return np.asarray(resized)
 
 
-def prefetch(items: Iterable[In], work: Callable[[In], Out], threads: int, ahead: int) -> Iterator[Future[Out]]:
-    """Does work on items in threads, at most ``ahead`` results before they are taken; futures in the items' order."""
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-    waiting: deque[Future[Out]] = deque()
+def prefetch(items: Iterable[In], work: Callable[[In], Out], threads: int, ahead: int) -> Iterator[Out | BadInput]:
+    """Results of work in the items' order, done by threads at most ``ahead`` items before they are asked for.
+
+    A `BadInput` that the work raises takes its result's place; any other error is raised.
+    """
+
+    def attempt(item: In) -> Out | BadInput:
+        try:
+            return work(item)
+        except BadInput as error:
+            return error
+
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="prefetch")
+    waiting: deque[Future[Out | BadInput]] = deque()
     try:
         for item in items:
-            waiting.append(pool.submit(work, item))
+            waiting.append(pool.submit(attempt, item))
             if len(waiting) > ahead:
-                yield waiting.popleft()
+                yield waiting.popleft().result()
         while waiting:
-            yield waiting.popleft()
+            yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def decoders(threads: int) -> int:
+    """A number of decoding threads; 0 stands for the cores that this process may use, at most 16."""
+    return threads or min(16, len(os.sched_getaffinity(0)))
+
+
+def in_batches(
+    cameras: Iterable[Camera],
+    size_hw: tuple[int, int],
+    batch: int,
+    threads: int,
+    launch: Callable[[UInt8[np.ndarray, "n h w 3"]], Launched],
+    collect: Callable[[Launched], Sequence[PixelLabels]],
+) -> Iterator[PixelLabels | BadInput]:
+    """Labels of images, in order; an image that cannot be used leaves its error in its place.
+
+    Two batches are decoded ahead, and a batch's results are collected after the next one was launched, so that a GPU
+    waits for neither. What is held at once: two batches of input, one of results, and a whole image a thread.
+
+    Args:
+        cameras: the images; drawn from as needed.
+        size_hw: size of the network's input [px].
+        batch: images per launch.
+        threads: decoding threads.
+        launch: starts the network on RGB images; need not wait for it.
+        collect: waits for a launch and fetches its labels.
+    """
+    images = prefetch(cameras, lambda camera: decode(camera, size_hw), threads, 2 * batch)
+    running: list[Callable[[], Iterator[PixelLabels | BadInput]]] = []
+    while chunk := list(islice(images, batch)):
+        running.append(_launch(chunk, launch, collect))
+        if len(running) > 1:
+            yield from running.pop(0)()
+    for finish in running:
+        yield from finish()
+
+
+def _launch(
+    chunk: Sequence[np.ndarray | BadInput],
+    launch: Callable[[UInt8[np.ndarray, "n h w 3"]], Launched],
+    collect: Callable[[Launched], Sequence[PixelLabels]],
+) -> Callable[[], Iterator[PixelLabels | BadInput]]:
+    """Starts the usable images of a chunk; the function returned yields one result for each image."""
+    usable = [image for image in chunk if not isinstance(image, BadInput)]
+    launched = [launch(np.stack(usable))] if usable else []
+    errors = [image if isinstance(image, BadInput) else None for image in chunk]
+
+    def finish() -> Iterator[PixelLabels | BadInput]:
+        labels = iter([labels for one in launched for labels in collect(one)])
+        yield from (next(labels) if error is None else error for error in errors)
+
+    return finish
+
+
+def to_device(images: UInt8[np.ndarray, "n h w 3"], device: torch.device) -> Float[Tensor, "n 3 h w"]:
+    """RGB images as values 0..1 on a device, channels last in memory."""
+    pixels = torch.from_numpy(images)
+    if device.type == "cuda":
+        pixels = pixels.pin_memory().to(device, non_blocking=True)
+    return pixels.permute(0, 3, 1, 2).float() / 255
+
+
+def normalised(
+    images: Float[Tensor, "n 3 h w"], mean: Sequence[float], std: Sequence[float]
+) -> Float[Tensor, "n 3 h w"]:
+    """Images 0..1 as a network wants them: ``(x - mean) / std`` for each colour."""
+    shift, scale = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (mean, std))
+    return (images - shift) / scale
+
+
+def all_or_raise(labels: Iterable[PixelLabels | BadInput]) -> list[PixelLabels]:
+    """The labels, or the first image's error raised."""
+    whole = []
+    for one in labels:
+        if isinstance(one, BadInput):
+            raise one
+        whole.append(one)
+    return whole

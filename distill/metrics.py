@@ -26,10 +26,11 @@ class Confusion:
 
     @staticmethod
     def empty(classes: int) -> Confusion:
+        """Counts of no point."""
         return Confusion(np.zeros((classes, classes + 2), np.int64))
 
     @staticmethod
-    def of(truth: UInt8[np.ndarray, " n"], predicted: UInt8[np.ndarray, " n"], classes: int) -> Confusion:
+    def of(truth: UInt8[np.ndarray, " n"], predicted: UInt8[np.ndarray, " m"], classes: int) -> Confusion:
         """Counts a cloud; points whose truth is 255 are left out.
 
         Args:
@@ -61,6 +62,7 @@ class Confusion:
 
     @property
     def points(self) -> int:
+        """Number of points counted."""
         return int(self.counts.sum())
 
     @property

@@ -14,12 +14,23 @@ from projection.errors import BadInput
 
 Reading = Literal["auto", "pure", "residual", "naclip", "proxy", "pool"]
 _VIT_READINGS = ("pure", "residual", "naclip", "proxy")
-_SUPPORTED = "supported are open_clip's own VisionTransformer (ViT-*) and ModifiedResNet (RN*) towers, OpenAI's included"
+_SUPPORTED = "supported are open_clip's VisionTransformer (ViT-*) and ModifiedResNet (RN*) with CLIP's own text tower"
 _SIGMA = 5.0  # of NACLIP's neighbourhood [patches]
+_BETA, _GAMMA = 1.2, 3.0  # of ProxyCLIP
+_OTHER_TOWERS = (
+    "timm_model_name",
+    "attentional_pool",
+    "qk_norm",
+    "scaled_cosine_attn",
+    "scale_heads",
+    "scale_attn_inner",
+    "scale_attn",
+    "scale_fc",
+)
 
 
 class Dense(NamedTuple):
-    """Features of each patch in the text space, not of unit length, and the last block's keys."""
+    """Features of each cell of the output grid in the text space, and the last block's keys; of any length."""
 
     feature: Float[Tensor, "n h w d"]
     key: Float[Tensor, "n h w k"]
@@ -34,16 +45,17 @@ def choose_reading(name: str, config: Mapping[str, Any], reading: Reading) -> Re
         reading: the one asked for.
 
     Raises:
-        BadInput: the image tower's last block has no such reading.
+        BadInput: the image tower's last block has no such reading, or the text tower is not CLIP's.
     """
     vision, text = config["vision_cfg"], config["text_cfg"]
-    special = ("timm_model_name", "attentional_pool", "block_type", "qk_norm", "scaled_cosine_attn", "scale_attn")
-    for key in (*special, "scale_heads", "scale_attn_inner", "scale_fc"):
+    for key in _OTHER_TOWERS:
         if vision.get(key):
             raise BadInput(name, f"its image tower ({key}: {vision[key]}) has no dense reading", _SUPPORTED)
+    if vision.get("block_type", "default") not in (None, "default"):
+        raise BadInput(name, f"its image tower (block_type: {vision['block_type']}) has no dense reading", _SUPPORTED)
     if "multimodal_cfg" in config or text.get("hf_model_name"):
-        raise BadInput(name, "its text tower is not CLIP's own", _SUPPORTED)
-    resnet = isinstance(vision["layers"], list | tuple)
+        raise BadInput(name, "its text tower is another one", _SUPPORTED)
+    resnet = is_resnet(config)
     if reading == "auto":
         return "pool" if resnet else "naclip"
     if resnet != (reading == "pool"):
@@ -52,13 +64,24 @@ def choose_reading(name: str, config: Mapping[str, Any], reading: Reading) -> Re
     return reading
 
 
-class DenseVit(nn.Module):
-    """An open_clip VisionTransformer read patch by patch.
+def is_resnet(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration's image tower is a ModifiedResNet."""
+    return isinstance(config["vision_cfg"].get("layers", 12), list | tuple)
 
-    ``pure`` (MaskCLIP, ECCV 2022): the last attention's value path alone. ``residual``: the same within the whole
-    last block, which is that block with its attention matrix set to the identity (released MaskCLIP and CLIP2Scene
-    code). ``naclip`` (Hajimiri et al., 2024): key-key attention plus a Gaussian of the patches' distance, neither
-    residual nor MLP. ``proxy`` (ProxyCLIP, ECCV 2024): attention given from outside, likewise without residual and MLP.
+
+def stride_of(config: Mapping[str, Any]) -> int:
+    """Input pixels per side of an output cell: the patch of a ViT, 32 for a ResNet [px]."""
+    return DenseResNet.stride if is_resnet(config) else int(config["vision_cfg"].get("patch_size", 16))
+
+
+class DenseVit(nn.Module):
+    """An open_clip VisionTransformer read patch by patch; the class token is dropped.
+
+    ``pure``: the last attention's value path alone (MaskCLIP, ECCV 2022).
+    ``residual``: the same within the whole last block, which is that block with its attention matrix set to the
+    identity (what the released MaskCLIP and CLIP2Scene code computes).
+    ``naclip``: key-key attention plus a Gaussian of the patches' distance, neither residual nor MLP (NACLIP, WACV 2025).
+    ``proxy``: attention from another network, likewise without residual and MLP (ProxyCLIP, ECCV 2024).
     """
 
     def __init__(self, visual: Any, reading: Reading) -> None:
@@ -66,30 +89,35 @@ class DenseVit(nn.Module):
         self.visual, self.reading = visual, reading
         self._positions: dict[tuple[int, int], Tensor] = {}
 
-    @property
-    def stride(self) -> int:
-        return int(self.visual.patch_size[0])
-
     def forward(
-        self, images: Float[Tensor, "n 3 height width"], attention: Float[Tensor, "n hw hw"] | None = None
+        self, images: Float[Tensor, "n 3 height width"], proxy: Float[Tensor, "n h w c"] | None = None
     ) -> Dense:
-        """Dense features of normalised images whose sides are multiples of the patch; class token dropped."""
-        grid = (images.shape[2] // self.stride, images.shape[3] // self.stride)
+        """Dense features of normalised images whose sides are multiples of the patch.
+
+        Args:
+            images: the model's input.
+            proxy: other network's features of the same images; their grid becomes the output's (``proxy`` only).
+        """
+        patch = self.visual.patch_size
+        grid = (images.shape[2] // patch[0], images.shape[3] // patch[1])
         *before, last = self.visual.transformer.resblocks
         tokens = self._embed(images, grid)
         for block in before:
             tokens = _run(block, tokens)
-        normed = last.ln_1(tokens)
-        key, value = self._key_value(last.attn, normed)
-        mixed = self._mix(last.attn.num_heads, key, value, grid, attention)
+        key, value = _key_value(last.attn, last.ln_1(tokens))
+        mixed = value[:, 1:].unflatten(1, grid)
+        if self.reading == "naclip":
+            mixed = _near(last.attn.num_heads, key, value, grid)
+        key = key[:, 1:].unflatten(1, grid)
+        if proxy is not None:
+            key, mixed = _resized(key, proxy), _by_proxy(mixed, proxy)
         out = last.ls_1(F.linear(mixed, last.attn.out_proj.weight, last.attn.out_proj.bias))
         if self.reading == "residual":
-            out = tokens + out
+            out = tokens[:, 1:].unflatten(1, grid) + out
             out = out + last.ls_2(last.mlp(last.ln_2(out)))
-        feature = self.visual.ln_post(out[:, 1:]) @ self.visual.proj
-        return Dense(feature.unflatten(1, grid), key[:, 1:].unflatten(1, grid))
+        return Dense(self.visual.ln_post(out) @ self.visual.proj, key)
 
-    def _embed(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
+    def _embed(self, images: Tensor, grid: tuple[int, int]) -> Float[Tensor, "n tokens width"]:
         patches = self.visual.conv1(images).flatten(2).transpose(1, 2)
         first = self.visual.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
         tokens: Tensor = self.visual.ln_pre(torch.cat([first, patches], 1) + self._position(grid).to(patches.dtype))
@@ -98,52 +126,75 @@ class DenseVit(nn.Module):
     def _position(self, grid: tuple[int, int]) -> Float[Tensor, "tokens width"]:
         """The position embedding for a grid of patches: bicubic and antialiased, as open_clip does while loading."""
         if grid not in self._positions:
-            own, old = self.visual.positional_embedding, self.visual.grid_size
-            if grid != tuple(old):
-                square = own[1:].unflatten(0, tuple(old)).permute(2, 0, 1)[None]
+            own, old = self.visual.positional_embedding, tuple(self.visual.grid_size)
+            if grid != old:
+                square = own[1:].unflatten(0, old).permute(2, 0, 1)[None]
                 new = F.interpolate(square, grid, mode="bicubic", antialias=True, align_corners=False)
                 own = torch.cat([own[:1], new[0].flatten(1).T])
             self._positions[grid] = own
         return self._positions[grid]
 
-    @staticmethod
-    def _key_value(attn: Any, normed: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of the last attention; the queries are not needed by any reading."""
-        width = normed.shape[-1]
-        key_value = F.linear(normed, attn.in_proj_weight[width:], attn.in_proj_bias[width:])
-        key, value = key_value.chunk(2, -1)
-        return key, value
 
-    def _mix(
-        self, heads: int, key: Tensor, value: Tensor, grid: tuple[int, int], attention: Tensor | None
-    ) -> Float[Tensor, "n tokens width"]:
-        if self.reading in ("pure", "residual"):
-            return value
-        if self.reading == "naclip":
-            key, value = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (key, value))
-            near = neighbourhood(grid, key.device).to(key.dtype)
-            mixed = F.scaled_dot_product_attention(key, key, value, attn_mask=near)
-            return mixed.transpose(1, 2).flatten(2)
-        assert attention is not None
-        patches = attention.to(value.dtype) @ value[:, 1:]
-        return torch.cat([value[:, :1], patches], 1)
+def _run(block: Any, tokens: Float[Tensor, "n tokens width"]) -> Float[Tensor, "n tokens width"]:
+    if block.attn.batch_first:
+        out: Tensor = block(tokens)
+        return out
+    return _run_token_first(block, tokens)
 
 
-def _run(block: Any, tokens: Tensor) -> Tensor:
-    if not block.attn.batch_first:
-        return block(tokens.transpose(0, 1)).transpose(0, 1)
-    out: Tensor = block(tokens)
-    return out
+def _run_token_first(block: Any, tokens: Tensor) -> Tensor:
+    out: Tensor = block(tokens.transpose(0, 1).contiguous())
+    return out.transpose(0, 1)
 
 
-def neighbourhood(grid: tuple[int, int], device: torch.device) -> Float[Tensor, "tokens tokens"]:
-    """NACLIP's bias: ``exp(-d^2 / (2 sigma^2))`` between patches ``d`` apart, 0 from and to the class token."""
-    rows, columns = torch.meshgrid(
-        torch.arange(grid[0], device=device), torch.arange(grid[1], device=device), indexing="ij"
-    )
-    at = torch.stack([rows.flatten(), columns.flatten()], 1).float()
-    square = (at[:, None] - at[None]).square().sum(-1)
-    return F.pad(torch.exp(-square / (2 * _SIGMA**2)), (1, 0, 1, 0))
+def _key_value(attn: Any, normed: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values of an attention; no reading needs its queries."""
+    width = normed.shape[-1]
+    key, value = F.linear(normed, attn.in_proj_weight[width:], attn.in_proj_bias[width:]).chunk(2, -1)
+    return key, value
+
+
+def _near(heads: int, key: Tensor, value: Tensor, grid: tuple[int, int]) -> Float[Tensor, "n h w width"]:
+    """NACLIP's attention, of the patches to all tokens: ``softmax(k k^T / sqrt(width of a head) + neighbourhood) v``."""
+    key, value = (tokens.unflatten(-1, (heads, -1)).transpose(1, 2) for tokens in (key, value))
+    bias = neighbourhood(grid, key.device).to(key.dtype)
+    mixed = F.scaled_dot_product_attention(key[:, :, 1:], key, value, attn_mask=bias)
+    return mixed.transpose(1, 2).flatten(2).unflatten(1, grid)
+
+
+def neighbourhood(grid: tuple[int, int], device: torch.device) -> Float[Tensor, "patches tokens"]:
+    """NACLIP's bias: ``exp(-d^2 / (2 sigma^2))`` between patches ``d`` apart, 0 to the class token (first column)."""
+    rows, columns = (torch.arange(side, device=device, dtype=torch.float32) for side in grid)
+    square = (rows[:, None] - rows).square()[:, None, :, None] + (columns[:, None] - columns).square()[None, :, None]
+    return F.pad(torch.exp(-square / (2 * _SIGMA**2)).flatten(2).flatten(0, 1), (1, 0))
+
+
+def _by_proxy(value: Float[Tensor, "n a b width"], proxy: Float[Tensor, "n h w c"]) -> Float[Tensor, "n h w width"]:
+    """Values, stretched to the proxy's grid, averaged by its attention."""
+    mixed = proxy_attention(proxy).to(value.dtype) @ _resized(value, proxy).flatten(1, 2)
+    return mixed.unflatten(1, proxy.shape[1:3])
+
+
+def proxy_attention(proxy: Float[Tensor, "n h w c"]) -> Float[Tensor, "n hw hw"]:
+    """ProxyCLIP's attention: softmax over ``gamma (cos - beta mean(cos))`` where that is not negative.
+
+    A patch always attends to itself: in an image without contrast the mean is so high that the published formula leaves
+    some patches nothing, and gives NaN.
+    """
+    unit = F.normalize(proxy.flatten(1, 2).float(), dim=-1)
+    cosine = unit @ unit.transpose(1, 2)
+    logit = _GAMMA * (cosine - _BETA * cosine.mean((1, 2), keepdim=True))
+    itself = torch.eye(logit.shape[1], dtype=torch.bool, device=logit.device)
+    return logit.masked_fill((logit < 0) & ~itself, -torch.inf).softmax(-1)
+
+
+def _resized(maps: Float[Tensor, "n a b d"], like: Float[Tensor, "n h w c"]) -> Float[Tensor, "n h w d"]:
+    """Maps stretched bilinearly to another's grid."""
+    if maps.shape[1:3] == like.shape[1:3]:
+        return maps
+    channels_first = maps.permute(0, 3, 1, 2)
+    stretched = F.interpolate(channels_first, tuple(like.shape[1:3]), mode="bilinear", align_corners=False)
+    return stretched.permute(0, 2, 3, 1)
 
 
 class DenseResNet(nn.Module):
@@ -155,8 +206,8 @@ class DenseResNet(nn.Module):
         super().__init__()
         self.visual = visual
 
-    def forward(self, images: Float[Tensor, "n 3 height width"], attention: None = None) -> Dense:
-        """Dense features of normalised images whose sides are multiples of 32."""
+    def forward(self, images: Float[Tensor, "n 3 height width"], proxy: None = None) -> Dense:
+        """Dense features of normalised images whose sides are multiples of 32 (``proxy`` is not used)."""
         visual = self.visual
         maps = visual.layer4(visual.layer3(visual.layer2(visual.layer1(visual.stem(images))))).permute(0, 2, 3, 1)
         pool = visual.attnpool

@@ -47,7 +47,7 @@ class Sites:
     def submanifold(self) -> KernelMap:
         """Native map of the 3^3 op."""
         index = self._index or grid.index_coords(self.coords.cpu().numpy())
-        return sparse_native.submanifold_map(index, self.coords.device)
+        return KernelMap(grid.neighbours(index), len(self), len(self), mirrored=True)
 
     @cached_property
     def stride(self) -> KernelMap:
@@ -55,7 +55,7 @@ class Sites:
         index, pairs = grid.coarsen(self.coords.cpu().numpy())
         coarser = Sites(torch.from_numpy(index.coords()).to(self.coords.device), "native")
         coarser._index, self._coarser = index, coarser
-        return sparse_native.stride_map(pairs, len(self), len(index), self.coords.device)
+        return KernelMap(pairs, len(self), len(index))
 
     @property
     def coarser(self) -> Sites:
@@ -134,7 +134,7 @@ class Up(_Kernel):
         """``fine`` is the set of cells that ``x`` came down from."""
         if x.sites.level is not None:
             return SparseTensor(sparse_spconv.up(x.feats, self.weight, x.sites.level), fine)
-        return SparseTensor(sparse_native.convolve(x.feats, self.weight, fine.stride.reverse()), fine)
+        return SparseTensor(sparse_native.convolve(x.feats, self.weight, fine.stride.reverse), fine)
 
 
 class Pointwise(nn.Linear):

@@ -1,107 +1,196 @@
-"""Sparse convolution without spconv: gather, multiply, scatter, with a backward pass written by hand."""
+"""Sparse convolution without spconv, with a backward pass written by hand.
+
+Output rows are cut into tiles, and a tile is computed by one thread from first to last, offset by offset: no two threads
+write one row, and the order of every sum is the same for any number of threads.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
-from projection import grid
+from distill import sparse_kernels as kernels
+from projection.grid import PairLists
 
-CENTRE = 13
-"""Offset (0, 0, 0) among the 27 of a 3^3 kernel."""
+TILE_ROWS = 512
+"""Output rows of a tile: its float32 sums stay in a core's second cache up to 256 channels."""
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False)
 class KernelMap:
-    """Which input row meets which output row at each offset of a kernel.
+    """Which input row meets which output row at each offset of a kernel, in the orders that the passes need.
 
     Attributes:
-        source: input rows of each offset, None where every row meets itself.
-        target: output rows of each offset, no row twice within one.
+        pairs: the pairs, offset by offset.
         inputs: number of input rows.
         outputs: number of output rows.
+        mirrored: the pairs of offset ``k`` are those of the last offset minus ``k``, turned round.
     """
 
-    source: tuple[Int[Tensor, " p"] | None, ...]
-    target: tuple[Int[Tensor, " p"] | None, ...]
+    pairs: PairLists
     inputs: int
     outputs: int
+    mirrored: bool = False
 
+    @cached_property
+    def forward(self) -> PairLists:
+        """Sorted by tile of output rows."""
+        return self.pairs.tile(self.outputs, TILE_ROWS)
+
+    @cached_property
+    def backward(self) -> PairLists:
+        """Turned round and sorted by tile of input rows; of a mirrored map with the offsets in opposite order."""
+        return self.forward if self.mirrored else self.pairs.reverse().tile(self.inputs, TILE_ROWS)
+
+    @cached_property
     def reverse(self) -> KernelMap:
-        """The same pairs with input and output exchanged."""
-        return KernelMap(self.target, self.source, self.outputs, self.inputs)
-
-    def __iter__(self) -> Iterator[tuple[int, Tensor | None, Tensor | None]]:
-        for offset, (source, target) in enumerate(zip(self.source, self.target, strict=True)):
-            if source is None or len(source):
-                yield offset, source, target
+        """The map of the inverse op."""
+        turned = KernelMap(self.pairs.reverse(), self.outputs, self.inputs)
+        turned.__dict__["forward"], turned.__dict__["backward"] = self.backward, self.forward
+        return turned
 
 
-def _lists(flat: Int[np.ndarray, " p"], ends: tuple[int, ...], device: torch.device) -> tuple[Tensor, ...]:
-    return torch.from_numpy(flat.astype(np.int64)).to(device).tensor_split(list(ends[:-1]))
+# --- threads ---------------------------------------------------------------------------------------------------------
 
 
-def submanifold_map(index: grid.CellIndex, device: torch.device) -> KernelMap:
-    """The map of a 3^3 kernel that keeps the set of cells."""
-    pairs = grid.neighbours(index)
-    source, target = _lists(pairs.source, pairs.ends, device), _lists(pairs.target, pairs.ends, device)
-    return KernelMap((*source, None, *target[::-1]), (*target, None, *source[::-1]), len(index), len(index))
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), "clipsweep-sparse")
 
 
-def stride_map(pairs: grid.PairLists, fine: int, coarse: int, device: torch.device) -> KernelMap:
-    """The map of a 2^3 kernel with stride 2; reversed, it is the inverse op's."""
-    return KernelMap(_lists(pairs.source, pairs.ends, device), _lists(pairs.target, pairs.ends, device), fine, coarse)
+os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not live on in a forked child
 
 
-def _take(rows: Float[Tensor, "v c"], index: Tensor | None) -> Float[Tensor, "p c"]:
-    return rows if index is None else rows.index_select(0, index)
+def share(tasks: int, work: Callable[[int, int], None]) -> None:
+    """Calls ``work(first, last)`` on pieces of ``range(tasks)`` from as many threads as torch may use."""
+    threads = min(torch.get_num_threads(), tasks)
+    if threads < 2:
+        work(0, tasks)
+        return
+    step = max(1, tasks // (8 * threads))
+    begins = iter(range(0, tasks, step))
+
+    def drain() -> None:
+        for begin in begins:
+            work(begin, min(begin + step, tasks))
+
+    others = [_pool().submit(drain) for _ in range(threads - 1)]
+    drain()
+    for other in others:
+        other.result()
 
 
-def _put(out: Float[Tensor, "v c"], index: Tensor | None, rows: Float[Tensor, "p c"]) -> None:
-    if index is None:
-        out.add_(rows)
-    else:
-        out.index_add_(0, index, rows.to(out.dtype))
+# --- the op ----------------------------------------------------------------------------------------------------------
 
 
-class _Convolve(torch.autograd.Function):
-    """``out[target] += feats[source] @ weight[k].T`` over the offsets ``k`` of a map."""
+def _bits(values: Float[Tensor, "..."]) -> NDArray[Any]:
+    """The same memory as a NumPy array, bfloat16 as int16."""
+    return (values.view(torch.int16) if values.dtype == torch.bfloat16 else values).detach().numpy()
+
+
+def _rows(feats: Float[Tensor, "v c"]) -> NDArray[Any]:
+    """Rows as the kernels read them: float32, or pairs of bfloat16 in an int32."""
+    if feats.dtype == torch.float32:
+        return feats.numpy()
+    even = functional.pad(feats, (0, feats.shape[1] % 2))
+    return even.view(torch.int32).numpy()
+
+
+def _room(rows: int, columns: int, like: Tensor, *before: int) -> Tensor:
+    """Zeros for ``rows`` packed rows: columns up to whole vectors, two rows of bfloat16 in one."""
+    columns = -(-columns // kernels.LANES) * kernels.LANES
+    half = like.dtype == torch.bfloat16
+    return torch.zeros((*before, -(-rows // 2) if half else rows, columns), dtype=torch.int32 if half else torch.float32)
+
+
+def _convolve(feats: Tensor, weight: Float[Tensor, "k i o"], tiles: PairLists, outputs: int) -> Float[Tensor, "w o"]:
+    """Sums ``feats[source] @ weight[k]`` into the target rows; ``weight`` may have any strides."""
+    offsets, depth, width = weight.shape
+    packed = _room(depth, width, feats, offsets).numpy()
+    values = _bits(weight)
+    share(offsets, lambda first, last: kernels.pack_weight(values, first, last, packed))
+    out = feats.new_empty((outputs, width))
+    rows, bits = _rows(feats), _bits(out)
+    share(
+        (len(tiles.starts) - 1) // offsets,
+        lambda first, last: kernels.convolve(
+            rows, packed, tiles.starts, tiles.source, tiles.target, TILE_ROWS, first, last, bits
+        ),
+    )
+    return out
+
+
+def _weight_gradient(feats: Tensor, grad: Tensor, tiles: PairLists, d_weight: Float[Tensor, "o k i"]) -> None:
+    rows, grads, out = _bits(feats), _bits(grad), d_weight.numpy()
+
+    def some(first: int, last: int) -> None:
+        left = _room(kernels.CHUNK, grad.shape[1], feats)[:, : grad.shape[1]].contiguous().numpy()
+        right = _room(kernels.CHUNK, feats.shape[1], feats).numpy()
+        for k in range(first, last):
+            kernels.weight_gradient(rows, grads, tiles.starts, tiles.source, tiles.target, k, left, right, out)
+
+    share(d_weight.shape[1], some)
+
+
+class _Convolution(torch.autograd.Function):
+    """``out[target] += feats[source] @ weight[:, k].T`` over the offsets ``k`` of a map, on the CPU."""
 
     @staticmethod
     def forward(ctx: Any, feats: Tensor, weight: Tensor, pairs: KernelMap) -> Tensor:
         ctx.save_for_backward(feats, weight)
         ctx.pairs = pairs
-        out = feats.new_zeros((pairs.outputs, weight.shape[0]), dtype=torch.float32)
-        for k, source, target in pairs:
-            _put(out, target, _take(feats, source) @ weight[:, k].t())
-        return out.to(feats.dtype)
+        return _convolve(feats, weight.to(feats.dtype).permute(1, 2, 0), pairs.forward, pairs.outputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, None]:
-        (grad,) = grads
         feats, weight = ctx.saved_tensors
-        d_feats = torch.zeros_like(feats, dtype=torch.float32)
-        d_weight = torch.zeros_like(weight)
-        for k, source, target in ctx.pairs:
-            rows = _take(grad, target)
-            d_weight[:, k] = rows.t() @ _take(feats, source)
-            _put(d_feats, source, rows @ weight[:, k])
-        return d_feats.to(feats.dtype), d_weight, None
+        pairs: KernelMap = ctx.pairs
+        grad = grads[0].contiguous()
+        d_feats, d_weight = None, None
+        if ctx.needs_input_grad[0]:
+            turned = weight.to(feats.dtype).permute(1, 0, 2)
+            turned = turned.flip(0) if pairs.mirrored else turned
+            d_feats = _convolve(grad, turned, pairs.backward, pairs.inputs)
+        if ctx.needs_input_grad[1]:
+            d_weight = torch.empty_like(weight)
+            _weight_gradient(feats, grad, pairs.forward, d_weight)
+        return d_feats, d_weight, None
+
+
+def _by_torch(feats: Tensor, weight: Float[Tensor, "o k i"], pairs: KernelMap) -> Float[Tensor, "w o"]:
+    """The same in plain torch, for other devices and types, and as the twin that the tests hold the kernels against."""
+    out = feats.new_zeros((pairs.outputs, weight.shape[0]))
+    source, target = (torch.from_numpy(side).to(feats.device) for side in (pairs.pairs.source, pairs.pairs.target))
+    for k in range(weight.shape[1]):
+        at = slice(int(pairs.pairs.starts[k]), int(pairs.pairs.starts[k + 1]))
+        out = out.index_add(0, target[at], feats.index_select(0, source[at]) @ weight[:, k].t())
+    return out
 
 
 def convolve(
     feats: Float[Tensor, "v i"], weight: Float[Tensor, "o k0 k1 k2 i"], pairs: KernelMap
 ) -> Float[Tensor, "w o"]:
-    """A sparse convolution; under ``torch.autocast`` its products are bf16, its sums float32."""
+    """A sparse convolution.
+
+    Under ``torch.autocast`` in bfloat16, rows are bfloat16 and products of bfloat16; sums and the weight's gradient are
+    float32 still.
+    """
+    device = feats.device.type
     weight = weight.flatten(1, 3)
-    if torch.is_autocast_enabled(feats.device.type):
-        dtype = torch.get_autocast_dtype(feats.device.type)
-        feats, weight = feats.to(dtype), weight.to(dtype)
-    with torch.autocast(feats.device.type, enabled=False):
-        return _Convolve.apply(feats, weight, pairs)
+    if torch.is_autocast_enabled(device):
+        feats = feats.to(torch.get_autocast_dtype(device))
+    with torch.autocast(device, enabled=False):
+        if device == "cpu" and feats.dtype in (torch.float32, torch.bfloat16) and weight.dtype == torch.float32:
+            return _Convolution.apply(feats.contiguous(), weight, pairs)
+        return _by_torch(feats, weight.to(feats.dtype), pairs)

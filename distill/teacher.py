@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -52,6 +52,7 @@ class TeacherConfig:
     keep_features: bool = False
 
 
+@runtime_checkable
 class Teacher(Protocol):
     """Names the pixels of images."""
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -81,20 +85,88 @@ def group_names(
     return flat, np.repeat(np.arange(len(groups)), [len(names) for names in groups])
 
 
+class Encoder:
+    """A CLIP model's text side: sentences to embeddings.
+
+    Under causal attention, with the embedding read at a sentence's own end, what follows the end changes nothing: a
+    batch is cut at its longest sentence, which for class names takes a fifth of the time of the full 77 tokens.
+
+    Args:
+        model: open_clip model.
+        tokenizer: its tokenizer.
+        device: where the model is.
+        batch: sentences per forward pass.
+    """
+
+    def __init__(self, model: Any, tokenizer: Callable[[list[str]], Tensor], device: torch.device, batch: int = 256):
+        self._model, self._tokenizer, self._device, self._batch = model, tokenizer, device, batch
+
+    @torch.inference_mode()
+    def __call__(self, sentences: Sequence[str]) -> Float[Tensor, "n d"]:
+        """Embeddings of sentences, not of unit length."""
+        tokens = self._tokenizer(list(sentences)).to(self._device)
+        length = tokens.argmax(-1)
+        order = length.argsort(stable=True)  # alike lengths into one batch
+        parts = [self._encode(tokens[rows], int(length[rows].max()) + 1) for rows in order.split(self._batch)]
+        whole = torch.cat(parts)
+        return torch.empty_like(whole).index_copy_(0, order, whole)
+
+    def _encode(self, tokens: Tensor, length: int) -> Tensor:
+        """As the model's own ``encode_text``, on the first ``length`` tokens where that is the same."""
+        model = self._model
+        if getattr(model, "text_pool_type", "") != "argmax" or getattr(model, "attn_mask", None) is None:
+            encoded: Tensor = model.encode_text(tokens)
+            return encoded
+        tokens, mask = tokens[:, :length], model.attn_mask[:length, :length]
+        hidden = model.transformer(model.token_embedding(tokens) + model.positional_embedding[:length], attn_mask=mask)
+        last = model.ln_final(hidden[torch.arange(len(tokens)), tokens.argmax(-1)])
+        projection = model.text_projection
+        return projection(last) if callable(projection) else last @ projection
+
+
 @torch.inference_mode()
 def embed(
-    encode: Callable[[list[str]], Float[Tensor, "n d"]], names: Sequence[str], sentences: Sequence[str]
+    encode: Callable[[Sequence[str]], Float[Tensor, "n d"]], names: Sequence[str], sentences: Sequence[str]
 ) -> Float32[np.ndarray, "names d"]:
     """Unit embeddings of names: the mean over templates of unit embeddings, made unit again (CLIP's recipe).
 
     Args:
-        encode: text tower, sentences to embeddings.
+        encode: text side of the model.
         names: what to embed.
         sentences: templates with ``{}`` where the name goes.
     """
     texts = [sentence.replace("{}", name) for name in names for sentence in sentences]
     unit = F.normalize(encode(texts).float(), dim=-1)
     return F.normalize(unit.unflatten(0, (len(names), len(sentences))).mean(1), dim=-1).cpu().numpy()
+
+
+def cached(
+    folder: Path | None, key: str, rows: int, make: Callable[[], Float32[np.ndarray, "rows d"]]
+) -> Float32[np.ndarray, "rows d"]:
+    """Embeddings kept in a folder under their key; made, and kept, where they are not there whole.
+
+    Args:
+        folder: where they are kept; None keeps nothing.
+        key: digest of all that they depend on.
+        rows: how many there must be.
+        make: computes them.
+    """
+    if folder is None:
+        return make()
+    path = folder / f"text-{key[:24]}.npy"
+    try:
+        kept = np.load(path, allow_pickle=False)
+        if kept.dtype == np.float32 and kept.ndim == 2 and len(kept) == rows and np.isfinite(kept).all():
+            return kept
+    except (OSError, ValueError):
+        pass
+    made, buffer = make(), io.BytesIO()
+    np.save(buffer, made)
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(buffer.getvalue())
+    temporary.replace(path)
+    return made
 
 
 def group_max(

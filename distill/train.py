@@ -94,9 +94,7 @@ def make_optimizer(student: nn.Module, config: TrainConfig) -> torch.optim.Optim
     return torch.optim.AdamW(groups, lr=config.lr)
 
 
-def losses(
-    student: Student, batch: Batch, text: Float[Tensor, "c d"], config: ObjectivesConfig
-) -> dict[str, Tensor]:
+def losses(student: Student, batch: Batch, text: Float[Tensor, "c d"], config: ObjectivesConfig) -> dict[str, Tensor]:
     """Each switched-on objective's value on a batch, not yet weighted."""
     embedding = student(batch, points=batch.pair_point, heads=("semantic",)).semantic
     assert embedding is not None
@@ -136,7 +134,7 @@ def train(
     device = next(student.parameters()).device
     if start_epoch >= config.epochs:
         on_checkpoint(start_epoch)
-    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")  # type: ignore[attr-defined]
+    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
     steps, stream = config.epochs * steps_per_epoch, iter(batches)
     for epoch in range(start_epoch, config.epochs):
         student.train()

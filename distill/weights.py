@@ -126,13 +126,15 @@ def hub_file(repository: str, names: tuple[str, ...]) -> Path:
         BadInput: none is cached, and there is no network or no such file.
     """
     from huggingface_hub import constants, hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     for name in names:
         try:
             return Path(hf_hub_download(repository, name, local_files_only=True))
         except LocalEntryNotFoundError:
             continue
+        except HFValidationError as error:
+            raise BadInput(repository, f"is no repository name ({error})", "hf-hub:OWNER/NAME") from None
     where = f"{repository} ({', '.join(names)})"
     cure = "give a local file as teacher.weights, or run once with a network"
     if constants.HF_HUB_OFFLINE or not _reachable(constants.ENDPOINT):
@@ -190,28 +192,41 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return {name.removeprefix("module."): value for name, value in tree.items()}
 
 
-def build_clip(source: Source) -> nn.Module:
-    """The model of a source with its weights, in float32 and evaluation mode.
+def build_clip(source: Source) -> Any:
+    """The open_clip model of a source with its weights, in float32 and evaluation mode.
 
     Raises:
-        BadInput: the weights do not fit the model's configuration.
+        BadInput: the configuration makes no model, or the weights do not fit it.
     """
     from open_clip.convert import convert_state_dict
     from open_clip.model import CLIP, CustomTextCLIP, convert_to_custom_text_state_dict, resize_pos_embed
 
     config = dict(source.config)
-    model = (CustomTextCLIP if config.pop("custom_text", False) else CLIP)(**config)
+    kind = CustomTextCLIP if config.pop("custom_text", False) else CLIP
+    try:
+        model = kind(**config)
+    except (TypeError, AssertionError, ValueError) as error:
+        raise BadInput(source.name, f"its configuration makes no model ({error})", "correct the file") from None
     state = convert_state_dict(model, read_weights(source.checkpoint))
-    if isinstance(model, CustomTextCLIP):
+    if kind is CustomTextCLIP:
         state = convert_to_custom_text_state_dict(state)
     for name in ("logit_scale", "logit_bias"):  # stored with and without a dimension
         own = getattr(model, name)
         if own is not None and name in state:
             state[name] = state[name].reshape(own.shape)
     resize_pos_embed(state, model)
+    return fitted(model, state, source.checkpoint, source.name)
+
+
+def fitted(model: nn.Module, state: Mapping[str, Tensor], checkpoint: Path, name: str) -> nn.Module:
+    """A model with all of its weights taken from a table, frozen, in float32 and evaluation mode.
+
+    Raises:
+        BadInput: a weight is missing, left over, or of another shape.
+    """
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
         text = " ".join(str(error).split())[:300]
-        raise BadInput(source.checkpoint, f"does not fit {source.name}: {text}", "give the weights' own model") from None
+        raise BadInput(checkpoint, f"does not fit {name}: {text}", "give the model that the weights belong to") from None
     return model.float().eval().requires_grad_(False)

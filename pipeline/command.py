@@ -66,4 +66,6 @@ def _help(about: str, keys: Sequence[str]) -> str:
     rows = [row for row in describe(Config) if row[0].split(".")[0] in keys]
     width = max(len(f"{key}={default}") for key, default, _ in rows)
     lines = [f"  {f'{key}={default}':{width}}  {text}" for key, default, text in rows]
-    return "\n".join([about.strip(), "", "YAML files are merged left to right, then key=value. Keys and defaults:", *lines, ""])
+    return "\n".join(
+        [about.strip(), "", "YAML files are merged left to right, then key=value. Keys and defaults:", *lines, ""]
+    )

@@ -20,6 +20,7 @@ from distill.student import ModelConfig
 from distill.teacher import TeacherConfig
 from distill.train import TrainConfig
 from pipeline.datasets import DataConfig
+from pipeline.demo.write import DemoConfig
 from pipeline.executor import RunConfig
 from pipeline.labels import LabelsConfig
 from pipeline.yaml_files import read_yaml
@@ -32,6 +33,7 @@ class Config:
     """Everything that a tool can be told.
 
     Attributes:
+        make_demo: write the embedded world to data.root first, if it is not there
         store: folder of all artifacts
         seed: seed of everything random
         on_bad: what to do with a frame that cannot be used: fail, or skip it and say so
@@ -54,6 +56,8 @@ class Config:
     objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    demo: DemoConfig = field(default_factory=DemoConfig)
+    make_demo: bool = False
     store: str = "artifacts"
     seed: int = 0
     on_bad: Literal["fail", "skip"] = "fail"
@@ -69,8 +73,8 @@ class Config:
 
     def groups(self, *names: str) -> dict[str, Any]:
         """The named groups and keys as plain values, to be hashed into an artifact's name."""
-        found = {name: getattr(self, name) for name in names}
-        return {k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in found.items()}
+        tree = dataclasses.asdict(self)
+        return {name: tree[name] for name in names}
 
 
 def load_config(arguments: Sequence[str]) -> Config:

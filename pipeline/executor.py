@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from tqdm import tqdm
@@ -41,10 +41,12 @@ class Shard:
     counts: Mapping[str, int] = field(default_factory=dict)
 
 
+@runtime_checkable
 class Worker(Protocol):
     """Does one scene; owns its model and whatever else outlives a scene."""
 
-    def __call__(self, scene: str) -> Shard: ...
+    def __call__(self, scene: str) -> Shard:
+        """What becomes the scene's shard."""
 
 
 def run_stage(

@@ -30,16 +30,10 @@ from pipeline.executor import Shard, run_stage
 from pipeline.labels import LabelSpace, load_scoring, load_space
 from pipeline.loaders import key_cloud, prediction_batch, read_points, target_source, training_batches
 from pipeline.log import TrainingLog
-from pipeline.stages import make_index, make_pixels, make_points, scene_frames, scenes_of, skip_or_raise
+from pipeline.stages import device, make_index, make_pixels, make_points, scene_frames, scenes_of, skip_or_raise
 from pipeline.store import Artifact, write_whole
 from projection.errors import BadInput
 from projection.frames import NONE, Frame
-
-
-def device() -> torch.device:
-    """CUDA where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
 
 # --- student ---------------------------------------------------------------------------------------------------------
 
@@ -146,6 +140,7 @@ class PredictWorker:
         self.index, self.trained = index, trained
 
     def __call__(self, scene: str) -> Shard:
+        """The predictions of a scene's key sweeps."""
         arrays: dict[str, np.ndarray] = {}
         skipped: list[Skip] = []
         for frame in scene_frames(self.index, self.config, scene):
@@ -180,9 +175,7 @@ def _of_eval(artifact: Artifact, scenes: list[str]) -> list[Skip]:
     return [skip for skip in artifact.skipped() if skip.scene in scenes]
 
 
-def labelled_frames(
-    config: Config, index: Artifact, said: Artifact
-) -> Iterator[tuple[Frame, UInt8[np.ndarray, " n"]]]:
+def labelled_frames(config: Config, index: Artifact, said: Artifact) -> Iterator[tuple[Frame, UInt8[np.ndarray, " n"]]]:
     """The frames of ``data.eval`` with the labels that predictions or fused points give them."""
     lost = {skip.frame for skip in said.skipped()}
     for scene in scenes_of(index, "eval"):

@@ -47,9 +47,7 @@ def pixel_targets(pixels: Artifact, config: Config, frame: Frame, cloud: Cloud) 
     """A target for each visible point-pixel pair whose pixel has a label."""
     fusion = config.fusion
     pairs = project(cloud.xyz, frame.sweeps[0].global_from_lidar, frame.cameras, fusion.min_depth_m)
-    pairs = pairs[
-        visible(pairs, frame.cameras, fusion.occlusion_px, fusion.occlusion_relative, fusion.occlusion_m)
-    ]
+    pairs = pairs[visible(pairs, frame.cameras, fusion.occlusion_px, fusion.occlusion_relative, fusion.occlusion_m)]
     label, score = look_up(pairs, frame.cameras, read_pixels(pixels, frame))
     named = label != NONE
     return pairs.point[named].astype(np.int64), label[named].astype(np.int64), score[named]

@@ -32,6 +32,7 @@ class TrainingLog:
         self._bar = tqdm(total=steps, initial=done, desc="train", unit="step", disable=not progress)
 
     def __call__(self, step: Step) -> None:
+        """Writes a step down."""
         self._file.write(json.dumps(asdict(step)) + "\n")
         self._file.flush()
         for name, value in {"loss": step.loss, "lr": step.lr, **step.terms}.items():
@@ -40,6 +41,7 @@ class TrainingLog:
         self._bar.update()
 
     def close(self) -> None:
+        """Flushes and closes everything."""
         self._file.close()
         self._board.close()
         self._bar.close()

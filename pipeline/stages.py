@@ -2,34 +2,46 @@
 
 from __future__ import annotations
 
+import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from distill.teacher import MaskClip, Precomputed, Teacher
 from pipeline.config import Config
 from pipeline.datasets import DATASETS
-from pipeline.datasets.rows import Skip, read_frames, read_scenes, to_parquet
+from pipeline.datasets.rows import Skip, read_frames, read_images, read_scenes, to_parquet
+from pipeline.demo.write import write_demo
 from pipeline.executor import Shard, run_stage
 from pipeline.labels import LabelSpace, load_space, load_teacher_map
 from pipeline.loaders import key_cloud, read_pixels
-from pipeline.store import Artifact, digest_files
+from pipeline.store import Artifact, digest_files, digest_of, write_whole
 from projection.errors import BadInput
 from projection.frames import Frame
 from projection.fusion import label_scene
+
+
+def device() -> torch.device:
+    """CUDA where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
 
 # --- index -----------------------------------------------------------------------------------------------------------
 
 
 def make_index(config: Config) -> Artifact:
-    """Reads the data set's tables once into ``index.parquet``.
+    """Reads the data set's tables once into ``index.parquet``; with ``make_demo``, writes the demo world first.
 
     Raises:
         BadInput: the tables or, with ``on_bad=fail``, any frame cannot be used.
     """
     started = time.time()
     reader, root = DATASETS[config.data.kind], Path(config.data.root)
+    if config.make_demo:
+        make_demo(config, root)
     data = config.groups("data")["data"]
     del data["root"]
     key = {"data": data, "on_bad": config.on_bad, "tables": digest_files(reader.tables(config.data))}
@@ -47,6 +59,24 @@ def make_index(config: Config) -> Artifact:
     index.commit("index", to_parquet(rows, root), skipped=skipped, counts=counts)
     index.finish(["index"], config, started)
     return index
+
+
+def make_demo(config: Config, root: Path) -> None:
+    """Writes the embedded world to a data root, unless the same world is there already.
+
+    Raises:
+        BadInput: something else is there, or a setting is out of its bounds.
+    """
+    said, wanted = root / "demo.json", asdict(config.demo)
+    if said.is_file() and json.loads(said.read_text()) == wanted:
+        return
+    if root.exists():
+        raise BadInput(root, "holds something else than this demo world", "delete it, or give another data.root")
+    try:
+        write_demo(config.demo, root)
+    except ValueError as error:
+        raise BadInput("demo", str(error)) from None
+    write_whole(said, json.dumps(wanted).encode())
 
 
 def _skip_hint(count: int) -> str:
@@ -72,7 +102,19 @@ def make_teacher(config: Config, space: LabelSpace) -> Teacher:
     if teacher.kind == "precomputed":
         table = load_teacher_map(teacher.map, space)
         return Precomputed(Path(config.data.root), teacher.root, table, len(space), teacher.size_hw)
-    return MaskClip.from_config(teacher, space.prompts, space.negatives)
+    return MaskClip(
+        model=teacher.model,
+        weights=teacher.weights,
+        prompts=space.prompts,
+        negatives=space.negatives,
+        reading=teacher.reading,
+        size_hw=teacher.size_hw,
+        templates=teacher.templates,
+        min_score=teacher.min_score,
+        batch=teacher.batch,
+        device=device().type,
+        keep_features=teacher.keep_features,
+    )
 
 
 class PixelWorker:
@@ -82,6 +124,7 @@ class PixelWorker:
         self.config, self.index, self.teacher = config, index, teacher
 
     def __call__(self, scene: str) -> Shard:
+        """The labels of a scene's images."""
         arrays: dict[str, np.ndarray] = {}
         skipped: list[Skip] = []
         for frame in scene_frames(self.index, self.config, scene):
@@ -99,6 +142,7 @@ class PixelWorker:
 
 
 def skip_or_raise(error: BadInput, frame: Frame, config: Config) -> Skip:
+    """What ``on_bad`` says is to be done about a frame: word of it, or its error raised."""
     if config.on_bad == "fail":
         raise error
     return Skip(frame.id, frame.scene, str(error))
@@ -109,15 +153,25 @@ def make_pixels(config: Config, index: Artifact) -> Artifact:
     space = load_space(config.labels)
     teacher = make_teacher(config, space)
     key = {
-        **config.groups("teacher", "on_bad"),
+        **config.groups("on_bad"),
+        "kind": config.teacher.kind,
+        "features": config.teacher.keep_features,
         "classes": [space.names, space.prompts, space.negatives],
-        "teacher_digest": teacher.digest(),
+        "teacher": teacher.digest(),
+        "files": _label_files(config, index) if config.teacher.kind == "precomputed" else "",
     }
     pixels = Artifact.of(config.store, "pixels", key, [index])
     if not pixels.done("_text", config.verify):
         pixels.commit_arrays("_text", {"text": teacher.text})
     shards = ["_text", *scenes_of(index)]
     return run_stage(pixels, shards, lambda: PixelWorker(config, index, teacher), config, index.skipped())
+
+
+def _label_files(config: Config, index: Artifact) -> str:
+    """Digest of the label images' names and sizes: new ones in an old folder are new input."""
+    root = Path(config.data.root) / config.teacher.root
+    paths = (root / Path(image).with_suffix(".png") for image in read_images(index.shard("index")))
+    return digest_of([path.stat().st_size if path.is_file() else None for path in paths])
 
 
 # --- points ----------------------------------------------------------------------------------------------------------
@@ -131,6 +185,7 @@ class FuseWorker:
         self.lost = {skip.frame for skip in pixels.skipped()}
 
     def __call__(self, scene: str) -> Shard:
+        """The fused labels of a scene's key sweeps."""
         data = self.config.data
         frames = [f for f in scene_frames(self.index, self.config, scene) if f.id not in self.lost]
         frames, skipped = self._readable(frames)

@@ -106,14 +106,17 @@ class Artifact:
 
     @property
     def id(self) -> str:
+        """Name of its directory: stage and 12 hex digits."""
         return self.path.name
 
     @property
     def stage(self) -> str:
+        """Name of the stage that makes it."""
         return self.id.rpartition("-")[0]
 
     @property
     def whole(self) -> bool:
+        """Whether it was finished."""
         return (self.path / "manifest.json").is_file()
 
     def manifest(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -47,12 +48,11 @@ def draw_frame(
     rows = -(-max(len(frame.cameras), 1) // 3)
     figure = Figure(figsize=(18, 3.5 * rows + 6.5), layout="constrained", dpi=110)
     figure.suptitle(title)
-    upper, lower = figure.subfigures(2, 1, height_ratios=(3.5 * rows, 6.5))
+    halves: Any = figure.subfigures(2, 1, height_ratios=(3.5 * rows, 6.5))
+    upper, lower = halves
     axes = upper.subplots(rows, 3, squeeze=False).ravel()
     pairs = project(cloud.xyz, frame.sweeps[0].global_from_lidar, frame.cameras, fusion.min_depth_m)
-    pairs = pairs[
-        visible(pairs, frame.cameras, fusion.occlusion_px, fusion.occlusion_relative, fusion.occlusion_m)
-    ]
+    pairs = pairs[visible(pairs, frame.cameras, fusion.occlusion_px, fusion.occlusion_relative, fusion.occlusion_m)]
     for axis in axes:
         axis.set_axis_off()
     for axis, index in zip(axes, _camera_order(frame), strict=False):

@@ -31,21 +31,31 @@ def project(
         min_depth_m: points must lie strictly beyond this along the camera's axis, as in the nuScenes devkit.
         border_px: and strictly inside the image less this border: ``border < u < width - border``.
     """
-    matrices = np.zeros((len(cameras), 3, 4), np.float32)
-    size_wh = np.zeros((len(cameras), 2))
-    for index, camera in enumerate(cameras):
-        cam_from_lidar = camera.global_from_cam.inverse() @ global_from_lidar
-        matrices[index] = camera.K @ cam_from_lidar.matrix()
-        size_wh[index] = camera.size_hw[::-1]
-    most = len(xyz) * len(cameras)
-    point, camera_of = np.empty(most, np.int32), np.empty(most, np.uint8)
-    uv, depth = np.empty((most, 2), np.float32), np.empty(most, np.float32)
-    count = kernels.project(xyz, matrices, size_wh, min_depth_m, border_px, point, camera_of, uv, depth)
+    if not len(cameras):
+        return Pairs(np.empty(0, np.int32), np.empty(0, np.uint8), np.empty((0, 2), np.float32), np.empty(0, np.float32))
+    matrices = _image_from_lidar(global_from_lidar, cameras)
+    size_wh = np.array([camera.size_hw[::-1] for camera in cameras], np.float64)
+    for room in (2 * len(xyz), len(cameras) * len(xyz)):  # few points are in more than two images
+        point, camera_of = np.empty(room, np.int32), np.empty(room, np.uint8)
+        uv, depth = np.empty((room, 2), np.float32), np.empty(room, np.float32)
+        count = kernels.project(xyz, matrices, size_wh, min_depth_m, border_px, point, camera_of, uv, depth)
+        if count >= 0:
+            break
     return Pairs(point[:count].copy(), camera_of[:count].copy(), uv[:count].copy(), depth[:count].copy())
 
 
+def _image_from_lidar(global_from_lidar: Pose, cameras: Sequence[Camera]) -> Float32[np.ndarray, "k 3 4"]:
+    """``K inv(global_from_cam) global_from_lidar`` of every camera at once, composed in float64."""
+    cam_from_global = np.stack([camera.global_from_cam.rotation.T for camera in cameras])
+    away = global_from_lidar.translation - np.stack([camera.global_from_cam.translation for camera in cameras])
+    cam_from_lidar = np.empty((len(cameras), 3, 4))
+    cam_from_lidar[:, :, :3] = cam_from_global @ global_from_lidar.rotation
+    cam_from_lidar[:, :, 3] = np.einsum("kij,kj->ki", cam_from_global, away)
+    return (np.stack([camera.K for camera in cameras]) @ cam_from_lidar).astype(np.float32)
+
+
 def visible(
-    pairs: Pairs, cameras: Sequence[Camera], cell_px: float, relative: float, absolute_m: float
+    pairs: Pairs, cameras: Sequence[Camera], cell_px: float, relative: float, absolute_m: float, reach: int = 0
 ) -> Bool[np.ndarray, " m"]:
     """Which pairs are seen: at most ``nearest * (1 + relative) + absolute_m`` deep, nearest taken over the image cell.
 
@@ -64,11 +74,12 @@ def visible(
         cell_px: side of a z-buffer cell [px].
         relative: tolerance as a share of the nearest depth.
         absolute_m: tolerance [m].
+        reach: z-buffer cells on each side whose points hide too; beams are farther apart than cells up close.
     """
     sizes = np.array([camera.size_hw for camera in cameras], np.float64).reshape(-1, 2)
     grid_hw = np.ceil(sizes / cell_px).astype(np.int64)
     keep = np.empty(len(pairs), np.bool_)
-    kernels.visible(pairs.camera, pairs.uv, pairs.depth, grid_hw, cell_px, relative, absolute_m, keep)
+    kernels.visible(pairs.camera, pairs.uv, pairs.depth, grid_hw, cell_px, relative, absolute_m, reach, keep)
     return keep
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32, Int32, UInt64
+from jaxtyping import Float32, Int32, Int64, Integer, UInt64
 
 from projection import kernels
 from projection.frames import Cells
@@ -75,19 +75,43 @@ def cut(xyz: Float32[np.ndarray, "n 3"], size_m: float) -> Cells:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class PairLists:
-    """Which row of a fine set of cells meets which row of another, list after list, one list for each offset.
+    """Which row of one set of cells meets which row of another, list after list, one for each offset of a kernel.
 
     Within a list no row stands twice, on either side.
 
     Attributes:
-        source: rows of the cells at ``target + offset`` (submanifold), or of the fine cells (strided).
-        target: rows of the cells that are looked from, or of the coarse cells; of the submanifold lists ascending.
-        ends: where each list ends.
+        source: rows of the input.
+        target: rows of the output.
+        starts: where each list begins, and the end of the last.
     """
 
     source: Int32[np.ndarray, " p"]
     target: Int32[np.ndarray, " p"]
-    ends: tuple[int, ...]
+    starts: Int64[np.ndarray, " k+1"]
+
+    def reverse(self) -> PairLists:
+        """The same pairs with input and output exchanged."""
+        return PairLists(self.target, self.source, self.starts)
+
+    def tile(self, outputs: int, tile_rows: int) -> PairLists:
+        """The same pairs sorted by tile of output rows, then by offset: list ``tile * k + offset``."""
+        offsets = len(self.starts) - 1
+        offset = np.repeat(np.arange(offsets, dtype=np.int32), np.diff(self.starts))
+        starts, order = _group(self.target // tile_rows * offsets + offset, -(-outputs // tile_rows) * offsets)
+        return PairLists(self.source[order], self.target[order], starts)
+
+
+def _group(group: Integer[np.ndarray, " n"], groups: int) -> tuple[Int64[np.ndarray, " g+1"], Int32[np.ndarray, " n"]]:
+    starts, order = np.empty(groups + 1, np.int64), np.empty(len(group), np.int32)
+    kernels.group_rows(group, starts, order)
+    return starts, order
+
+
+def _pack(coords: Int32[np.ndarray, "v 4"]) -> UInt64[np.ndarray, " v"]:
+    keys = np.empty(len(coords), np.uint64)
+    if not kernels.pack_rows(coords, keys):
+        raise ValueError(f"a cell lies beyond {2**18} cells from the origin, or there are more than 128 frames")
+    return keys
 
 
 def index_coords(coords: Int32[np.ndarray, "v 4"]) -> CellIndex:
@@ -96,41 +120,40 @@ def index_coords(coords: Int32[np.ndarray, "v 4"]) -> CellIndex:
     Raises:
         ValueError: a row stands twice, or is beyond 2^18 cells or batch 127.
     """
-    keys = np.empty(len(coords), np.uint64)
-    if not kernels.pack_rows(coords, keys):
-        raise ValueError(f"a cell lies beyond {2**18} cells from the origin, or there are more than 128 frames")
-    index, _ = index_cells(keys)
+    index, _ = index_cells(_pack(coords))
     if len(index) != len(coords):
         raise ValueError(f"{len(coords) - len(index)} of {len(coords)} cells stand twice")
     return index
 
 
 def neighbours(index: CellIndex) -> PairLists:
-    """Pairs of touching cells at 13 of the 26 offsets; swapping source and target gives offset ``26 - k``.
+    """Pairs of cells that touch, and each cell with itself: the 27 offsets of a 3^3 kernel.
 
-    Offset ``k`` is ``(k // 9 - 1, k // 3 % 3 - 1, k % 3 - 1)``; the centre, 13, needs no list.
+    List ``k`` holds the pairs with ``coords[source] = coords[target] + (k // 9 - 1, k // 3 % 3 - 1, k % 3 - 1)``. Half of
+    them are looked up: list ``26 - k`` is list ``k`` with source and target exchanged.
     """
-    source, target = np.empty((13, len(index)), np.int32), np.empty((13, len(index)), np.int32)
+    count = len(index)
+    source, target = np.empty((13, count), np.int32), np.empty((13, count), np.int32)
     counts = np.zeros(13, np.int64)
     kernels.half_neighbours(index.keys, index.table, source, target, counts)
-    sides = (np.concatenate([side[k, :count] for k, count in enumerate(counts)]) for side in (source, target))
-    return PairLists(*sides, ends=tuple(np.cumsum(counts).tolist()))
+    sources, targets = ([side[k, : counts[k]] for k in range(13)] for side in (source, target))
+    same = np.arange(count, dtype=np.int32)
+    starts = np.cumsum([0, *counts, count, *counts[::-1]])
+    return PairLists(
+        np.concatenate([*sources, same, *targets[::-1]]), np.concatenate([*targets, same, *sources[::-1]]), starts
+    )
 
 
 def coarsen(coords: Int32[np.ndarray, "v 4"]) -> tuple[CellIndex, PairLists]:
-    """The cells at twice the size, in order of first sight, and the pairs (fine row, coarse row) of each octant.
+    """The cells at twice the size, in order of first sight, and the pairs (fine, coarse) of each of the 8 octants.
 
-    Octant ``4 * o0 + 2 * o1 + o2`` holds the cells with ``coords = 2 * coarse + o``.
+    List ``4 * o0 + 2 * o1 + o2`` holds the pairs with ``coords[fine] = 2 * coords[coarse] + (o0, o1, o2)``.
 
     Raises:
-        ValueError: see ``index_coords``.
+        ValueError: a row is beyond 2^18 cells or batch 127.
     """
     parents, octant = np.empty_like(coords), np.empty(len(coords), np.uint8)
     kernels.halve(coords, parents, octant)
-    keys = np.empty(len(coords), np.uint64)
-    if not kernels.pack_rows(parents, keys):
-        raise ValueError(f"a cell lies beyond {2**18} cells from the origin, or there are more than 128 frames")
-    index, parent = index_cells(keys)
-    ends, order = np.empty(8, np.int64), np.empty(len(coords), np.int32)
-    kernels.group_rows(octant, ends, order)
-    return index, PairLists(order, parent[order], tuple(ends.tolist()))
+    index, parent = index_cells(_pack(parents))
+    starts, order = _group(octant, 8)
+    return index, PairLists(order, parent[order], starts)

@@ -19,9 +19,53 @@ BATCH_BITS = 7
 _HALF = 1 << (COORD_BITS - 1)
 _MASK = (1 << COORD_BITS) - 1
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: Knuth's multiplicative hash
-_BLOCK = 256
+_BLOCK = 512  # points: their three coordinates and results fit the innermost cache
 
 jit = njit(nogil=True, cache=True, error_model="numpy")
+
+# --- sweeps ----------------------------------------------------------------------------------------------------------
+
+
+@jit
+def take_sweep(
+    raw: Any,
+    rotation: Any,
+    translation: Any,
+    moved: bool,
+    box: float,
+    far: float,
+    full: float,
+    start: int,
+    xyz: Any,
+    intensity: Any,
+    source: Any,
+) -> Any:
+    """Writes a sweep's usable points from row ``start`` on; answers the new end and the number of bad rows.
+
+    ``raw (n,c) f32`` holds x, y, z, intensity, ...; rows with ``|x|`` and ``|y|`` under ``box`` are left out, and so are
+    bad ones: not finite, or a coordinate beyond ``far``. Points are transformed in float64 if ``moved``; intensity
+    ``full`` becomes 1.
+    """
+    end, bad = start, 0
+    for i in range(raw.shape[0]):
+        x, y, z, strength = raw[i, 0], raw[i, 1], raw[i, 2], raw[i, 3]
+        if not (abs(x) <= far and abs(y) <= far and abs(z) <= far and np.isfinite(strength)):
+            bad += 1
+            continue
+        if abs(x) < box and abs(y) < box:
+            continue
+        if moved:
+            a, b, c = np.float64(x), np.float64(y), np.float64(z)
+            xyz[end, 0] = rotation[0, 0] * a + rotation[0, 1] * b + rotation[0, 2] * c + translation[0]
+            xyz[end, 1] = rotation[1, 0] * a + rotation[1, 1] * b + rotation[1, 2] * c + translation[1]
+            xyz[end, 2] = rotation[2, 0] * a + rotation[2, 1] * b + rotation[2, 2] * c + translation[2]
+        else:
+            xyz[end, 0], xyz[end, 1], xyz[end, 2] = x, y, z
+        intensity[end] = min(max(strength / np.float32(full), np.float32(0)), np.float32(1))
+        source[end] = i
+        end += 1
+    return end, bad
+
 
 # --- projection ------------------------------------------------------------------------------------------------------
 
@@ -32,13 +76,15 @@ def project(
 ) -> int:
     """Writes the pairs of a cloud ``xyz (n,3) f32`` and cameras ``matrix (k,3,4) f32 = K [R|t]``; answers how many.
 
-    Works through blocks of points: first a loop that the compiler turns into vector code, then the compaction.
+    Works through blocks of points: first a loop without branches, which the compiler turns into vector code, then the
+    compaction of those blocks that have pairs. Answers -1 when the pairs do not fit the room in ``point``.
     """
     n, count = xyz.shape[0], 0
     x, y, z = np.empty(n, np.float32), np.empty(n, np.float32), np.empty(n, np.float32)
     for i in range(n):
         x[i], y[i], z[i] = xyz[i, 0], xyz[i, 1], xyz[i, 2]
     us, vs, ds = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
+    seen = np.empty(_BLOCK, np.bool_)
     low, nearest = np.float32(border), np.float32(min_depth)
     for c in range(matrix.shape[0]):
         m00, m01, m02, m03 = matrix[c, 0, 0], matrix[c, 0, 1], matrix[c, 0, 2], matrix[c, 0, 3]
@@ -46,16 +92,21 @@ def project(
         m20, m21, m22, m23 = matrix[c, 2, 0], matrix[c, 2, 1], matrix[c, 2, 2], matrix[c, 2, 3]
         high_u, high_v = np.float32(size_wh[c, 0] - border), np.float32(size_wh[c, 1] - border)
         for start in range(0, n, _BLOCK):
-            size = min(_BLOCK, n - start)
+            size, hits = min(_BLOCK, n - start), 0
+            bx, by, bz = x[start : start + size], y[start : start + size], z[start : start + size]
             for j in range(size):
-                i = start + j
-                d = m20 * x[i] + m21 * y[i] + m22 * z[i] + m23
+                d = m20 * bx[j] + m21 * by[j] + m22 * bz[j] + m23
                 inverse = np.float32(1.0) / d
-                us[j] = (m00 * x[i] + m01 * y[i] + m02 * z[i] + m03) * inverse
-                vs[j] = (m10 * x[i] + m11 * y[i] + m12 * z[i] + m13) * inverse
-                ds[j] = d
-            for j in range(size):
-                if ds[j] > nearest and us[j] > low and us[j] < high_u and vs[j] > low and vs[j] < high_v:
+                u = (m00 * bx[j] + m01 * by[j] + m02 * bz[j] + m03) * inverse
+                v = (m10 * bx[j] + m11 * by[j] + m12 * bz[j] + m13) * inverse
+                us[j], vs[j], ds[j] = u, v, d
+                # `and` would branch, and the loop would stay scalar
+                seen[j] = (d > nearest) & (u > low) & (u < high_u) & (v > low) & (v < high_v)
+                hits += seen[j]
+            if hits > len(point) - count:
+                return -1
+            for j in range(size if hits > 0 else 0):
+                if seen[j]:
                     point[count], camera[count] = start + j, c
                     uv[count, 0], uv[count, 1], depth[count] = us[j], vs[j], ds[j]
                     count += 1
@@ -64,11 +115,11 @@ def project(
 
 @jit
 def visible(
-    camera: Any, uv: Any, depth: Any, grid_hw: Any, cell_px: float, relative: float, absolute: float, keep: Any
+    camera: Any, uv: Any, depth: Any, grid_hw: Any, cell_px: float, relative: float, absolute: float, reach: int, keep: Any
 ) -> None:
-    """Marks the pairs that no nearer pair of the same image cell hides (a z-buffer of ``cell_px`` pixels).
+    """Marks the pairs that no nearer pair of the same image cell, or of ``reach`` cells around it, hides (a z-buffer).
 
-    ``grid_hw (k,2)`` is each image's number of cells; ``keep (m,) bool`` is written.
+    ``grid_hw (k,2)`` is each image's number of cells of ``cell_px`` pixels; ``keep (m,) bool`` is written.
     """
     height, width = 1, 1
     for c in range(grid_hw.shape[0]):
@@ -78,6 +129,14 @@ def visible(
     for i in range(len(depth)):
         c, row, column = camera[i], int(uv[i, 1] * scale), int(uv[i, 0] * scale)
         nearest[c, row, column] = min(nearest[c, row, column], depth[i])
+    if reach > 0:
+        own = nearest.copy()
+        for c in range(grid_hw.shape[0]):
+            for row in range(height):
+                for column in range(width):
+                    for a in range(max(0, row - reach), min(height, row + reach + 1)):
+                        for b in range(max(0, column - reach), min(width, column + reach + 1)):
+                            nearest[c, row, column] = min(nearest[c, row, column], own[c, a, b])
     for i in range(len(depth)):
         c, row, column = camera[i], int(uv[i, 1] * scale), int(uv[i, 0] * scale)
         keep[i] = depth[i] <= nearest[c, row, column] * (1.0 + relative) + absolute
@@ -178,32 +237,46 @@ def find(wanted: Any, keys: Any, table: Any, index: Any) -> None:
 
 
 @jit
-def tally(cell: Any, label: Any, weight: Any, sums: Any) -> None:
-    """Adds each vote's fixed-point ``weight (m,) i64`` to ``sums (v,c) i64``; integers, so the order cannot matter."""
+def tally(cell: Any, label: Any, amount: Any, sign: int, sums: Any) -> None:
+    """Adds (sign 1) or takes away (-1) each vote's ``amount (m,)`` of integers in ``sums (v,c)`` of integers."""
     for i in range(len(cell)):
-        sums[cell[i], label[i]] += weight[i]
+        sums[cell[i], label[i]] += sign * amount[i]
 
 
 @jit
-def winners(sums: Any, winner: Any, share: Any) -> None:
-    """Writes each cell's heaviest class (the lower id on a tie) and its share of the cell's weight."""
-    for v in range(sums.shape[0]):
-        best, total = 0, sums[v, 0]
-        for c in range(1, sums.shape[1]):
-            total += sums[v, c]
-            if sums[v, c] > sums[v, best]:
-                best = c
-        winner[v] = best
-        share[v] = sums[v, best] / total if total > 0 else 0.0
+def decide(
+    fine: Any,
+    coarse: Any,
+    fine_sums: Any,
+    coarse_sums: Any,
+    fine_share: float,
+    allowed: Any,
+    label: Any,
+    agreement: Any,
+) -> None:
+    """Writes each point's heaviest allowed class (the lower id on a tie) and its share; untouched where nobody voted.
 
-
-@jit
-def back(cell: Any, label: Any, score: Any, winner: Any, support: Any, score_sum: Any) -> None:
-    """Counts the votes for each cell's winner and sums their fixed-point ``score (m,) i64``."""
-    for i in range(len(cell)):
-        if label[i] == winner[cell[i]]:
-            support[cell[i]] += 1
-            score_sum[cell[i]] += score[i]
+    ``fine (n,)`` and ``coarse (n,)`` are rows of ``sums (v,c) i64``, -1 where there are none; ``allowed (n or 1,c)``.
+    """
+    classes = fine_sums.shape[1]
+    for i in range(len(fine)):
+        row = i if allowed.shape[0] > 1 else 0
+        fine_total, coarse_total = 0, 0
+        for c in range(classes):
+            fine_total += fine_sums[fine[i], c] if fine[i] >= 0 else 0
+            coarse_total += coarse_sums[coarse[i], c] if coarse[i] >= 0 else 0
+        if fine_total == 0 and coarse_total == 0:
+            continue
+        share = fine_share if coarse_total > 0 else 1.0
+        by_fine = share / fine_total if fine_total > 0 else 0.0
+        by_coarse = (1.0 - share if fine_total > 0 else 1.0) / coarse_total if coarse_total > 0 else 0.0
+        best = 0.0
+        for c in range(classes):
+            if allowed[row, c]:
+                mine = by_fine * fine_sums[fine[i], c] if fine_total > 0 else 0.0
+                mine += by_coarse * coarse_sums[coarse[i], c] if coarse_total > 0 else 0.0
+                if mine > best:
+                    best, label[i], agreement[i] = mine, c, mine
 
 
 # --- neighbour maps --------------------------------------------------------------------------------------------------
@@ -239,20 +312,17 @@ def halve(coords: Any, parents: Any, octant: Any) -> None:
 
 
 @jit
-def group_rows(group: Any, ends: Any, order: Any) -> None:
-    """Writes the rows of each group, ascending, group after group, and where each group ends (a counting sort)."""
-    ends[:] = 0
+def group_rows(group: Any, starts: Any, order: Any) -> None:
+    """Writes the rows of each group, ascending, group after group, and ``starts (groups + 1)`` (a counting sort)."""
+    starts[:] = 0
     for i in range(len(group)):
-        ends[group[i]] += 1
-    for g in range(1, len(ends)):
-        ends[g] += ends[g - 1]
-    for i in range(len(group) - 1, -1, -1):
-        ends[group[i]] -= 1
-        order[ends[group[i]]] = i
-    for g in range(len(ends) - 1):
-        ends[g] = ends[g + 1]
-    if len(ends) > 0:
-        ends[len(ends) - 1] = len(group)
+        starts[group[i] + 1] += 1
+    for g in range(1, len(starts)):
+        starts[g] += starts[g - 1]
+    place = starts.copy()
+    for i in range(len(group)):
+        order[place[group[i]]] = i
+        place[group[i]] += 1
 
 
 @jit

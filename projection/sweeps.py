@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 from jaxtyping import Float32
 
+from projection import kernels
 from projection.errors import BadInput
 from projection.frames import Cloud, Frame, Sweep
+from projection.pose import Pose
 
 _RANGE_MAX_M = 300.0
+
+
+def _read(sweep: Sweep, columns: int) -> Float32[np.ndarray, "n c"]:
+    """The raw rows of a sweep, straight over the file's bytes."""
+    path, data = sweep.points.path, sweep.points.read()
+    if not data or len(data) % (4 * columns):
+        raise BadInput(
+            path, f"{len(data)} bytes are no whole number of {columns}-float points", "copy the file again"
+        )
+    return np.frombuffer(data, np.float32).reshape(-1, columns)
+
+
+def _check(path: Path, bad: int, points: int, bad_share: float) -> None:
+    if bad > bad_share * points:
+        raise BadInput(path, f"{bad} of {points} points are not finite or beyond {_RANGE_MAX_M:.0f} m")
 
 
 def read_sweep(sweep: Sweep, columns: int, bad_share: float = 0.0) -> Float32[np.ndarray, "n c"]:
@@ -23,19 +43,11 @@ def read_sweep(sweep: Sweep, columns: int, bad_share: float = 0.0) -> Float32[np
     Raises:
         BadInput: the file is not the indexed one, no whole number of points, empty, or has too many bad points.
     """
-    path, data = sweep.points.path, sweep.points.read()
-    if not data or len(data) % (4 * columns):
-        raise BadInput(
-            path, f"{len(data)} bytes are no whole number of {columns}-float points", "copy the file again"
-        )
-    points = np.frombuffer(data, np.float32).reshape(-1, columns)
+    points = _read(sweep, columns)
     good = (np.abs(points[:, :3]) <= _RANGE_MAX_M).all(axis=1) & np.isfinite(points[:, 3])
     bad = len(points) - int(good.sum())
-    if bad > bad_share * len(points):
-        raise BadInput(path, f"{bad} of {len(points)} points are not finite or beyond {_RANGE_MAX_M:.0f} m")
-    if bad:
-        points = np.where(good[:, None], points, np.float32(np.nan))
-    return points
+    _check(sweep.points.path, bad, len(points), bad_share)
+    return np.where(good[:, None], points, np.float32(np.nan)) if bad else points
 
 
 def merge(
@@ -57,24 +69,39 @@ def merge(
     Raises:
         BadInput: a sweep cannot be used.
     """
-    key_from_global = frame.sweeps[0].global_from_lidar.inverse()
-    parts: list[Cloud] = []
-    for index, sweep in enumerate(frame.sweeps[:sweeps]):
-        raw = read_sweep(sweep, columns, bad_share)
-        on_car = (np.abs(raw[:, 0]) < ego_box_m) & (np.abs(raw[:, 1]) < ego_box_m)
-        rows = np.flatnonzero(~on_car & ~np.isnan(raw[:, 0])).astype(np.int32)
-        kept = raw[rows]
-        xyz = kept[:, :3]
-        if index:
-            xyz = (key_from_global @ sweep.global_from_lidar).apply(xyz).astype(np.float32)
-        age_s = np.float32((frame.time_us - sweep.time_us) * 1e-6)
-        parts.append(
-            Cloud(
-                xyz=np.ascontiguousarray(xyz),
-                intensity=np.clip(kept[:, 3] / np.float32(intensity_scale), 0, 1),
-                age_s=np.full(len(rows), age_s),
-                sweep=np.full(len(rows), index, np.uint8),
-                source=rows,
-            )
-        )
-    return Cloud(*(np.concatenate([getattr(part, name) for part in parts]) for name in Cloud.__slots__))
+    chosen = frame.sweeps[:sweeps]
+    most = sum(sweep.points.bytes for sweep in chosen) // (4 * columns)
+    xyz, intensity, source = np.empty((most, 3), np.float32), np.empty(most, np.float32), np.empty(most, np.int32)
+    age_s, number = np.empty(most, np.float32), np.empty(most, np.uint8)
+    key_from_global, end = frame.sweeps[0].global_from_lidar.inverse(), 0
+    for index, sweep in enumerate(chosen):
+        start, raw = end, _read(sweep, columns)
+        key_from_sweep = key_from_global @ sweep.global_from_lidar if index else Pose.identity()
+        end, bad = kernels.take_sweep(
+            raw, key_from_sweep.rotation, key_from_sweep.translation, index > 0, ego_box_m, _RANGE_MAX_M,
+            intensity_scale, start, xyz, intensity, source,
+        )  # fmt: skip
+        _check(sweep.points.path, bad, len(raw), bad_share)
+        age_s[start:end], number[start:end] = (frame.time_us - sweep.time_us) * 1e-6, index
+    return Cloud(xyz[:end], intensity[:end], age_s[:end], number[:end], source[:end])
+
+
+def choose_sweeps(
+    frame: Frame, count: int, among: int = 0, max_age_s: float = np.inf, random: np.random.Generator | None = None
+) -> Frame:
+    """The frame with its key sweep and at most ``count - 1`` older ones.
+
+    Args:
+        frame: the key frame.
+        count: sweeps wanted, the key sweep included.
+        among: with ``random``, the older ones are drawn from the newest ``among - 1`` and kept in order of age (the
+            reference draws 2 of the 9 before); otherwise they are the newest.
+        max_age_s: older sweeps than this are never taken [s].
+        random: generator to draw with.
+    """
+    older = [s for s in frame.sweeps[1:] if frame.time_us - s.time_us <= max_age_s * 1e6]
+    if random is not None and among > count:
+        older = older[: among - 1]
+        drawn = random.choice(len(older), min(count - 1, len(older)), replace=False)
+        older = [older[i] for i in sorted(drawn)]
+    return replace(frame, sweeps=(frame.sweeps[0], *older[: count - 1]))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from jaxtyping import install_import_hook
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -20,6 +24,10 @@ def _checked_modules() -> list[str]:
 
 
 install_import_hook(_checked_modules(), "beartype.beartype")
+
+from pipeline.command import main  # noqa: E402 - after the hook, as all of the packages
+from pipeline.demo.write import DemoConfig, write_demo  # noqa: E402
+from tests.helpers import LABELS_HW, Outcome, Run  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +43,36 @@ def samples() -> Path:
 def _at_root(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands and configurations name files from the project's root."""
     monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture(scope="session")
+def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A demo world of two short scenes, with label images beside it: buildings above, road below."""
+    root = tmp_path_factory.mktemp("world") / "data"
+    write_demo(DemoConfig(train_scenes=1, val_scenes=1, key_frames=3, width_px=160, height_px=90, azimuths=240), root)
+    ids = np.full(LABELS_HW, 2, np.uint8)
+    ids[LABELS_HW[0] // 2 :] = 0
+    for image in (root / "samples").glob("CAM_*/*.jpg"):
+        path = root / "labels2d" / image.relative_to(root).with_suffix(".png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(ids).save(path)
+    return root
+
+
+@pytest.fixture
+def world(small_world: Path, tmp_path: Path) -> Path:
+    """A copy of the small world, to be damaged."""
+    return Path(shutil.copytree(small_world, tmp_path / "data"))
+
+
+@pytest.fixture
+def tool(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a tool of tools/ in this process."""
+
+    def run(name: str, *arguments: str) -> Outcome:
+        module = importlib.import_module(f"tools.{name}")
+        capsys.readouterr()
+        status = main(module.__doc__, module.KEYS, module.run, arguments)
+        return Outcome(status, *capsys.readouterr())
+
+    return run

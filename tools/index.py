@@ -9,6 +9,8 @@ from pipeline.command import Made, main
 from pipeline.config import Config
 from pipeline.stages import make_index
 
+KEYS = ("data", "store", "on_bad", "verify")
+
 
 def run(config: Config) -> Made:
     index = make_index(config)
@@ -16,4 +18,4 @@ def run(config: Config) -> Made:
 
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, ("data", "store", "on_bad", "verify"), run))
+    sys.exit(main(__doc__, KEYS, run))

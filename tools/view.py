@@ -22,18 +22,15 @@ KEYS = ("data", "labels", "fusion", "store", "on_bad", "student", "points", "fra
 def run(config: Config) -> Made:
     index, space = make_index(config), load_space(config.labels)
     said = Artifact.at(config.points, "points") if config.points else make_predictions(config, index)
-    for frame, label in labelled_frames(config, index, said):
-        if config.frame in ("", frame.id):
-            break
-    else:
+    frames = ((f, label) for f, label in labelled_frames(config, index, said) if config.frame in ("", f.id))
+    frame, label = next(frames, (None, None))
+    if frame is None or label is None:
         raise BadInput("frame", f"{config.frame!r} is no frame of data.eval", "leave it out for the first")
     cloud = key_cloud(frame, config, config.data.ego_box_m)
     truth = truth_of(frame, space, config)
     title = f"{frame.scene}, frame {frame.id}, {said.id}"
     rows = cloud.source
-    figure = draw_frame(
-        frame, cloud, label[rows], None if truth is None else truth[rows], space, config.fusion, title
-    )
+    figure = draw_frame(frame, cloud, label[rows], None if truth is None else truth[rows], space, config.fusion, title)
     out = Path(config.out or f"{config.store}/view-{said.id}-{frame.id.replace('/', '-')}.png")
     save_figure(figure, out)
     return Made(out, said.skipped())

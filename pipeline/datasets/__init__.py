@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
@@ -46,7 +46,8 @@ class DataConfig:
     hash: bool = False
 
 
-class Reader(NamedTuple):
+@dataclass(frozen=True)
+class Reader:
     """What a data set module offers.
 
     Attributes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,7 @@ def check_intrinsics(K: np.ndarray, where: str) -> None:
 
 def check_times(sweeps: Sequence[Sweep], cameras: Sequence[Camera], where: str) -> None:
     """Refuses sweeps that do not go back in time or that jump, and cameras far from the key sweep in time."""
-    for newer, older in zip(sweeps, sweeps[1:], strict=False):
+    for newer, older in pairwise(sweeps):
         step_s = (newer.time_us - older.time_us) * 1e-6
         if step_s <= 0:
             raise BadInput(where, f"sweep times do not rise: {older.time_us} us comes before {newer.time_us} us")

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 LIDAR = "LIDAR_TOP"
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_LEFT", "CAM_FRONT_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT")
 _TABLES = (
-    "attribute calibrated_sensor category ego_pose instance log map sample sample_annotation sample_data scene "
-    "sensor visibility"
-).split()
+    *("attribute", "calibrated_sensor", "category", "ego_pose", "instance", "log", "map", "sample"),
+    *("sample_annotation", "sample_data", "scene", "sensor", "visibility"),
+)
 _SENSOR_OFFSET_MAX_M = 20.0
 
 
@@ -99,9 +99,7 @@ def _samples(nusc: NuScenes, scene: dict[str, Any]) -> Iterator[dict[str, Any]]:
         token, seen = sample["next"], seen + 1
 
 
-def _row(
-    nusc: NuScenes, config: DataConfig, scene: str, sample: dict[str, Any], train: bool, held: bool
-) -> Row:
+def _row(nusc: NuScenes, config: DataConfig, scene: str, sample: dict[str, Any], train: bool, held: bool) -> Row:
     key = sample["data"].get(LIDAR, sample["token"])
     try:
         frame, missing = _frame(nusc, config, scene, sample)

@@ -141,9 +141,7 @@ def _to_file(row: dict[str, Any], root: Path) -> File:
 
 
 def _to_frame(row: dict[str, Any], root: Path) -> Frame:
-    sweeps = (
-        Sweep(s["time_us"], Pose.from_matrix(s["global_from_lidar"]), _to_file(s, root)) for s in row["sweeps"]
-    )
+    sweeps = (Sweep(s["time_us"], Pose.from_matrix(s["global_from_lidar"]), _to_file(s, root)) for s in row["sweeps"])
     cameras = (
         Camera(
             c["name"],
@@ -163,6 +161,12 @@ def read_frames(index: Path, root: Path, scene: str) -> list[Frame]:
     """The frames of one scene in time order, paths resolved under the data root."""
     table = pq.read_table(index, schema=SCHEMA, filters=[("scene", "=", scene)])
     return [_to_frame(row, root) for row in table.to_pylist()]
+
+
+def read_images(index: Path) -> list[str]:
+    """Names of all images of the index, below the data root."""
+    cameras = pq.read_table(index, columns=["cameras"])["cameras"].combine_chunks()
+    return list(cameras.flatten().field("path").to_pylist())
 
 
 def read_scenes(index: Path, roles: Sequence[str] = ("train", "eval")) -> dict[str, int]:

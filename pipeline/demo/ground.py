@@ -8,6 +8,7 @@ from jaxtyping import Float, UInt8
 
 from pipeline.demo.shapes import shade
 
+Span = tuple[float, float]
 DRIVEABLE, OTHER_FLAT, SIDEWALK, TERRAIN = 24, 25, 26, 27
 NO_PAINT, WHITE_PAINT, YELLOW_PAINT = range(3)
 KERB_M, STEP_M, HALF_WIDTH_M, MARGIN_M = 0.12, 0.1, 60.0, 90.0
@@ -159,7 +160,7 @@ def _cut_side_street(ground: Ground, street: Street, crossing: tuple[float, floa
             _fill(ground.paint, ground, (x0 + 0.3, x1 - 0.3), (sign * y, sign * (y + 0.5)), WHITE_PAINT)
 
 
-def _fill(layer: UInt8[np.ndarray, "ny nx"], ground: Ground, xs_m, ys_m, value: int) -> None:
+def _fill(layer: UInt8[np.ndarray, "ny nx"], ground: Ground, xs_m: Span, ys_m: Span, value: int) -> None:
     """Set a rectangle of the street frame, cut to the map [m]."""
     (x0, x1), (y0, y1) = sorted(xs_m), sorted(ys_m)
     i0, i1 = (max(round((x - ground.corner_m[0]) / STEP_M), 0) for x in (x0, x1))

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int32, UInt8
 
-Triple = tuple[float, float, float]
+Triple = tuple[float | int, float | int, float | int]
 Colour = Triple
 Angles = float | Float[np.ndarray, "*n"]
 
 BOX, ELLIPSOID, CYLINDER = range(3)
 
-# Looks: how a kernel paints a surface from `colour`, `accent` and three `pattern` numbers (see rays.paint).
+# Looks: how a kernel paints a surface from `colour`, `accent` and three `pattern` numbers (see paint_kernels).
 PLAIN, WINDOWS, BANDS, DIAGONAL, BUS, FOLIAGE, RIBS, CABIN, WHEEL, PLATE, CAR, BRICK, SIGNAL, BLOCKS, CAB = range(15)
 
 BLACK: Colour = (0.05, 0.05, 0.055)
@@ -36,7 +36,7 @@ class Part:
     look: int = PLAIN
     pattern: Triple = (1.0, 1.0, 0.0)
     turn_rad: Triple = (0.0, 0.0, 0.0)
-    taper: tuple[float, float] = (0.0, 0.0)
+    taper: tuple[float | int, float | int] = (0.0, 0.0)
     reflect: float = 0.3
 
 
@@ -50,7 +50,7 @@ class Thing:
 
     parts: tuple[Part, ...]
     label: int
-    size_m: tuple[float, float, float]
+    size_m: Triple
     x_m: float = 0.0
     y_m: float = 0.0
     z_m: float = 0.0

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
-from pipeline.demo.cast import SHADE_STEP_M, Eye, Lists, Stage, cast_pixels, cast_shadows, fill_tiles, near_to_far
+from pipeline.demo.camera_kernels import SHADE_STEP_M, Eye, Stage, cast_pixels, cast_shadows, fill_tiles, near_to_far
+from pipeline.demo.ray_kernels import Lists
 from pipeline.demo.rig import RigCamera
 from pipeline.demo.world import World
 
@@ -36,7 +37,8 @@ def render(world: World, camera: RigCamera, time_s: float) -> View:
     eye = Eye(street_from_cam[:3, 3].copy(), street_from_cam[:3, :3].copy(), camera.K)
     stage = _stage(world, time_s, eye)
     order, near = near_to_far(stage.prims, stage.centre, eye.origin)
-    lists = Lists(*fill_tiles(stage.prims, stage.centre, order, eye, h, w), near)
+    starts, items = fill_tiles(stage.prims, stage.centre, order, eye, h, w)
+    lists = Lists(starts, items, near)
     rng = world.noise(2, round(time_s * 1e6))
     grain = rng.standard_normal((h, w), dtype=np.float32) * np.float32(GRAIN)
     colour, label = np.empty((h, w, 3), np.uint8), np.empty((h, w), np.uint8)

@@ -15,7 +15,7 @@ SEAM_RAD = np.deg2rad(105.0)
 
 @dataclass(frozen=True, eq=False, slots=True)
 class RigCamera:
-    """A pinhole camera: `ego_from_cam` (4, 4) [m], `K` (3, 3) [px]; it fires `delay_s` (<= 0) from the sweep's stamp."""
+    """A pinhole camera: `ego_from_cam` [m], `K` [px]; it fires `delay_s` (<= 0) from the sweep's stamp."""
 
     channel: str
     ego_from_cam: Float[np.ndarray, "4 4"]
@@ -26,8 +26,10 @@ class RigCamera:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class RigLidar:
-    """A spinning LiDAR: `ego_from_lidar` (4, 4) [m], unit directions `ray` of its columns in firing order and rings,
-    lowest first, in its own frame (x right, y forward, z up); `delay_s` (<= 0) is a column's firing time from the stamp.
+    """A spinning LiDAR: `ego_from_lidar` [m], and unit directions of its rays in its own frame.
+
+    That frame is x right, y forward, z up; columns are in firing order, rings from the lowest. `delay_s` (<= 0) is a
+    column's firing time from the sweep's stamp.
     """
 
     ego_from_lidar: Float[np.ndarray, "4 4"]
@@ -47,7 +49,7 @@ class Drive:
     global_from_street: Float[np.ndarray, "4 4"]
 
     def street_from_ego(self, time_s: Angles) -> Float[np.ndarray, "*t 4 4"]:
-        """Pose of the car's frame (rear axle on the ground, x forward, y left, z up) in the street frame at times [s]."""
+        """Pose of the car's frame (rear axle on the ground, x forward, y left, z up) in the street's at times [s]."""
         t, turn = np.asarray(time_s, dtype=float), 2 * np.pi / 5.0
         x = self.speed_mps * t - self.surge_mps / turn * (np.cos(turn * t + self.phase_rad) - np.cos(self.phase_rad))
         y = self.lane_y_m + self.weave_m * np.sin(turn * t + self.phase_rad)

@@ -185,7 +185,7 @@ def bush(rng: np.random.Generator) -> Thing:
     """A round bush of two balls."""
     green, wide = shade(rng, pick(rng, LEAVES), 0.05), rng.uniform(0.9, 1.8)
     dx, dy = rng.normal(0, 0.25 * wide, 2)
-    leafy = dict(look=FOLIAGE, pattern=(4.0, 0, 0), reflect=0.4)
+    leafy = {"look": FOLIAGE, "pattern": (4.0, 0, 0), "reflect": 0.4}
     parts = [
         ball((0, 0, 0.36 * wide), (wide, wide, 0.8 * wide), green, **leafy),
         ball((dx, dy, 0.3 * wide), (0.8 * wide, 0.8 * wide, 0.7 * wide), green, **leafy),

@@ -1,6 +1,8 @@
 """Road users and movable objects as parts: each function draws one of its kind from a random generator."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -26,6 +28,7 @@ from pipeline.demo.parts import (
     wheels,
 )
 
+T = TypeVar("T")
 ADULT, CHILD, WORKER, BARRIER, CONE, BICYCLE, RIGID_BUS, VEHICLE_CAR = 2, 3, 4, 9, 12, 14, 16, 17
 EXCAVATOR, MOTORCYCLE, TRAILER, TRUCK = 18, 21, 22, 23
 
@@ -47,7 +50,7 @@ BUS_PAINTS: tuple[Colour, ...] = ((0.72, 0.08, 0.08), (0.10, 0.25, 0.62), (0.85,
 BRIGHT: tuple[Colour, ...] = ((0.85, 0.10, 0.45), (0.10, 0.60, 0.85), (0.30, 0.75, 0.15), (0.95, 0.75, 0.10))
 
 
-def pick(rng: np.random.Generator, choices):
+def pick(rng: np.random.Generator, choices: Sequence[T]) -> T:
     """One of `choices`, all equally likely."""
     return choices[int(rng.integers(len(choices)))]
 
@@ -55,7 +58,8 @@ def pick(rng: np.random.Generator, choices):
 def shade(rng: np.random.Generator, colour: Colour, spread: float = 0.06) -> Colour:
     """`colour` made a little lighter or darker, and its hue moved a little."""
     moved = np.asarray(colour) * rng.uniform(1 - 2 * spread, 1 + 2 * spread) + rng.normal(0, spread / 2, 3)
-    return tuple(float(c) for c in np.clip(moved, 0.02, 0.97))
+    r, g, b = np.clip(moved, 0.02, 0.97).tolist()
+    return r, g, b
 
 
 def car(rng: np.random.Generator) -> Thing:
@@ -145,7 +149,7 @@ def truck(rng: np.random.Generator) -> Thing:
 
 
 def trailer(rng: np.random.Generator) -> Thing:
-    """A trailer without its tractor: ribbed box or low flatbed with crates, wheels at the back, legs and drawbar in front."""
+    """A trailer without its tractor: a ribbed box, wheels at the back, legs and drawbar in front."""
     length, width = rng.uniform(6.5, 10.0), 2.4
     paint = shade(rng, pick(rng, ((0.10, 0.48, 0.52), (0.45, 0.30, 0.55), (0.62, 0.64, 0.66))))
     height = rng.uniform(2.9, 3.4)
@@ -183,7 +187,7 @@ def excavator(rng: np.random.Generator) -> Thing:
     yellow = shade(rng, pick(rng, ((0.95, 0.70, 0.05), (0.93, 0.62, 0.08), (0.90, 0.74, 0.12))), 0.03)
     dark: Colour = (0.14, 0.14, 0.14)
     if rng.random() < 0.6:
-        swing, reach = 0.0, rng.uniform(2.6, 3.1)
+        reach = rng.uniform(2.6, 3.1)
         parts = [
             *(
                 box(
@@ -309,9 +313,9 @@ def pedestrian(rng: np.random.Generator, label: int = ADULT) -> Thing:
     skin, hair = pick(rng, SKINS), pick(rng, ((0.08, 0.06, 0.05), (0.35, 0.22, 0.1), (0.6, 0.5, 0.3)))
     worker = label == WORKER
     look = (
-        dict(look=BANDS, pattern=(0.13, 0.18, 0.55), accent=(0.9, 0.95, 0.5), reflect=0.8)
+        {"look": BANDS, "pattern": (0.13, 0.18, 0.55), "accent": (0.9, 0.95, 0.5), "reflect": 0.8}
         if worker
-        else dict(reflect=0.3)
+        else {"reflect": 0.3}
     )
     shirt = ORANGE if worker else shirt
     stride = 0.1 * h
@@ -355,7 +359,7 @@ def barrier(rng: np.random.Generator, kind: int = 0) -> Thing:
     """A road barrier across x: 0 red and white plastic blocks, 1 concrete wedge, 2 striped board on two legs."""
     long, high = 1.9, rng.uniform(0.95, 1.1)
     if kind == 2:
-        stripes = dict(accent=WHITE, look=DIAGONAL, pattern=(0.38, 0, 0), reflect=0.85)
+        stripes = {"accent": WHITE, "look": DIAGONAL, "pattern": (0.38, 0, 0), "reflect": 0.85}
         parts = [
             box((0, 0, 0.82 * high), (long, 0.08, 0.30), ORANGE, **stripes),
             box((0, 0, 0.42 * high), (long, 0.08, 0.24), ORANGE, **stripes),

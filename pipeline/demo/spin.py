@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int32, UInt8
 
-from pipeline.demo.cast import EGO, RANGE_M, Lists, Turn, cast_car, cast_turn, fill_bins
 from pipeline.demo.ground import TERRAIN
+from pipeline.demo.lidar_kernels import EGO, RANGE_M, Turn, cast_car, cast_turn, fill_bins
 from pipeline.demo.parts import BLACK, Thing, box, pack
+from pipeline.demo.ray_kernels import Lists
 from pipeline.demo.rig import SPIN_S, RigLidar, inverse
 from pipeline.demo.scenery import VEGETATION
 from pipeline.demo.world import World

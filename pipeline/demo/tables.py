@@ -130,7 +130,9 @@ def add_fixed(tables: Tables, cameras: Sequence[RigCamera], lidar: RigLidar) -> 
         tables.add("attribute", token("attribute", name), name=name, description="")
     for level, span in enumerate(("v0-40", "v40-60", "v60-80", "v80-100"), 1):
         tables.add("visibility", str(level), level=span, description=f"visibility of the whole object is {span[1:]} %")
-    mounts = [("LIDAR_TOP", "lidar", lidar.ego_from_lidar, [])]
+    mounts: list[tuple[str, str, Float[np.ndarray, "4 4"], list[list[float]]]] = [
+        ("LIDAR_TOP", "lidar", lidar.ego_from_lidar, [])
+    ]
     mounts += [(c.channel, "camera", c.ego_from_cam, c.K.tolist()) for c in cameras]
     for channel, modality, ego_from_sensor, K in mounts:
         sensor = tables.add("sensor", token("sensor", channel), channel=channel, modality=modality)

@@ -115,29 +115,29 @@ def _single(thing: Thing) -> _Group:
     return _Group(thing.size_m[0], (thing,))
 
 
-# --- kerb lanes: parked vehicles, two-wheelers in bays, road works -----------------------------------------------------
+# --- kerb lanes: parked vehicles, two-wheelers in bays, road works ----------------------------------------------------
 
 
 def _bicycles(rng: Rng) -> _Group:
-    bikes = [_at(shapes.bicycle(rng), 1.1 * i, rng.uniform(-0.2, 0.2), 0, rng.uniform(0.5, 1.2)) for i in range(3)]
+    bikes = [_at(shapes.bicycle(rng), 1.1 * i, rng.uniform(-0.2, 0.2), 0.0, rng.uniform(0.5, 1.2)) for i in range(3)]
     return _Group(4.0, tuple(replace(b, x_m=b.x_m - 1.1) for b in bikes))
 
 
 def _motorcycles(rng: Rng) -> _Group:
     bikes = [
-        _at(shapes.motorcycle(rng), 1.7 * i - 1.7, rng.uniform(-0.2, 0.2), 0, rng.uniform(0.4, 1.1)) for i in range(3)
+        _at(shapes.motorcycle(rng), 1.7 * i - 1.7, rng.uniform(-0.2, 0.2), 0.0, rng.uniform(0.4, 1.1)) for i in range(3)
     ]
     return _Group(6.0, tuple(bikes))
 
 
 def _road_works(rng: Rng) -> _Group:
     """A digger behind striped boards, with cones towards the traffic (y > 0)."""
-    boards = [_at(shapes.barrier(rng, 2), s * 4.6, 0.0, 0, np.pi / 2 + rng.uniform(-0.2, 0.2)) for s in (-1, 1)]
+    boards = [_at(shapes.barrier(rng, 2), s * 4.6, 0.0, 0.0, np.pi / 2 + rng.uniform(-0.2, 0.2)) for s in (-1, 1)]
     cones = [_at(shapes.cone(rng), x + rng.uniform(-0.2, 0.2), 1.35) for x in np.linspace(-5.0, 5.0, 6)]
     worker = _at(
-        shapes.pedestrian(rng, shapes.WORKER), rng.uniform(-4.0, -3.6), rng.uniform(-0.8, 0.8), 0, rng.uniform(0, 6)
+        shapes.pedestrian(rng, shapes.WORKER), rng.uniform(-4.0, -3.6), rng.uniform(-0.8, 0.8), 0.0, rng.uniform(0, 6)
     )
-    digger = _at(shapes.excavator(rng), 0.3, -0.1, 0, float(rng.choice([0.0, np.pi])) + rng.uniform(-0.1, 0.1))
+    digger = _at(shapes.excavator(rng), 0.3, -0.1, 0.0, float(rng.choice([0.0, np.pi])) + rng.uniform(-0.1, 0.1))
     return _Group(11.0, (digger, worker, *boards, *cones))
 
 
@@ -220,7 +220,7 @@ def _fill(
         x = start + group.length_m
 
 
-# --- moving traffic -----------------------------------------------------------------------------------------------------
+# --- moving traffic ---------------------------------------------------------------------------------------------------
 
 
 def _traffic(rng: Rng, street: Street, drive: Drive) -> list[Thing]:
@@ -251,7 +251,7 @@ def _vehicle(rng: Rng) -> Thing:
     return (shapes.motorcycle if kind == 3 else shapes.bicycle)(rng, ridden=True)
 
 
-# --- median and roadside --------------------------------------------------------------------------------------------------
+# --- median and roadside ----------------------------------------------------------------------------------------------
 
 
 def _median(rng: Rng, street: Street, near_m: tuple[float, float]) -> list[Thing]:

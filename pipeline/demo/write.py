@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int64
 from PIL import Image
 
-from pipeline.demo.cast import count_in_boxes
+from pipeline.demo.lidar_kernels import count_in_boxes
 from pipeline.demo.parts import Thing, rotation
 from pipeline.demo.render import render
 from pipeline.demo.rig import SPIN_S, RigCamera, RigLidar, cameras, lidar, pose
@@ -28,6 +28,7 @@ from pipeline.demo.tables import (
     token,
 )
 from pipeline.demo.world import World, build_world
+from projection.errors import BadInput
 
 MINI_TRAIN = (
     "scene-0061",
@@ -100,12 +101,11 @@ def write_demo(config: DemoConfig, out: Path) -> None:
     """Make the world and write it to `out`, which appears whole or not at all.
 
     Raises:
-        ValueError: a setting is out of its bounds.
-        FileExistsError: `out` is already there.
+        BadInput: a setting is out of its bounds, or `out` is already there.
     """
     _check(config)
     if out.exists():
-        raise FileExistsError(f"{out} is already there; remove it or choose another `out`")
+        raise BadInput(out, "is already there", "remove it or choose another folder")
     version, train, val = split_names(config.train_scenes, config.val_scenes)
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     try:
@@ -123,7 +123,7 @@ def split_names(train_scenes: int, val_scenes: int) -> tuple[str, Sequence[str],
 
     if train_scenes > len(splits.train) or val_scenes > len(splits.val):
         most = f"{len(splits.train)} and {len(splits.val)}"
-        raise ValueError(f"train_scenes={train_scenes}, val_scenes={val_scenes}: nuScenes has names for {most}")
+        raise BadInput("train_scenes, val_scenes", f"{train_scenes}, {val_scenes}: nuScenes has names for {most}")
     return "v1.0-trainval", splits.train[:train_scenes], splits.val[:val_scenes]
 
 
@@ -140,9 +140,9 @@ def _check(config: DemoConfig) -> None:
     }
     for name, (low, high) in bounds.items():
         if not low <= getattr(config, name) <= high:
-            raise ValueError(f"{name}={getattr(config, name)}: must lie between {low} and {high}")
+            raise BadInput(name, f"is {getattr(config, name)}", f"it must lie between {low} and {high}")
     if not config.train_scenes + config.val_scenes:
-        raise ValueError("train_scenes=0 and val_scenes=0: there must be a scene")
+        raise BadInput("train_scenes, val_scenes", "are both 0", "there must be a scene")
 
 
 def _write_root(config: DemoConfig, root: Path, version: str, scenes: Sequence[tuple[int, str]]) -> None:

@@ -82,8 +82,7 @@ def test_an_altered_shard_is_found_by_verify(tmp_path: Path) -> None:
     assert not artifact.done("x", verify=True)
 
 
-@pytest.mark.parametrize("call", ["fsync", "replace"])
-@pytest.mark.parametrize("nth", [1, 2, 3, 4])
+@pytest.mark.parametrize(("call", "nth"), [*(("fsync", n) for n in (1, 2, 3, 4)), ("replace", 1), ("replace", 2)])
 def test_a_fault_at_any_point_of_a_commit_leaves_no_partial_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, nth: int
 ) -> None:
@@ -99,12 +98,13 @@ def test_a_fault_at_any_point_of_a_commit_leaves_no_partial_file(
         return real(*arguments)
 
     monkeypatch.setattr(*where, fail)
-    if call == "fsync" or nth <= 2:
-        with pytest.raises(OSError, match="No space left"):
-            artifact.commit_arrays("x", ARRAYS)
+    with pytest.raises(OSError, match="No space left"):
+        artifact.commit_arrays("x", ARRAYS)
     monkeypatch.undo()
-    assert artifact.done("x") in (False, True)
     assert not list(tmp_path.rglob("*.tmp"))
+    assert not artifact.done("x") or artifact.done("x", verify=True)
+    if artifact.shard("x").exists():
+        np.testing.assert_array_equal(artifact.arrays("x").get_tensor("a"), ARRAYS["a"])
     artifact.commit_arrays("x", ARRAYS)
     assert artifact.done("x", verify=True)
     np.testing.assert_array_equal(artifact.arrays("x").get_tensor("a"), ARRAYS["a"])
@@ -128,7 +128,8 @@ from pipeline.store import Artifact
 def work(scene):
     time.sleep(0.05)
     return Shard({"x": np.full(1000, int(scene))})
-run_stage(Artifact.of(sys.argv[1], "s", {}), [str(i) for i in range(40)], lambda: work, Config(run=RunConfig(progress=False)))
+config = Config(run=RunConfig(progress=False))
+run_stage(Artifact.of(sys.argv[1], "s", {}), [str(i) for i in range(40)], lambda: work, config)
 """
 
 

@@ -1,17 +1,31 @@
 """Rays against primitives and the ground: distances and normals."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+from jaxtyping import Float, Int64
 from numba import njit
 
 from pipeline.demo.ground import DRIVEABLE, KERB_M, STEP_M
 from pipeline.demo.parts import BOX, ELLIPSOID
 
-kernel = njit(nogil=True, cache=True, error_model="numpy", forceinline=True, _nrt=False)
+_OPTIONS: Any = {"nogil": True, "cache": True, "error_model": "numpy", "forceinline": True, "_nrt": False}
+kernel = njit(**_OPTIONS)
 """For functions called per ray: inlined, and without numba's reference counting of arrays, which is all that they
 would otherwise spend their time on (five to ten times slower); in return they must not allocate."""
 _NEAR_M = 1e-4
+
+
+class Lists(NamedTuple):
+    """Parts to try, near to far, for each tile or azimuth bin k: items[starts[k]:starts[k + 1]].
+
+    `near` is each part's least possible distance [m].
+    """
+
+    starts: Int64[np.ndarray, "k"]
+    items: Int64[np.ndarray, "m"]
+    near: Float[np.ndarray, "n"]
 
 
 @kernel
@@ -77,9 +91,14 @@ def hit_tube(
         root = math.sqrt(root)
         for sign in (-1.0, 1.0):
             t = (-b + sign * root) / a
-            if _NEAR_M < t < best and abs(oz + t * dz) <= hz and m - k * (oz + t * dz) >= 0:
-                if hole == 0.0 or dx * (ox + t * dx) + dy * (oy + t * dy) < 0:
-                    best = t
+            outside = hole == 0.0 or dx * (ox + t * dx) + dy * (oy + t * dy) < 0
+            if _NEAR_M < t < best and abs(oz + t * dz) <= hz and m - k * (oz + t * dz) >= 0 and outside:
+                best = t
+    if hole > 0.0 and a > 1e-12:  # a ring's inner wall, met from within (rings have no taper)
+        root = b * b - a * (c + r0 * r0 - hole * hole)
+        t = (-b + math.sqrt(max(root, 0.0))) / a
+        if root > 0 and _NEAR_M < t < best and abs(oz + t * dz) <= hz:
+            best = t
     if abs(dz) > 1e-12:
         for s in (-1.0, 1.0):
             t = (s * hz - oz) / dz
@@ -130,6 +149,8 @@ def normal(prims: Any, i: Any, x: Any, y: Any, z: Any) -> Any:
         if abs(z) > hz - 1e-6:
             return 0.0, 0.0, math.copysign(1.0, z), 2
         rho = math.sqrt(x * x + y * y) + 1e-9
+        if rho < 0.5 * (1.0 + prims.taper[i, 1]) * hx and prims.taper[i, 1] > 0:
+            return -x / rho, -y / rho, 0.0, 3
         nx, ny, nz, face = x / rho, y / rho, prims.taper[i, 0] * hx / (2 * hz), 3
     length = math.sqrt(nx * nx + ny * ny + nz * nz)
     return nx / length, ny / length, nz / length, face

@@ -20,7 +20,7 @@ from pipeline.demo.parts import (
     WHEEL,
     WINDOWS,
 )
-from pipeline.demo.rays import cell_of, kernel
+from pipeline.demo.ray_kernels import cell_of, kernel
 
 
 @kernel
@@ -55,7 +55,7 @@ def _stripe(value: Any, period: Any, share: Any) -> Any:
 
 @kernel
 def accented(look: Any, face: Any, x: Any, y: Any, z: Any, hx: Any, hy: Any, hz: Any, p0: Any, p1: Any, p2: Any) -> Any:
-    """How much of the accent colour a part shows at a point of its own axes: 0 none, 1 all (see parts for the looks)."""
+    """How much of the accent colour a part shows at a point of its own axes: 0 none, 1 all (looks: see parts)."""
     u, half = (y, hy) if face == 0 else (x, hx)
     v = (z + hz) / (2 * hz)
     if look == WINDOWS:
@@ -140,7 +140,7 @@ def _signal(x: Any, y: Any, z: Any, hx: Any, hz: Any, lit: Any) -> Any:
 
 @kernel
 def ground_colour(ground: Any, label: Any, x: Any, y: Any, distance: Any) -> Any:
-    """Albedo (r, g, b) of the ground at a place [m]; fine texture fades with the distance so that it does not flicker."""
+    """Albedo (r, g, b) of the ground at a place [m]; fine texture fades with distance lest it flicker."""
     row, column = cell_of(ground, x, y)
     which = label - 24
     r, g, b = ground.colour[which, 0], ground.colour[which, 1], ground.colour[which, 2]

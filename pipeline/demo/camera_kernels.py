@@ -1,23 +1,20 @@
-"""The loops over all rays: a camera's pixels with their light and shadows, and the LiDAR's columns."""
+"""The loop over a camera's pixels: what each sees, in which light and shadow."""
 
 import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from numba import njit
 
-from pipeline.demo.ground import NO_PAINT, OTHER_FLAT, SIDEWALK, TERRAIN, Ground
-from pipeline.demo.paint import ground_colour, part_colour, sky_colour
+from pipeline.demo.ground import Ground
+from pipeline.demo.paint_kernels import ground_colour, part_colour, sky_colour
 from pipeline.demo.parts import Primitives
-from pipeline.demo.rays import bound_m, hit_ground, hit_part, kernel, normal, to_local
+from pipeline.demo.ray_kernels import bound_m, hit_ground, hit_part, kernel, normal, to_local
 
 _jit = njit(nogil=True, cache=True, error_model="numpy")
 TILE_PX = 16
 SHADE_STEP_M = 0.25
-BINS = 128
-RANGE_M = 80.0
-EGO = 31
 _NEAR_M = 0.1
 
 
@@ -40,18 +37,6 @@ class Stage(NamedTuple):
     ground: Ground
     shadow: Bool[np.ndarray, "s s"]
     corner: Float[np.ndarray, "2"]
-
-
-class Lists(NamedTuple):
-    """Parts to try, near to far, for each tile or azimuth bin k: items[starts[k]:starts[k + 1]]; `near` is each part's
-    least distance [m]."""
-
-    starts: Int64[np.ndarray, "k"]
-    items: Int64[np.ndarray, "m"]
-    near: Float[np.ndarray, "n"]
-
-
-# --- cameras -----------------------------------------------------------------------------------------------------------
 
 
 @_jit
@@ -243,157 +228,3 @@ def cast_pixels(
                 colour[row, column, 0] = _byte((far[0] + clear * (r - far[0])) * light.tint[0] + noise)
                 colour[row, column, 1] = _byte((far[1] + clear * (g - far[1])) * light.tint[1] + noise)
                 colour[row, column, 2] = _byte((far[2] + clear * (b - far[2])) * light.tint[2] + noise)
-
-
-# --- LiDAR -------------------------------------------------------------------------------------------------------------
-
-
-@kernel
-def cast_car(car: Any, at: Any, rays: Any, out: Any) -> Any:
-    """Distance to the car itself (parts in its own frame) from `at` along each ray (columns, rings, 3), inf if none [m]."""
-    for c in range(rays.shape[0]):
-        for r in range(rays.shape[1]):
-            out[c, r] = math.inf
-            for i in range(len(car.kind)):
-                x, y, z = at[0] - car.centre_m[i, 0], at[1] - car.centre_m[i, 1], at[2] - car.centre_m[i, 2]
-                out[c, r] = min(out[c, r], hit_part(car, i, x, y, z, rays[c, r, 0], rays[c, r, 1], rays[c, r, 2]))
-
-
-@_jit
-def fill_bins(prims: Any, origin: Any, time_s: Any, reach_m: Any) -> Any:
-    """Starts, items and near of the parts that a ray of each of BINS azimuths of the street frame may meet (see Lists).
-
-    `reach_m` is how far car and parts may move against each other during the turn that ends at `time_s`.
-    """
-    n = len(prims.kind)
-    near, spans = np.empty(n), np.zeros((n, 2), np.int64)
-    starts = np.zeros(BINS + 1, np.int64)
-    for i in range(n):
-        cx = prims.centre_m[i, 0] + prims.velocity_mps[i, 0] * time_s - origin[0]
-        cy = prims.centre_m[i, 1] + prims.velocity_mps[i, 1] * time_s - origin[1]
-        x, y, z = to_local(prims.axes, i, -cx, -cy, origin[2] - prims.centre_m[i, 2])
-        near[i] = max(bound_m(prims, i, x, y, z) - reach_m, 0.0)
-        if near[i] > RANGE_M:
-            continue
-        hx, hy, hz = prims.half_m[i, 0], prims.half_m[i, 1], prims.half_m[i, 2]
-        radius, distance = math.sqrt(hx * hx + hy * hy + hz * hz) + reach_m, math.sqrt(cx * cx + cy * cy)
-        wide = math.pi if distance <= radius else math.asin(radius / distance) + 0.02
-        middle = math.atan2(cy, cx) + 4 * math.pi
-        spans[i, 0] = math.floor((middle - wide) / (2 * math.pi) * BINS)
-        spans[i, 1] = min(math.floor((middle + wide) / (2 * math.pi) * BINS), spans[i, 0] + BINS - 1) + 1
-        for b in range(spans[i, 0], spans[i, 1]):
-            starts[b % BINS + 1] += 1
-    starts = np.cumsum(starts)
-    ends, items = starts[:-1].copy(), np.empty(starts[-1], np.int64)
-    for i in np.argsort(near):
-        for b in range(spans[i, 0], spans[i, 1]):
-            items[ends[b % BINS]] = i
-            ends[b % BINS] += 1
-    return starts, items, near
-
-
-class Turn(NamedTuple):
-    """Rays of one turn: per column its origin [m] and rotation street_from_lidar and firing time [s]; per ray its
-    direction in the LiDAR frame and the distance to the car itself [m]."""
-
-    origins: Float[np.ndarray, "c 3"]
-    turned: Float[np.ndarray, "c 3 3"]
-    fired_s: Float[np.ndarray, "c"]
-    rays: Float[np.ndarray, "c r 3"]
-    ego_m: Float[np.ndarray, "c r"]
-
-
-@kernel
-def cast_turn(
-    prims: Any,
-    ground: Any,
-    turn: Any,
-    lists: Any,
-    local: Any,
-    range_m: Any,
-    part: Any,
-    label: Any,
-    cosine: Any,
-    reflect: Any,
-) -> Any:
-    """First hits of every column at its firing time (see spin.Hits); `local` (parts, 3) is scratch room."""
-    for c in range(turn.rays.shape[0]):
-        t = turn.turned[c]
-        ox, oy, oz, fired_s = turn.origins[c, 0], turn.origins[c, 1], turn.origins[c, 2], turn.fired_s[c]
-        u, v, w = turn.rays[c, 0, 0], turn.rays[c, 0, 1], 0.0
-        ahead = math.atan2(t[1, 0] * u + t[1, 1] * v, t[0, 0] * u + t[0, 1] * v) + 4 * math.pi
-        b = math.floor(ahead / (2 * math.pi) * BINS) % BINS
-        items = lists.items[lists.starts[b] : lists.starts[b + 1]]
-        for i in items:
-            x = ox - prims.centre_m[i, 0] - prims.velocity_mps[i, 0] * fired_s
-            y = oy - prims.centre_m[i, 1] - prims.velocity_mps[i, 1] * fired_s
-            local[i, 0], local[i, 1], local[i, 2] = to_local(prims.axes, i, x, y, oz - prims.centre_m[i, 2])
-        for r in range(turn.rays.shape[1]):
-            u, v, w = turn.rays[c, r, 0], turn.rays[c, r, 1], turn.rays[c, r, 2]
-            dx = t[0, 0] * u + t[0, 1] * v + t[0, 2] * w
-            dy = t[1, 0] * u + t[1, 1] * v + t[1, 2] * w
-            dz = t[2, 0] * u + t[2, 1] * v + t[2, 2] * w
-            hit = _one_ray(prims, ground, ox, oy, oz, dx, dy, dz, local, items, lists.near, turn.ego_m[c, r])
-            range_m[c, r], part[c, r], label[c, r], cosine[c, r], reflect[c, r] = hit
-
-
-@kernel
-def _one_ray(
-    prims: Any,
-    ground: Any,
-    ox: Any,
-    oy: Any,
-    oz: Any,
-    dx: Any,
-    dy: Any,
-    dz: Any,
-    local: Any,
-    items: Any,
-    near: Any,
-    ego_m: Any,
-) -> Any:
-    """Distance, part, label, cosine of incidence and reflectance of the first thing on a ray."""
-    best, surface, kerb = hit_ground(ground, ox, oy, oz, dx, dy, dz)
-    part, lx, ly, lz = -1, 0.0, 0.0, 0.0
-    for i in items:
-        if near[i] > best or near[i] > ego_m:
-            break
-        u, v, w = to_local(prims.axes, i, dx, dy, dz)
-        t = hit_part(prims, i, local[i, 0], local[i, 1], local[i, 2], u, v, w)
-        if t < best:
-            best, part, lx, ly, lz = t, i, u, v, w
-    if ego_m < best:
-        return ego_m, -1, EGO, 0.5, 0.2
-    if best > RANGE_M:
-        return math.inf, -1, 0, 0.0, 0.0
-    if part < 0:
-        return best, -1, surface, 0.7 if kerb else -dz, _ground_reflect(ground, surface, ox + best * dx, oy + best * dy)
-    x, y, z = local[part, 0] + best * lx, local[part, 1] + best * ly, local[part, 2] + best * lz
-    nx, ny, nz, _ = normal(prims, part, x, y, z)
-    return best, part, prims.label[part], abs(nx * lx + ny * ly + nz * lz), prims.reflect[part]
-
-
-@kernel
-def _ground_reflect(ground: Any, surface: Any, x: Any, y: Any) -> Any:
-    """Reflectance of the ground: asphalt dark, paint bright, grass and concrete between."""
-    if surface == TERRAIN:
-        return 0.30
-    if surface == SIDEWALK:
-        return 0.22
-    if surface == OTHER_FLAT:
-        return 0.16
-    row, column = cell_of(ground, x, y)
-    return 0.09 if ground.paint[row, column] == NO_PAINT else 0.55
-
-
-@_jit
-def count_in_boxes(xyz: Any, centre: Any, half: Any, yaw: Any) -> Any:
-    """How many points lie in each upright box: its centre, half sides and yaw in the points' frame [m, rad]."""
-    counts = np.zeros(len(centre), np.int64)
-    for i in range(len(centre)):
-        c, s, reach = math.cos(yaw[i]), math.sin(yaw[i]), half[i, 0] + half[i, 1]
-        for j in range(len(xyz)):
-            x, y = xyz[j, 0] - centre[i, 0], xyz[j, 1] - centre[i, 1]
-            if abs(x) <= reach and abs(y) <= reach and abs(xyz[j, 2] - centre[i, 2]) <= half[i, 2]:
-                counts[i] += abs(c * x + s * y) <= half[i, 0] and abs(c * y - s * x) <= half[i, 1]
-    return counts

@@ -1,0 +1,296 @@
+"""Compiled matrix products over gathered rows, the inside of the native sparse convolution.
+
+One primitive does all the arithmetic: a block of ``ROWS`` rows, anywhere in memory, times a panel of a matrix, its sums
+kept in registers. It is written as vector instructions because no compiler finds them in loops, and because the general
+products at hand (BLAS, oneDNN) want their rows copied together first and choose their order of summation by the number
+of threads. Operands are float32, or pairs of bfloat16 in an int32 (then sums are float32 still).
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils, config
+from numba.core.codegen import get_host_cpu_features
+from numba.extending import intrinsic, overload
+
+_FEATURES = get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES
+_AVX512 = "+avx512f" in _FEATURES
+_BF16 = _AVX512 and "+avx512bf16" in _FEATURES
+_FMA = "+fma" in _FEATURES or platform.machine() in ("aarch64", "arm64")
+
+LANES = 16 if _AVX512 else 8
+"""Floats in one vector; packed matrices have a multiple of it as columns."""
+
+ROWS = 8 if _AVX512 else 6
+"""Rows of a block: with two vectors of columns as many sums as the registers hold."""
+
+CHUNK = 256
+"""Pairs gathered at a time for the gradient of a weight; even."""
+
+jit = njit(nogil=True, cache=True, error_model="numpy")
+
+# --- the primitive ---------------------------------------------------------------------------------------------------
+
+_F32, _I32, _I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
+_FLOATS, _PAIRS = ir.VectorType(_F32, LANES), ir.VectorType(_I32, LANES)
+
+
+class _BFloat(ir.Type):
+    """LLVM's bfloat, which llvmlite lacks."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BFloat)
+
+    def __hash__(self) -> int:
+        return hash("bfloat")
+
+
+def _call(b: Any, name: str, result: Any, *operands: Any) -> Any:
+    signature = ir.FunctionType(result, [operand.type for operand in operands])
+    return b.call(cgutils.get_or_insert_function(b.module, signature, name), operands)
+
+
+def _fma(b: Any, x: Any, y: Any, total: Any) -> Any:
+    if _FMA:
+        return _call(b, f"llvm.fma.v{LANES}f32", _FLOATS, x, y, total)
+    return b.fadd(total, b.fmul(x, y))
+
+
+def _dot_pairs(b: Any, x: Any, y: Any, total: Any) -> Any:
+    """``total + x.low * y.low + x.high * y.high``; by one instruction where there is one."""
+    if _BF16:
+        halves = ir.VectorType(_BFloat(), 2 * LANES)
+        x, y = b.bitcast(x, halves), b.bitcast(y, halves)
+        return _call(b, "llvm.x86.avx512bf16.dpbf16ps.512", _FLOATS, total, x, y)
+    shift, mask = (ir.Constant(_PAIRS, [value] * LANES) for value in (16, -65536))
+    low = [b.bitcast(b.shl(side, shift), _FLOATS) for side in (x, y)]
+    high = [b.bitcast(b.and_(side, mask), _FLOATS) for side in (x, y)]
+    return _fma(b, *high, _fma(b, *low, total))
+
+
+def _splat(b: Any, scalar: Any, vector: Any) -> Any:
+    nothing = ir.Constant(vector, ir.Undefined)
+    first = b.insert_element(nothing, scalar, _I32(0))
+    return b.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES))
+
+
+def _emit(b: Any, vectors: int, vector: Any, dot: Callable[..., Any], arrays: list[Any], numbers: list[Any]) -> None:
+    """The instructions of ``multiply_wide``: sums in registers over the depth, then added to memory row by row."""
+    a, at_a, mat, c, at_c = arrays
+    first, step_a, at_b, step_b, depth, column, rows = numbers
+    offsets = [b.add(first, _I64(r)) for r in range(ROWS)]
+    row = [b.gep(a, [b.load(b.gep(at_a, [offset]))]) for offset in offsets]
+    sums = [[cgutils.alloca_once(b, _FLOATS) for _ in range(vectors)] for _ in range(ROWS)]
+    for total in (total for line in sums for total in line):
+        b.store(ir.Constant(_FLOATS, [0.0] * LANES), total)
+    mat = b.gep(mat, [b.add(at_b, column)])
+    with cgutils.for_range(b, depth) as loop:
+        line = b.gep(mat, [b.mul(loop.index, step_b)])
+        panel = [
+            b.load(b.bitcast(b.gep(line, [_I64(LANES * j)]), vector.as_pointer()), align=4) for j in range(vectors)
+        ]
+        for r in range(ROWS):
+            x = _splat(b, b.load(b.gep(row[r], [b.mul(loop.index, step_a)])), vector)
+            for j in range(vectors):
+                b.store(dot(b, x, panel[j], b.load(sums[r][j])), sums[r][j])
+    for r in range(ROWS):
+        with b.if_then(b.icmp_signed("<", _I64(r), rows), likely=True):
+            line = b.gep(c, [b.add(b.load(b.gep(at_c, [offsets[r]])), column)])
+            for j in range(vectors):
+                out = b.bitcast(b.gep(line, [_I64(LANES * j)]), _FLOATS.as_pointer())
+                b.store(b.fadd(b.load(out, align=4), b.load(sums[r][j])), out, align=4)
+
+
+def _signature(vectors: int, operands: tuple[Any, ...]) -> tuple[Any, Callable[..., Any]]:
+    is_array = [isinstance(operand, types.Array) for operand in operands]
+    signature = types.void(*(kind if array else types.int64 for kind, array in zip(operands, is_array, strict=True)))
+    plain = operands[0].dtype == types.float32
+
+    def generate(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        values = list(zip(sig.args, args, is_array, strict=True))
+        arrays = [context.make_array(kind)(context, b, value).data for kind, value, array in values if array]
+        numbers = [value for _, value, array in values if not array]
+        _emit(b, vectors, _FLOATS if plain else _PAIRS, _fma if plain else _dot_pairs, arrays, numbers)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
+def _multiply_wide(_, a, at_a, first, step_a, mat, at_b, step_b, depth, c, at_c, column, rows):  # type: ignore[no-untyped-def]
+    return _signature(2, (a, at_a, first, step_a, mat, at_b, step_b, depth, c, at_c, column, rows))
+
+
+@intrinsic
+def _multiply_narrow(_, a, at_a, first, step_a, mat, at_b, step_b, depth, c, at_c, column, rows):  # type: ignore[no-untyped-def]
+    return _signature(1, (a, at_a, first, step_a, mat, at_b, step_b, depth, c, at_c, column, rows))
+
+
+@jit
+def multiply(
+    a: Any, at_a: Any, step_a: int, b: Any, at_b: int, step_b: int, depth: int, c: Any, at_c: Any, rows: int, columns: int
+) -> None:
+    """Adds a product to rows of ``c``: ``c[at_c[r] + j] += sum_k a[at_a[r] + k * step_a] * b[at_b + k * step_b + j]``.
+
+    All arrays are flat. ``at_a`` and ``at_c`` are read up to the next multiple of ``ROWS`` rows, so they must be valid
+    there too; ``columns`` is a multiple of ``LANES``.
+    """
+    column = 0
+    while column < columns:
+        for first in range(0, rows, ROWS):
+            left = min(ROWS, rows - first)
+            if columns - column >= 2 * LANES:
+                _multiply_wide(a, at_a, first, step_a, b, at_b, step_b, depth, c, at_c, column, left)
+            else:
+                _multiply_narrow(a, at_a, first, step_a, b, at_b, step_b, depth, c, at_c, column, left)
+        column += 2 * LANES
+
+
+# --- float32 and bfloat16 --------------------------------------------------------------------------------------------
+
+
+def _put(sums: Any, rows: int, out: Any, begin: int) -> None:
+    """Writes finished sums to ``out`` in its own type."""
+
+
+@overload(_put)
+def _put_as(sums, rows, out, begin):  # type: ignore[no-untyped-def]
+    def as_float(sums, rows, out, begin):  # type: ignore[no-untyped-def]
+        for r in range(rows):
+            for j in range(out.shape[1]):
+                out[begin + r, j] = sums[r, j]
+
+    def as_bfloat(sums, rows, out, begin):  # type: ignore[no-untyped-def]
+        bits = sums.view(np.int32)
+        for r in range(rows):
+            for j in range(out.shape[1]):
+                value = bits[r, j]
+                out[begin + r, j] = np.int16((value + 0x7FFF + ((value >> 16) & 1)) >> 16)  # to nearest, ties to even
+
+    return as_float if out.dtype == types.float32 else as_bfloat
+
+
+def _pack_row(values: Any, row: int, packed: Any, place: int) -> None:
+    """Copies a row of ``values``; of bfloat16, two places that follow each other share a row of int32."""
+
+
+@overload(_pack_row)
+def _pack_row_as(values, row, packed, place):  # type: ignore[no-untyped-def]
+    def as_float(values, row, packed, place):  # type: ignore[no-untyped-def]
+        for j in range(values.shape[1]):
+            packed[place, j] = values[row, j]
+
+    def as_pairs(values, row, packed, place):  # type: ignore[no-untyped-def]
+        if place & 1:
+            for j in range(values.shape[1]):
+                packed[place >> 1, j] |= np.int32(values[row, j]) << 16
+        else:
+            for j in range(values.shape[1]):
+                packed[place >> 1, j] = np.int32(values[row, j]) & 0xFFFF
+
+    return as_float if packed.dtype == types.float32 else as_pairs
+
+
+@jit
+def pack_weight(weight: Any, first: int, last: int, packed: Any) -> None:
+    """Packs offsets ``first`` to ``last`` of ``weight (k, depth, columns)``, of any strides, into ``packed``.
+
+    ``packed`` is (k, depth, columns) float32, or (k, depth / 2, columns) int32 for bfloat16 as int16, with columns up to a
+    multiple of ``LANES``, zero where nothing is written.
+    """
+    for k in range(first, last):
+        for column in range(0, weight.shape[2], 16):  # a block of columns at a time stays in cache while it is transposed
+            values, place = weight[k, :, column : column + 16], packed[k, :, column : column + 16]
+            for i in range(weight.shape[1]):
+                _pack_row(values, i, place, i)
+
+
+# --- convolution -----------------------------------------------------------------------------------------------------
+
+
+@jit
+def convolve(
+    feats: Any, weight: Any, starts: Any, source: Any, target: Any, tile_rows: int, first: int, last: int, out: Any
+) -> None:
+    """Writes tiles ``first`` to ``last`` of a convolution's output rows, each tile by one thread.
+
+    Args:
+        feats: input rows (v, i) float32 or (v, i/2) pairs.
+        weight: packed (k, i or i/2, columns).
+        starts: where the pairs of each tile and offset begin, (tiles * k + 1).
+        source: input row of each pair.
+        target: output row of each pair.
+        tile_rows: output rows of a tile.
+        first: first tile.
+        last: the one after the last.
+        out: (w, o) float32 or bfloat16 as int16.
+    """
+    offsets, depth, columns = weight.shape
+    flat_feats, flat_weight = feats.reshape(-1), weight.reshape(-1)
+    sums = np.empty((tile_rows, columns), np.float32)
+    flat_sums = sums.reshape(-1)
+    at_a, at_c = np.zeros(tile_rows + ROWS, np.int64), np.zeros(tile_rows + ROWS, np.int64)
+    for tile in range(first, last):
+        begin = tile * tile_rows
+        rows = min(tile_rows, out.shape[0] - begin)
+        sums[:rows] = 0
+        for k in range(offsets):
+            start = starts[tile * offsets + k]
+            count = starts[tile * offsets + k + 1] - start
+            for p in range(count):
+                at_a[p] = np.int64(source[start + p]) * depth
+                at_c[p] = (np.int64(target[start + p]) - begin) * columns
+            multiply(
+                flat_feats, at_a, 1, flat_weight, k * depth * columns, columns, depth, flat_sums, at_c, count, columns
+            )
+        _put(sums, rows, out, begin)
+
+
+@jit
+def weight_gradient(
+    feats: Any, grad: Any, starts: Any, source: Any, target: Any, k: int, left: Any, right: Any, d_weight: Any
+) -> None:
+    """Writes ``d_weight[:, k] = sum over the pairs of offset k of outer(grad[target], feats[source])``.
+
+    Args:
+        feats: input rows (v, i), float32 or bfloat16 as int16.
+        grad: gradient of the output rows (w, o), likewise.
+        starts: see ``convolve``.
+        source: input row of each pair.
+        target: output row of each pair.
+        k: the offset.
+        left: room for a chunk of ``grad``'s rows (CHUNK or CHUNK/2, o), float32 or int32.
+        right: room for a chunk of ``feats``' rows (the same, i up to a multiple of ``LANES``), zero beyond i.
+        d_weight: (o, k, i) float32.
+    """
+    width, columns = left.shape[1], right.shape[1]
+    halves = CHUNK // left.shape[0]
+    flat_left, flat_right = left.reshape(-1), right.reshape(-1)
+    sums = np.zeros((width, columns), np.float32)
+    at_a, at_c = np.zeros(width + ROWS, np.int64), np.zeros(width + ROWS, np.int64)
+    for o in range(width):
+        at_a[o], at_c[o] = o, o * columns
+    count, offsets = 0, d_weight.shape[1]
+    for group in range(k, len(starts) - 1, offsets):
+        for p in range(starts[group], starts[group + 1]):
+            _pack_row(grad, target[p], left, count)
+            _pack_row(feats, source[p], right, count)
+            count += 1
+            if count == CHUNK:
+                depth = count // halves
+                multiply(flat_left, at_a, width, flat_right, 0, columns, depth, sums.reshape(-1), at_c, width, columns)
+                count = 0
+    depth = (count + halves - 1) // halves
+    multiply(flat_left, at_a, width, flat_right, 0, columns, depth, sums.reshape(-1), at_c, width, columns)
+    for o in range(width):
+        for i in range(d_weight.shape[2]):
+            d_weight[o, k, i] = sums[o, i]

@@ -1,0 +1,1 @@
+"""Figures that the design promises, each a ratio to a peer measured in the same process."""

@@ -1,0 +1,59 @@
+"""Scores against counting by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from distill.metrics import OTHER, Confusion
+
+TRUTH = np.array([0, 0, 0, 1, 1, 2, 255, 255], np.uint8)
+SAID = np.array([0, 0, 1, 1, 255, OTHER, 0, 255], np.uint8)
+
+
+def counted(truth: np.ndarray, said: np.ndarray, classes: int) -> list[float]:
+    """IoU by sets, point by point."""
+    points = [(t, s) for t, s in zip(truth.tolist(), said.tolist(), strict=True) if t != 255]
+    result = []
+    for c in range(classes):
+        both = sum(t == c and s == c for t, s in points)
+        either = sum(t == c or s == c for t, s in points)
+        result.append(both / either if either else float("nan"))
+    return result
+
+
+def test_iou_equals_counting() -> None:
+    random = np.random.default_rng(0)
+    truth = random.choice([0, 1, 2, 3, 255], 1000).astype(np.uint8)
+    said = random.choice([0, 1, 2, 3, OTHER, 255], 1000).astype(np.uint8)
+    np.testing.assert_allclose(Confusion.of(truth, said, 4).iou(), counted(truth, said, 4))
+
+
+def test_ignored_truth_is_left_out_and_none_is_wrong() -> None:
+    scores = Confusion.of(TRUTH, SAID, 3)
+    assert scores.points == 6
+    assert scores.accuracy == pytest.approx(3 / 6)
+    assert scores.covered().points == 5
+    assert scores.covered().accuracy == pytest.approx(3 / 5)
+
+
+def test_absent_class_policies() -> None:
+    scores = Confusion.of(TRUTH, SAID, 4)
+    assert np.isnan(scores.iou()[3])
+    assert scores.iou("one")[3] == 1
+    assert scores.miou("one") == pytest.approx((3 * scores.miou() + 1) / 4)
+    assert np.isnan(Confusion.empty(2).miou())
+
+
+def test_sums_over_frames() -> None:
+    whole = Confusion.of(TRUTH, SAID, 3)
+    parts = Confusion.of(TRUTH[:4], SAID[:4], 3) + Confusion.of(TRUTH[4:], SAID[4:], 3)
+    assert (whole.counts == parts.counts).all()
+    assert whole.counts.dtype == np.int64
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="2 predictions for 3"):
+        Confusion.of(np.zeros(3, np.uint8), np.zeros(2, np.uint8), 3)
+    with pytest.raises(ValueError, match="beyond the last"):
+        Confusion.of(np.zeros(1, np.uint8), np.full(1, 3, np.uint8), 3)

@@ -1,0 +1,81 @@
+"""Label spaces: official maps, free text, mappings to score with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.labels import LabelsConfig, load_scoring, load_space, load_teacher_map
+from projection.errors import BadInput
+
+# raw ids of nuScenes lidarseg and the challenge's id of each (1..16; the rest 0), written out from its documentation
+CHALLENGE = {
+    **dict.fromkeys((2, 3, 4, 6), 7),
+    **{9: 1, 12: 8, 14: 2, 15: 3, 16: 3, 17: 4, 18: 5, 21: 6, 22: 9, 23: 10},
+    **{24: 11, 25: 12, 26: 13, 27: 14, 28: 15, 30: 16},
+}
+
+
+def test_nuscenes_map_is_the_official_one() -> None:
+    space = load_space(LabelsConfig())
+    raw = np.arange(32, dtype=np.uint8)
+    label = space.from_raw(raw, Path("x.bin"))
+    official = np.where(label == 255, 0, space.export[np.minimum(label, 15)])
+    assert official.tolist() == [CHALLENGE.get(i, 0) for i in range(32)]
+
+
+def test_an_unknown_raw_id_is_named_with_its_count() -> None:
+    with pytest.raises(BadInput, match=r"77 \(2 points\)"):
+        load_space(LabelsConfig()).from_raw(np.array([24, 77, 77], np.uint8), Path("x.bin"))
+
+
+def test_free_text_has_no_official_ids() -> None:
+    space = load_space(LabelsConfig(names="a red bus, a person pushing a bicycle"))
+    assert space.names == ("a red bus", "a person pushing a bicycle")
+    assert space.export is None
+    assert "sky" in space.negatives
+    with pytest.raises(BadInput, match="different"):
+        load_space(LabelsConfig(names="bus, bus"))
+
+
+def test_cityscapes_says_nothing_of_sky_and_riders() -> None:
+    space = load_space(LabelsConfig())
+    table = load_teacher_map("cityscapes19", space)
+    assert [space.names[i] for i in table[[0, 2, 11]]] == ["driveable surface", "manmade", "pedestrian"]
+    assert table[[10, 12, 16, 255]].tolist() == [255] * 4
+
+
+def test_scoring_maps_by_name() -> None:
+    space = load_space(LabelsConfig())
+    scoring = load_scoring(LabelsConfig(eval="tests/configs/merged6.yaml"), space)
+    assert scoring.names[scoring.of_class[space.names.index("truck")]] == "vehicle"
+    assert scoring.of_class[space.names.index("terrain")] == 255
+    assert load_scoring(LabelsConfig(), space).of_class.tolist() == list(range(16))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("classes: []\n", "1 to 253"),
+        ("classes: [{name: a}]\n", "needs name, raw, export and color"),
+        ("classes: [{name: a, raw: [99999], export: 1, color: [0, 0, 0]}]\n", "65535"),
+    ],
+)
+def test_a_malformed_space_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(BadInput, match=message):
+        load_space(LabelsConfig(space=str(tmp_path / "bad.yaml")))
+
+
+def test_a_map_to_an_unknown_class_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "map.yaml"
+    path.write_text("names: [road]\nto: {nuscenes16: {road: rode}}\n")
+    with pytest.raises(BadInput, match="'rode'"):
+        load_teacher_map(str(path), load_space(LabelsConfig()))
+
+
+def test_unknown_space_lists_the_known_ones() -> None:
+    with pytest.raises(BadInput, match="nuscenes16"):
+        load_space(LabelsConfig(space="nuscenes17"))

@@ -1,0 +1,116 @@
+"""The nuScenes reader against known facts of real and made logs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.datasets import DATASETS, DataConfig
+from pipeline.datasets.rows import Row, Skip, read_frames, read_images, read_scenes, to_parquet
+from projection.errors import BadInput
+from projection.frames import Frame
+from projection.sweeps import read_sweep
+
+
+def rows(config: DataConfig) -> list[Row]:
+    return list(DATASETS[config.kind].index(config))
+
+
+def frames(config: DataConfig) -> list[Frame]:
+    found = [row.frame for row in rows(config)]
+    return [frame for frame in found if isinstance(frame, Frame)]
+
+
+def pandaset(samples: Path) -> DataConfig:
+    root = str(samples / "pandaset-002")
+    return DataConfig(root=root, version="v1.0-mini", train=("mini_train",), eval=("mini_val",))
+
+
+def test_real_scene_without_lidarseg(samples: Path) -> None:
+    found = frames(DataConfig(root=str(samples / "nuscenes-0523"), train=("val",), eval=("scene-0523",)))
+    assert len(found) == 12
+    assert len(read_sweep(found[0].sweeps[0], 5)) == 34_400
+    assert [len(frame.sweeps) for frame in found] == [*range(1, 12), 11]
+    assert all(len(frame.cameras) == 6 and frame.labels is None for frame in found)
+
+
+def test_points_in_boxes_equal_the_tables_counts(samples: Path) -> None:
+    root = samples / "nuscenes-0523"
+    frame = frames(DataConfig(root=str(root), train=("val",), eval=("val",)))[0]
+    tables = {
+        name: json.loads((root / f"v1.0-trainval/{name}.json").read_text())
+        for name in ("sample_data", "sample_annotation")
+    }
+    sample = next(row["sample_token"] for row in tables["sample_data"] if row["token"] == frame.id)
+    xyz = frame.sweeps[0].global_from_lidar.apply(read_sweep(frame.sweeps[0], 5)[:, :3])
+    from projection.pose import Pose
+
+    boxes = [row for row in tables["sample_annotation"] if row["sample_token"] == sample]
+    assert boxes
+    for box in boxes:
+        local = Pose.from_quaternion(box["rotation"], box["translation"]).inverse().apply(xyz)
+        width, length, height = box["size"]
+        inside = (np.abs(local) <= np.array([length, width, height]) / 2).all(axis=1)
+        assert inside.sum() == box["num_lidar_pts"]
+
+
+def test_real_sweeps_and_labels(samples: Path) -> None:
+    found = rows(pandaset(samples))
+    assert [(row.train, row.eval) for row in found] == [(True, False)] * 5 + [(False, True)] * 3
+    for row in found:
+        assert isinstance(row.frame, Frame)
+        assert row.frame.labels is not None
+        assert len(read_sweep(row.frame.sweeps[0], 5)) == row.frame.labels.bytes
+        times = [sweep.time_us for sweep in row.frame.sweeps]
+        assert times == sorted(times, reverse=True)
+
+
+def small(root: Path, **changes: object) -> DataConfig:
+    return DataConfig(
+        **{"root": str(root), "version": "v1.0-mini", "train": ("mini_train",), "eval": ("mini_val",), **changes}
+    )
+
+
+def test_index_comes_back_as_it_went_in(small_world: Path, tmp_path: Path) -> None:
+    found, path = rows(small(small_world)), tmp_path / "index.parquet"
+    path.write_bytes(to_parquet(found, small_world))
+    assert list(read_scenes(path, ["train"])) == ["scene-0061"]
+    assert list(read_scenes(path, ["eval"])) == ["scene-0103"]
+    assert len(read_images(path)) == 6 * 6
+    for row, back in zip(found[:3], read_frames(path, small_world, "scene-0061"), strict=True):
+        frame = row.frame
+        assert isinstance(frame, Frame)
+        assert (frame.id, frame.time_us, frame.labels) == (back.id, back.time_us, back.labels)
+        assert [s.points for s in frame.sweeps] == [s.points for s in back.sweeps]
+        for ours, theirs in zip(frame.cameras, back.cameras, strict=True):
+            np.testing.assert_array_equal(ours.K, theirs.K)
+            np.testing.assert_array_equal(ours.global_from_cam.matrix(), theirs.global_from_cam.matrix())
+            assert (ours.name, ours.size_hw, ours.image) == (theirs.name, theirs.size_hw, theirs.image)
+
+
+def test_scenes_by_name_and_by_split(small_world: Path) -> None:
+    both = rows(small(small_world, train=("scene-0103",), eval=("scene-0103", "mini_train")))
+    assert {row.frame.scene: (row.train, row.eval) for row in both} == {
+        "scene-0061": (False, True),
+        "scene-0103": (True, True),
+    }
+    with pytest.raises(BadInput, match="no scene of 'test'"):
+        rows(small(small_world, eval=("test",)))
+
+
+def test_a_test_set_has_no_labels(world: Path) -> None:
+    (world / "v1.0-mini/lidarseg.json").unlink()
+    assert all(isinstance(f, Frame) and f.labels is None for f in frames(small(world)))
+
+
+def test_a_cycle_of_sweeps_ends(world: Path) -> None:
+    path = world / "v1.0-mini/sample_data.json"
+    table = json.loads(path.read_text())
+    lidar = [row for row in table if "LIDAR_TOP" in row["filename"]]
+    lidar[0]["prev"] = lidar[0]["token"]
+    path.write_text(json.dumps(table))
+    found = rows(small(world))
+    assert any(isinstance(row.frame, Skip) and "do not rise" in row.frame.reason for row in found)

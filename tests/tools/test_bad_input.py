@@ -1,0 +1,237 @@
+"""Bad input: one clear line and status 1, or, with on_bad=skip, a frame less and word of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.store import Artifact
+from tests.helpers import Run, settings
+
+
+def key_sweep(root: Path) -> Path:
+    return sorted((root / "samples/LIDAR_TOP").glob("*.bin"))[1]
+
+
+def key_image(root: Path) -> Path:
+    return sorted((root / "samples/CAM_FRONT").glob("*.jpg"))[1]
+
+
+def edit_table(root: Path, name: str, change: Callable[[list], None]) -> None:
+    path = root / "v1.0-mini" / f"{name}.json"
+    rows = json.loads(path.read_text())
+    change(rows)
+    path.write_text(json.dumps(rows))
+
+
+def cut_points(root: Path) -> str:
+    path = key_sweep(root)
+    path.write_bytes(path.read_bytes()[:-7])
+    return path.name
+
+
+def empty_points(root: Path) -> str:
+    key_sweep(root).write_bytes(b"")
+    return key_sweep(root).name
+
+
+def fewer_points(root: Path) -> str:
+    path = key_sweep(root)
+    path.write_bytes(path.read_bytes()[: -20 * 5])
+    return "lidarseg.bin"  # its length tells
+
+
+def few_points(root: Path) -> str:
+    path = key_sweep(root)
+    path.write_bytes(path.read_bytes()[:200])
+    return "min_points"
+
+
+def nan_points(root: Path) -> str:
+    path = key_sweep(root)
+    points = np.fromfile(path, np.float32)
+    points[::50] = np.nan
+    points.tofile(path)
+    return path.name
+
+
+def cut_jpeg(root: Path) -> str:
+    path = key_image(root)
+    path.write_bytes(path.read_bytes()[:-900])
+    return path.name
+
+
+def html_jpeg(root: Path) -> str:
+    key_image(root).write_text("<html>404</html>")
+    return key_image(root).name
+
+
+def other_jpeg_size(root: Path) -> str:
+    Image.new("RGB", (80, 45)).save(key_image(root))
+    return key_image(root).name
+
+
+def other_label_size(root: Path) -> str:
+    path = root / "labels2d" / key_image(root).relative_to(root).with_suffix(".png")
+    Image.new("L", (40, 20)).save(path)
+    return path.name
+
+
+def no_label_image(root: Path) -> str:
+    path = root / "labels2d" / key_image(root).relative_to(root).with_suffix(".png")
+    path.unlink()
+    return path.name
+
+
+def no_rotation(root: Path) -> str:
+    def change(rows: list) -> None:
+        sample = next(
+            row for row in json.loads((root / "v1.0-mini/sample_data.json").read_text()) if row["is_key_frame"]
+        )
+        row = next(row for row in rows if row["token"] == sample["ego_pose_token"])
+        row["rotation"] = [2 * value for value in row["rotation"]]
+
+    edit_table(root, "ego_pose", change)
+    return "ego_pose"
+
+
+def leaves_root(root: Path) -> str:
+    def change(rows: list) -> None:
+        next(row for row in rows if "CAM_BACK/" in row["filename"])["filename"] = "../../secret.jpg"
+
+    edit_table(root, "sample_data", change)
+    return "leaves the data root"
+
+
+def link_leaves_root(root: Path) -> str:
+    path = key_image(root)
+    outside = root.parent / "outside.jpg"
+    path.rename(outside)
+    path.symlink_to(outside)
+    return "leaves the data root"
+
+
+def jump(root: Path) -> str:
+    data = json.loads((root / "v1.0-mini/sample_data.json").read_text())
+    token = next(row["ego_pose_token"] for row in data if key_sweep(root).name in row["filename"])
+
+    def change(rows: list) -> None:
+        next(row for row in rows if row["token"] == token)["translation"][0] += 1000.0
+
+    edit_table(root, "ego_pose", change)
+    return "m/s"
+
+
+FRAMES = [
+    *(cut_points, empty_points, fewer_points, few_points, nan_points, cut_jpeg, html_jpeg, other_jpeg_size),
+    *(other_label_size, no_label_image, no_rotation, leaves_root, link_leaves_root, jump),
+]
+
+
+@pytest.mark.parametrize("damage", FRAMES, ids=lambda f: f.__name__)
+def test_a_bad_frame_ends_the_run_or_is_left_out(
+    world: Path, tmp_path: Path, tool: Run, damage: Callable[[Path], str]
+) -> None:
+    named, given = damage(world), settings(world, tmp_path / "store")
+    failed = tool("label", *given)
+    assert (failed.status, failed.out) == (1, "")
+    assert len(failed.err.strip().splitlines()) == 1
+    assert failed.err.startswith("error: ")
+    assert named in failed.err
+    assert not list((tmp_path / "store").glob("points-*"))
+    assert not list((tmp_path / "store").rglob("*.tmp"))
+
+    points = tool("label", *given, "on_bad=skip")
+    assert points.status == 0
+    last = points.err.strip().splitlines()[-1]
+    assert last.startswith("left out ")
+    assert named in last
+    skipped = Artifact(points.path).skipped()
+    assert 1 <= len(skipped) < 6
+    assert all(named in skip.reason for skip in skipped[:1])
+    # what is left still makes a student that is scored on the frames that are left
+    student = tool("pretrain", *given, "on_bad=skip")
+    assert student.status == 0
+    assert "left out " in student.err
+
+
+def missing_table(root: Path) -> str:
+    (root / "v1.0-mini/calibrated_sensor.json").unlink()
+    return "calibrated_sensor.json"
+
+
+def broken_table(root: Path) -> str:
+    (root / "v1.0-mini/sample.json").write_text("[{")
+    return "cannot load"
+
+
+def no_split(root: Path) -> str:
+    edit_table(root, "scene", lambda rows: [row.update(name="scene-9999") for row in rows])
+    return "mini_train"
+
+
+@pytest.mark.parametrize("damage", [missing_table, broken_table, no_split], ids=lambda f: f.__name__)
+def test_bad_tables_end_the_run_whatever_on_bad_says(
+    world: Path, tmp_path: Path, tool: Run, damage: Callable[[Path], str]
+) -> None:
+    named = damage(world)
+    failed = tool("index", *settings(world, tmp_path / "store"), "on_bad=skip")
+    assert failed.status == 1
+    assert named in failed.err
+    assert len(failed.err.strip().splitlines()) == 1
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_file_that_changed_after_indexing_is_refused(world: Path, tmp_path: Path, tool: Run) -> None:
+    given = settings(world, tmp_path / "store")
+    tool("index", *given)
+    cut_points(world)
+    failed = tool("label", *given)
+    assert failed.status == 1
+    assert "when indexed" in failed.err
+
+
+def test_a_flipped_byte_is_found_by_the_hash(world: Path, tmp_path: Path, tool: Run) -> None:
+    given = [*settings(world, tmp_path / "store"), "data.hash=true"]
+    tool("index", *given)
+    path = key_sweep(world)
+    data = bytearray(path.read_bytes())
+    data[100] ^= 1
+    path.write_bytes(data)
+    failed = tool("label", *given)
+    assert failed.status == 1
+    assert "sha256" in failed.err
+
+
+def test_missing_earlier_sweeps_are_counted(world: Path, tmp_path: Path, tool: Run) -> None:
+    gone = sorted((world / "sweeps/LIDAR_TOP").glob("*.bin"))[::2]
+    for path in gone:
+        path.unlink()
+    index = tool("index", *settings(world, tmp_path / "store")).path
+    assert Artifact(index).manifest()["counts"]["missing_sweeps"] >= len(gone)
+
+
+def test_a_few_bad_points_may_be_allowed(world: Path, tmp_path: Path, tool: Run) -> None:
+    path = key_sweep(world)
+    points = np.fromfile(path, np.float32).reshape(-1, 5)
+    points[7] = np.nan
+    points.tofile(path)
+    given = [*settings(world, tmp_path / "store"), "data.bad_share=0.01", "data.eval=mini_train,mini_val"]
+    student = tool("pretrain", *given).path
+    out = tool("export_labels", *given, f"student={student}").path
+    token = next(
+        r["token"] for r in json.loads((world / "v1.0-mini/sample_data.json").read_text()) if path.name in r["filename"]
+    )
+    assert np.fromfile(next(out.rglob(f"{token}*.bin")), np.uint8).size == len(points)
+
+
+def test_traceback_on_demand(tmp_path: Path, tool: Run) -> None:
+    short = tool("index", f"data.root={tmp_path}")
+    long = tool("index", f"data.root={tmp_path}", "--traceback")
+    assert "Traceback" not in short.err
+    assert "Traceback" in long.err

@@ -1,0 +1,127 @@
+"""The tools on a small world: what they make, what they print, and that nothing is done twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.store import Artifact
+from tests.helpers import Run, settings
+
+
+def test_from_logs_to_a_scored_student_and_its_export(small_world: Path, tmp_path: Path, tool: Run) -> None:
+    given = settings(small_world, tmp_path / "store")
+    student = tool("pretrain", *given).path
+    assert student.name.startswith("student-")
+    stages = sorted(path.name.split("-")[0] for path in (tmp_path / "store").iterdir())
+    assert stages == ["index", "pixels", "points", "student"]
+    assert {"config.json", "model.safetensors", "metrics.jsonl"} <= {path.name for path in student.iterdir()}
+
+    scored = tool("evaluate", *given, f"student={student}")
+    assert "driveable surface" in scored.err
+    scores = json.loads((scored.path / "scores.json").read_text())
+    assert scores["frames"] == 3
+    assert 0 <= scores["miou"] <= 1
+    assert np.sum(scores["confusion"]) == scores["points"]
+
+    out = tool("export_labels", *given, f"student={student}", f"out={tmp_path / 'export'}").path
+    bins = sorted(out.glob("lidarseg/mini_val/*_lidarseg.bin"))
+    assert len(bins) == 3
+    for path in bins:
+        label = np.fromfile(path, np.uint8)
+        truth = np.fromfile(small_world / "lidarseg/v1.0-mini" / path.name, np.uint8)
+        assert label.size == truth.size
+        assert label.min() >= 1
+        assert label.max() <= 16
+    assert json.loads((out / "mini_val/submission.json").read_text())["meta"]["use_lidar"] is True
+
+
+def test_fused_labels_are_scored_and_exported(small_world: Path, tmp_path: Path, tool: Run) -> None:
+    given = settings(small_world, tmp_path / "store")
+    points = tool("label", *given).path
+    scored = tool("evaluate", *given, f"points={points}", "labels.eval=tests/configs/merged6.yaml")
+    scores = json.loads((scored.path / "scores.json").read_text())
+    assert scores["covered"]["points"] < scores["points"]
+    assert scores["covered"]["iou"]["driveable"] > 0.3
+    out = tool("export_labels", *given, f"points={points}", f"out={tmp_path / 'out'}").path
+    assert not list(out.rglob("submission.json"))
+    path = next(out.rglob("*.bin"))
+    label, beside = np.fromfile(path, np.uint8), np.load(path.with_suffix(".npz"))
+    assert set(np.unique(label)) == {0, 11, 15}
+    assert (beside["score"][label == 0] == 0).all()
+    again = tool("export_labels", *given, f"points={points}", f"out={out}")
+    assert again.status == 1
+    assert "exists already" in again.err
+
+
+def test_a_picture_is_drawn(small_world: Path, tmp_path: Path, tool: Run) -> None:
+    given = settings(small_world, tmp_path / "store")
+    points = tool("label", *given).path
+    picture = tool("view", *given, f"points={points}", f"out={tmp_path / 'view.png'}").path
+    assert picture.stat().st_size > 50_000
+    assert tool("view", *given, f"points={points}", "frame=nowhere").status == 1
+
+
+@pytest.mark.parametrize("name", ["index", "label", "pretrain"])
+def test_twice_is_once(small_world: Path, tmp_path: Path, tool: Run, name: str) -> None:
+    given = settings(small_world, tmp_path / "store")
+    first = tool(name, *given).path
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*") if path.is_file()}
+    assert tool(name, *given).path == first
+    assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*") if path.is_file()}
+
+
+def test_place_of_data_and_store_do_not_change_names(small_world: Path, world: Path, tmp_path: Path, tool: Run) -> None:
+    one = tool("label", *settings(small_world, tmp_path / "a")).path
+    two = tool("label", *settings(world, tmp_path / "b")).path
+    assert one.name == two.name
+    assert Artifact(one).manifest()["digest"] == Artifact(two).manifest()["digest"]
+
+
+def test_training_goes_on_where_it_stopped(small_world: Path, tmp_path: Path, tool: Run) -> None:
+    given = [*settings(small_world, tmp_path / "store"), "train.epochs=4", "train.checkpoint_epochs=2"]
+    whole = tool("pretrain", *given).path
+    halted = tmp_path / "halted"
+    with pytest.MonkeyPatch.context() as patch:
+        from pipeline import log
+
+        def stop(self: log.TrainingLog, step: object) -> None:
+            if step.epoch == 3:  # type: ignore[attr-defined]
+                raise KeyboardInterrupt
+            kept(self, step)
+
+        kept = log.TrainingLog.__call__
+        patch.setattr(log.TrainingLog, "__call__", stop)
+        interrupted = tool("pretrain", *given, f"store={halted}")
+        assert interrupted.status == 130
+    resumed = tool("pretrain", *given, f"store={halted}").path
+    assert (resumed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    steps = [json.loads(line)["step"] for line in (resumed / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+def test_resume_starts_from_another_student(small_world: Path, tmp_path: Path, tool: Run) -> None:
+    given = settings(small_world, tmp_path / "store")
+    first = tool("pretrain", *given).path
+    longer = tool("pretrain", *given, "train.epochs=2", f"resume={first}").path
+    assert longer != first
+    assert len((longer / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_student_of_other_classes_is_refused(small_world: Path, tmp_path: Path, tool: Run) -> None:
+    given = settings(small_world, tmp_path / "store")
+    student = tool("pretrain", *given).path
+    refused = tool("evaluate", *given, f"student={student}", "labels.names=cat,dog")
+    assert refused.status == 1
+    assert "knows the classes" in refused.err
+
+
+def test_usage(tool: Run) -> None:
+    shown = tool("label", "--help")
+    assert shown.status == 0
+    assert "fusion.cell_m=" in shown.out
+    assert tool("label", "--fast").status == 2
+    assert tool("evaluate", "student=").status == 1
