@@ -53,7 +53,7 @@ class Voxels:
 
     Attributes:
         frame: id of the frame.
-        coords: coordinates of each voxel, in order of its first point.
+        coords: coordinates of each voxel, in lexicographic order.
         feats: features of each voxel.
         inverse: voxel of each point that is left.
         corners: the eight voxels around each point and their weights, where trilinear features are asked for.
@@ -151,11 +151,21 @@ def _nearest(
     return np.sort(np.argsort(distance, kind="stable")[:limit])
 
 
+def _sorted_cells(keys: np.ndarray) -> tuple[grid.CellIndex, Int32[np.ndarray, " n"]]:
+    """Distinct cells in order of their keys, so that cells that touch stand near each other in memory."""
+    index, inverse = grid.index_cells(keys)
+    order = np.argsort(index.keys)
+    rank = np.empty(len(order), np.int32)
+    rank[order] = np.arange(len(order), dtype=np.int32)
+    index, _ = grid.index_cells(index.keys[order])
+    return index, rank[inverse]
+
+
 def _cut(
     sample: Sample, keys: np.ndarray, limit: int, generator: np.random.Generator | None
 ) -> tuple[Sample, grid.CellIndex, Int32[np.ndarray, " n"], int]:
     """Indexes the voxels and, when they are too many, leaves some out with their points and targets."""
-    index, inverse = grid.index_cells(keys)
+    index, inverse = _sorted_cells(keys)
     count = len(index)
     if not limit or count <= limit:
         return sample, index, inverse, 0
@@ -173,7 +183,7 @@ def _cut(
         sample.pair_label[targets],
         sample.pair_score[targets],
     )
-    index, inverse = grid.index_cells(keys[points])
+    index, inverse = _sorted_cells(keys[points])
     return sample, index, inverse, count - len(index)
 
 
@@ -244,7 +254,9 @@ def collate(frames: Sequence[Voxels]) -> Batch:
     def join(parts: Sequence[np.ndarray], shift: Sequence[int] | np.ndarray | None = None) -> Tensor:
         if shift is None:
             return torch.from_numpy(np.concatenate(parts))
-        return torch.from_numpy(np.concatenate([part.astype(np.int64) + s for part, s in zip(parts, shift, strict=False)]))
+        return torch.from_numpy(
+            np.concatenate([part.astype(np.int64) + s for part, s in zip(parts, shift, strict=False)])
+        )
 
     around = [frame.corners for frame in frames if frame.corners is not None]
     return Batch(

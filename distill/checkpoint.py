@@ -39,11 +39,9 @@ class Trained:
     used_labels: bool
 
 
-def make_student(model: ModelConfig, text_dim: int) -> Student:
-    """An untrained student, from torch's global seed."""
-    return Student(
-        model.size, channels(model.features), text_dim, backend=model.backend, checkpointing=model.checkpointing
-    )
+def make_student(model: ModelConfig, text_dim: int, classes: int | None = None) -> Student:
+    """An untrained student, from torch's global seed; with a classifier when it gets a number of classes."""
+    return Student(model.size, channels(model.features), text_dim, classes, model.backend, model.checkpointing)
 
 
 def student_config(model: ModelConfig, names: tuple[str, ...], sensor_height_m: float, used_labels: bool) -> bytes:
@@ -79,7 +77,8 @@ def load_student(folder: Path) -> Trained:
         raise BadInput(
             folder, f"is no readable student: {error}", "give the folder that tools/pretrain.py printed"
         ) from None
-    student = make_student(model, text.shape[1])
+    head = tensors.get("student.classifier.weight")
+    student = make_student(model, text.shape[1], None if head is None else len(head))
     try:
         student.load_state_dict({name.removeprefix("student."): value for name, value in tensors.items()})
     except RuntimeError as error:

@@ -7,8 +7,9 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,8 +24,31 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 Launched = TypeVar("Launched")
 
+_DEFAULT_HW = (224, 416)  # what CLIP2Scene feeds for nuScenes
+
 DECODE_ERRORS = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 """What Pillow raises for bytes that are no whole image."""
+
+
+def input_size(size_hw: tuple[int, int], patch: int) -> tuple[int, int]:
+    """A network's input size [px]; (0, 0) stands for 224 x 416, rounded to whole patches.
+
+    Raises:
+        BadInput: a size that was given is no multiple of the patch.
+    """
+    size_hw = (size_hw[0], size_hw[1])
+    if not any(size_hw):
+        return whole_cells(_DEFAULT_HW, patch)
+    whole = whole_cells(size_hw, patch)
+    if whole != size_hw:
+        raise BadInput("teacher.size_hw", f"{size_hw} is no multiple of the patch, {patch}", f"{whole} is near")
+    return size_hw
+
+
+def whole_cells(size_hw: tuple[int, int], cell: int) -> tuple[int, int]:
+    """The nearest size of whole cells, at least one each way [px]."""
+    height, width = (max(1, round(side / cell)) * cell for side in size_hw)
+    return height, width
 
 
 def decode(camera: Camera, size_hw: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
@@ -137,6 +161,14 @@ def to_device(images: UInt8[np.ndarray, "n h w 3"], device: torch.device) -> Flo
     if device.type == "cuda":
         pixels = pixels.pin_memory().to(device, non_blocking=True)
     return pixels.permute(0, 3, 1, 2).float() / 255
+
+
+def autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Half precision on CUDA: bfloat16, or float16 where the device lacks it; float32 on a CPU, where it is faster."""
+    if device.type != "cuda":
+        return nullcontext()
+    half = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.autocast("cuda", half)
 
 
 def normalised(

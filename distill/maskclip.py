@@ -4,51 +4,57 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, Float16, Float32, UInt8
 from torch import Tensor
-from torch.nn import functional as F
 
-from distill import text
-from distill.images import decode, prefetch
-from distill.readings import DenseResNet, DenseVit, Reading, choose_reading
-from distill.weights import Source, build_clip, find_clip
+from distill.images import all_or_raise, autocast, decoders, in_batches, input_size, normalised, to_device
+from distill.readings import Dense, DenseResNet, DenseVit, Reading, choose_reading, stride_of
+from distill.scoring import Scorer
+from distill.text import Encoder, Vocabulary, cached, embed, group_names, sentences
+from distill.tiles import Tiles
+from distill.vit import PatchVit, find_vit
+from distill.weights import build_clip, clip_config, clip_tokenizer, find_clip
 from projection.errors import BadInput
-from projection.frames import NONE, Camera, PixelLabels
-
-_DEFAULT_HW = (224, 416)  # what CLIP2Scene feeds for nuScenes
+from projection.frames import Camera, PixelLabels
 
 
 class MaskClip:
     """A teacher that names patches with a CLIP model.
 
-    The model is built when it is first needed; everything that can be refused without it is refused here.
+    Networks are built when they are first needed; everything that can be refused without them is refused here. Labels
+    are those of the batch they were made in: other batch sizes or devices may change the last bits of a score.
 
     Args:
-        model: open_clip name, ``hf-hub:owner/name`` or ``local-dir:folder``.
-        weights: tag or local checkpoint; the last two bring their own.
+        model: open_clip name, ``hf-hub:owner/name`` or ``local-dir:folder`` (the last two bring their own weights).
+        weights: tag of open_clip's list, or a local checkpoint.
         prompts: for each class, its names; the best-scoring one speaks for the class.
         negatives: names whose patches get no label.
-        reading: how the last block is read, see `DenseVit`.
-        size_hw: input size of the network [px]; (0, 0) takes 224 x 416, rounded to whole patches.
+        reading: how the last block is read, see `DenseVit`; ``auto`` is ``naclip`` for a ViT, ``pool`` for a ResNet.
+        proxy: timm name of the ViT whose attention the reading ``proxy`` takes.
+        proxy_weights: its local checkpoint; empty takes its tag's.
+        size_hw: size that images are stretched to [px]; (0, 0) takes 224 x 416, rounded to whole patches.
+        tile_hw: size of the network's input, laid over that in tiles [px]; (0, 0) takes all at once.
+        tile_overlap: share of a tile that its neighbour repeats.
         templates: set of sentences that names are put into.
-        min_score: below this confidence there is no label; one for all classes or one each.
+        min_score: confidence below which there is no label, 0..1; one for all classes or one each.
+        key_smoothing: patches under this confidence take the average of those with like keys; 0 = off.
+        denoising: classes that reach this confidence nowhere in an image are dropped from it; 0 = off.
         batch: images per forward pass.
-        device: where the network runs.
+        device: where the networks run.
         keep_features: whether labels carry the dense features.
         threads: JPEG decoders; 0 takes the machine's cores, at most 16.
+        cache: folder that text embeddings are kept in.
 
     Raises:
-        BadInput: unknown model or weights, a reading that the tower has not, a size that is no multiple of its patch.
+        BadInput: unknown model or weights, a reading that the tower has not, or sizes that are no whole patches.
     """
 
     def __init__(
@@ -59,31 +65,44 @@ class MaskClip:
         prompts: Sequence[Sequence[str]],
         negatives: Sequence[str] = (),
         reading: Reading = "auto",
+        proxy: str = "vit_base_patch8_224.dino",
+        proxy_weights: str = "",
         size_hw: tuple[int, int] = (0, 0),
+        tile_hw: tuple[int, int] = (0, 0),
+        tile_overlap: float = 0.5,
         templates: str = "reference",
         min_score: float | Sequence[float] = 0.0,
+        key_smoothing: float = 0.0,
+        denoising: float = 0.0,
         batch: int = 16,
         device: str = "cpu",
         keep_features: bool = False,
         threads: int = 0,
+        cache: Path | None = None,
     ) -> None:
-        self._source: Source = find_clip(model, weights)
-        self._reading = choose_reading(model, self._source.config, reading)
-        self._size_hw = _whole_patches(size_hw, _stride(self._source.config))
-        self._names, self._groups = text.group_names(prompts, negatives)
-        self._classes, self._negatives = len(prompts), len(negatives)
-        self._templates = text.templates(templates)
-        self._min_score = np.broadcast_to(np.asarray(min_score, np.float32), self._classes)
+        self._reading = choose_reading(model, clip_config(model)["model_cfg"], reading)
+        self._source = find_clip(model, weights)
+        self._proxy_source = find_vit(proxy, proxy_weights) if self._reading == "proxy" else None
+        stride = stride_of(self._source.config)
+        self._size_hw = input_size(size_hw, stride)
+        unit = math.lcm(stride, self._proxy_source.patch) if self._proxy_source else stride
+        self._tiles = Tiles.over(self._size_hw, (tile_hw[0], tile_hw[1]), tile_overlap, unit)
+        self._names, self._group = group_names(prompts, negatives)
+        self._templates = sentences(templates)
+        self._floor = _floor(min_score, len(prompts), len(negatives))
+        self._key_smoothing, self._denoising = key_smoothing, denoising
         self._batch, self._device, self._keep_features = batch, torch.device(device), keep_features
-        self._threads = threads or min(16, os.cpu_count() or 1)
+        self._threads, self._cache = decoders(threads), cache
 
     def digest(self) -> str:
-        """sha256 of the weights' bytes and of all that decides what the labels are; the device is left out."""
-        return _digest([self.feature_digest(), self._names, self._groups.tolist(), self._templates, self._min_score.tolist()])
+        """sha256 of the weights' bytes and of all that decides what the labels are; batch and device are left out."""
+        scoring = [self._floor.tolist(), self._key_smoothing, self._denoising, self._keep_features]
+        return _digest([self.feature_digest(), self._names, self._group.tolist(), self._templates, scoring])
 
     def feature_digest(self) -> str:
-        """sha256 of what decides the dense features: equal ones may be read again under other names."""
-        return _digest([self._source.digest(), self._reading, self._size_hw])
+        """sha256 of what decides the dense features: where it is equal, `relabel` may read them under other names."""
+        proxy = self._proxy_source.digest() if self._proxy_source else ""
+        return _digest([self._source.digest(), self._reading, proxy, self._tiles.top, self._tiles.left, self._size_hw])
 
     @property
     def text(self) -> Float32[np.ndarray, "c d"]:
@@ -91,22 +110,11 @@ class MaskClip:
         return self.vocabulary.of_classes()
 
     @cached_property
-    def vocabulary(self) -> text.Vocabulary:
+    def vocabulary(self) -> Vocabulary:
         """All names, the negatives last, with their embeddings."""
-        import open_clip
-
-        tokenizer = open_clip.get_tokenizer(self._source.name)
-        names = text.embed(lambda t: self._model.encode_text(tokenizer(t).to(self._device)), self._names, self._templates)
-        return text.Vocabulary(names, self._groups, self._classes)
-
-    @cached_property
-    def _model(self) -> Any:
-        return build_clip(self._source).to(self._device)
-
-    @cached_property
-    def _tower(self) -> DenseVit | DenseResNet:
-        visual = self._model.visual
-        return DenseResNet(visual) if self._reading == "pool" else DenseVit(visual, self._reading)
+        key = _digest([self._source.digest(), self._names, self._templates])
+        embedding = cached(self._cache, key, len(self._names), self._embed)
+        return Vocabulary(embedding, self._group, len(self._floor) - int(np.isinf(self._floor).sum()))
 
     def __call__(self, cameras: Sequence[Camera]) -> list[PixelLabels]:
         """Labels of images, in order.
@@ -114,56 +122,85 @@ class MaskClip:
         Raises:
             BadInput: an image cannot be used.
         """
-        return [labels for batch in self._batches(cameras) for labels in self._label(batch)]
+        return all_or_raise(self.stream(cameras))
 
-    def _batches(self, cameras: Iterable[Camera]) -> Iterator[UInt8[np.ndarray, "n h w 3"]]:
-        waiting = prefetch(cameras, lambda c: decode(c, self._size_hw), self._threads, 2 * self._batch)
-        while images := [future.result() for future in islice(waiting, self._batch)]:
-            yield np.stack(images)
+    def stream(self, cameras: Iterable[Camera]) -> Iterator[PixelLabels | BadInput]:
+        """Labels of any number of images, in order; an image that cannot be used leaves its error in its place.
 
-    @torch.inference_mode()
-    def features(self, images: UInt8[np.ndarray, "n h w 3"]) -> Float[Tensor, "n h w d"]:
-        """Unit dense features of RGB images of the network's input size."""
-        x = torch.from_numpy(images).to(self._device).permute(0, 3, 1, 2).float()
-        mean, std = (torch.tensor(v, device=x.device).view(3, 1, 1) * 255 for v in (self._source.mean, self._source.std))
-        half = torch.autocast("cuda", torch.bfloat16) if self._device.type == "cuda" else nullcontext()
-        with half:
-            dense = self._tower((x - mean) / std)
-        return F.normalize(dense.feature.float(), dim=-1)
+        Batches are cut across frames and images decoded ahead of the network: give a whole scene at once.
+        """
+        return in_batches(cameras, self._size_hw, self._batch, self._threads, self._launch, self._collect)
 
     @torch.inference_mode()
-    def _label(self, images: UInt8[np.ndarray, "n h w 3"]) -> Iterator[PixelLabels]:
-        features = self.features(images)
-        label, score = self._decide(features)
-        kept = features.half().cpu().numpy() if self._keep_features else [None] * len(images)
-        for one in zip(label, score, kept, strict=True):
-            yield PixelLabels(*one)
+    def dense(self, images: UInt8[np.ndarray, "n h w 3"]) -> Dense:
+        """Unit features and unit keys of RGB images of the size that images are stretched to, on the device."""
+        return self._tiles.read(to_device(images, self._device), self._network)
 
-    def _decide(self, features: Float[Tensor, "n h w d"]) -> tuple[np.ndarray, np.ndarray]:
-        """Class and confidence of each patch; 255 and 0 where a negative or too little confidence wins."""
-        names = torch.from_numpy(self.vocabulary.embedding).to(features)
-        group = torch.from_numpy(self._groups).to(features.device)
-        scores = text.group_max(features @ names.T, group, self._classes + self._negatives)
-        confidence, winner = (scores * self._model.logit_scale.exp()).softmax(-1).max(-1)
-        label, score = winner.cpu().numpy(), confidence.cpu().numpy()
-        floor = np.append(self._min_score, np.full(self._negatives, np.inf, np.float32))
-        lost = score < floor[label]
-        return np.where(lost, NONE, label).astype(np.uint8), np.where(lost, 0, score).astype(np.float16)
+    @torch.inference_mode()
+    def relabel(self, feature: Float16[np.ndarray, "h w d"]) -> PixelLabels:
+        """Labels under this teacher's names of an image whose dense features were kept.
 
+        Raises:
+            BadInput: key smoothing is on; keys are not kept.
+        """
+        if self._key_smoothing > 0:
+            raise BadInput("teacher.key_smoothing", "needs the images again: keys are not kept", "set it to 0")
+        unit = torch.from_numpy(feature).to(self._device).float()
+        label, score = self._scorer(unit[None], None)
+        return PixelLabels(label[0].cpu().numpy(), score[0].cpu().numpy(), feature if self._keep_features else None)
 
-def _stride(config: Any) -> int:
-    vision = config["vision_cfg"]
-    return 32 if isinstance(vision["layers"], list | tuple) else int(vision.get("patch_size", 16))
+    @cached_property
+    def _model(self) -> Any:
+        return build_clip(self._source).to(device=self._device, memory_format=torch.channels_last)
 
+    @cached_property
+    def _tower(self) -> DenseVit | DenseResNet:
+        visual = self._model.visual
+        return DenseResNet(visual) if self._reading == "pool" else DenseVit(visual, self._reading)
 
-def _whole_patches(size_hw: tuple[int, int], stride: int) -> tuple[int, int]:
-    """The size, or the default rounded to whole patches; refused when it is not whole."""
-    height, width = (max(1, round(side / stride)) * stride for side in (size_hw if any(size_hw) else _DEFAULT_HW))
-    if any(size_hw) and (height, width) != tuple(size_hw):
-        raise BadInput(
-            "teacher.size_hw", f"{tuple(size_hw)} is no multiple of the patch, {stride}", f"({height}, {width}) is"
+    @cached_property
+    def _proxy(self) -> PatchVit | None:
+        return PatchVit(self._proxy_source).to(self._device) if self._proxy_source else None
+
+    @cached_property
+    def _scorer(self) -> Scorer:
+        names, group, floor = (
+            torch.from_numpy(array).to(self._device) for array in (self.vocabulary.embedding, self._group, self._floor)
         )
-    return height, width
+        scale = float(self._model.logit_scale.exp())
+        return Scorer(names, group, floor, scale, self._key_smoothing, self._denoising)
+
+    def _embed(self) -> Float32[np.ndarray, "names d"]:
+        encode = Encoder(self._model, clip_tokenizer(self._source), self._device)
+        return embed(encode, self._names, self._templates)
+
+    def _network(self, images: Float[Tensor, "n 3 h w"]) -> Dense:
+        """One forward pass over RGB images 0..1."""
+        with autocast(self._device):
+            proxy = self._proxy(images) if self._proxy is not None else None
+            dense: Dense = self._tower(normalised(images, self._source.mean, self._source.std), proxy)
+        return dense
+
+    @torch.inference_mode()
+    def _launch(self, images: UInt8[np.ndarray, "n h w 3"]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Labels, scores and, if kept, features, still on the device."""
+        dense = self.dense(images)
+        label, score = self._scorer(dense.feature, dense.key)
+        return label, score, dense.feature.half() if self._keep_features else None
+
+    @staticmethod
+    def _collect(launched: tuple[Tensor, Tensor, Tensor | None]) -> list[PixelLabels]:
+        label, score = (part.cpu().numpy() for part in launched[:2])
+        feature = [None] * len(label) if launched[2] is None else launched[2].cpu().numpy()
+        return [PixelLabels(*one) for one in zip(label, score, feature, strict=True)]
+
+
+def _floor(min_score: float | Sequence[float], classes: int, negatives: int) -> Float32[np.ndarray, " groups"]:
+    """The confidence that each class needs; no confidence makes a negative a label."""
+    own = np.asarray(min_score, np.float32)
+    if own.shape not in ((), (classes,)) or not ((own >= 0) & (own <= 1)).all():
+        raise BadInput("teacher.min_score", f"{min_score} is not in 0..1, one for all or one for each class")
+    return np.append(np.broadcast_to(own, classes), np.full(negatives, np.inf, np.float32))
 
 
 def _digest(value: Any) -> str:

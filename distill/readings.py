@@ -80,7 +80,7 @@ class DenseVit(nn.Module):
     ``pure``: the last attention's value path alone (MaskCLIP, ECCV 2022).
     ``residual``: the same within the whole last block, which is that block with its attention matrix set to the
     identity (what the released MaskCLIP and CLIP2Scene code computes).
-    ``naclip``: key-key attention plus a Gaussian of the patches' distance, neither residual nor MLP (NACLIP, WACV 2025).
+    ``naclip``: key-key attention plus a Gaussian of the patches' distance, no residual and MLP (NACLIP, WACV 2025).
     ``proxy``: attention from another network, likewise without residual and MLP (ProxyCLIP, ECCV 2024).
     """
 
@@ -155,7 +155,7 @@ def _key_value(attn: Any, normed: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _near(heads: int, key: Tensor, value: Tensor, grid: tuple[int, int]) -> Float[Tensor, "n h w width"]:
-    """NACLIP's attention, of the patches to all tokens: ``softmax(k k^T / sqrt(width of a head) + neighbourhood) v``."""
+    """NACLIP's attention, of the patches to all tokens: ``softmax(k k^T / sqrt(head's width) + neighbourhood) v``."""
     key, value = (tokens.unflatten(-1, (heads, -1)).transpose(1, 2) for tokens in (key, value))
     bias = neighbourhood(grid, key.device).to(key.dtype)
     mixed = F.scaled_dot_product_attention(key[:, :, 1:], key, value, attn_mask=bias)

@@ -137,7 +137,17 @@ def _multiply_narrow(_, a, at_a, first, step_a, mat, at_b, step_b, depth, c, at_
 
 @jit
 def multiply(
-    a: Any, at_a: Any, step_a: int, b: Any, at_b: int, step_b: int, depth: int, c: Any, at_c: Any, rows: int, columns: int
+    a: Any,
+    at_a: Any,
+    step_a: int,
+    b: Any,
+    at_b: int,
+    step_b: int,
+    depth: int,
+    c: Any,
+    at_c: Any,
+    rows: int,
+    columns: int,
 ) -> None:
     """Adds a product to rows of ``c``: ``c[at_c[r] + j] += sum_k a[at_a[r] + k * step_a] * b[at_b + k * step_b + j]``.
 
@@ -208,7 +218,9 @@ def pack_weight(weight: Any, first: int, last: int, packed: Any) -> None:
     multiple of ``LANES``, zero where nothing is written.
     """
     for k in range(first, last):
-        for column in range(0, weight.shape[2], 16):  # a block of columns at a time stays in cache while it is transposed
+        for column in range(
+            0, weight.shape[2], 16
+        ):  # a block of columns at a time stays in cache while it is transposed
             values, place = weight[k, :, column : column + 16], packed[k, :, column : column + 16]
             for i in range(weight.shape[1]):
                 _pack_row(values, i, place, i)
@@ -257,7 +269,17 @@ def convolve(
 
 @jit
 def weight_gradient(
-    feats: Any, grad: Any, starts: Any, source: Any, target: Any, k: int, left: Any, right: Any, d_weight: Any
+    feats: Any,
+    grad: Any,
+    starts: Any,
+    source: Any,
+    target: Any,
+    span: int,
+    first: int,
+    last: int,
+    left: Any,
+    right: Any,
+    d_weight: Any,
 ) -> None:
     """Writes ``d_weight[:, k] = sum over the pairs of offset k of outer(grad[target], feats[source])``.
 
@@ -267,30 +289,35 @@ def weight_gradient(
         starts: see ``convolve``.
         source: input row of each pair.
         target: output row of each pair.
-        k: the offset.
+        span: tiles to do for all offsets before the next ones, while their rows are in cache.
+        first: first offset.
+        last: the one after the last.
         left: room for a chunk of ``grad``'s rows (CHUNK or CHUNK/2, o), float32 or int32.
         right: room for a chunk of ``feats``' rows (the same, i up to a multiple of ``LANES``), zero beyond i.
         d_weight: (o, k, i) float32.
     """
-    width, columns = left.shape[1], right.shape[1]
-    halves = CHUNK // left.shape[0]
-    flat_left, flat_right = left.reshape(-1), right.reshape(-1)
-    sums = np.zeros((width, columns), np.float32)
+    width, columns, offsets = left.shape[1], right.shape[1], d_weight.shape[1]
+    sums = np.zeros((last - first, width, columns), np.float32)
+    flat_left, flat_right, flat_sums = left.reshape(-1), right.reshape(-1), sums.reshape(-1)
     at_a, at_c = np.zeros(width + ROWS, np.int64), np.zeros(width + ROWS, np.int64)
+    tiles = (len(starts) - 1) // offsets
+    for begin in range(0, tiles, span):
+        for k in range(first, last):
+            for o in range(width):
+                at_a[o], at_c[o] = o, ((k - first) * width + o) * columns
+            count = 0
+            for tile in range(begin, min(begin + span, tiles)):
+                for p in range(starts[tile * offsets + k], starts[tile * offsets + k + 1]):
+                    _pack_row(grad, target[p], left, count)
+                    _pack_row(feats, source[p], right, count)
+                    count += 1
+                    if count == CHUNK:
+                        multiply(flat_left, at_a, width, flat_right, 0, columns, len(left), flat_sums, at_c, width, columns)
+                        count = 0
+            if count > 0:
+                depth = (count * len(left) + CHUNK - 1) // CHUNK
+                multiply(flat_left, at_a, width, flat_right, 0, columns, depth, flat_sums, at_c, width, columns)
     for o in range(width):
-        at_a[o], at_c[o] = o, o * columns
-    count, offsets = 0, d_weight.shape[1]
-    for group in range(k, len(starts) - 1, offsets):
-        for p in range(starts[group], starts[group + 1]):
-            _pack_row(grad, target[p], left, count)
-            _pack_row(feats, source[p], right, count)
-            count += 1
-            if count == CHUNK:
-                depth = count // halves
-                multiply(flat_left, at_a, width, flat_right, 0, columns, depth, sums.reshape(-1), at_c, width, columns)
-                count = 0
-    depth = (count + halves - 1) // halves
-    multiply(flat_left, at_a, width, flat_right, 0, columns, depth, sums.reshape(-1), at_c, width, columns)
-    for o in range(width):
-        for i in range(d_weight.shape[2]):
-            d_weight[o, k, i] = sums[o, i]
+        for k in range(first, last):
+            for i in range(d_weight.shape[2]):
+                d_weight[o, k, i] = sums[k - first, o, i]

@@ -27,6 +27,9 @@ TILE_ROWS = 512
 """Output rows of a tile: its float32 sums stay in a core's second cache up to 256 channels."""
 
 
+_CACHE = 1 << 20  # bytes of rows that a core keeps at hand
+
+
 @dataclass(frozen=True, eq=False)
 class KernelMap:
     """Which input row meets which output row at each offset of a kernel, in the orders that the passes need.
@@ -111,7 +114,9 @@ def _room(rows: int, columns: int, like: Tensor, *before: int) -> Tensor:
     """Zeros for ``rows`` packed rows: columns up to whole vectors, two rows of bfloat16 in one."""
     columns = -(-columns // kernels.LANES) * kernels.LANES
     half = like.dtype == torch.bfloat16
-    return torch.zeros((*before, -(-rows // 2) if half else rows, columns), dtype=torch.int32 if half else torch.float32)
+    return torch.zeros(
+        (*before, -(-rows // 2) if half else rows, columns), dtype=torch.int32 if half else torch.float32
+    )
 
 
 def _convolve(feats: Tensor, weight: Float[Tensor, "k i o"], tiles: PairLists, outputs: int) -> Float[Tensor, "w o"]:
@@ -131,16 +136,28 @@ def _convolve(feats: Tensor, weight: Float[Tensor, "k i o"], tiles: PairLists, o
     return out
 
 
-def _weight_gradient(feats: Tensor, grad: Tensor, tiles: PairLists, d_weight: Float[Tensor, "o k i"]) -> None:
-    rows, grads, out = _bits(feats), _bits(grad), d_weight.numpy()
+def _pieces(pairs: PairLists, count: int) -> list[tuple[int, int]]:
+    """Ranges of offsets with about a ``count``-th of the pairs each, those with most first."""
+    share_of_all = pairs.starts * count // max(1, pairs.starts[-1])
+    ends = [k for k in range(1, len(share_of_all)) if k == len(share_of_all) - 1 or share_of_all[k] != share_of_all[k - 1]]
+    pieces = list(zip([0, *ends], ends, strict=False))
+    return sorted(pieces, key=lambda piece: int(pairs.starts[piece[0]] - pairs.starts[piece[1]]))
+
+
+def _weight_gradient(feats: Tensor, grad: Tensor, pairs: KernelMap, d_weight: Float[Tensor, "o k i"]) -> None:
+    rows, grads, out, tiles = _bits(feats), _bits(grad), d_weight.numpy(), pairs.forward
+    pieces = _pieces(pairs.pairs, 8)
+    span = max(1, _CACHE // (TILE_ROWS * (feats.shape[1] + grad.shape[1]) * feats.element_size()))
 
     def some(first: int, last: int) -> None:
         left = _room(kernels.CHUNK, grad.shape[1], feats)[:, : grad.shape[1]].contiguous().numpy()
         right = _room(kernels.CHUNK, feats.shape[1], feats).numpy()
-        for k in range(first, last):
-            kernels.weight_gradient(rows, grads, tiles.starts, tiles.source, tiles.target, k, left, right, out)
+        for piece in pieces[first:last]:
+            kernels.weight_gradient(
+                rows, grads, tiles.starts, tiles.source, tiles.target, span, *piece, left, right, out
+            )
 
-    share(d_weight.shape[1], some)
+    share(len(pieces), some)
 
 
 class _Convolution(torch.autograd.Function):
@@ -164,7 +181,7 @@ class _Convolution(torch.autograd.Function):
             d_feats = _convolve(grad, turned, pairs.backward, pairs.inputs)
         if ctx.needs_input_grad[1]:
             d_weight = torch.empty_like(weight)
-            _weight_gradient(feats, grad, pairs.forward, d_weight)
+            _weight_gradient(feats, grad, pairs, d_weight)
         return d_feats, d_weight, None
 
 

@@ -29,7 +29,9 @@ class Level:
 
     def coords(self) -> Int32[Tensor, "v 4"]:
         """Batch index and coordinates in the caller's counting."""
-        return self.tensor.indices + torch.tensor((0, *self.origin), dtype=torch.int32, device=self.tensor.indices.device)
+        return self.tensor.indices + torch.tensor(
+            (0, *self.origin), dtype=torch.int32, device=self.tensor.indices.device
+        )
 
 
 def _spconv() -> Any:

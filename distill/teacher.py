@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import io
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from distill.images import DECODE_ERRORS, all_or_raise, decoders, prefetch
 from distill.maskclip import MaskClip
+from distill.vit import VitFeatures
 from projection.errors import BadInput
 from projection.frames import NONE, Camera, PixelLabels
 
-__all__ = ["MaskClip", "Precomputed", "Teacher", "TeacherConfig"]
+__all__ = ["MaskClip", "Precomputed", "Teacher", "TeacherConfig", "VitFeatures"]
 
 _LABELS_HW = (512, 1024)
 
@@ -26,28 +29,40 @@ class TeacherConfig:
     """What names the pixels.
 
     Attributes:
-        kind: where pixel labels come from: label images made elsewhere, or a CLIP model
+        kind: where pixel labels come from: label images made elsewhere, a CLIP model, or a ViT's features without names
         root: folder of the label images below the data root (precomputed)
         map: what their ids mean, a file under configs/labels (precomputed)
-        size_hw: height and width of the label images, or of the network's input; 0, 0 takes 512 x 1024, or 224 x 416 [px]
-        model: open_clip name, hf-hub:OWNER/NAME, or local-dir:FOLDER (maskclip)
-        weights: tag of open_clip's list, or a local checkpoint (maskclip)
+        size_hw: size of the label images, or that images are stretched to; 0,0 takes 512,1024, or 224,416 [px]
+        model: open_clip name, hf-hub:OWNER/NAME or local-dir:FOLDER (maskclip); timm name with tag (features)
+        weights: tag of open_clip's list, or a local checkpoint; a local checkpoint or empty (features)
         reading: how the last block is read; auto is naclip for a ViT, pool for a ResNet (maskclip)
+        proxy: timm ViT whose attention the reading proxy takes (maskclip)
+        proxy_weights: its local checkpoint; empty takes its tag's (maskclip)
+        tile_hw: size of tiles laid over size_hw; 0,0 takes all at once (maskclip) [px]
+        tile_overlap: share of a tile that its neighbour repeats, 0..1 (maskclip)
         templates: sentences that names are put into (maskclip)
         min_score: confidence below which a pixel has no label, 0..1 (maskclip)
-        batch: images per forward pass (maskclip)
-        keep_features: store dense features beside the labels (maskclip)
+        key_smoothing: patches under this confidence take the average of those with like keys; 0 = off (maskclip)
+        denoising: classes that reach this confidence nowhere in an image are dropped from it; 0 = off (maskclip)
+        batch: images per forward pass (maskclip, features)
+        keep_features: store dense features beside the labels (maskclip; always for features)
     """
 
-    kind: Literal["precomputed", "maskclip"] = "maskclip"
+    kind: Literal["precomputed", "maskclip", "features"] = "maskclip"
     root: str = "labels2d"
     map: str = "cityscapes19"
     size_hw: tuple[int, int] = (0, 0)
     model: str = "ViT-B-16-quickgelu"
     weights: str = "openai"
-    reading: Literal["auto", "pure", "residual", "naclip", "pool"] = "auto"
+    reading: Literal["auto", "pure", "residual", "naclip", "proxy", "pool"] = "auto"
+    proxy: str = "vit_base_patch8_224.dino"
+    proxy_weights: str = ""
+    tile_hw: tuple[int, int] = (0, 0)
+    tile_overlap: float = 0.5
     templates: Literal["reference", "short", "plain"] = "reference"
     min_score: float = 0.0
+    key_smoothing: float = 0.0
+    denoising: float = 0.0
     batch: int = 16
     keep_features: bool = False
 
@@ -69,6 +84,9 @@ class Teacher(Protocol):
         Raises:
             BadInput: an image, or its label image, cannot be used.
         """
+
+    def stream(self, cameras: Iterable[Camera]) -> Iterator[PixelLabels | BadInput]:
+        """Labels of any number of images, in order; an image that cannot be used leaves its error in its place."""
 
 
 class Precomputed:
@@ -92,7 +110,7 @@ class Precomputed:
     ) -> None:
         self._data_root, self._label_root = data_root, label_root
         self._class_of_id, self._classes = class_of_id, classes
-        self._size_hw = tuple(size_hw) if any(size_hw) else _LABELS_HW
+        self._size_hw = (size_hw[0], size_hw[1]) if any(size_hw) else _LABELS_HW
         known = class_of_id[class_of_id != NONE]
         if known.size and known.max() >= classes:
             raise ValueError(f"an id stands for class {known.max()} of {classes}")
@@ -117,7 +135,12 @@ class Precomputed:
         Raises:
             BadInput: a label image is missing, damaged, not 8-bit, of another size, or not below the label folder.
         """
-        return [self._read(camera) for camera in cameras]
+        return all_or_raise(self.stream(cameras))
+
+    def stream(self, cameras: Iterable[Camera]) -> Iterator[PixelLabels | BadInput]:
+        """Labels of any number of images, in order; an image that cannot be used leaves its error in its place."""
+        threads = decoders(0)
+        return prefetch(cameras, self._read, threads, 2 * threads)
 
     def _read(self, camera: Camera) -> PixelLabels:
         label = self._class_of_id[_read_ids(self._path(camera), self._size_hw)]
@@ -136,19 +159,22 @@ class Precomputed:
         return path
 
 
-def _read_ids(path: Path, size_hw: tuple[int, ...]) -> UInt8[np.ndarray, "h w"]:
-    """The ids of a label image; its header is checked before anything is decoded."""
+def _read_ids(path: Path, size_hw: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
+    """The ids of a label image; its header and its checksums are checked before anything is decoded."""
     try:
-        with Image.open(path, formats=("PNG",)) as image:
+        data = path.read_bytes()
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             if image.mode not in ("L", "P"):
                 raise BadInput(path, f"has mode {image.mode}", "label images are 8-bit, one channel or palette")
             if (image.height, image.width) != size_hw:
                 size = f"{image.height}x{image.width}"
                 raise BadInput(path, f"is {size} pixels, teacher.size_hw is {size_hw}", "set teacher.size_hw")
+            image.verify()  # decoding does not look at the checksums
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             return np.array(image)
+    except BadInput:
+        raise
     except FileNotFoundError:
         raise BadInput(path, "does not exist", "make the label image, or correct teacher.root") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, BadInput):
-            raise
+    except DECODE_ERRORS as error:
         raise BadInput(path, f"cannot be decoded ({error})", "make the label image again") from None

@@ -27,7 +27,7 @@ SCENE_TEMPLATES = (
 SHORT_TEMPLATES = ("a photo of a {}.", "a photo of the {}.", *SCENE_TEMPLATES[:2])
 
 
-def templates(name: str) -> tuple[str, ...]:
+def sentences(name: str) -> tuple[str, ...]:
     """The sentences that a name is put into at ``{}``.
 
     ``reference`` is CLIP's 80 for ImageNet plus five about scenes (the set of ViLD, MaskCLIP and CLIP2Scene), ``short``
@@ -80,7 +80,7 @@ def group_names(
     groups = [*prompts, *((negative,) for negative in negatives)]
     for index, names in enumerate(groups):
         if not names or not all(name.strip() for name in names):
-            raise BadInput(f"prompts of class {index}", f"{list(names)!r} has no name or an empty one", "name the class")
+            raise BadInput(f"prompts of class {index}", f"{list(names)!r} has no name or an empty one")
     flat = [name for names in groups for name in names]
     return flat, np.repeat(np.arange(len(groups)), [len(names) for names in groups])
 
@@ -119,25 +119,25 @@ class Encoder:
             return encoded
         tokens, mask = tokens[:, :length], model.attn_mask[:length, :length]
         hidden = model.transformer(model.token_embedding(tokens) + model.positional_embedding[:length], attn_mask=mask)
-        last = model.ln_final(hidden[torch.arange(len(tokens)), tokens.argmax(-1)])
+        last = model.ln_final(hidden[torch.arange(len(tokens), device=tokens.device), tokens.argmax(-1)])
         projection = model.text_projection
         return projection(last) if callable(projection) else last @ projection
 
 
 @torch.inference_mode()
 def embed(
-    encode: Callable[[Sequence[str]], Float[Tensor, "n d"]], names: Sequence[str], sentences: Sequence[str]
+    encode: Callable[[Sequence[str]], Float[Tensor, "n d"]], names: Sequence[str], templates: Sequence[str]
 ) -> Float32[np.ndarray, "names d"]:
     """Unit embeddings of names: the mean over templates of unit embeddings, made unit again (CLIP's recipe).
 
     Args:
         encode: text side of the model.
         names: what to embed.
-        sentences: templates with ``{}`` where the name goes.
+        templates: sentences with ``{}`` where the name goes.
     """
-    texts = [sentence.replace("{}", name) for name in names for sentence in sentences]
+    texts = [template.replace("{}", name) for name in names for template in templates]
     unit = F.normalize(encode(texts).float(), dim=-1)
-    return F.normalize(unit.unflatten(0, (len(names), len(sentences))).mean(1), dim=-1).cpu().numpy()
+    return F.normalize(unit.unflatten(0, (len(names), len(templates))).mean(1), dim=-1).cpu().numpy()
 
 
 def cached(

@@ -10,12 +10,10 @@ from itertools import islice
 from typing import Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from distill.augment import AugmentConfig
 from distill.batch import Batch
-from distill.objectives import ObjectivesConfig, semantic
 from distill.student import Student
 
 
@@ -56,8 +54,8 @@ class Step:
     Attributes:
         epoch: passes done before this step.
         step: steps done, this one included.
-        loss: weighted sum of the objectives.
-        terms: each objective's own value.
+        loss: sum of the terms.
+        terms: each objective's weighted value.
         lr: learning rate used.
         points: labelled points, or point-pixel pairs, learnt from.
     """
@@ -82,32 +80,39 @@ def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
-def make_optimizer(student: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimiser over the trainable parameters; vectors (biases, norms) are not decayed."""
-    trained = [p for p in student.parameters() if p.requires_grad]
+def make_optimizer(
+    student: nn.Module, config: TrainConfig, head: str = "", head_lr: float = 1.0
+) -> torch.optim.Optimizer:
+    """The optimiser over the trainable parameters; vectors (biases, norms) are not decayed.
+
+    Args:
+        student: the network.
+        config: which optimiser, and its constants.
+        head: parameters whose names start with this learn at a rate of their own.
+        head_lr: that rate, as a multiple of the others'.
+    """
+    trained = [(bool(head) and name.startswith(head), p) for name, p in student.named_parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {
+            "params": [p for own, p in trained if own == of_head and (p.ndim > 1) == matrix],
+            "weight_decay": config.weight_decay if matrix else 0.0,
+            "scale": head_lr if of_head else 1.0,
+        }
+        for of_head in (False, True)
+        for matrix in (True, False)
     ]
+    groups = [group for group in groups if group["params"]]
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
     return torch.optim.AdamW(groups, lr=config.lr)
 
 
-def losses(student: Student, batch: Batch, text: Float[Tensor, "c d"], config: ObjectivesConfig) -> dict[str, Tensor]:
-    """Each switched-on objective's value on a batch, not yet weighted."""
-    embedding = student(batch, points=batch.pair_point, heads=("semantic",)).semantic
-    assert embedding is not None
-    return {"semantic": semantic(embedding, batch.pair_label, text, config.semantic)}
-
-
 def train(
     student: Student,
-    text: Float[Tensor, "c d"],
+    terms_of: Callable[[Batch], Mapping[str, Tensor]],
     batches: Iterable[Batch],
     steps_per_epoch: int,
     config: TrainConfig,
-    objectives: ObjectivesConfig,
     optimizer: torch.optim.Optimizer,
     on_step: Callable[[Step], None],
     on_checkpoint: Callable[[int], None],
@@ -117,11 +122,10 @@ def train(
 
     Args:
         student: on the device to train on.
-        text: unit text embedding of each class, there too.
+        terms_of: the weighted terms of the loss on a batch, by name; their sum is brought down.
         batches: those of all epochs from ``start_epoch`` on, one after the other.
         steps_per_epoch: how many an epoch has.
         config: schedule and precision.
-        objectives: what to learn from.
         optimizer: of the student's parameters, with its state if training goes on.
         on_step: hears of each step.
         on_checkpoint: called with the number of finished epochs every ``checkpoint_epochs`` and at the end,
@@ -142,10 +146,10 @@ def train(
             step = epoch * steps_per_epoch + index
             lr = learning_rate(step, steps, config.lr, config.warmup)
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group["scale"]
             with _autocast(device, config.precision):
-                terms = losses(student, batch.to(device), text, objectives)
-            total = torch.stack([getattr(objectives, name).weight * term for name, term in terms.items()]).sum()
+                terms = terms_of(batch.to(device))
+            total = torch.stack(list(terms.values())).sum()
             if not torch.isfinite(total):
                 raise NotFinite(f"loss is {total.item()} at step {step + 1}, frames {', '.join(batch.frames)}")
             optimizer.zero_grad(set_to_none=True)

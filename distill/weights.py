@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import threading
-import urllib.error
-import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from projection.errors import BadInput
 
+_LOCAL, _HUB, _CONFIG = "local-dir:", "hf-hub:", "open_clip_config.json"
 _NETWORK_WAIT_S = 5.0
 _HUB_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 _DIR_WEIGHTS = (*_HUB_WEIGHTS, "model.safetensors", "pytorch_model.bin")
@@ -52,6 +53,28 @@ def file_digest(path: Path) -> bytes:
         return hashlib.file_digest(stream, "sha256").digest()
 
 
+def clip_config(model: str) -> dict[str, Any]:
+    """What is known of an open_clip model without its weights: ``model_cfg`` and perhaps ``preprocess_cfg``.
+
+    Args:
+        model: open_clip name, ``hf-hub:owner/name`` or ``local-dir:folder``.
+
+    Raises:
+        BadInput: there is no such model, or its configuration cannot be had.
+    """
+    from open_clip import get_model_config, list_models
+
+    if model.startswith(_LOCAL):
+        return _read_json(Path(model.removeprefix(_LOCAL)) / _CONFIG)
+    if model.startswith(_HUB):
+        return _read_json(hub_file(model.removeprefix(_HUB), (_CONFIG,)))
+    config = get_model_config(model)
+    if config is None:
+        near = difflib.get_close_matches(model, list_models(), 3, 0.5)
+        raise BadInput("teacher.model", f"open_clip knows no {model!r}", f"alike: {', '.join(near) or 'none'}")
+    return {"model_cfg": config}
+
+
 def find_clip(model: str, weights: str) -> Source:
     """The source of an open_clip model.
 
@@ -62,26 +85,19 @@ def find_clip(model: str, weights: str) -> Source:
     Raises:
         BadInput: unknown name, tag or folder, or weights neither in the local cache nor to be had.
     """
-    from open_clip.factory import parse_model_name
-
-    schema, identifier = parse_model_name(model)
-    if schema == "local-dir":
-        folder = Path(identifier)
-        return _source(model, _read_json(folder / "open_clip_config.json"), _weights_in(folder))
-    if schema == "hf-hub":
-        tree = _read_json(hub_file(identifier, ("open_clip_config.json",)))
-        return _source(model, tree, hub_file(identifier, _HUB_WEIGHTS))
-    return _built_in(model, weights)
+    tree = clip_config(model)
+    if model.startswith(_LOCAL):
+        return _source(model, tree, _weights_in(Path(model.removeprefix(_LOCAL))))
+    if model.startswith(_HUB):
+        return _source(model, tree, hub_file(model.removeprefix(_HUB), _HUB_WEIGHTS))
+    if Path(weights).is_file():
+        return _source(model, tree, Path(weights))
+    return _tagged(model, tree["model_cfg"], weights)
 
 
-def _built_in(model: str, weights: str) -> Source:
+def _tagged(model: str, config: dict[str, Any], weights: str) -> Source:
     import open_clip
 
-    config = open_clip.get_model_config(model)
-    if config is None:
-        raise BadInput("teacher.model", f"open_clip knows no {model!r}", "open_clip.list_models() lists the names")
-    if Path(weights).is_file():
-        return _source(model, {"model_cfg": config}, Path(weights))
     tag = open_clip.get_pretrained_cfg(model, weights)
     if not tag:
         known = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
@@ -95,8 +111,6 @@ def _built_in(model: str, weights: str) -> Source:
 def _source(model: str, tree: Mapping[str, Any], checkpoint: Path) -> Source:
     from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
-    if "model_cfg" not in tree:
-        raise BadInput(model, "its open_clip_config.json has no model_cfg", "give a folder in open_clip's format")
     preprocess = tree.get("preprocess_cfg", {})
     mean, std = preprocess.get("mean", OPENAI_DATASET_MEAN), preprocess.get("std", OPENAI_DATASET_STD)
     return Source(model, tree["model_cfg"], tuple(mean), tuple(std), checkpoint)
@@ -107,8 +121,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         tree = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise BadInput(path, f"cannot be read ({error})", "give a folder in open_clip's format") from None
-    if not isinstance(tree, dict):
-        raise BadInput(path, "is not a JSON object", "give a folder in open_clip's format")
+    if not isinstance(tree, dict) or not {"vision_cfg", "text_cfg"} <= tree.get("model_cfg", {}).keys():
+        raise BadInput(path, "has no model_cfg with vision_cfg and text_cfg", "give a folder in open_clip's format")
     return tree
 
 
@@ -153,16 +167,14 @@ def hub_file(repository: str, names: tuple[str, ...]) -> Path:
 
 def _reachable(url: str) -> bool:
     """Whether a server answers at all within seconds; the hub's own client would retry for half a minute."""
+    from huggingface_hub import get_session
+
     answered: list[bool] = []
 
     def ask() -> None:
-        try:
-            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_NETWORK_WAIT_S).close()
-        except urllib.error.HTTPError:
-            pass
-        except (OSError, ValueError):
-            return
-        answered.append(True)
+        with suppress(Exception):  # whatever stands between us and an answer
+            get_session().head(url, timeout=_NETWORK_WAIT_S)
+            answered.append(True)
 
     asking = threading.Thread(target=ask, daemon=True)  # a resolver may wait longer than any timeout given to it
     asking.start()
@@ -190,6 +202,27 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not isinstance(tree, dict) or not all(isinstance(value, Tensor) for value in tree.values()):
         raise BadInput(path, "holds no table of tensors", cure)
     return {name.removeprefix("module."): value for name, value in tree.items()}
+
+
+def clip_tokenizer(source: Source) -> Callable[[list[str]], Tensor]:
+    """The tokenizer of a model: CLIP's own, or the Hugging Face one that its configuration names.
+
+    Raises:
+        BadInput: the latter cannot be had.
+    """
+    from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+
+    config = source.config["text_cfg"]
+    length, options = config.get("context_length", 77), config.get("tokenizer_kwargs") or {}
+    name = config.get("hf_tokenizer_name")
+    if not name:
+        return SimpleTokenizer(context_length=length, **options)
+    local = source.name.removeprefix(_LOCAL) if source.name.startswith(_LOCAL) else name
+    try:
+        return HFTokenizer(local, length, tokenizer_mode=config.get("tokenizer_mode"), **options)
+    except (ImportError, OSError, ValueError) as error:
+        text = str(error).splitlines()[0]
+        raise BadInput(source.name, f"its tokenizer {local} cannot be had ({text})", "pip install transformers") from None
 
 
 def build_clip(source: Source) -> Any:
@@ -228,5 +261,5 @@ def fitted(model: nn.Module, state: Mapping[str, Tensor], checkpoint: Path, name
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
         text = " ".join(str(error).split())[:300]
-        raise BadInput(checkpoint, f"does not fit {name}: {text}", "give the model that the weights belong to") from None
+        raise BadInput(checkpoint, f"does not fit {name}: {text}", "give the weights' own model") from None
     return model.float().eval().requires_grad_(False)

@@ -29,6 +29,19 @@ from projection.fusion import FusionConfig
 
 
 @dataclass(frozen=True)
+class FinetuneConfig:
+    """What differs from pre-training.
+
+    Attributes:
+        head_lr: learning rate of the classifier, as a multiple of the rest's
+        linear_probe: train the classifier alone
+    """
+
+    head_lr: float = 1.0
+    linear_probe: bool = False
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything that a tool can be told.
 
@@ -38,7 +51,8 @@ class Config:
         seed: seed of everything random
         on_bad: what to do with a frame that cannot be used: fail, or skip it and say so
         verify: check the sha256 of every shard that is already there, not its size alone
-        student: folder of a student to score, export or start from
+        protocol: whose labels fine-tuning may use: scene@1%, frame@10%, ... of data.train
+        student: folder of a student to score, export or start from; none starts fine-tuning from random weights
         points: folder of fused point labels to score, export or draw
         evaluate: score the student in a child process after pre-training
         absent_class: IoU of a class without truth and predictions: nan leaves it out of the mean, one is SLidR's habit
@@ -55,6 +69,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     run: RunConfig = field(default_factory=RunConfig)
     demo: DemoConfig = field(default_factory=DemoConfig)
     make_demo: bool = False
@@ -62,6 +77,7 @@ class Config:
     seed: int = 0
     on_bad: Literal["fail", "skip"] = "fail"
     verify: bool = False
+    protocol: str = "scene@1%"
     student: str = ""
     points: str = ""
     evaluate: bool = False

@@ -8,11 +8,14 @@ from functools import partial
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from torch.utils.data import DataLoader, Dataset
 
 from distill.augment import augment
 from distill.batch import Batch, Sample, Voxels, collate, voxelise
 from pipeline.config import Config
+from pipeline.datasets import DATASETS
+from pipeline.labels import LabelSpace
 from pipeline.store import Artifact
 from projection.cameras import look_up, project, visible
 from projection.errors import BadInput
@@ -59,6 +62,27 @@ def point_targets(points: Artifact, frame: Frame, cloud: Cloud) -> Targets:
     label = said.label[cloud.source]
     rows = np.flatnonzero(label != NONE)
     return rows, label[rows].astype(np.int64), said.score[cloud.source[rows]].astype(np.float32)
+
+
+def read_truth(frame: Frame, space: LabelSpace, config: Config) -> UInt8[np.ndarray, " n"] | None:
+    """True class of every raw row of a frame's key sweep, 255 = ignored; None where the frame has no labels.
+
+    Raises:
+        BadInput: the label file is not the indexed one, or has an id that the label space does not know.
+    """
+    if frame.labels is None:
+        return None
+    raw = DATASETS[config.data.kind].labels(frame.labels.read())
+    return space.from_raw(raw, frame.labels.path)
+
+
+def truth_targets(space: LabelSpace, config: Config, frame: Frame, cloud: Cloud) -> Targets:
+    """A target for each point that has a true class."""
+    truth = read_truth(frame, space, config)
+    assert truth is not None
+    label = truth[cloud.source]
+    rows = np.flatnonzero(label != NONE)
+    return rows, label[rows].astype(np.int64), np.ones(len(rows), np.float32)
 
 
 def key_cloud(frame: Frame, config: Config, ego_box_m: float) -> Cloud:

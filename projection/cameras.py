@@ -31,10 +31,8 @@ def project(
         min_depth_m: points must lie strictly beyond this along the camera's axis, as in the nuScenes devkit.
         border_px: and strictly inside the image less this border: ``border < u < width - border``.
     """
-    if not len(cameras):
-        return Pairs(np.empty(0, np.int32), np.empty(0, np.uint8), np.empty((0, 2), np.float32), np.empty(0, np.float32))
     matrices = _image_from_lidar(global_from_lidar, cameras)
-    size_wh = np.array([camera.size_hw[::-1] for camera in cameras], np.float64)
+    size_wh = np.array([camera.size_hw[::-1] for camera in cameras], np.float64).reshape(-1, 2)
     for room in (2 * len(xyz), len(cameras) * len(xyz)):  # few points are in more than two images
         point, camera_of = np.empty(room, np.int32), np.empty(room, np.uint8)
         uv, depth = np.empty((room, 2), np.float32), np.empty(room, np.float32)
@@ -46,6 +44,8 @@ def project(
 
 def _image_from_lidar(global_from_lidar: Pose, cameras: Sequence[Camera]) -> Float32[np.ndarray, "k 3 4"]:
     """``K inv(global_from_cam) global_from_lidar`` of every camera at once, composed in float64."""
+    if not cameras:
+        return np.empty((0, 3, 4), np.float32)
     cam_from_global = np.stack([camera.global_from_cam.rotation.T for camera in cameras])
     away = global_from_lidar.translation - np.stack([camera.global_from_cam.translation for camera in cameras])
     cam_from_lidar = np.empty((len(cameras), 3, 4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ class File:
     bytes: int
     sha256: str = ""
 
-    def read(self) -> bytes:
+    def read(self) -> builtins.bytes:
         """The file's bytes, refused when they are not those that were indexed.
 
         Raises:

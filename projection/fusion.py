@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float32, UInt8, UInt64
+from jaxtyping import Bool, Float32, UInt64
 
 from projection.cameras import look_up, project, visible
 from projection.errors import BadInput

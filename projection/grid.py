@@ -87,7 +87,7 @@ class PairLists:
 
     source: Int32[np.ndarray, " p"]
     target: Int32[np.ndarray, " p"]
-    starts: Int64[np.ndarray, " k+1"]
+    starts: Int64[np.ndarray, " k1"]
 
     def reverse(self) -> PairLists:
         """The same pairs with input and output exchanged."""
@@ -101,7 +101,7 @@ class PairLists:
         return PairLists(self.source[order], self.target[order], starts)
 
 
-def _group(group: Integer[np.ndarray, " n"], groups: int) -> tuple[Int64[np.ndarray, " g+1"], Int32[np.ndarray, " n"]]:
+def _group(group: Integer[np.ndarray, " n"], groups: int) -> tuple[Int64[np.ndarray, " g1"], Int32[np.ndarray, " n"]]:
     starts, order = np.empty(groups + 1, np.int64), np.empty(len(group), np.int32)
     kernels.group_rows(group, starts, order)
     return starts, order

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from projection.kernels import jit
+from projection.jit import jit
 
 
 @jit
@@ -22,8 +22,9 @@ def place(rotation: Any, translation: Any, xyz: Any, i: int) -> Any:
 
 @jit
 def gather(
-    xyz: Any, rotation: Any, translation: Any, corner: Any, size: float, shape: Any, step: int, cell: Any, z: Any, n: int
-) -> int:
+    xyz: Any, rotation: Any, translation: Any, corner: Any, size: float, shape: Any, step: int,
+    cell: Any, z: Any, n: int,
+) -> int:  # fmt: skip
     """Appends flat cell and height of every ``step``-th point inside the map from row ``n`` on; answers the new end."""
     for i in range(0, xyz.shape[0], step):
         px, py, pz = place(rotation, translation, xyz, i)
@@ -88,9 +89,9 @@ def limit_slope(ground: Any, rise: float) -> None:
                 column = j if sweep == 0 else width - 1 - j
                 beside = column - 1 if sweep == 0 else column + 1
                 low = np.float64(ground[row, column])
-                if 0 <= beside and beside < width:
+                if beside >= 0 and beside < width:
                     low = min(low, ground[row, beside] + rise)
-                if 0 <= before and before <= last:
+                if before >= 0 and before <= last:
                     low = min(low, ground[before, column] + rise)
                     if column > 0:
                         low = min(low, ground[before, column - 1] + corner)
@@ -100,9 +101,7 @@ def limit_slope(ground: Any, rise: float) -> None:
 
 
 @jit
-def heights(
-    xyz: Any, rotation: Any, translation: Any, corner: Any, size: float, ground: Any, height: Any
-) -> None:
+def heights(xyz: Any, rotation: Any, translation: Any, corner: Any, size: float, ground: Any, height: Any) -> None:
     """Writes each point's height above the ground, bilinear between cell centres; NaN off the map."""
     for i in range(xyz.shape[0]):
         px, py, pz = place(rotation, translation, xyz, i)
@@ -141,18 +140,9 @@ def stack(
 
 @jit
 def tops(
-    xyz: Any,
-    height: Any,
-    rotation: Any,
-    translation: Any,
-    corner: Any,
-    size: float,
-    shape: Any,
-    lift: float,
-    gap: int,
-    bits: Any,
-    top: Any,
-) -> None:
+    xyz: Any, height: Any, rotation: Any, translation: Any, corner: Any, size: float, shape: Any, lift: float,
+    gap: int, bits: Any, top: Any,
+) -> None:  # fmt: skip
     """Writes the height that one can climb to from each point, bit by bit, over gaps of at most ``gap`` bits."""
     for i in range(xyz.shape[0]):
         top[i] = height[i]

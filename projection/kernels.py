@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from projection.jit import jit
 
 COORD_BITS = 19
 """Bits of one cell coordinate in a packed key: cells -262144..262143, 26 km either way at 0.1 m."""
@@ -21,49 +22,35 @@ _MASK = (1 << COORD_BITS) - 1
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: Knuth's multiplicative hash
 _BLOCK = 512  # points: their three coordinates and results fit the innermost cache
 
-jit = njit(nogil=True, cache=True, error_model="numpy")
-
 # --- sweeps ----------------------------------------------------------------------------------------------------------
 
 
 @jit
 def take_sweep(
-    raw: Any,
-    rotation: Any,
-    translation: Any,
-    moved: bool,
-    box: float,
-    far: float,
-    full: float,
-    start: int,
-    xyz: Any,
-    intensity: Any,
-    source: Any,
+    raw: Any, matrix: Any, box: float, far: float, full: float, start: int, xyz: Any, intensity: Any, source: Any
 ) -> Any:
     """Writes a sweep's usable points from row ``start`` on; answers the new end and the number of bad rows.
 
-    ``raw (n,c) f32`` holds x, y, z, intensity, ...; rows with ``|x|`` and ``|y|`` under ``box`` are left out, and so are
-    bad ones: not finite, or a coordinate beyond ``far``. Points are transformed in float64 if ``moved``; intensity
-    ``full`` becomes 1.
+    ``raw (n,c) f32`` holds x, y, z, intensity, ...; ``matrix (3,4) f32 = [R|t]`` moves the points; intensity ``full``
+    becomes 1. Rows with ``|x|`` and ``|y|`` under ``box`` are left out, and so are bad ones: not finite, or a
+    coordinate beyond ``far``. Every row is written, then kept or overwritten: a branch would be mispredicted.
     """
-    end, bad = start, 0
+    m00, m01, m02, m03 = matrix[0, 0], matrix[0, 1], matrix[0, 2], matrix[0, 3]
+    m10, m11, m12, m13 = matrix[1, 0], matrix[1, 1], matrix[1, 2], matrix[1, 3]
+    m20, m21, m22, m23 = matrix[2, 0], matrix[2, 1], matrix[2, 2], matrix[2, 3]
+    end, bad, scale = start, 0, np.float32(1.0 / full)
+    none, one, inner, outer = np.float32(0), np.float32(1), np.float32(box), np.float32(far)
     for i in range(raw.shape[0]):
         x, y, z, strength = raw[i, 0], raw[i, 1], raw[i, 2], raw[i, 3]
-        if not (abs(x) <= far and abs(y) <= far and abs(z) <= far and np.isfinite(strength)):
-            bad += 1
-            continue
-        if abs(x) < box and abs(y) < box:
-            continue
-        if moved:
-            a, b, c = np.float64(x), np.float64(y), np.float64(z)
-            xyz[end, 0] = rotation[0, 0] * a + rotation[0, 1] * b + rotation[0, 2] * c + translation[0]
-            xyz[end, 1] = rotation[1, 0] * a + rotation[1, 1] * b + rotation[1, 2] * c + translation[1]
-            xyz[end, 2] = rotation[2, 0] * a + rotation[2, 1] * b + rotation[2, 2] * c + translation[2]
-        else:
-            xyz[end, 0], xyz[end, 1], xyz[end, 2] = x, y, z
-        intensity[end] = min(max(strength / np.float32(full), np.float32(0)), np.float32(1))
+        good = (abs(x) <= outer) & (abs(y) <= outer) & (abs(z) <= outer) & (abs(strength) < np.inf)
+        own = (abs(x) < inner) & (abs(y) < inner)
+        xyz[end, 0] = m00 * x + m01 * y + m02 * z + m03
+        xyz[end, 1] = m10 * x + m11 * y + m12 * z + m13
+        xyz[end, 2] = m20 * x + m21 * y + m22 * z + m23
+        intensity[end] = min(max(strength * scale, none), one)
         source[end] = i
-        end += 1
+        end += good & (not own)
+        bad += not good
     return end, bad
 
 
@@ -115,8 +102,9 @@ def project(
 
 @jit
 def visible(
-    camera: Any, uv: Any, depth: Any, grid_hw: Any, cell_px: float, relative: float, absolute: float, reach: int, keep: Any
-) -> None:
+    camera: Any, uv: Any, depth: Any, grid_hw: Any, cell_px: float, relative: float, absolute: float, reach: int,
+    keep: Any,
+) -> None:  # fmt: skip
     """Marks the pairs that no nearer pair of the same image cell, or of ``reach`` cells around it, hides (a z-buffer).
 
     ``grid_hw (k,2)`` is each image's number of cells of ``cell_px`` pixels; ``keep (m,) bool`` is written.
@@ -146,7 +134,7 @@ def visible(
 
 
 @jit
-def pack(batch: int, c0: int, c1: int, c2: int) -> int:
+def pack(batch: Any, c0: Any, c1: Any, c2: Any) -> Any:
     """One 64-bit key of a cell; unique while each coordinate fits ``COORD_BITS`` and the batch ``BATCH_BITS``."""
     return np.uint64(
         (batch << (3 * COORD_BITS)) | ((c0 + _HALF) << (2 * COORD_BITS)) | ((c1 + _HALF) << COORD_BITS) | (c2 + _HALF)
@@ -178,7 +166,7 @@ def pack_rows(coords: Any, keys: Any) -> bool:
     for i in range(coords.shape[0]):
         b, c0, c1, c2 = coords[i, 0], coords[i, 1], coords[i, 2], coords[i, 3]
         far = max(abs(c0), max(abs(c1), abs(c2)))
-        inside = inside and far < _HALF - 1 and 0 <= b and b < (1 << BATCH_BITS)
+        inside = inside and far < _HALF - 1 and b >= 0 and b < (1 << BATCH_BITS)
         keys[i] = pack(np.int64(b), np.int64(c0), np.int64(c1), np.int64(c2))
     return inside
 
@@ -195,13 +183,13 @@ def unpack(keys: Any, coords: Any) -> None:
 
 
 @jit
-def hash_slot(key: int, table: Any) -> int:
+def hash_slot(key: Any, table: Any) -> Any:
     """First slot to try for a key in a table whose length is a power of two."""
     return np.int64((np.uint64(key) * _GOLDEN) >> np.uint64(32)) & (len(table) - 1)
 
 
 @jit
-def find_one(key: int, keys: Any, table: Any) -> int:
+def find_one(key: Any, keys: Any, table: Any) -> Any:
     """Index of a key among the distinct ``keys`` that ``table`` holds, or -1."""
     slot = hash_slot(key, table)
     while table[slot] >= 0:
@@ -213,7 +201,7 @@ def find_one(key: int, keys: Any, table: Any) -> int:
 
 @jit
 def distinct(keys: Any, table: Any, unique: Any, inverse: Any) -> int:
-    """Fills ``table`` (all -1, longer than the keys) and writes distinct keys in order of first sight; answers how many."""
+    """Fills ``table`` (all -1, longer than the keys), writes distinct keys as first seen; answers how many."""
     count = 0
     for i in range(len(keys)):
         key, slot = keys[i], hash_slot(keys[i], table)
@@ -244,39 +232,42 @@ def tally(cell: Any, label: Any, amount: Any, sign: int, sums: Any) -> None:
 
 
 @jit
+def row_shares(sums: Any, scale: Any) -> None:
+    """Writes 1 over each row's sum, 0 for a row without votes: ``sums (v,c) i64``, ``scale (v,) f64``."""
+    for v in range(sums.shape[0]):
+        total = 0
+        for c in range(sums.shape[1]):
+            total += sums[v, c]
+        scale[v] = 1.0 / total if total > 0 else 0.0
+
+
+@jit
 def decide(
-    fine: Any,
-    coarse: Any,
-    fine_sums: Any,
-    coarse_sums: Any,
-    fine_share: float,
-    allowed: Any,
-    label: Any,
-    agreement: Any,
-) -> None:
+    fine: Any, coarse: Any, fine_sums: Any, coarse_sums: Any, fine_scale: Any, coarse_scale: Any, fine_share: float,
+    allowed: Any, label: Any, agreement: Any,
+) -> None:  # fmt: skip
     """Writes each point's heaviest allowed class (the lower id on a tie) and its share; untouched where nobody voted.
 
-    ``fine (n,)`` and ``coarse (n,)`` are rows of ``sums (v,c) i64``, -1 where there are none; ``allowed (n or 1,c)``.
+    ``fine (n,)`` and ``coarse (n,)`` are rows of ``sums (v,c) i64`` and ``scale (v,)``, -1 where there are none;
+    ``allowed (n or 1,c) bool``.
     """
     classes = fine_sums.shape[1]
+    share = np.empty(classes, np.float64)
     for i in range(len(fine)):
         row = i if allowed.shape[0] > 1 else 0
-        fine_total, coarse_total = 0, 0
-        for c in range(classes):
-            fine_total += fine_sums[fine[i], c] if fine[i] >= 0 else 0
-            coarse_total += coarse_sums[coarse[i], c] if coarse[i] >= 0 else 0
-        if fine_total == 0 and coarse_total == 0:
+        by_fine = fine_scale[fine[i]] if fine[i] >= 0 else 0.0
+        by_coarse = coarse_scale[coarse[i]] if coarse[i] >= 0 else 0.0
+        if by_fine == 0 and by_coarse == 0:
             continue
-        share = fine_share if coarse_total > 0 else 1.0
-        by_fine = share / fine_total if fine_total > 0 else 0.0
-        by_coarse = (1.0 - share if fine_total > 0 else 1.0) / coarse_total if coarse_total > 0 else 0.0
+        if by_fine > 0 and by_coarse > 0:
+            by_fine, by_coarse = by_fine * fine_share, by_coarse * (1.0 - fine_share)
+        near, far = fine_sums[max(fine[i], 0)], coarse_sums[max(coarse[i], 0)]
+        for c in range(classes):
+            share[c] = (by_fine * near[c] + by_coarse * far[c]) * allowed[row, c]
         best = 0.0
         for c in range(classes):
-            if allowed[row, c]:
-                mine = by_fine * fine_sums[fine[i], c] if fine_total > 0 else 0.0
-                mine += by_coarse * coarse_sums[coarse[i], c] if coarse_total > 0 else 0.0
-                if mine > best:
-                    best, label[i], agreement[i] = mine, c, mine
+            if share[c] > best:
+                best, label[i], agreement[i] = share[c], c, share[c]
 
 
 # --- neighbour maps --------------------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ class Pose:
 
     @staticmethod
     def identity() -> Pose:
+        """The transform that moves nothing."""
         return Pose(np.eye(3), np.zeros(3))
 
     @staticmethod
@@ -70,12 +71,20 @@ class Pose:
 
     def __matmul__(self, other: Pose) -> Pose:
         """``a_from_b @ b_from_c`` is ``a_from_c``."""
-        return Pose(self.rotation @ other.rotation, self.rotation @ other.translation + self.translation)
+        return _unchecked(self.rotation @ other.rotation, self.rotation @ other.translation + self.translation)
 
     def inverse(self) -> Pose:
         """``b_from_a`` of an ``a_from_b``."""
-        return Pose(self.rotation.T.copy(), -self.rotation.T @ self.translation)
+        return _unchecked(self.rotation.T.copy(), -self.rotation.T @ self.translation)
 
     def apply(self, xyz: Float[np.ndarray, "n 3"]) -> Float64[np.ndarray, "n 3"]:
         """Transforms points [m], computing and answering in float64."""
         return xyz.astype(np.float64, copy=False) @ self.rotation.T + self.translation
+
+
+def _unchecked(rotation: Float64[np.ndarray, "3 3"], translation: Float64[np.ndarray, "3"]) -> Pose:
+    """A pose made of poses: the check takes ten times as long as the product."""
+    pose = object.__new__(Pose)
+    object.__setattr__(pose, "rotation", rotation)
+    object.__setattr__(pose, "translation", translation)
+    return pose

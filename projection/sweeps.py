@@ -20,9 +20,7 @@ def _read(sweep: Sweep, columns: int) -> Float32[np.ndarray, "n c"]:
     """The raw rows of a sweep, straight over the file's bytes."""
     path, data = sweep.points.path, sweep.points.read()
     if not data or len(data) % (4 * columns):
-        raise BadInput(
-            path, f"{len(data)} bytes are no whole number of {columns}-float points", "copy the file again"
-        )
+        raise BadInput(path, f"{len(data)} bytes are no whole number of {columns}-float points", "copy the file again")
     return np.frombuffer(data, np.float32).reshape(-1, columns)
 
 
@@ -55,7 +53,8 @@ def merge(
 ) -> Cloud:
     """Merges the newest ``sweeps`` sweeps of a frame into its key sweep's LiDAR frame.
 
-    The chain is ``key_from_sweep = inv(global_from_key) @ global_from_sweep``, composed in float64.
+    The chain is ``key_from_sweep = inv(global_from_key) @ global_from_sweep``, composed in float64
+    and applied in float32 (under 1e-4 m at 100 m).
 
     Args:
         frame: the key frame; it may have fewer sweeps than asked for.
@@ -71,19 +70,32 @@ def merge(
     """
     chosen = frame.sweeps[:sweeps]
     most = sum(sweep.points.bytes for sweep in chosen) // (4 * columns)
-    xyz, intensity, source = np.empty((most, 3), np.float32), np.empty(most, np.float32), np.empty(most, np.int32)
-    age_s, number = np.empty(most, np.float32), np.empty(most, np.uint8)
+    cloud = _room(most)
     key_from_global, end = frame.sweeps[0].global_from_lidar.inverse(), 0
     for index, sweep in enumerate(chosen):
         start, raw = end, _read(sweep, columns)
         key_from_sweep = key_from_global @ sweep.global_from_lidar if index else Pose.identity()
+        matrix = key_from_sweep.matrix().astype(np.float32)
         end, bad = kernels.take_sweep(
-            raw, key_from_sweep.rotation, key_from_sweep.translation, index > 0, ego_box_m, _RANGE_MAX_M,
-            intensity_scale, start, xyz, intensity, source,
-        )  # fmt: skip
+            raw, matrix, ego_box_m, _RANGE_MAX_M, intensity_scale, start, cloud.xyz, cloud.intensity, cloud.source
+        )
         _check(sweep.points.path, bad, len(raw), bad_share)
-        age_s[start:end], number[start:end] = (frame.time_us - sweep.time_us) * 1e-6, index
-    return Cloud(xyz[:end], intensity[:end], age_s[:end], number[:end], source[:end])
+        cloud.age_s[start:end], cloud.sweep[start:end] = (frame.time_us - sweep.time_us) * 1e-6, index
+    return Cloud(*(getattr(cloud, name)[:end] for name in Cloud.__slots__))
+
+
+def _room(points: int) -> Cloud:
+    """A cloud to be filled, in one block of memory: from 4 MB on NumPy asks for huge pages, which halves a merge."""
+    block = np.empty(25 * points, np.uint8)
+    words = block[: 24 * points].view(np.float32)
+    xyz, rest = words[: 3 * points].reshape(-1, 3), words[3 * points :]
+    return Cloud(
+        xyz=xyz,
+        intensity=rest[:points],
+        age_s=rest[points : 2 * points],
+        sweep=block[24 * points :],
+        source=rest[2 * points :].view(np.int32),
+    )
 
 
 def choose_sweeps(

@@ -119,18 +119,38 @@ class Poll:
             min_support: votes for the winner that an opinion needs.
             min_agreement: share of the weight that an opinion needs.
         """
-        n, classes = len(cell), self._support.shape[1]
         at = [index.find(np.ascontiguousarray(cell[:, grid])) for grid, index in enumerate(self._index)]
+        if len(at) > 1 or allowed is not None:
+            return self._decide(at, allowed, min_support, min_agreement)
+        # all points of a cell are told the same: decide once for each cell, and once more for "no cell"
+        each = np.arange(-1, len(self._index[0]), dtype=np.int32)
+        said = self._decide([each], None, min_support, min_agreement)
+        return Opinions(*(getattr(said, name)[at[0] + 1] for name in Opinions.__slots__))
+
+    def _decide(
+        self,
+        at: Sequence[Int32[np.ndarray, " n"]],
+        allowed: Bool[np.ndarray, "n c"] | None,
+        min_support: int,
+        min_agreement: float,
+    ) -> Opinions:
+        n, classes = len(at[0]), self._support.shape[1]
         label, agreement = np.full(n, NONE, np.uint8), np.zeros(n, np.float32)
         mask = np.ones((1, classes), np.bool_) if allowed is None else allowed
-        fine_share = self._fine_share if len(at) > 1 else 1.0
-        kernels.decide(at[0], at[-1], self._sums[0], self._sums[-1], fine_share, mask, label, agreement)
+        scale = [np.empty(len(index)) for index in self._index]
+        for sums, by in zip(self._sums, scale, strict=True):
+            kernels.row_shares(sums, by)
+        share = self._fine_share if len(at) > 1 else 1.0
+        if len(self._label):
+            kernels.decide(
+                at[0], at[-1], self._sums[0], self._sums[-1], scale[0], scale[-1], share, mask, label, agreement
+            )
         support, score = np.zeros(n, np.int32), np.zeros(n, np.float32)
-        heard = label != NONE
+        heard = np.flatnonzero(label != NONE)
         where = at[-1][heard], label[heard]
         support[heard] = self._support[where]
         score[heard] = self._scores[where] / (np.maximum(support[heard], 1) * np.float64(_ONE))
-        unsure = heard & ((support < min_support) | (agreement < min_agreement))
+        unsure = (label != NONE) & ((support < min_support) | (agreement < min_agreement))
         label[unsure], score[unsure], agreement[unsure] = NONE, 0, 0
         return Opinions(label, score, agreement, support)
 

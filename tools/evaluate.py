@@ -9,8 +9,8 @@ import sys
 
 from pipeline.command import Made, main, say
 from pipeline.config import Config
-from pipeline.learning import make_predictions, make_scores
 from pipeline.report import score_table
+from pipeline.scoring import make_predictions, make_scores
 from pipeline.stages import make_index
 from pipeline.store import Artifact
 

@@ -11,8 +11,8 @@ from pipeline.command import Made, main
 from pipeline.config import Config
 from pipeline.export import nuscenes_pseudo_labels, nuscenes_submission
 from pipeline.labels import load_space
-from pipeline.learning import labelled_frames, make_predictions
 from pipeline.loaders import read_points
+from pipeline.scoring import labelled_frames, make_predictions
 from pipeline.stages import make_index
 from pipeline.store import Artifact
 

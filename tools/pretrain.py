@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.command import Made, main
 from pipeline.config import Config
-from pipeline.learning import make_pretrained
+from pipeline.training import make_pretrained
 
 KEYS = (
     *("data", "labels", "teacher", "fusion", "model", "objectives", "train", "run"),

@@ -9,8 +9,8 @@ from pathlib import Path
 from pipeline.command import Made, main
 from pipeline.config import Config
 from pipeline.labels import load_space
-from pipeline.learning import labelled_frames, make_predictions, truth_of
-from pipeline.loaders import key_cloud
+from pipeline.loaders import key_cloud, read_truth
+from pipeline.scoring import labelled_frames, make_predictions
 from pipeline.stages import make_index
 from pipeline.store import Artifact
 from pipeline.views import draw_frame, save_figure
@@ -27,7 +27,7 @@ def run(config: Config) -> Made:
     if frame is None or label is None:
         raise BadInput("frame", f"{config.frame!r} is no frame of data.eval", "leave it out for the first")
     cloud = key_cloud(frame, config, config.data.ego_box_m)
-    truth = truth_of(frame, space, config)
+    truth = read_truth(frame, space, config)
     title = f"{frame.scene}, frame {frame.id}, {said.id}"
     rows = cloud.source
     figure = draw_frame(frame, cloud, label[rows], None if truth is None else truth[rows], space, config.fusion, title)

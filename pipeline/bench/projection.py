@@ -20,6 +20,7 @@ from projection.votes import Opinions, Votes, fuse
 
 SAMPLES = ("nuscenes-0523", "pandaset-002")
 _SWEEPS, _COLUMNS, _EGO_BOX_M, _CELL_M, _CLASSES = 10, 5, 1.0, 0.2, 16
+_TURN_S = 0.02
 
 
 class Row(TypedDict):
@@ -52,16 +53,23 @@ def rows(data_root: Path, seconds: float = 4.0) -> Iterator[Row]:
 
 
 def _race(ours: Callable[[], Any], peer: Callable[[], Any], seconds: float) -> tuple[float, float]:
-    """Median milliseconds of each, run in turns after one run that compiles and fills caches."""
+    """Median milliseconds of each, in turns of at least 20 ms each, after a run that compiles and fills caches."""
+    sides = (ours, peer)
+    repeats = [max(1, int(_TURN_S / min(_spent(run, 1), _spent(run, 1)))) for run in sides]
     times: tuple[list[float], list[float]] = ([], [])
-    ours(), peer()
     end = time.perf_counter() + seconds
     while len(times[0]) < 3 or time.perf_counter() < end:
-        for run, spent in zip((ours, peer), times, strict=True):
-            start = time.perf_counter()
-            run()
-            spent.append((time.perf_counter() - start) * 1e3)
+        for run, repeat, spent in zip(sides, repeats, times, strict=True):
+            spent.append(_spent(run, repeat) / repeat * 1e3)
     return statistics.median(times[0]), statistics.median(times[1])
+
+
+def _spent(run: Callable[[], Any], repeat: int) -> float:
+    """Seconds that ``repeat`` runs take."""
+    start = time.perf_counter()
+    for _ in range(repeat):
+        run()
+    return time.perf_counter() - start
 
 
 def _row(name: str, unit: str, ours: float, peer_name: str, peer: float, bar: float | None) -> Row:
@@ -98,9 +106,7 @@ def _merge(sample: str, devkit: Any, frame: Frame, seconds: float) -> Row:
         LidarPointCloud.from_file_multisweep(devkit, sample_record, "LIDAR_TOP", "LIDAR_TOP", _SWEEPS, _EGO_BOX_M)
 
     times = _race(lambda: merge(frame, _SWEEPS, _COLUMNS, 255.0, _EGO_BOX_M), peer, seconds)
-    return _row(
-        f"{sample}: merge {len(frame.sweeps)} sweeps", "ms", times[0], "from_file_multisweep", times[1], 4
-    )
+    return _row(f"{sample}: merge {len(frame.sweeps)} sweeps", "ms", times[0], "from_file_multisweep", times[1], 4)
 
 
 def _fuse(sample: str, frame: Frame, seconds: float) -> Iterator[Row]:

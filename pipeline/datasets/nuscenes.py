@@ -47,7 +47,8 @@ def tables(config: DataConfig) -> list[Path]:
 def index(config: DataConfig) -> Iterator[Row]:
     """Yields one row for each key frame of the scenes in ``data.train`` and ``data.eval``, scene by scene.
 
-    Splits are the official ones of the devkit; a split's scenes that the tables do not hold are passed over.
+    Splits are the official ones of the devkit, in their order (label fractions count in it); a split's scenes that the
+    tables do not hold are passed over.
 
     Raises:
         BadInput: the tables cannot be loaded, or a split or scene gives nothing. What is wrong with a single frame
@@ -56,10 +57,10 @@ def index(config: DataConfig) -> Iterator[Row]:
     tables(config)
     nusc = _load(config)
     train, held = (_scenes(nusc, config, names) for names in (config.train, config.eval))
-    for scene in nusc.scene:
-        if scene["name"] in train or scene["name"] in held:
-            for sample in _samples(nusc, scene):
-                yield _row(nusc, config, scene["name"], sample, scene["name"] in train, scene["name"] in held)
+    records = {scene["name"]: scene for scene in nusc.scene}
+    for name in dict.fromkeys([*train, *held]):
+        for sample in _samples(nusc, records[name]):
+            yield _row(nusc, config, name, sample, name in train, name in held)
 
 
 def labels(data: bytes) -> UInt8[np.ndarray, " n"]:
@@ -76,19 +77,19 @@ def _load(config: DataConfig) -> NuScenes:
         raise BadInput(Path(config.root) / config.version, f"the nuScenes devkit cannot load it: {error}") from None
 
 
-def _scenes(nusc: NuScenes, config: DataConfig, names: Sequence[str]) -> set[str]:
+def _scenes(nusc: NuScenes, config: DataConfig, names: Sequence[str]) -> list[str]:
     from nuscenes.utils.splits import create_splits_scenes
 
     present = {scene["name"] for scene in nusc.scene}
     splits = create_splits_scenes()
-    chosen: set[str] = set()
+    chosen: list[str] = []
     for name in names:
-        found = {name} & present or present & set(splits.get(name, ()))
+        found = [scene for scene in ([name] if name in present else splits.get(name, ())) if scene in present]
         if not found:
             held = f"it holds {', '.join(sorted(present)[:5])}" + (" ..." if len(present) > 5 else "")
             raise BadInput(Path(config.root) / config.version, f"has no scene of {name!r}", held)
-        chosen |= found
-    return chosen
+        chosen += found
+    return list(dict.fromkeys(chosen))
 
 
 def _samples(nusc: NuScenes, scene: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -16,8 +16,8 @@ SYNONYMS = (
     ("semi trailer", "cargo container", "shipping container", "freight container"), ("pickup", "lorry"),
     ("road", "highway", "paved road"), ("curb", "traffic island", "traffic median", "rail track"),
     ("walkway", "bike path"), ("grass", "lawn", "soil", "sand", "earth"),
-    ("building", "wall", "pole", "fence", "traffic sign", "traffic light", "street lamp", "bridge", "awning", "billboard",
-     "bench", "guard rail"),
+    ("building", "wall", "pole", "fence", "traffic sign", "traffic light", "street lamp", "bridge", "awning",
+     "billboard", "bench", "guard rail"),
     ("tree", "trunk", "bush", "shrub", "plant"), ("cloud",),
 )  # fmt: skip
 """Other words for each class: those by which people ask CLIP for nuScenes' classes."""

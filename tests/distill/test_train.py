@@ -22,7 +22,7 @@ from distill.checkpoint import (
     student_bytes,
     student_config,
 )
-from distill.objectives import ObjectivesConfig
+from distill.objectives import ObjectivesConfig, Terms, pretraining
 from distill.student import ModelConfig, Student
 from distill.train import NotFinite, Step, TrainConfig, learning_rate, make_optimizer, train
 from projection.errors import BadInput
@@ -43,11 +43,15 @@ def batches(count: int) -> Iterator[Batch]:
         yield collate([voxelise(sample, voxel_m=MODEL.voxel_m, **settings)])
 
 
+def terms(student: Student) -> Terms:
+    return pretraining(student, TEXT, ObjectivesConfig())
+
+
 def run(student: Student, config: TrainConfig, count: int = 4) -> list[Step]:
     steps: list[Step] = []
     stream = (batch for _ in range(config.epochs) for batch in batches(count))
     optimizer = make_optimizer(student, config)
-    train(student, TEXT, stream, count, config, ObjectivesConfig(), optimizer, steps.append, lambda epoch: None)
+    train(student, terms(student), stream, count, config, optimizer, steps.append, lambda epoch: None)
     return steps
 
 
@@ -142,7 +146,7 @@ def test_optimizer_state_comes_back(tmp_path: Path) -> None:
     student, config = make_student(MODEL, 3), TrainConfig(epochs=1)
     optimizer = make_optimizer(student, config)
     stream = batches(2)
-    train(student, TEXT, stream, 2, config, ObjectivesConfig(), optimizer, lambda step: None, lambda epoch: None)
+    train(student, terms(student), stream, 2, config, optimizer, lambda step: None, lambda epoch: None)
     path = tmp_path / "state.safetensors"
     path.write_bytes(optimizer_bytes(optimizer, 7))
     fresh = make_optimizer(student, config)

@@ -1,4 +1,4 @@
-"""The learning stages: student, predictions, scores. Configuration and artifacts in, an artifact out."""
+"""The scoring stages: predictions and scores. Configuration and artifacts in, an artifact out."""
 
 from __future__ import annotations
 
@@ -9,106 +9,21 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import UInt8
 
-from distill.checkpoint import (
-    Trained,
-    load_optimizer,
-    load_student,
-    make_student,
-    optimizer_bytes,
-    student_bytes,
-    student_config,
-)
+from distill.checkpoint import Trained, load_student
 from distill.metrics import OTHER, Confusion
-from distill.train import make_optimizer, train
 from pipeline.config import Config
-from pipeline.datasets import DATASETS
 from pipeline.datasets.rows import Skip
 from pipeline.executor import Shard, run_stage
-from pipeline.labels import LabelSpace, load_scoring, load_space
-from pipeline.loaders import key_cloud, prediction_batch, read_points, target_source, training_batches
-from pipeline.log import TrainingLog
-from pipeline.stages import device, make_index, make_pixels, make_points, scene_frames, scenes_of, skip_or_raise
-from pipeline.store import Artifact, write_whole
+from pipeline.labels import load_scoring, load_space
+from pipeline.loaders import key_cloud, prediction_batch, read_points, read_truth
+from pipeline.stages import device, scene_frames, scenes_of, skip_or_raise
+from pipeline.store import Artifact
 from projection.errors import BadInput
 from projection.frames import NONE, Frame
 
-# --- student ---------------------------------------------------------------------------------------------------------
-
-
-def make_pretrained(config: Config) -> Artifact:
-    """A student that learnt from the teacher, without any human label; makes the stages before it if they are missing.
-
-    An unfinished training of the same configuration goes on from its last checkpoint. ``resume=`` starts from another
-    student's weights and optimiser state instead.
-    """
-    started = time.time()
-    index = make_index(config)
-    pixels = make_pixels(config, index)
-    points = make_points(config, index, pixels)
-    key = {
-        **config.groups("model", "objectives", "train", "seed", "on_bad"),
-        "sensor_height_m": config.data.sensor_height_m,
-        "fusion": config.groups("fusion"),
-        "resume": Artifact.at(config.resume, "student").manifest()["digest"] if config.resume else "",
-    }
-    student = Artifact.of(config.store, "student", key, [index, pixels, points])
-    if student.whole and student.done("model", config.verify):
-        return student
-    student.sweep_orphans()
-    _pretrain(config, student, index, pixels, points)
-    student.finish(["model"], config, started, points.skipped(), used_labels=False)
-    return student
-
-
-def _pretrain(config: Config, out: Artifact, index: Artifact, pixels: Artifact, points: Artifact) -> None:
-    lost = {skip.frame for skip in points.skipped()}
-    frames = [
-        dataclasses.replace(frame, labels=None)  # no label file can be opened: its name is not known here
-        for scene in scenes_of(index, "train")
-        for frame in scene_frames(index, config, scene)
-        if frame.id not in lost
-    ]
-    if not frames:
-        raise BadInput("data.train", "no frame to learn from is left")
-    text = torch.from_numpy(pixels.arrays("_text").get_tensor("text")).to(device())
-    torch.manual_seed(config.seed)
-    network = make_student(config.model, text.shape[1]).to(device())
-    optimizer = make_optimizer(network, config.train)
-    source = out if out.done("state") and out.done("model") else None
-    if source is None and config.resume:
-        source = Artifact.at(config.resume, "student")
-    epoch = 0
-    if source is not None:
-        network.load_state_dict(load_student(source.path).student.state_dict())
-        epoch = load_optimizer(optimizer, source.shard("state"))
-    steps_per_epoch = -(-len(frames) // config.train.batch_size)
-    names = load_space(config.labels).names
-    write_whole(out.path / "config.json", student_config(config.model, names, config.data.sensor_height_m, False))
-
-    def checkpoint(epochs_done: int) -> None:
-        out.commit("model", student_bytes(network, text))
-        out.commit("state", optimizer_bytes(optimizer, epochs_done))
-
-    targets = target_source(config.objectives.semantic.targets, pixels, points, config)
-    log = TrainingLog(out.path, epoch * steps_per_epoch, config.train.epochs * steps_per_epoch, config.run.progress)
-    try:
-        train(
-            network,
-            text,
-            training_batches(frames, targets, config, epoch),
-            steps_per_epoch,
-            config.train,
-            config.objectives,
-            optimizer,
-            log,
-            checkpoint,
-            epoch,
-        )
-    finally:
-        log.close()
+# --- predictions -----------------------------------------------------------------------------------------------------
 
 
 def open_student(config: Config) -> tuple[Trained, str]:
@@ -126,9 +41,6 @@ def open_student(config: Config) -> tuple[Trained, str]:
         raise BadInput(artifact.path, f"knows the classes {', '.join(trained.names)}", f"labels has {', '.join(names)}")
     trained.student.to(device())
     return trained, str(artifact.manifest()["digest"])
-
-
-# --- predictions -----------------------------------------------------------------------------------------------------
 
 
 class PredictWorker:
@@ -154,7 +66,8 @@ class PredictWorker:
         """Class of every raw row; rows that are no points (``data.bad_share``) get the frame's most frequent one."""
         cloud = key_cloud(frame, self.config, 0.0)
         batch = prediction_batch(frame, cloud, self.config).to(device())
-        label = self.trained.student.classify(batch, self.trained.text.to(device())).cpu().numpy()
+        student, text = self.trained.student, self.trained.text.to(device())
+        label = student.classify(batch, None if student.classifier else text).cpu().numpy()
         rows = frame.sweeps[0].points.bytes // (4 * self.config.data.columns)
         full = np.full(rows, np.bincount(label).argmax(), np.uint8)
         full[cloud.source] = label
@@ -186,18 +99,6 @@ def labelled_frames(config: Config, index: Artifact, said: Artifact) -> Iterator
                 yield frame, read_points(said, frame).label if fused else shard.get_tensor(frame.id)
 
 
-def truth_of(frame: Frame, space: LabelSpace, config: Config) -> UInt8[np.ndarray, " n"] | None:
-    """True class of every raw row of a frame's key sweep, 255 = ignored; None where the frame has no labels.
-
-    Raises:
-        BadInput: the label file is not the indexed one, or has an id that the label space does not know.
-    """
-    if frame.labels is None:
-        return None
-    raw = DATASETS[config.data.kind].labels(frame.labels.read())
-    return space.from_raw(raw, frame.labels.path)
-
-
 # --- scores ----------------------------------------------------------------------------------------------------------
 
 
@@ -223,7 +124,7 @@ def make_scores(config: Config, index: Artifact, said: Artifact) -> Artifact:
     said_class[: len(space)] = np.where(scoring.of_class == NONE, OTHER, scoring.of_class)
     confusion, frames = Confusion.empty(len(scoring.names)), 0
     for frame, label in labelled_frames(config, index, said):
-        truth = truth_of(frame, space, config)
+        truth = read_truth(frame, space, config)
         if truth is None:
             continue
         if len(truth) != len(label):
@@ -236,6 +137,14 @@ def make_scores(config: Config, index: Artifact, said: Artifact) -> Artifact:
     scores.commit("scores", json.dumps(tree, indent=1).encode())
     scores.finish(["scores"], config, started, _of_eval(said, scenes_of(index, "eval")))
     return scores
+
+
+def _protocol(config: Config, said: Artifact) -> str:
+    """How many human labels went into what is scored."""
+    if said.stage == "points":
+        return "annotation-free"
+    manifest = Artifact.at(config.student, "student").manifest()
+    return str(manifest["protocol"]) if manifest["used_labels"] else "annotation-free"
 
 
 def _scores(
@@ -257,7 +166,7 @@ def _scores(
         "frames": frames,
         "confusion": confusion.counts.tolist(),
         "classes": list(names),
-        "protocol": "annotation-free",
+        "protocol": _protocol(config, said),
         "split": list(config.data.eval),
         "absent_class": absent,
         "labels_of": said.id,

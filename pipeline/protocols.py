@@ -1,0 +1,35 @@
+"""Label fractions: which frames of the training split may be used with their labels."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from projection.errors import BadInput
+from projection.frames import Frame
+
+_FORM = re.compile(r"(scene|frame)@(\d+(?:\.\d+)?)%")
+
+
+def labelled_subset(protocol: str, frames: Sequence[Frame]) -> list[Frame]:
+    """The frames whose labels a protocol gives; by rule, so that it is the same everywhere.
+
+    ``scene@k%`` takes every (100/k)-th scene whole (SLidR, Seal, SuperFlow, LiMoE), ``frame@k%`` every (100/k)-th key
+    frame (CLIP2Scene): ``index % (100/k) == 0`` in the official order of the split, so at least one. The two are not to
+    be compared with each other: frames of all scenes are easier to learn from than all frames of a few scenes.
+
+    Args:
+        protocol: such as ``scene@1%``.
+        frames: the training frames in official order of scenes, then of time.
+
+    Raises:
+        BadInput: no protocol of that form, or no share of labels between 0 and 100 %.
+    """
+    match = _FORM.fullmatch(protocol)
+    if not match or not 0 < float(match[2]) <= 100:
+        raise BadInput("protocol", f"{protocol!r} is none", "write scene@1% or frame@1%, with any share up to 100")
+    step = round(100 / float(match[2]))
+    if match[1] == "frame":
+        return list(frames[::step])
+    scenes = list(dict.fromkeys(frame.scene for frame in frames))[::step]
+    return [frame for frame in frames if frame.scene in scenes]

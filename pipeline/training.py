@@ -1,0 +1,178 @@
+"""The learning stages: a student from the teacher's word, and a student from a few human labels."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from distill.checkpoint import (
+    load_optimizer,
+    load_student,
+    make_student,
+    optimizer_bytes,
+    student_bytes,
+    student_config,
+)
+from distill.objectives import Terms, finetuning, pretraining
+from distill.student import Student
+from distill.train import make_optimizer, train
+from pipeline.config import Config
+from pipeline.guard import no_labels
+from pipeline.labels import load_space
+from pipeline.loaders import Targets, target_source, training_batches, truth_targets
+from pipeline.log import TrainingLog
+from pipeline.protocols import labelled_subset
+from pipeline.stages import device, make_index, make_pixels, make_points, scene_frames, scenes_of
+from pipeline.store import Artifact, write_whole
+from projection.errors import BadInput
+from projection.frames import Cloud, Frame
+
+
+def make_pretrained(config: Config) -> Artifact:
+    """A student that learnt from the teacher, without any human label; makes first whatever of its needs is missing.
+
+    An unfinished training of the same configuration goes on from its last checkpoint. ``resume=`` starts from another
+    student's weights and optimiser state instead.
+
+    Raises:
+        BadInput: a frame cannot be used, or none is left.
+        LabelLeak: something opened a file of human labels.
+    """
+    index = make_index(config)
+    pixels = make_pixels(config, index)
+    points = make_points(config, index, pixels)
+    key = {
+        **config.groups("model", "fusion", "train", "seed", "on_bad"),
+        "semantic": config.groups("objectives")["objectives"]["semantic"],
+        "sensor_height_m": config.data.sensor_height_m,
+        "resume": _digest(config.resume),
+    }
+    student = Artifact.of(config.store, "student", key, [index, pixels, points])
+    if student.whole and student.done("model", config.verify):
+        return student
+    lost = {skip.frame for skip in points.skipped()}
+    frames = [frame for frame in training_frames(index, config) if frame.id not in lost]
+    text = torch.from_numpy(pixels.arrays("_text").get_tensor("text"))
+    started, targets = time.time(), target_source(config.objectives.semantic.targets, pixels, points, config)
+    with no_labels(frames):
+        network = _new_student(config, text.shape[1])
+        terms = pretraining(network, text.to(device()), config.objectives)
+        stripped = [dataclasses.replace(frame, labels=None) for frame in frames]
+        _fit(config, student, network, terms, text, stripped, targets, False, config.resume)
+    student.finish(["model"], config, started, points.skipped(), used_labels=False)
+    return student
+
+
+def make_finetuned(config: Config) -> Artifact:
+    """A student with a classifier, trained on the labels that ``protocol`` gives.
+
+    It starts from the student that ``student=`` names, or from random weights with ``student=none``; the schedule is the
+    same. The frames whose labels were used are listed in the manifest.
+
+    Raises:
+        BadInput: the protocol, the student or a frame cannot be used.
+    """
+    index = make_index(config)
+    if not config.student:
+        raise BadInput("student", "is not set", "give student=FOLDER of a pre-trained student, or student=none")
+    source = "" if config.student == "none" else config.student
+    key = {
+        **config.groups("model", "train", "finetune", "protocol", "seed", "on_bad"),
+        "segmentation": config.groups("objectives")["objectives"]["segmentation"],
+        "sensor_height_m": config.data.sensor_height_m,
+        "student": _digest(source),
+    }
+    student = Artifact.of(config.store, "student", key, [index])
+    if student.whole and student.done("model", config.verify):
+        return student
+    frames = [frame for frame in training_frames(index, config) if frame.labels]
+    if not frames:
+        raise BadInput("data.train", "has no frame with labels", "nuScenes: unpack lidarseg")
+    subset, space = labelled_subset(config.protocol, frames), load_space(config.labels)
+    started = time.time()
+    network, text = _student_to_tune(config, source, len(space))
+    targets = partial(truth_targets, space, config)
+    _fit(config, student, network, finetuning(network, config.objectives), text, subset, targets, True)
+    facts = {"used_labels": True, "protocol": config.protocol, "labelled_frames": [frame.id for frame in subset]}
+    student.finish(["model"], config, started, index.skipped(), **facts)
+    return student
+
+
+def training_frames(index: Artifact, config: Config) -> list[Frame]:
+    """The frames of ``data.train`` in official order.
+
+    Raises:
+        BadInput: there is none.
+    """
+    frames = [frame for scene in scenes_of(index, "train") for frame in scene_frames(index, config, scene)]
+    if not frames:
+        raise BadInput("data.train", "no frame to learn from is left")
+    return frames
+
+
+def _digest(student: str) -> str:
+    return str(Artifact.at(student, "student").manifest()["digest"]) if student else ""
+
+
+def _new_student(config: Config, text_dim: int, classes: int | None = None) -> Student:
+    torch.manual_seed(config.seed)
+    return make_student(config.model, text_dim, classes).to(device())
+
+
+def _student_to_tune(config: Config, source: str, classes: int) -> tuple[Student, Tensor]:
+    """A student with a fresh classifier, all else from ``source``; and the embeddings of its classes."""
+    if not source:
+        return _new_student(config, classes, classes), torch.eye(classes)
+    trained = load_student(Artifact.at(source, "student").path)
+    if trained.model != config.model:
+        raise BadInput(source, f"was made with {trained.model}", f"the configuration says {config.model}")
+    network = _new_student(config, trained.text.shape[1], classes)
+    weights = {k: v for k, v in trained.student.state_dict().items() if not k.startswith("classifier.")}
+    fresh = {k: v for k, v in network.state_dict().items() if k.startswith("classifier.")}
+    network.load_state_dict({**weights, **fresh})  # strict: a weight that does not fit is an error
+    if config.finetune.linear_probe:
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad = name.startswith("classifier.")
+    return network, trained.text
+
+
+def _fit(
+    config: Config,
+    out: Artifact,
+    network: Student,
+    terms: Terms,
+    text: Tensor,
+    frames: list[Frame],
+    targets: Callable[[Frame, Cloud], Targets],
+    used_labels: bool,
+    resume: str = "",
+) -> None:
+    """Trains into an artifact, from its last checkpoint if it has one, else from ``resume``'s, else from the start."""
+    out.sweep_orphans()
+    optimizer = make_optimizer(network, config.train, "classifier.", config.finetune.head_lr)
+    source = out if out.done("state") and out.done("model") else None
+    if source is None and resume:
+        source = Artifact.at(resume, "student")
+    epoch = 0
+    if source is not None:
+        network.load_state_dict(load_student(source.path).student.state_dict())
+        epoch = load_optimizer(optimizer, source.shard("state"))
+    names, height_m = load_space(config.labels).names, config.data.sensor_height_m
+    write_whole(out.path / "config.json", student_config(config.model, names, height_m, used_labels))
+
+    def checkpoint(epochs_done: int) -> None:
+        out.commit("model", student_bytes(network, text))
+        out.commit("state", optimizer_bytes(optimizer, epochs_done))
+
+    steps = -(-len(frames) // config.train.batch_size)
+    log = TrainingLog(out.path, epoch * steps, config.train.epochs * steps, config.run.progress)
+    batches = training_batches(frames, targets, config, epoch)
+    try:
+        train(network, terms, batches, steps, config.train, optimizer, log, checkpoint, epoch)
+    finally:
+        log.close()

@@ -1,0 +1,50 @@
+"""Lovasz-softmax against the definition, set by set, and its meaning."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from distill.objectives.segmentation import SegmentationConfig, lovasz_softmax, segmentation
+
+
+def literal(probability: list, label: list) -> float:
+    """Berman et al. 2018, eq. 9: the Jaccard loss of growing sets of wrong points, class by class."""
+    total, present = 0.0, sorted(set(label))
+    for c in present:
+        truth = {i for i, y in enumerate(label) if y == c}
+        error = [abs((y == c) - p[c]) for p, y in zip(probability, label, strict=True)]
+        order = sorted(range(len(label)), key=lambda i: -error[i])
+
+        def jaccard(wrong: set, truth: set = truth) -> float:
+            said = (truth - wrong) | (wrong - truth)
+            return 1 - len(truth & said) / len(truth | said)
+
+        for k, i in enumerate(order):
+            total += error[i] * (jaccard(set(order[: k + 1])) - jaccard(set(order[:k])))
+    return total / len(present)
+
+
+def test_equals_the_definition() -> None:
+    g = torch.Generator().manual_seed(0)
+    probability = torch.randn(25, 4, generator=g, dtype=torch.float64).softmax(1)
+    label = torch.randint(0, 3, (25,), generator=g)
+    wanted = literal(probability.tolist(), label.tolist())
+    assert lovasz_softmax(probability, label).item() == pytest.approx(wanted, rel=1e-9)
+
+
+def test_hard_predictions_give_the_jaccard_loss() -> None:
+    label, said = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 1, 1])
+    loss = lovasz_softmax(torch.eye(2, dtype=torch.float64)[said], label)
+    assert loss.item() == pytest.approx(((1 - 1 / 2) + (1 - 2 / 3)) / 2)
+
+
+def test_terms_are_weighted_and_empty_input_is_zero() -> None:
+    logits, label = torch.randn(10, 3, generator=torch.Generator().manual_seed(1)), torch.arange(10) % 3
+    whole = segmentation(logits, label, SegmentationConfig())
+    half = segmentation(logits, label, SegmentationConfig(cross_entropy=0.5, lovasz=0.0))
+    assert set(whole) == {"cross_entropy", "lovasz"}
+    assert set(half) == {"cross_entropy"}
+    assert half["cross_entropy"].item() == pytest.approx(0.5 * whole["cross_entropy"].item())
+    empty = torch.zeros(0, 3, requires_grad=True)
+    assert segmentation(empty, label[:0], SegmentationConfig())["cross_entropy"].item() == 0

@@ -1,0 +1,92 @@
+"""Label fractions by rule, and no label where none may be seen."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline.guard import LabelLeak, no_labels
+from pipeline.protocols import labelled_subset
+from projection.errors import BadInput
+from projection.frames import File, Frame
+from tests.helpers import Run, settings
+
+
+def frames(scenes: int, each: int) -> list[Frame]:
+    return [Frame(f"{s}-{i}", f"scene-{s}", i, (), (), None) for s in range(scenes) for i in range(each)]
+
+
+def test_scene_fractions_take_every_nth_scene_whole() -> None:
+    chosen = labelled_subset("scene@1%", frames(700, 2))
+    assert [frame.scene for frame in chosen[::2]] == [f"scene-{s}" for s in range(0, 700, 100)]
+    assert len(chosen) == 14
+
+
+def test_frame_fractions_take_every_nth_frame() -> None:
+    every = frames(30, 10)
+    assert labelled_subset("frame@25%", every) == every[::4]
+    assert labelled_subset("scene@100%", every) == every == labelled_subset("frame@100%", every)
+
+
+@pytest.mark.parametrize("kind", ["scene", "frame"])
+def test_there_is_always_something(kind: str) -> None:
+    assert len(labelled_subset(f"{kind}@1%", frames(3, 2))) in (1, 2)
+
+
+@pytest.mark.parametrize("protocol", ["1%", "scene@0%", "scene@101%", "point@1%", "scene@1"])
+def test_other_protocols_are_refused(protocol: str) -> None:
+    with pytest.raises(BadInput, match="scene@1%"):
+        labelled_subset(protocol, frames(3, 2))
+
+
+def test_the_guard_stops_any_way_of_opening(tmp_path: Path) -> None:
+    labels = tmp_path / "lidarseg" / "x_lidarseg.bin"
+    labels.parent.mkdir()
+    labels.write_bytes(b"123")
+    frame = Frame("x", "s", 0, (), (), File(labels, 3))
+    with no_labels([frame]):
+        for attempt in (labels.read_bytes, labels.open, lambda: os.open(labels, os.O_RDONLY)):
+            with pytest.raises(LabelLeak, match="annotation-free"):
+                attempt()
+    assert labels.read_bytes() == b"123"
+
+
+def test_a_leak_planted_in_pretraining_ends_it(
+    small_world: Path, tmp_path: Path, tool: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline import loaders
+
+    honest, planted = loaders.key_cloud, next((small_world / "lidarseg").rglob("*.bin"))
+
+    def peeking(*arguments: object) -> object:
+        if not list((tmp_path / "store").glob("student-*")):
+            return honest(*arguments)  # the labelling stages come first
+        planted.read_bytes()
+        return honest(*arguments)
+
+    monkeypatch.setattr(loaders, "key_cloud", peeking)
+    with pytest.raises(LabelLeak, match=planted.name):
+        tool("pretrain", *settings(small_world, tmp_path / "store"))
+
+
+def test_finetuning_says_what_it_used(small_world: Path, tmp_path: Path, tool: Run) -> None:
+    import json
+
+    given = settings(small_world, tmp_path / "store")
+    pretrained = tool("pretrain", *given).path
+    tuned = tool("finetune", *given, f"student={pretrained}", "protocol=frame@50%").path
+    manifest = json.loads((tuned / "manifest.json").read_text())
+    assert manifest["used_labels"] is True
+    assert len(manifest["labelled_frames"]) == 2
+    scores = tool("evaluate", *given, f"student={tuned}")
+    assert "frame@50%" in scores.err
+    assert json.loads((pretrained / "config.json").read_text())["used_labels"] is False
+    other = tool("finetune", *given, "student=none", "protocol=frame@50%").path
+    assert other != tuned
+    probe = tool("finetune", *given, f"student={pretrained}", "finetune.linear_probe=true").path
+    assert probe not in (other, tuned)
+    refused = tool("finetune", *given, f"student={pretrained}", "model.voxel_m=0.2")
+    assert refused.status == 1
+    assert "was made with" in refused.err

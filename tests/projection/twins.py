@@ -1,0 +1,191 @@
+"""Readable NumPy twins of the compiled kernels: slow, written for the eye, and the oracle of the tests."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+BITS, HALF = 19, 1 << 18
+
+
+class Swept(NamedTuple):
+    xyz: np.ndarray
+    intensity: np.ndarray
+    source: np.ndarray
+    bad: int
+
+
+def take_sweep(raw, matrix, box, far, full) -> Swept:
+    """Usable rows of a sweep, moved, with their intensity in 0..1 and their row numbers; and how many were bad."""
+    good = (np.abs(raw[:, :3]) <= far).all(axis=1) & np.isfinite(raw[:, 3])
+    own = (np.abs(raw[:, :2]) < box).all(axis=1)
+    source = np.flatnonzero(good & ~own)
+    kept = raw[source].astype(np.float64)
+    xyz = kept[:, :3] @ matrix[:, :3].T.astype(np.float64) + matrix[:, 3]
+    return Swept(xyz, np.clip(kept[:, 3] / full, 0, 1), source, int((~good).sum()))
+
+
+class Projected(NamedTuple):
+    point: np.ndarray
+    camera: np.ndarray
+    uv: np.ndarray
+    depth: np.ndarray
+
+
+def project(xyz, matrix, size_wh, min_depth, border) -> Projected:
+    """Pairs in float64, camera by camera, points in order."""
+    parts = []
+    for camera, (rows, (width, height)) in enumerate(zip(matrix.astype(np.float64), size_wh, strict=True)):
+        with np.errstate(all="ignore"):
+            homogeneous = xyz.astype(np.float64) @ rows[:, :3].T + rows[:, 3]
+            depth = homogeneous[:, 2]
+            uv = homogeneous[:, :2] / depth[:, None]
+        u, v = uv.T
+        inside = (u > border) & (u < width - border) & (v > border) & (v < height - border)
+        point = np.flatnonzero((depth > min_depth) & inside)
+        parts.append((point, np.full(len(point), camera), uv[point], depth[point]))
+    if not parts:
+        return Projected(np.empty(0, int), np.empty(0, int), np.empty((0, 2)), np.empty(0))
+    return Projected(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def visible(camera, uv, depth, cell_px, relative, absolute, reach) -> np.ndarray:
+    """Compares each pair with every other of the cells around it."""
+    cells = np.floor(uv / cell_px).astype(int)
+    keep = np.empty(len(depth), bool)
+    for i in range(len(depth)):
+        near = (camera == camera[i]) & (np.abs(cells - cells[i]) <= reach).all(axis=1)
+        keep[i] = depth[i] <= depth[near].min() * (1 + relative) + absolute
+    return keep
+
+
+def pack(rows) -> np.ndarray:
+    """Keys of rows (batch, c0, c1, c2)."""
+    key = [(int(b) << 3 * BITS) + sum((int(c) + HALF) << BITS * (2 - i) for i, c in enumerate(c3)) for b, *c3 in rows]
+    return np.array(key, np.uint64)
+
+
+def cell_keys(xyz, rotation, translation, size) -> np.ndarray:
+    cells = np.floor((xyz.astype(np.float64) @ rotation.T + translation) / size)
+    return pack(np.concatenate([np.zeros((len(xyz), 1)), cells], axis=1))
+
+
+class Distinct(NamedTuple):
+    keys: np.ndarray
+    inverse: np.ndarray
+
+
+def distinct(keys) -> Distinct:
+    """Distinct keys in order of first sight, and each key's number."""
+    number: dict[int, int] = {}
+    inverse = [number.setdefault(int(key), len(number)) for key in keys]
+    return Distinct(np.array(list(number), np.uint64), np.array(inverse, np.int32))
+
+
+def find(wanted, keys) -> np.ndarray:
+    number = {int(key): i for i, key in enumerate(keys)}
+    return np.array([number.get(int(key), -1) for key in wanted], np.int32)
+
+
+def tally(cell, label, amount, sums) -> np.ndarray:
+    sums = sums.copy()
+    np.add.at(sums, (cell, label), amount)
+    return sums
+
+
+class Decided(NamedTuple):
+    label: np.ndarray
+    agreement: np.ndarray
+
+
+def decide(fine, coarse, fine_sums, coarse_sums, fine_share, allowed) -> Decided:
+    """Mixes the shares of the fine and the coarse cell and takes the best allowed class, 255 where nobody voted."""
+    label, agreement = np.full(len(fine), 255, np.uint8), np.zeros(len(fine))
+    for i, (near, far) in enumerate(zip(fine, coarse, strict=True)):
+        rows = [(fine_sums[near] if near >= 0 else None, fine_share)]
+        rows += [(coarse_sums[far] if far >= 0 else None, 1 - fine_share)]
+        heard = [(row / row.sum(), share) for row, share in rows if row is not None and row.sum() > 0]
+        if not heard:
+            continue
+        mix = sum(row * share for row, share in heard) if len(heard) == 2 else heard[0][0]
+        mix = mix * allowed[min(i, len(allowed) - 1)]
+        if mix.max() > 0:
+            label[i], agreement[i] = mix.argmax(), mix.max()
+    return Decided(label, agreement)
+
+
+# --- ground ----------------------------------------------------------------------------------------------------------
+
+
+def squares(xy, corner, size, shape) -> np.ndarray:
+    """Flat square of each place, -1 off the map."""
+    index = np.floor((xy - corner) / size)
+    inside = ((index >= 0) & (index < shape)).all(axis=1)
+    return np.where(inside, index[:, 0] * shape[1] + index[:, 1], -1).astype(int)
+
+
+def low_quantile(cell, z, share, least, cells) -> np.ndarray:
+    ground = np.full(cells, np.inf)
+    for v in range(cells):
+        inside = np.sort(z[cell == v])
+        if len(inside) >= least:
+            ground[v] = inside[int(share * len(inside))]
+    return ground
+
+
+def fill_pits(ground, rank, reach) -> np.ndarray:
+    filled = np.full(ground.shape, np.inf)
+    for (row, column), own in np.ndenumerate(ground):
+        near = ground[max(0, row - reach) : row + reach + 1, max(0, column - reach) : column + reach + 1]
+        near = np.sort(near[np.isfinite(near)])
+        if np.isfinite(own) and len(near) > rank:
+            filled[row, column] = max(own, near[rank])
+    return filled
+
+
+def limit_slope(ground, rise) -> np.ndarray:
+    """Lower envelope over all cells: height there plus the rise along the shortest path of side and diagonal steps."""
+    limited = np.empty(ground.shape)
+    rows, columns = np.indices(ground.shape)
+    for row, column in np.ndindex(ground.shape):
+        apart = np.stack([np.abs(rows - row), np.abs(columns - column)])
+        path = apart.max(axis=0) + (np.sqrt(2) - 1) * apart.min(axis=0)
+        limited[row, column] = (ground + rise * path).min()
+    return limited
+
+
+def heights(xyz, corner, size, ground) -> np.ndarray:
+    """Bilinear between the four cell centres around each point, NaN where one is missing."""
+    height = np.full(len(xyz), np.nan)
+    for i, (x, y, z) in enumerate(xyz.astype(np.float64)):
+        u, v = (x - corner[0]) / size - 0.5, (y - corner[1]) / size - 0.5
+        if 0 <= u < ground.shape[0] - 1 and 0 <= v < ground.shape[1] - 1:
+            row, column = int(u), int(v)
+            along = np.array([1 - (u - row), u - row]) @ ground[row : row + 2, column : column + 2].astype(np.float64)
+            below = along @ np.array([1 - (v - column), v - column])
+            height[i] = z - below if np.isfinite(below) else np.nan
+    return height
+
+
+def stack(xyz, height, corner, size, shape, lift) -> dict[int, set[int]]:
+    """Occupied steps of each column that has any."""
+    columns: dict[int, set[int]] = {}
+    for square, h in zip(squares(xyz[:, :2], corner, size, shape), height, strict=True):
+        if square >= 0 and 0.1 < h < 64 * lift:
+            columns.setdefault(int(square), set()).add(int(h / lift))
+    return columns
+
+
+def tops(xyz, height, corner, size, shape, lift, gap, columns: dict[int, set[int]]) -> np.ndarray:
+    """Climbs each point's column step by step."""
+    top = height.copy()
+    for i, square in enumerate(squares(xyz[:, :2], corner, size, shape)):
+        if square < 0 or not height[i] < 64 * lift:
+            continue
+        level = max(0, int(height[i] / lift))
+        for step in sorted(columns.get(int(square), ())):
+            if level < step <= level + gap:
+                level = step
+                top[i] = (step + 1) * lift
+    return top

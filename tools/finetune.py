@@ -1,0 +1,24 @@
+"""Fine-tunes a pre-trained student, or one with random weights, on the share of human labels that protocol gives.
+
+usage: python tools/finetune.py DATA.yaml FINETUNE.yaml student=FOLDER|none [protocol=scene@1%] [key=value ...]
+"""
+
+import sys
+
+from pipeline.command import Made, main
+from pipeline.config import Config
+from pipeline.training import make_finetuned
+
+KEYS = (
+    *("data", "labels", "model", "objectives", "train", "finetune", "run"),
+    *("protocol", "student", "store", "seed", "on_bad", "verify"),
+)
+
+
+def run(config: Config) -> Made:
+    student = make_finetuned(config)
+    return Made(student.path, student.skipped())
+
+
+if __name__ == "__main__":
+    sys.exit(main(__doc__, KEYS, run))
