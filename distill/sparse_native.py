@@ -27,7 +27,7 @@ TILE_ROWS = 512
 """Output rows of a tile: its float32 sums stay in a core's second cache up to 256 channels."""
 
 
-_CACHE = 1 << 20  # bytes of rows that a core keeps at hand
+_CACHE = 1 << 19  # bytes of rows that a core keeps at hand
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +146,7 @@ def _pieces(pairs: PairLists, count: int) -> list[tuple[int, int]]:
 
 def _weight_gradient(feats: Tensor, grad: Tensor, pairs: KernelMap, d_weight: Float[Tensor, "o k i"]) -> None:
     rows, grads, out, tiles = _bits(feats), _bits(grad), d_weight.numpy(), pairs.forward
-    pieces = _pieces(pairs.pairs, 8)
+    pieces = _pieces(pairs.pairs, 2 * torch.get_num_threads())
     span = max(1, _CACHE // (TILE_ROWS * (feats.shape[1] + grad.shape[1]) * feats.element_size()))
 
     def some(first: int, last: int) -> None:

@@ -222,7 +222,9 @@ def clip_tokenizer(source: Source) -> Callable[[list[str]], Tensor]:
         return HFTokenizer(local, length, tokenizer_mode=config.get("tokenizer_mode"), **options)
     except (ImportError, OSError, ValueError) as error:
         text = str(error).splitlines()[0]
-        raise BadInput(source.name, f"its tokenizer {local} cannot be had ({text})", "pip install transformers") from None
+        raise BadInput(source.name, f"its tokenizer {local} cannot be had ({text})", "install transformers") from None
+            source.name, f"its tokenizer {local} cannot be had ({text})", "pip install transformers"
+        ) from None
 
 
 def build_clip(source: Source) -> Any:

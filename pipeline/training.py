@@ -34,7 +34,7 @@ from projection.frames import Cloud, Frame
 
 
 def make_pretrained(config: Config) -> Artifact:
-    """A student that learnt from the teacher, without any human label; makes first whatever of its needs is missing.
+    """A student that learnt from the teacher, without any human label; makes the stages before it where missing.
 
     An unfinished training of the same configuration goes on from its last checkpoint. ``resume=`` starts from another
     student's weights and optimiser state instead.

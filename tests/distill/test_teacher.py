@@ -45,7 +45,7 @@ def teacher_of(model: str, **more: Any) -> MaskClip:
 
 @torch.no_grad()
 def features_by_open_clip(name: str, camera: Camera) -> torch.Tensor:
-    """Unit features with open_clip's own preprocessing, tower and activation; its last block with identity attention."""
+    """Unit features by open_clip's own preprocessing, tower and activation, the last attention the identity."""
     model = open_clip.create_model(name, force_image_size=HW).eval()
     config = PreprocessCfg(**{**model.visual.preprocess_cfg, "resize_mode": "squash"})
     image = image_transform_v2(config, is_train=False)(Image.open(camera.image.path))

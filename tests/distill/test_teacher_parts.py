@@ -23,7 +23,6 @@ from projection.errors import BadInput
 from projection.frames import NONE
 from tests.distill.tiny_clip import write_camera
 
-
 # --- decoding --------------------------------------------------------------------------------------------------------
 
 

@@ -229,10 +229,8 @@ def test_proxy_reads_through_a_timm_vit(tmp_path: Path) -> None:
     torch.manual_seed(0)
     save_file(timm.create_model("test_vit").state_dict(), tmp_path / "vit.safetensors")
     name = write_clip(tmp_path / "clip", VIT)
-    teacher = MaskClip(
-        model=name, prompts=[["car"]], reading="proxy", proxy="test_vit", proxy_weights=str(tmp_path / "vit.safetensors"),
-        size_hw=HW, templates="plain",
-    )  # fmt: skip
+    proxy = {"proxy": "test_vit", "proxy_weights": str(tmp_path / "vit.safetensors")}
+    teacher = MaskClip(model=name, prompts=[["car"]], reading="proxy", size_hw=HW, templates="plain", **proxy)
     pixels = np.random.default_rng(0).integers(0, 256, (1, *HW, 3), dtype=np.uint8)
     dense = teacher.dense(pixels)
     assert dense.feature.shape == (1, *GRID, 24)

@@ -1,0 +1,102 @@
+"""Reading, merging and choosing sweeps."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from projection.errors import BadInput
+from projection.frames import File, Sweep
+from projection.sweeps import choose_sweeps, merge, read_sweep
+from tests.projection.scenes import frame, pose, shift, write
+
+
+@pytest.fixture
+def three(tmp_path):
+    """A key sweep and two older ones that see the same ten places from elsewhere."""
+    random = np.random.default_rng(0)
+    places = random.uniform(-20, 20, (10, 3))
+    sweeps = []
+    for index in range(3):
+        global_from_lidar = pose(random, 5.0)
+        xyz = global_from_lidar.inverse().apply(places)
+        file = write(tmp_path / f"{index}.bin", xyz.astype(np.float32))
+        sweeps.append(Sweep(1_000_000 - index * 100_000, global_from_lidar, file))
+    return frame("key", 1_000_000, sweeps)
+
+
+def test_the_same_places_fall_together(three):
+    cloud = merge(three, 3, 5, 255.0, 0.0)
+    np.testing.assert_allclose(cloud.xyz[10:20], cloud.xyz[:10], atol=1e-4)
+    np.testing.assert_allclose(cloud.xyz[20:], cloud.xyz[:10], atol=1e-4)
+    np.testing.assert_allclose(cloud.age_s, np.repeat([0, 0.1, 0.2], 10), atol=1e-6)
+    np.testing.assert_array_equal(cloud.sweep, np.repeat([0, 1, 2], 10))
+    np.testing.assert_array_equal(cloud.source, np.tile(np.arange(10), 3))
+    np.testing.assert_allclose(cloud.intensity, 0.2)
+
+
+def test_the_key_sweep_is_not_touched(three):
+    raw = read_sweep(three.sweeps[0], 5)
+    np.testing.assert_array_equal(merge(three, 1, 5, 255.0, 0.0).xyz, raw[:, :3])
+    assert len(merge(three, 9, 5, 255.0, 0.0).xyz) == 30  # fewer sweeps than asked for
+
+
+def test_the_cars_own_box_is_left_out(tmp_path):
+    xyz = np.array([[0.5, -0.5, 9], [1.5, 0.5, 0], [0.5, 1.5, 0], [-0.9, 0.9, -1]])
+    key = frame("key", 0, [Sweep(0, shift(0), write(tmp_path / "a.bin", xyz))])
+    np.testing.assert_array_equal(merge(key, 1, 5, 255.0, 1.0).source, [1, 2])
+
+
+def test_bad_points_up_to_a_share(tmp_path):
+    xyz = np.ones((10, 3))
+    xyz[2, 0], xyz[5, 2] = np.nan, 301
+    sweep = Sweep(0, shift(0), write(tmp_path / "a.bin", xyz))
+    with pytest.raises(BadInput, match=r"a\.bin: 2 of 10 points are not finite or beyond 300 m"):
+        merge(frame("key", 0, [sweep]), 1, 5, 255.0, 0.0)
+    with pytest.raises(BadInput, match="2 of 10"):
+        read_sweep(sweep, 5, 0.1)
+    cloud = merge(frame("key", 0, [sweep]), 1, 5, 255.0, 0.0, bad_share=0.2)
+    np.testing.assert_array_equal(cloud.source, [0, 1, 3, 4, 6, 7, 8, 9])
+    assert np.isnan(read_sweep(sweep, 5, 0.2)[[2, 5]]).all()
+
+
+def test_files_that_are_not_those_indexed(tmp_path):
+    file = write(tmp_path / "a.bin", np.ones((4, 3)))
+    for wrong, text in [
+        (replace(file, bytes=81), "has 80 bytes, 81 when indexed"),
+        (replace(file, sha256="0" * 64), "sha256 is not the indexed one"),
+        (File(tmp_path / "gone.bin", 80), "cannot be read"),
+    ]:
+        with pytest.raises(BadInput, match=text):
+            merge(frame("key", 0, [Sweep(0, shift(0), wrong)]), 1, 5, 255.0, 0.0)
+    with pytest.raises(BadInput, match="no whole number of 7-float points"):
+        merge(frame("key", 0, [Sweep(0, shift(0), file)]), 1, 7, 255.0, 0.0)
+    right = replace(file, sha256=hashlib.sha256(file.path.read_bytes()).hexdigest())
+    assert len(right.read()) == 80
+
+
+def test_an_empty_file_is_refused(tmp_path):
+    (tmp_path / "a.bin").write_bytes(b"")
+    with pytest.raises(BadInput, match="0 bytes"):
+        merge(frame("key", 0, [Sweep(0, shift(0), File(tmp_path / "a.bin", 0))]), 1, 5, 255.0, 0.0)
+
+
+def test_bad_input_survives_pickling():
+    error = pickle.loads(pickle.dumps(BadInput("a.bin", "is bad", "copy it again")))
+    assert str(error) == "a.bin: is bad; copy it again"
+
+
+def test_choosing_sweeps(three):
+    older = [replace(three.sweeps[1], time_us=1_000_000 - k * 100_000) for k in range(1, 10)]
+    many = replace(three, sweeps=(three.sweeps[0], *older))
+    ages = lambda chosen: [round((1_000_000 - s.time_us) * 1e-6, 1) for s in chosen.sweeps]  # noqa: E731
+    assert ages(choose_sweeps(many, 3)) == [0.0, 0.1, 0.2]
+    assert ages(choose_sweeps(many, 5, max_age_s=0.25)) == [0.0, 0.1, 0.2]
+    drawn = [ages(choose_sweeps(many, 3, 10, random=np.random.default_rng(seed))) for seed in range(20)]
+    assert all(d[0] == 0 and d[1] < d[2] <= 0.9 and len(d) == 3 for d in drawn)
+    assert len({tuple(d) for d in drawn}) > 5
+    assert ages(choose_sweeps(three, 3, 10, random=np.random.default_rng(0))) == [0.0, 0.1, 0.2]

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Everything that must hold before a change lands: style, the import contract, types, tests, slow tests.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+ruff check .
+ruff format --check .
+lint-imports
+mypy
+python -m pytest -m "not slow" --cov=projection --cov=distill --cov-report=term:skip-covered --cov-fail-under=90
+python -m pytest -m slow
