@@ -27,7 +27,7 @@ TILE_ROWS = 512
 """Output rows of a tile: its float32 sums stay in a core's second cache up to 256 channels."""
 
 
-_CACHE = 1 << 19  # bytes of rows that a core keeps at hand
+_CACHE = 1 << 20  # bytes of rows that a core keeps at hand
 
 
 @dataclass(frozen=True, eq=False)

@@ -223,8 +223,6 @@ def clip_tokenizer(source: Source) -> Callable[[list[str]], Tensor]:
     except (ImportError, OSError, ValueError) as error:
         text = str(error).splitlines()[0]
         raise BadInput(source.name, f"its tokenizer {local} cannot be had ({text})", "install transformers") from None
-            source.name, f"its tokenizer {local} cannot be had ({text})", "pip install transformers"
-        ) from None
 
 
 def build_clip(source: Source) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,36 +17,46 @@ class SemanticConfig:
 
     Attributes:
         weight: factor of this term; 0 leaves it out
-        kind: ce over a point's classes, or infonce over a class's points (CLIP2Scene, eq. 1, repaired)
+        kind: ce over a point's classes; infonce over a class's points, infonce_mean with a mean of logs; as published
         targets: label of each point-pixel pair, or of each point after fusion
         tau: temperature of infonce
         scale: factor of the cosines in ce
     """
 
     weight: float = 1.0
-    kind: Literal["ce", "infonce"] = "ce"
+    kind: Literal["ce", "infonce", "infonce_mean", "infonce_paper", "ce_reference"] = "ce"
     targets: Literal["pixels", "points"] = "pixels"
     tau: float = 0.5
     scale: float = 16.0
 
 
-def infonce(cosine: Float[Tensor, "m c"], label: Int64[Tensor, " m"], tau: float) -> Float[Tensor, ""]:
+def infonce(
+    cosine: Float[Tensor, "m c"], label: Int64[Tensor, " m"], tau: float, kind: str = "infonce"
+) -> Float[Tensor, ""]:
     """Class-wise InfoNCE, summed over the classes present.
 
-    ``sum_c -log( sum_{i: y_i=c} exp(<t_c,p_i>/tau) / sum_j exp(<t_c,p_j>/tau) )`` (CLIP2Scene eq. 1 with the positives
-    in the denominator too; as printed, without them, it has no lower bound).
+    ``sum_c -log( sum_{i: y_i=c} exp(<t_c,p_i>/tau) / sum_j exp(<t_c,p_j>/tau) )``: CLIP2Scene eq. 1 with the positives
+    in the denominator too. ``infonce_paper`` is as printed, over the points that are not of class c alone: it has no lower
+    bound. ``infonce_mean`` takes the mean over i of the logs instead of the log of the sum, in which points that are
+    right already drown the others.
 
     Args:
         cosine: ``<p_i, t_c>`` of unit embeddings.
         label: class of each point.
         tau: temperature.
+        kind: which of the three.
     """
     logits = cosine.float() / tau
-    everyone = torch.logsumexp(logits, 0)
     own = F.one_hot(label, logits.shape[1]).bool()
-    positives = torch.logsumexp(logits.masked_fill(~own, -torch.inf), 0)
     present = own.any(0)
-    return (everyone - positives)[present].sum()
+    against = logits.masked_fill(own, -torch.inf) if kind == "infonce_paper" else logits
+    present &= against.amax(0) > -torch.inf
+    everyone = torch.logsumexp(against[:, present], 0)
+    if kind == "infonce_mean":
+        positives = (logits.masked_fill(~own, 0).sum(0) / own.sum(0).clamp(min=1))[present]
+    else:
+        positives = torch.logsumexp(logits.masked_fill(~own, -torch.inf)[:, present], 0)
+    return (everyone - positives).sum()
 
 
 def cross_entropy(cosine: Float[Tensor, "m c"], label: Int64[Tensor, " m"], scale: float) -> Float[Tensor, ""]:
@@ -60,16 +69,18 @@ def semantic(
 ) -> Float[Tensor, ""]:
     """The configured term; zero, with a gradient of zero, when nothing is labelled.
 
+    ``ce_reference`` is what CLIP2Scene's published code computes: cross-entropy of ``p T^T`` with p as it comes and no
+    temperature.
+
     Args:
-        embedding: unit embeddings of the labelled points.
+        embedding: embeddings of the labelled points; unit length, but as they come for ``ce_reference``.
         label: their classes.
         text: unit embedding of each class.
         config: which term, and its constants.
     """
     if not len(label):
         return embedding.sum() * 0.0
-    terms: dict[str, Callable[[Tensor], Tensor]] = {
-        "ce": lambda cosine: cross_entropy(cosine, label, config.scale),
-        "infonce": lambda cosine: infonce(cosine, label, config.tau),
-    }
-    return terms[config.kind](embedding @ text.T.to(embedding.dtype))
+    cosine = embedding @ text.T.to(embedding.dtype)
+    if config.kind.startswith("infonce"):
+        return infonce(cosine, label, config.tau, config.kind)
+    return cross_entropy(cosine, label, 1.0 if config.kind == "ce_reference" else config.scale)

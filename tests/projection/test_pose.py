@@ -32,15 +32,15 @@ def test_composition_applies_one_after_the_other(seed):
 
 
 def test_quaternion_turns_as_nuscenes_writes_it():
-    quarter = Pose.from_quaternion([np.sqrt(0.5), 0, 0, np.sqrt(0.5)], [1, 2, 3])  # 90 degrees about z
+    quarter = Pose.from_quaternion([np.sqrt(0.5), 0.0, 0.0, np.sqrt(0.5)], [1.0, 2.0, 3.0])  # 90 degrees about z
     np.testing.assert_allclose(quarter.apply(np.array([[1.0, 0, 0]])), [[1, 3, 3]], atol=1e-12)
     np.testing.assert_allclose(Pose.from_matrix(quarter.matrix().ravel().tolist()).matrix(), quarter.matrix())
 
 
-@pytest.mark.parametrize("wxyz", [[1, 1, 0, 0], [0, 0, 0, 0], [np.nan, 0, 0, 1], [1, 0, 0]])
+@pytest.mark.parametrize("wxyz", [[1.0, 1.0, 0.0, 0.0], [0.0] * 4, [np.nan, 0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
 def test_a_quaternion_that_is_none_is_refused(wxyz):
     with pytest.raises(ValueError, match="unit length"):
-        Pose.from_quaternion(wxyz, [0, 0, 0])
+        Pose.from_quaternion(wxyz, [0.0, 0.0, 0.0])
 
 
 @pytest.mark.parametrize("rotation", [np.eye(3) * 1.1, np.diag([1.0, 1.0, -1.0]), np.zeros((3, 3))])

@@ -1,0 +1,31 @@
+"""Feature regression: a point's embedding shall be its pixel's feature (ScaLR)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RegressionConfig:
+    """Point features drawn to pixel features.
+
+    Attributes:
+        weight: factor of this term; 0 leaves it out
+    """
+
+    weight: float = 0.0
+
+
+def regression(local: Float[Tensor, "m d"], pixel: Float[Tensor, "m d"]) -> Float[Tensor, ""]:
+    """``mean_i |p_i - x_i|`` on unit vectors (ScaLR, CVPR 2024, eq. 1); zero, with a gradient of zero, without pairs.
+
+    Args:
+        local: unit embeddings of the pairs' points.
+        pixel: unit features of their pixels.
+    """
+    if not len(local):
+        return local.sum() * 0.0
+    return (local.float() - pixel.float()).norm(dim=1).mean()

@@ -1,0 +1,112 @@
+"""Semantic-guided spatio-temporal consistency: what lies in one cube of space-time shall look alike to the student."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+_SLOTS = 8  # pairs of a cube that the published code hears
+
+
+@dataclass(frozen=True)
+class SpatioTemporalConfig:
+    """Consistency over cubes of the merged, un-augmented cloud.
+
+    Attributes:
+        weight: factor of this term; 0 leaves it out
+        kind: ours; paper (CLIP2Scene eq. 2-5 as printed); reference (what its published code computes)
+        temperature: of the attention in ours; on unit features 1 is nearly uniform
+        mean: ours is averaged over pairs, or over cubes
+        cell_m: side of a cube [m]
+    """
+
+    weight: float = 0.0
+    kind: Literal["ours", "paper", "reference"] = "ours"
+    temperature: float = 0.05
+    mean: Literal["pairs", "cubes"] = "pairs"
+    cell_m: float = 0.1
+
+
+def segment_softmax(scores: Float[Tensor, "m k"], cube: Int64[Tensor, " m"], cubes: int) -> Float[Tensor, "m k"]:
+    """``exp(s_ik) / Z`` with ``Z`` the sum over all rows and columns of the row's cube."""
+    top = scores.new_full((cubes,), -torch.inf)
+    top = top.scatter_reduce(0, cube, scores.detach().amax(1), "amax")
+    weight = (scores - top[cube, None]).exp()
+    total = scores.new_zeros(cubes).index_add(0, cube, weight.sum(1))
+    return weight / total[cube, None]
+
+
+def spatiotemporal(
+    local: Float[Tensor, "m d"],
+    semantic: Float[Tensor, "m d"],
+    pixel: Float[Tensor, "m d"],
+    text: Float[Tensor, "m d"],
+    cube: Int64[Tensor, " m"],
+    config: SpatioTemporalConfig,
+) -> Float[Tensor, ""]:
+    """The configured term over point-pixel pairs; zero, with a gradient of zero, without pairs.
+
+    With ``a_i = exp(<x_i,t_i>/T) / Z_n`` and ``b_i = exp(<s_i,t_i>/T) / Z_n`` (``Z_n`` sums both kinds over cube n),
+    the fused feature is ``f_n = sum_i a_i x_i + b_i p_i``; ``ours`` is the mean of ``1 - cos(p_i, f_n)``. Nothing flows
+    back through a, b and the p inside f, else the term agrees with itself, and a cube with one pair hears its pixel
+    alone.
+    ``paper`` takes T = 1, lets gradients flow and sums ``1 - sigmoid(<p_i,f_n>)`` over a cube's pairs, averaged over
+    cubes. ``reference`` hears points only, see ``reference``.
+
+    Args:
+        local: the student's local embedding of each pair's point; unit length, but as it comes for ``reference``.
+        semantic: its unit semantic embedding.
+        pixel: unit feature of the pixel.
+        text: unit embedding of the pixel's class.
+        cube: cube of the point, 0..cubes-1, every cube with a pair.
+        config: which term.
+    """
+    if not len(cube):
+        return local.sum() * 0.0
+    local, semantic, pixel, text = (value.float() for value in (local, semantic, pixel, text))
+    cubes = int(cube.max()) + 1
+    if config.kind == "reference":
+        return reference(local, text, cube, cubes)
+    temperature = config.temperature if config.kind == "ours" else 1.0
+    inside, said = (local, semantic) if config.kind == "paper" else (local.detach(), semantic.detach())
+    if config.kind == "paper":
+        said = local  # the paper has one point feature
+    scores = torch.stack([(pixel * text).sum(1), (said * text).sum(1)], 1) / temperature
+    pairs = cube.bincount(minlength=cubes)
+    if config.kind == "ours":
+        scores[:, 1] = scores[:, 1].masked_fill(pairs[cube] == 1, -torch.inf)
+    share = segment_softmax(scores, cube, cubes)
+    fused = local.new_zeros(cubes, local.shape[1])
+    fused = fused.index_add(0, cube, share[:, :1] * pixel + share[:, 1:] * inside)
+    if config.kind == "paper":
+        return (1 - torch.sigmoid((local * fused[cube]).sum(1))).sum() / cubes
+    apart = 1 - F.cosine_similarity(local, fused[cube], dim=1)
+    return apart.mean() if config.mean == "pairs" else (apart / pairs[cube]).sum() / cubes
+
+
+def reference(
+    local: Float[Tensor, "m d"], text: Float[Tensor, "m d"], cube: Int64[Tensor, " m"], cubes: int
+) -> Float[Tensor, ""]:
+    """What CLIP2Scene's published code computes, for comparison; its flaws are kept.
+
+    The first 8 pairs of a cube count, all against the text of the cube's first pair; attention is a softmax over
+    ``<p_i, t>``; the loss is the mean of ``1 - sigmoid(<p_i, f>)`` over 8 slots a cube, where an empty slot is a zero
+    vector and so counts 0.5. Pixel features play no part, and nothing is detached. (Its sort is unstable; ours is
+    stable, one of the orders that it may give.)
+    """
+    order = cube.argsort(stable=True)
+    counts = cube.bincount(minlength=cubes)
+    first = counts.cumsum(0) - counts
+    slot = torch.arange(len(cube), device=cube.device) - first[cube[order]]
+    kept = order[slot < _SLOTS]
+    cube_of, point = cube[kept], local[kept]
+    scores = (point * text[order[first]][cube_of]).sum(1, keepdim=True)
+    share = segment_softmax(scores, cube_of, cubes)
+    fused = local.new_zeros(cubes, local.shape[1]).index_add(0, cube_of, share * point)
+    apart = (1 - torch.sigmoid((point * fused[cube_of]).sum(1))).sum()
+    return (apart + 0.5 * (_SLOTS * cubes - len(kept))) / (_SLOTS * cubes)

@@ -1,0 +1,132 @@
+"""A drive on a made-up street: road, a wall 15 m ahead, a camera that names everything over the horizon "wall"."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from projection.errors import BadInput
+from projection.frames import File, Sweep
+from projection.fusion import ClassLimits, FusionConfig, label_scene
+from tests.projection.scenes import camera, frame, pixels, shift, write
+
+ROAD, CAR, WALL = 0, 1, 2
+SENSOR_M = 1.8
+LIMITS = ClassLimits(np.array([True, False, False]), np.array([np.inf, 2.5, np.inf], np.float32))
+
+
+def street(random, n=6000):
+    """Road points, then wall points, seen from 1.8 m above the origin."""
+    road = np.column_stack([random.uniform(-20, 15, n), random.uniform(-12, 12, n), np.zeros(n)])
+    wall = np.column_stack([np.full(n, 15.0), random.uniform(-12, 12, n), random.uniform(0, 6, n)])
+    return np.concatenate([road, wall]) - [0, 0, SENSOR_M]
+
+
+@pytest.fixture
+def drive(tmp_path):
+    """Three key frames, half a second and 0.5 m apart, each with one older sweep."""
+    random = np.random.default_rng(0)
+    frames = []
+    for k in range(3):
+        sweeps = []
+        for age in (0, 1):
+            where = shift(0.5 * k - 0.25 * age)
+            xyz = where.inverse().apply(street(random))
+            xyz = np.concatenate([xyz, [[0.1, 0.1, 0.0]]])  # the car itself
+            time_us = 500_000 * k - 250_000 * age
+            sweeps.append(Sweep(time_us, where, write(tmp_path / f"{k}-{age}.bin", xyz)))
+        frames.append(frame(f"frame-{k}", 500_000 * k, sweeps, (camera(shift(0.5 * k)),)))
+    return frames
+
+
+def horizon(_):
+    """Wall over the horizon, road under it: wrong for the wall's lowest 1.8 m."""
+    label = np.full((90, 160), WALL)
+    label[45:] = ROAD
+    return [pixels(label, 0.8)]
+
+
+def run(frames, read=horizon, config=FusionConfig(), limits=LIMITS, **more):  # noqa: B008
+    return dict(
+        (f.id, said) for f, said in label_scene(frames, read, config, 3, 5, ego_box_m=1.0, limits=limits, **more)
+    )
+
+
+def test_every_row_of_the_file_is_covered_and_the_own_box_has_no_opinion(drive):
+    said = run(drive)
+    assert list(said) == ["frame-0", "frame-1", "frame-2"]
+    for labels in said.values():
+        assert len(labels.label) == len(labels.score) == len(labels.agreement) == 12_001
+        assert (labels.label[-1], labels.score[-1], labels.agreement[-1]) == (255, 0, 0)
+        assert np.median(labels.score[labels.label < 255]) == pytest.approx(0.8, abs=1e-3)
+
+
+def test_the_ground_is_road_and_what_stands_on_it_is_not(drive):
+    labels = run(drive)["frame-1"].label
+    road, wall = labels[:6000], labels[6000:12_000]
+    assert set(road) <= {ROAD, 255}
+    assert (road == ROAD).mean() > 0.4  # what lies ahead; nobody sees the rest
+    assert (wall == WALL).mean() > 0.75
+
+
+def test_without_limits_the_walls_foot_is_road(drive):
+    foot = run(drive)["frame-1"].label[6000:12_000], run(drive, limits=None)["frame-1"].label[6000:12_000]
+    assert (foot[0] == ROAD).mean() < 0.02
+    assert (foot[1] == ROAD).mean() > 0.1
+
+
+def test_a_wall_is_no_car_however_often_the_teacher_says_so(drive):
+    def cars(_):
+        label = np.full((90, 160), WALL)
+        label[40:50] = CAR  # at the height of cars
+        label[50:] = ROAD
+        return [pixels(label)]
+
+    free = ClassLimits(LIMITS.ground, np.full(3, np.inf, np.float32))
+    assert (run(drive, cars, limits=free)["frame-1"].label == CAR).sum() > 500
+    assert (run(drive, cars)["frame-1"].label == CAR).sum() == 0
+
+
+def test_points_that_no_camera_sees_get_the_labels_of_their_place(drive):
+    blind = [replace(drive[0], cameras=()), *drive[1:]]
+    read = lambda f: horizon(f) if f.cameras else []  # noqa: E731
+    assert (run(blind, read)["frame-0"].label < 255).mean() > 0.4
+    alone = run(blind, read, FusionConfig(window_s=0.0))
+    assert (alone["frame-0"].label == 255).all()
+    assert (alone["frame-1"].label < 255).mean() > 0.4
+
+
+def test_no_pixel_has_a_label(drive):
+    none = lambda _: [pixels(np.full((90, 160), 255))]  # noqa: E731
+    assert (run(drive, none)["frame-2"].label == 255).all()
+
+
+def test_older_sweeps_can_vote_too(drive):
+    one, two = run(drive), run(drive, config=FusionConfig(vote_sweeps=2))
+    assert (two["frame-0"].label < 255).sum() >= (one["frame-0"].label < 255).sum()
+
+
+def test_blocks_hear_their_neighbours(drive, monkeypatch):
+    whole = run(drive)
+    monkeypatch.setattr("projection.fusion._BLOCK", 1)
+    cut = run(drive)
+    assert list(cut) == list(whole)
+    for name in whole:
+        same = cut[name].label == whole[name].label
+        assert same.mean() > 0.95
+
+
+def test_an_older_sweep_that_cannot_be_read(drive):
+    gone = replace(drive[1].sweeps[1], points=File(drive[1].sweeps[1].points.path.with_name("gone.bin"), 100))
+    broken = [drive[0], replace(drive[1], sweeps=(drive[1].sweeps[0], gone)), drive[2]]
+    with pytest.raises(BadInput, match=r"gone\.bin"):
+        run(broken)
+    heard = []
+    assert len(run(broken, on_bad_sweep=heard.append)) == 3
+    assert {str(error.where) for error in heard} == {str(gone.points.path)}
+
+
+def test_no_frames():
+    assert run([]) == {}

@@ -1,0 +1,73 @@
+"""The cache of compiled code is safe to share, and never in the way."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from projection import jit, kernels
+
+WORK = """
+import sys
+import numpy as np
+from projection.grid import cut
+xyz = np.random.default_rng(0).random((1000, 3)).astype(np.float32)
+xyz = np.asfortranarray(xyz) if int(sys.argv[1]) % 2 else xyz  # two signatures of the same kernels
+cells = cut(xyz, 0.1)
+assert (cells.coords[cells.inverse] == np.floor(xyz.astype(np.float64) / 0.1)).all()
+"""
+
+
+@pytest.mark.slow
+def test_eight_processes_fill_an_empty_cache_at_once(tmp_path):
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.getcwd()}
+    for _ in range(2):  # once empty, once full
+        running = [subprocess.Popen([sys.executable, "-c", WORK, str(k)], env=environment) for k in range(8)]
+        assert [process.wait(timeout=300) for process in running] == [0] * 8
+    assert not list(tmp_path.rglob("*.tmp.*"))
+
+
+
+
+def cache_file(folder: Path) -> jit._SharedCacheFile:
+    return jit._SharedCacheFile(str(folder), "kernel", "stamp")
+
+
+def test_names_are_never_shared(tmp_path):
+    one, two = cache_file(tmp_path), cache_file(tmp_path)
+    one.save("c-layout", "code for c"), two.save("any-layout", "code for any")
+    assert one.load("c-layout") == "code for c"
+    assert two.load("any-layout") == "code for any"
+    assert len(list(tmp_path.glob("*.nbc"))) == 2
+
+
+def test_torn_files_and_full_disks_stop_nobody(tmp_path):
+    file = cache_file(tmp_path)
+    file.save("key", "code")
+    for path in tmp_path.glob("*.nbc"):
+        path.write_bytes(b"torn")
+    assert file.load("key") is None
+    (tmp_path / "kernel.nbi").write_bytes(b"torn")
+    assert file.load("key") is None
+    cache_file(tmp_path / "not" / "there").save("key", "code")
+
+
+def test_kernels_use_it():
+    assert type(kernels.project._cache._cache_file) is jit._SharedCacheFile
+
+
+def test_without_a_place_to_write_code_is_compiled_for_the_process(monkeypatch):
+    def refuse(*arguments, cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return real(*arguments, **options)
+
+    real = jit.njit
+    monkeypatch.setattr(jit, "njit", refuse)
+    compiled = jit.jit(lambda x: x + 1)
+    assert compiled(np.int64(2)) == 3
