@@ -1,21 +1,167 @@
-"""Batch norm over the rows of a sparse tensor, with what follows it: a sum and a rectifier."""
+"""Batch norm over the rows of a sparse tensor, together with what follows it: a sum and a rectifier."""
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from jaxtyping import Float, Float64
+from torch import Tensor, distributed, nn
+from torch.nn import functional
+
+from distill import norm_kernels as kernels
+from distill.sparse_native import bits
+from distill.threads import share
+
+_local = threading.local()
 
 
-class Norm(nn.BatchNorm1d):
-    """``relu(batch_norm(x) + add)``; also fit for one row or none, where ``nn.BatchNorm1d`` gives up."""
+@contextlib.contextmanager
+def recomputing() -> Iterator[None]:
+    """Running statistics stay as they are within: what is computed was computed before."""
+    _local.again = True
+    try:
+        yield
+    finally:
+        _local.again = False
 
-    def forward(  # type: ignore[override]
+
+def _gather(values: Float64[np.ndarray, " k"], everywhere: bool) -> Float64[np.ndarray, "ranks k"]:
+    """The values of every process, in order of rank; only ours when it is not asked for."""
+    if not everywhere:
+        return values[None]
+    ours = torch.from_numpy(values)
+    theirs = [torch.empty_like(ours) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(theirs, ours)
+    return torch.stack(theirs).numpy()
+
+
+def _chunks(rows: int) -> int:
+    return -(-rows // kernels.CHUNK)
+
+
+def _moments(x: Tensor, everywhere: bool) -> tuple[float, Float64[np.ndarray, " c"], Float64[np.ndarray, " c"]]:
+    """Number of rows, mean and sum of squared deviations, summed chunk by chunk in order (Chan et al. 1979)."""
+    chunks, width, values = _chunks(len(x)), x.shape[1], bits(x)
+    mean, square = np.empty((chunks, width), np.float32), np.empty((chunks, width), np.float32)
+    share(chunks, lambda first, last: kernels.moments(values, first, last, mean, square))
+    size = np.full((chunks, 1), kernels.CHUNK, np.float64)
+    size[-1:] -= chunks * kernels.CHUNK - len(x)
+
+    def merge(n: np.ndarray, means: np.ndarray, squares: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+        total = float(n.sum())
+        centre = (n * means).sum(0) / max(total, 1)
+        return total, centre, squares.sum(0) + (n * (means - centre) ** 2).sum(0)
+
+    total, centre, spread = merge(size, mean.astype(np.float64), square.astype(np.float64))
+    if not everywhere:
+        return total, centre, spread
+    ranks = _gather(np.concatenate([[total], centre, spread]), True)
+    return merge(ranks[:, :1], ranks[:, 1 : 1 + width], ranks[:, 1 + width :])
+
+
+class _Normalise(torch.autograd.Function):
+    """``relu((x - mean) * inv_std * weight + bias + add)``; ``count`` rows made the moments, 0 if none of these did."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        add: Tensor | None,
+        relu: bool,
+        moments: tuple[float, np.ndarray, np.ndarray],
+        everywhere: bool,
+    ) -> Tensor:
+        _, mean, inv_std = moments
+        scale = inv_std * weight.numpy()
+        shift = (bias.numpy() - mean * scale).astype(np.float32)
+        out = torch.empty_like(x)
+        values, result = bits(x), bits(out)
+        extra = values[:0] if add is None else bits(add)
+        factor = scale.astype(np.float32)
+        share(
+            _chunks(len(x)),
+            lambda first, last: kernels.apply(values, factor, shift, extra, relu, first, last, result),
+        )
+        ctx.save_for_backward(x, weight, out if relu else x)
+        ctx.relu, ctx.moments, ctx.everywhere, ctx.add = relu, moments, everywhere, add is not None
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        x, weight, out = ctx.saved_tensors
+        count, mean, inv_std = ctx.moments
+        values, result, grad = bits(x), bits(out), bits(grads[0].to(x.dtype).contiguous())
+        chunks, width, relu = _chunks(len(x)), x.shape[1], ctx.relu
+        sums, products = np.empty((chunks, width), np.float32), np.empty((chunks, width), np.float32)
+        centre = mean.astype(np.float32)
+        share(
+            chunks,
+            lambda first, last: kernels.gradient_sums(values, centre, result, grad, relu, first, last, sums, products),
+        )
+        ours = np.concatenate([sums.sum(0, np.float64), products.sum(0, np.float64) * inv_std])
+        total, product = np.split(_gather(ours, ctx.everywhere).sum(0), 2)
+        of_g = weight.numpy() * inv_std
+        of_x = -of_g * inv_std * product / count if count else np.zeros(width)
+        shift = -of_g * total / count - of_x * mean if count else np.zeros(width)
+        d_x = torch.empty_like(x)
+        d_add = torch.empty_like(x) if ctx.add else None
+        factors = [factor.astype(np.float32) for factor in (of_g, of_x, shift)]
+        written, also = bits(d_x), values[:0] if d_add is None else bits(d_add)
+        share(
+            chunks,
+            lambda first, last: kernels.gradient(values, result, grad, relu, *factors, first, last, written, also),
+        )
+        d_bias, d_weight = (torch.from_numpy(part.astype(np.float32)) for part in np.split(ours, 2))
+        return d_x, d_weight, d_bias, d_add, None, None, None
+
+
+class Norm(nn.Module):
+    """``relu(batch_norm(x) + add)``, fit for one row or none, where ``nn.BatchNorm1d`` gives up.
+
+    On the CPU sums do not depend on the number of threads. ``nn.SyncBatchNorm.convert_sync_batchnorm`` turns the inner
+    module; then the moments are those of all processes, with gloo on the CPU too.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.batch = nn.BatchNorm1d(channels)
+
+    def forward(
         self, x: Float[Tensor, "v c"], relu: bool = False, add: Float[Tensor, "v c"] | None = None
     ) -> Float[Tensor, "v c"]:
-        if self.training and len(x) < 2:
-            out = x * 0 + self.bias
+        norm = self.batch
+        if x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and norm.weight.dtype == torch.float32:
+            everywhere = self.training and isinstance(norm, nn.SyncBatchNorm) and distributed.is_initialized()
+            moments = self._learn(x.detach(), everywhere) if self.training else self._known()
+            add = None if add is None else add.to(x.dtype).contiguous()
+            return _Normalise.apply(x.contiguous(), norm.weight, norm.bias, add, relu, moments, everywhere)
+        if self.training and len(x) < 2 and not isinstance(norm, nn.SyncBatchNorm):
+            out = x * 0 + norm.bias.to(x.dtype)
+        elif self.training and getattr(_local, "again", False) and not isinstance(norm, nn.SyncBatchNorm):
+            out = functional.batch_norm(x, None, None, norm.weight, norm.bias, True, 0.0, norm.eps)
         else:
-            out = super().forward(x)
+            out = norm(x)
         out = out if add is None else out + add
-        return torch.relu(out) if relu else out
+        return functional.relu(out) if relu else out
+
+    def _known(self) -> tuple[float, np.ndarray, np.ndarray]:
+        mean, var = (value.double().numpy() for value in (self.batch.running_mean, self.batch.running_var))
+        return 0.0, mean, 1 / np.sqrt(var + self.batch.eps)
+
+    @torch.no_grad()
+    def _learn(self, x: Float[Tensor, "v c"], everywhere: bool) -> tuple[float, np.ndarray, np.ndarray]:
+        """Moments of these rows, remembered as ``nn.BatchNorm1d`` does."""
+        norm = self.batch
+        count, mean, square = _moments(x.contiguous(), everywhere)
+        if count and not getattr(_local, "again", False):
+            norm.num_batches_tracked += 1
+            norm.running_mean.lerp_(torch.from_numpy(mean).float(), norm.momentum)
+            norm.running_var.lerp_(torch.from_numpy(square / max(count - 1, 1)).float(), norm.momentum)
+        return count, mean, 1 / np.sqrt(square / max(count, 1) + norm.eps)

@@ -50,6 +50,11 @@ class Sites:
         return KernelMap(grid.neighbours(index), len(self), len(self), mirrored=True)
 
     @cached_property
+    def same(self) -> KernelMap:
+        """Native map of the 1^3 op."""
+        return sparse_native.same(len(self))
+
+    @cached_property
     def stride(self) -> KernelMap:
         """Native map of the strided 2^3 op."""
         index, pairs = grid.coarsen(self.coords.cpu().numpy())
@@ -137,11 +142,12 @@ class Up(_Kernel):
         return SparseTensor(sparse_native.convolve(x.feats, self.weight, fine.stride.reverse), fine)
 
 
-class Pointwise(nn.Linear):
-    """A 1^3 convolution: the same linear map in every cell, without bias."""
+class Pointwise(_Kernel):
+    """A 1^3 convolution: the same linear map in every cell."""
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, bias=False)
+    size = 1
 
-    def forward(self, x: SparseTensor) -> SparseTensor:  # type: ignore[override]
-        return x.with_feats(super().forward(x.feats))
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        if x.sites.level is not None:
+            return x.with_feats(nn.functional.linear(x.feats, self.weight.flatten(1)))
+        return x.with_feats(sparse_native.convolve(x.feats, self.weight, x.sites.same))

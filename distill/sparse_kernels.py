@@ -168,6 +168,14 @@ def multiply(
 # --- float32 and bfloat16 --------------------------------------------------------------------------------------------
 
 
+@jit
+def round_bits(bits: int) -> int:
+    """The bits of a float32 as those of the nearest bfloat16, ties to even; NaN stays NaN."""
+    if (bits & 0x7FFFFFFF) > 0x7F800000:
+        return np.int16(0x7FC0)
+    return np.int16((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16)
+
+
 def _put(sums: Any, rows: int, out: Any, begin: int) -> None:
     """Writes finished sums to ``out`` in its own type."""
 
@@ -183,8 +191,7 @@ def _put_as(sums, rows, out, begin):  # type: ignore[no-untyped-def]
         bits = sums.view(np.int32)
         for r in range(rows):
             for j in range(out.shape[1]):
-                value = bits[r, j]
-                out[begin + r, j] = np.int16((value + 0x7FFF + ((value >> 16) & 1)) >> 16)  # to nearest, ties to even
+                out[begin + r, j] = round_bits(bits[r, j])
 
     return as_float if out.dtype == types.float32 else as_bfloat
 
@@ -202,25 +209,33 @@ def _pack_row_as(values, row, packed, place):  # type: ignore[no-untyped-def]
     def as_pairs(values, row, packed, place):  # type: ignore[no-untyped-def]
         if place & 1:
             for j in range(values.shape[1]):
-                packed[place >> 1, j] |= np.int32(values[row, j]) << 16
+                packed[place >> 1, j] |= np.int32(_half(values[row, j])) << 16
         else:
             for j in range(values.shape[1]):
-                packed[place >> 1, j] = np.int32(values[row, j]) & 0xFFFF
+                packed[place >> 1, j] = np.int32(_half(values[row, j])) & 0xFFFF
 
     return as_float if packed.dtype == types.float32 else as_pairs
 
 
+def _half(value: Any) -> int:
+    """The bits of a bfloat16, from those bits or from a float32."""
+    raise NotImplementedError
+
+
+@overload(_half)
+def _half_of(value):  # type: ignore[no-untyped-def]
+    return (lambda value: value) if value == types.int16 else (lambda value: round_bits(np.float32(value).view(np.int32)))
+
+
 @jit
 def pack_weight(weight: Any, first: int, last: int, packed: Any) -> None:
-    """Packs offsets ``first`` to ``last`` of ``weight (k, depth, columns)``, of any strides, into ``packed``.
+    """Packs offsets ``first`` to ``last`` of ``weight (k, depth, columns) f32``, of any strides, into ``packed``.
 
-    ``packed`` is (k, depth, columns) float32, or (k, depth / 2, columns) int32 for bfloat16 as int16, with columns up to a
+    ``packed`` is (k, depth, columns) float32, or (k, depth / 2, columns) int32 with pairs of bfloat16; columns up to a
     multiple of ``LANES``, zero where nothing is written.
     """
     for k in range(first, last):
-        for column in range(
-            0, weight.shape[2], 16
-        ):  # a block of columns at a time stays in cache while it is transposed
+        for column in range(0, weight.shape[2], 16):  # a block of columns at a time stays in cache while it is transposed
             values, place = weight[k, :, column : column + 16], packed[k, :, column : column + 16]
             for i in range(weight.shape[1]):
                 _pack_row(values, i, place, i)

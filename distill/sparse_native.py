@@ -6,21 +6,18 @@ write one row, and the order of every sum is the same for any number of threads.
 
 from __future__ import annotations
 
-import functools
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from distill import sparse_kernels as kernels
+from distill.threads import share
 from projection.grid import PairLists
 
 TILE_ROWS = 512
@@ -64,40 +61,7 @@ class KernelMap:
         return turned
 
 
-# --- threads ---------------------------------------------------------------------------------------------------------
-
-
-@functools.cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), "clipsweep-sparse")
-
-
-os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not live on in a forked child
-
-
-def share(tasks: int, work: Callable[[int, int], None]) -> None:
-    """Calls ``work(first, last)`` on pieces of ``range(tasks)`` from as many threads as torch may use."""
-    threads = min(torch.get_num_threads(), tasks)
-    if threads < 2:
-        work(0, tasks)
-        return
-    step = max(1, tasks // (8 * threads))
-    begins = iter(range(0, tasks, step))
-
-    def drain() -> None:
-        for begin in begins:
-            work(begin, min(begin + step, tasks))
-
-    others = [_pool().submit(drain) for _ in range(threads - 1)]
-    drain()
-    for other in others:
-        other.result()
-
-
-# --- the op ----------------------------------------------------------------------------------------------------------
-
-
-def _bits(values: Float[Tensor, "..."]) -> NDArray[Any]:
+def bits(values: Float[Tensor, "..."]) -> NDArray[Any]:
     """The same memory as a NumPy array, bfloat16 as int16."""
     return (values.view(torch.int16) if values.dtype == torch.bfloat16 else values).detach().numpy()
 
@@ -105,9 +69,9 @@ def _bits(values: Float[Tensor, "..."]) -> NDArray[Any]:
 def _rows(feats: Float[Tensor, "v c"]) -> NDArray[Any]:
     """Rows as the kernels read them: float32, or pairs of bfloat16 in an int32."""
     if feats.dtype == torch.float32:
-        return feats.numpy()
-    even = functional.pad(feats, (0, feats.shape[1] % 2))
-    return even.view(torch.int32).numpy()
+        return bits(feats)
+    even = torch.nn.functional.pad(feats, (0, feats.shape[1] % 2))
+    return even.detach().view(torch.int32).numpy()
 
 
 def _room(rows: int, columns: int, like: Tensor, *before: int) -> Tensor:
@@ -119,18 +83,17 @@ def _room(rows: int, columns: int, like: Tensor, *before: int) -> Tensor:
     )
 
 
-def _convolve(feats: Tensor, weight: Float[Tensor, "k i o"], tiles: PairLists, outputs: int) -> Float[Tensor, "w o"]:
-    """Sums ``feats[source] @ weight[k]`` into the target rows; ``weight`` may have any strides."""
+def _convolve(feats: Tensor, weight: NDArray[Any], tiles: PairLists, outputs: int) -> Float[Tensor, "w o"]:
+    """Sums ``feats[source] @ weight[k]`` into the target rows; ``weight (k,i,o) f32`` may have any strides."""
     offsets, depth, width = weight.shape
     packed = _room(depth, width, feats, offsets).numpy()
-    values = _bits(weight)
-    share(offsets, lambda first, last: kernels.pack_weight(values, first, last, packed))
+    share(offsets, lambda first, last: kernels.pack_weight(weight, first, last, packed))
     out = feats.new_empty((outputs, width))
-    rows, bits = _rows(feats), _bits(out)
+    rows, result = _rows(feats), bits(out)
     share(
         (len(tiles.starts) - 1) // offsets,
         lambda first, last: kernels.convolve(
-            rows, packed, tiles.starts, tiles.source, tiles.target, TILE_ROWS, first, last, bits
+            rows, packed, tiles.starts, tiles.source, tiles.target, TILE_ROWS, first, last, result
         ),
     )
     return out
@@ -145,7 +108,7 @@ def _pieces(pairs: PairLists, count: int) -> list[tuple[int, int]]:
 
 
 def _weight_gradient(feats: Tensor, grad: Tensor, pairs: KernelMap, d_weight: Float[Tensor, "o k i"]) -> None:
-    rows, grads, out, tiles = _bits(feats), _bits(grad), d_weight.numpy(), pairs.forward
+    rows, grads, out, tiles = bits(feats), bits(grad), d_weight.numpy(), pairs.forward
     pieces = _pieces(pairs.pairs, 2 * torch.get_num_threads())
     span = max(1, _CACHE // (TILE_ROWS * (feats.shape[1] + grad.shape[1]) * feats.element_size()))
 
@@ -167,7 +130,7 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx: Any, feats: Tensor, weight: Tensor, pairs: KernelMap) -> Tensor:
         ctx.save_for_backward(feats, weight)
         ctx.pairs = pairs
-        return _convolve(feats, weight.to(feats.dtype).permute(1, 2, 0), pairs.forward, pairs.outputs)
+        return _convolve(feats, bits(weight).transpose(1, 2, 0), pairs.forward, pairs.outputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, None]:
@@ -176,8 +139,7 @@ class _Convolution(torch.autograd.Function):
         grad = grads[0].contiguous()
         d_feats, d_weight = None, None
         if ctx.needs_input_grad[0]:
-            turned = weight.to(feats.dtype).permute(1, 0, 2)
-            turned = turned.flip(0) if pairs.mirrored else turned
+            turned = bits(weight).transpose(1, 0, 2)[:: -1 if pairs.mirrored else 1]
             d_feats = _convolve(grad, turned, pairs.backward, pairs.inputs)
         if ctx.needs_input_grad[1]:
             d_weight = torch.empty_like(weight)
@@ -195,8 +157,14 @@ def _by_torch(feats: Tensor, weight: Float[Tensor, "o k i"], pairs: KernelMap) -
     return out
 
 
+def same(rows: int) -> KernelMap:
+    """The map of the 1^3 op: each row meets itself."""
+    row = np.arange(rows, dtype=np.int32)
+    return KernelMap(PairLists(row, row, np.array([0, rows])), rows, rows, mirrored=True)
+
+
 def convolve(
-    feats: Float[Tensor, "v i"], weight: Float[Tensor, "o k0 k1 k2 i"], pairs: KernelMap
+    feats: Float[Tensor, "v i"], weight: Float[Tensor, "o *k i"], pairs: KernelMap
 ) -> Float[Tensor, "w o"]:
     """A sparse convolution.
 
@@ -204,7 +172,7 @@ def convolve(
     float32 still.
     """
     device = feats.device.type
-    weight = weight.flatten(1, 3)
+    weight = weight.reshape(len(weight), -1, weight.shape[-1])
     if torch.is_autocast_enabled(device):
         feats = feats.to(torch.get_autocast_dtype(device))
     with torch.autocast(device, enabled=False):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +14,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from distill.batch import Batch
-from distill.norm import Norm
+from distill.norm import Norm, recomputing
 from distill.sparse import Backend, Down, Pointwise, Sites, SparseTensor, Submanifold, Up
 
 Head = Literal["semantic", "local", "classifier"]
@@ -110,6 +111,10 @@ class Stage(nn.Module):
         return x
 
 
+def _twice() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    return nullcontext(), recomputing()
+
+
 class UNet(nn.Module):
     """A residual U-Net of four levels."""
 
@@ -131,7 +136,7 @@ class UNet(nn.Module):
 
     def _run(self, stage: Callable[..., SparseTensor], *inputs: SparseTensor) -> SparseTensor:
         if self.checkpointing and self.training:
-            return checkpoint(stage, *inputs, use_reentrant=False)
+            return checkpoint(stage, *inputs, use_reentrant=False, context_fn=_twice)
         return stage(*inputs)
 
     def _stem(self, x: SparseTensor) -> SparseTensor:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pipeline.config import Config, describe, load_config
 from pipeline.datasets.rows import Skip
+from pipeline.executor import Incomplete
 from projection.errors import BadInput
 
 
@@ -46,7 +47,7 @@ def main(about: str, keys: Sequence[str], run: Callable[[Config], Made], argumen
         return 2
     try:
         made = run(load_config([argument for argument in given if not argument.startswith("-")]))
-    except (BadInput, OSError) as error:
+    except (BadInput, Incomplete, OSError) as error:
         if show_trace:
             traceback.print_exc()
         say(f"error: {error}")

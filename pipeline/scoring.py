@@ -6,6 +6,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,8 @@ def open_student(config: Config) -> tuple[Trained, str]:
 class PredictWorker:
     """Gives every raw point of a scene's key sweeps a class."""
 
-    def __init__(self, config: Config, index: Artifact, trained: Trained) -> None:
+    def __init__(self, config: Config, index: Artifact) -> None:
+        trained, _ = open_student(config)
         data = dataclasses.replace(config.data, sensor_height_m=trained.sensor_height_m)
         self.config = dataclasses.replace(config, model=trained.model, data=data)
         self.index, self.trained = index, trained
@@ -76,11 +78,11 @@ class PredictWorker:
 
 def make_predictions(config: Config, index: Artifact) -> Artifact:
     """Predicts the frames of ``data.eval`` with the student that ``student=`` names."""
-    trained, digest = open_student(config)
+    _, digest = open_student(config)
     predictions = Artifact.of(config.store, "predictions", {"student": digest, **config.groups("on_bad")}, [index])
     scenes = scenes_of(index, "eval")
     return run_stage(
-        predictions, scenes, lambda: PredictWorker(config, index, trained), config, _of_eval(index, scenes)
+        predictions, scenes, partial(PredictWorker, config, index), config, _of_eval(index, scenes), gpu=True
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -120,8 +121,9 @@ def make_teacher(config: Config, space: LabelSpace) -> Teacher:
 class PixelWorker:
     """Labels the images of a scene with the teacher that it owns."""
 
-    def __init__(self, config: Config, index: Artifact, teacher: Teacher) -> None:
-        self.config, self.index, self.teacher = config, index, teacher
+    def __init__(self, config: Config, index: Artifact) -> None:
+        self.config, self.index = config, index
+        self.teacher = make_teacher(config, load_space(config.labels))
 
     def __call__(self, scene: str) -> Shard:
         """The labels of a scene's images."""
@@ -164,7 +166,7 @@ def make_pixels(config: Config, index: Artifact) -> Artifact:
     if not pixels.done("_text", config.verify):
         pixels.commit_arrays("_text", {"text": teacher.text})
     shards = ["_text", *scenes_of(index)]
-    return run_stage(pixels, shards, lambda: PixelWorker(config, index, teacher), config, index.skipped())
+    return run_stage(pixels, shards, partial(PixelWorker, config, index), config, index.skipped(), gpu=True)
 
 
 def _label_files(config: Config, index: Artifact) -> str:
@@ -224,5 +226,5 @@ def make_points(config: Config, index: Artifact, pixels: Artifact) -> Artifact:
     key = config.groups("fusion", "on_bad")
     points = Artifact.of(config.store, "points", key, [index, pixels])
     return run_stage(
-        points, scenes_of(index), lambda: FuseWorker(config, index, pixels, classes), config, pixels.skipped()
+        points, scenes_of(index), partial(FuseWorker, config, index, pixels, classes), config, pixels.skipped()
     )

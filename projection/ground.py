@@ -13,8 +13,9 @@ from projection.pose import Pose
 
 _REACH_M = 100.0  # the map ends this far from the nearest sensor position's box; points beyond have no height
 _CELL_M = 0.5
-_QUANTILE, _LEAST_POINTS = 0.1, 5  # of the points in a cell; some returns lie under the ground (mirrored, multipath)
+_QUANTILE = 0.1  # of the points in a cell; some returns lie under the ground (mirrored, multipath)
 _PIT_RANK, _PIT_CELLS = 4, 2  # a cell is no lower than the fifth lowest of the 5 x 5 around it
+_DEEPEST_M = -0.5  # points lower than this show that the map is wrong there
 _SLOPE = 0.15  # steepest ground, as rise per run; roofs and bonnets end more steeply
 _MOST_POINTS = 8_000_000  # that the ground is taken from; more are thinned evenly
 _COLUMN_M, _LIFT_M, _GAP_M = 0.3, 0.25, 1.0  # side and step of a column of 16 m; gaps between two beams do not end it
@@ -42,11 +43,10 @@ class Site:
     shape: tuple[int, int]
 
     def height(self, xyz: Float32[np.ndarray, "n 3"], site_from_xyz: Pose) -> Float32[np.ndarray, " n"]:
-        """Height above ground [m], NaN off the map."""
+        """Height above ground [m]; NaN off the map, and so far under it that the ground cannot be known there."""
         height = np.empty(len(xyz), np.float32)
-        kernels.heights(
-            xyz, site_from_xyz.rotation, site_from_xyz.translation, self.corner, _CELL_M, self.ground, height
-        )
+        pose = site_from_xyz
+        kernels.heights(xyz, pose.rotation, pose.translation, self.corner, _CELL_M, self.ground, _DEEPEST_M, height)
         return height
 
     def top(
@@ -89,7 +89,7 @@ def survey(
     where = np.array([pose.translation[:2] for pose in positions])
     corner, far = where.min(axis=0) - _REACH_M, where.max(axis=0) + _REACH_M
     rows, columns = (int(n) for n in np.ceil((far - corner) / _CELL_M))
-    step = -(-total // _MOST_POINTS)
+    step = max(1, -(-total // _MOST_POINTS))
     room = total // step + len(positions)
     cell, z, count = np.empty(room, np.int32), np.empty(room, np.float32), 0
     for xyz, pose in points():
@@ -97,7 +97,7 @@ def survey(
             xyz, pose.rotation, pose.translation, corner, _CELL_M, (rows, columns), step, cell, z, count
         )
     low = np.empty(rows * columns, np.float32)
-    kernels.low_quantile(cell[:count], z[:count], _QUANTILE, _LEAST_POINTS, low)
+    kernels.low_quantile(cell[:count], z[:count], _QUANTILE, low)
     ground = np.empty((rows, columns), np.float32)
     kernels.fill_pits(low.reshape(rows, columns), _PIT_RANK, _PIT_CELLS, ground)
     kernels.limit_slope(ground, _SLOPE * _CELL_M)

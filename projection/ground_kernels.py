@@ -36,8 +36,8 @@ def gather(
 
 
 @jit
-def low_quantile(cell: Any, z: Any, share: float, least: int, ground: Any) -> None:
-    """Writes each flat cell's ``share`` quantile of the heights in it, inf where there are fewer than ``least``."""
+def low_quantile(cell: Any, z: Any, share: float, ground: Any) -> None:
+    """Writes each flat cell's ``share`` quantile of the heights in it, inf where there are none."""
     ends = np.zeros(len(ground) + 1, np.int64)
     for i in range(len(cell)):
         ends[cell[i] + 1] += 1
@@ -50,7 +50,7 @@ def low_quantile(cell: Any, z: Any, share: float, least: int, ground: Any) -> No
     for v in range(len(ground)):
         count = ends[v + 1] - ends[v]
         ground[v] = np.inf
-        if count >= least:
+        if count > 0:
             ground[v] = np.sort(grouped[ends[v] : ends[v + 1]])[int(share * count)]
 
 
@@ -101,8 +101,10 @@ def limit_slope(ground: Any, rise: float) -> None:
 
 
 @jit
-def heights(xyz: Any, rotation: Any, translation: Any, corner: Any, size: float, ground: Any, height: Any) -> None:
-    """Writes each point's height above the ground, bilinear between cell centres; NaN off the map."""
+def heights(
+    xyz: Any, rotation: Any, translation: Any, corner: Any, size: float, ground: Any, deepest: float, height: Any
+) -> None:
+    """Writes each point's height above the ground, bilinear between cell centres; NaN off the map and too deep."""
     for i in range(xyz.shape[0]):
         px, py, pz = place(rotation, translation, xyz, i)
         u, v = (px - corner[0]) / size - 0.5, (py - corner[1]) / size - 0.5
@@ -112,7 +114,7 @@ def heights(xyz: Any, rotation: Any, translation: Any, corner: Any, size: float,
             u, v = u - row, v - column
             below = (1 - u) * ((1 - v) * ground[row, column] + v * ground[row, column + 1])
             below += u * ((1 - v) * ground[row + 1, column] + v * ground[row + 1, column + 1])
-            if np.isfinite(below):
+            if pz - below > deepest:
                 height[i] = pz - below
 
 

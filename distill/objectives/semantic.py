@@ -36,9 +36,9 @@ def infonce(
     """Class-wise InfoNCE, summed over the classes present.
 
     ``sum_c -log( sum_{i: y_i=c} exp(<t_c,p_i>/tau) / sum_j exp(<t_c,p_j>/tau) )``: CLIP2Scene eq. 1 with the positives
-    in the denominator too. ``infonce_paper`` is as printed, over the points that are not of class c alone: it has no lower
-    bound. ``infonce_mean`` takes the mean over i of the logs instead of the log of the sum, in which points that are
-    right already drown the others.
+    in the denominator too. ``infonce_paper`` is as printed, over the points that are not of class c alone: it has no
+    lower bound. ``infonce_mean`` takes the mean over i of the logs instead of the log of the sum, in which points that
+    are right already drown the others.
 
     Args:
         cosine: ``<p_i, t_c>`` of unit embeddings.

@@ -10,6 +10,7 @@ import pytest
 from projection.errors import BadInput
 from projection.frames import File, Sweep
 from projection.fusion import ClassLimits, FusionConfig, label_scene
+from projection.sweeps import read_sweep
 from tests.projection.scenes import camera, frame, pixels, shift, write
 
 ROAD, CAR, WALL = 0, 1, 2
@@ -48,10 +49,10 @@ def horizon(_):
     return [pixels(label, 0.8)]
 
 
-def run(frames, read=horizon, config=FusionConfig(), limits=LIMITS, **more):  # noqa: B008
-    return dict(
-        (f.id, said) for f, said in label_scene(frames, read, config, 3, 5, ego_box_m=1.0, limits=limits, **more)
-    )
+def run(frames, read=horizon, limits=LIMITS, on_bad_sweep=None, **settings):
+    config = FusionConfig(occlusion_px=4.0, **settings)  # the images are a tenth as wide as real ones
+    labelled = label_scene(frames, read, config, 3, 5, ego_box_m=1.0, limits=limits, on_bad_sweep=on_bad_sweep)
+    return {frame.id: said for frame, said in labelled}
 
 
 def test_every_row_of_the_file_is_covered_and_the_own_box_has_no_opinion(drive):
@@ -67,7 +68,10 @@ def test_the_ground_is_road_and_what_stands_on_it_is_not(drive):
     labels = run(drive)["frame-1"].label
     road, wall = labels[:6000], labels[6000:12_000]
     assert set(road) <= {ROAD, 255}
-    assert (road == ROAD).mean() > 0.4  # what lies ahead; nobody sees the rest
+    x, y = read_sweep(drive[1].sweeps[0], 5)[:6000, :2].T
+    ahead = (x > 5) & (np.abs(y) < x - 1) & (x < 13)
+    assert (road[ahead] == ROAD).mean() > 0.95
+    assert (road[x < -2] == 255).all()  # nobody saw what lies behind
     assert (wall == WALL).mean() > 0.75
 
 
@@ -92,10 +96,10 @@ def test_a_wall_is_no_car_however_often_the_teacher_says_so(drive):
 def test_points_that_no_camera_sees_get_the_labels_of_their_place(drive):
     blind = [replace(drive[0], cameras=()), *drive[1:]]
     read = lambda f: horizon(f) if f.cameras else []  # noqa: E731
-    assert (run(blind, read)["frame-0"].label < 255).mean() > 0.4
-    alone = run(blind, read, FusionConfig(window_s=0.0))
+    assert (run(blind, read)["frame-0"].label < 255).mean() > 0.35
+    alone = run(blind, read, window_s=0.0)
     assert (alone["frame-0"].label == 255).all()
-    assert (alone["frame-1"].label < 255).mean() > 0.4
+    assert (alone["frame-1"].label < 255).mean() > 0.35
 
 
 def test_no_pixel_has_a_label(drive):
@@ -104,7 +108,7 @@ def test_no_pixel_has_a_label(drive):
 
 
 def test_older_sweeps_can_vote_too(drive):
-    one, two = run(drive), run(drive, config=FusionConfig(vote_sweeps=2))
+    one, two = run(drive), run(drive, vote_sweeps=2)
     assert (two["frame-0"].label < 255).sum() >= (one["frame-0"].label < 255).sum()
 
 

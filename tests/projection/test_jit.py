@@ -32,8 +32,6 @@ def test_eight_processes_fill_an_empty_cache_at_once(tmp_path):
     assert not list(tmp_path.rglob("*.tmp.*"))
 
 
-
-
 def cache_file(folder: Path) -> jit._SharedCacheFile:
     return jit._SharedCacheFile(str(folder), "kernel", "stamp")
 

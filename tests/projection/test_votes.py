@@ -62,7 +62,9 @@ def test_hearing_everyone_twice_doubles_support_and_nothing_else(seed, m, grids)
     np.testing.assert_allclose(twice.agreement, once.agreement, atol=1e-6)
 
 
-@given(label=st.integers(0, CLASSES - 1), weight=st.floats(0.01, 1), score=st.floats(0, 1), grids=st.sampled_from([1, 2]))
+@given(
+    label=st.integers(0, CLASSES - 1), weight=st.floats(0.01, 1), score=st.floats(0, 1), grids=st.sampled_from([1, 2])
+)
 def test_one_vote_returns_itself(label, weight, score, grids):
     cell = np.full((1, grids), 3, np.uint64)
     vote = Votes(cell, np.uint8([label]), np.float32([weight]), np.float32([score]))

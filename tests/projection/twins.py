@@ -125,11 +125,11 @@ def squares(xy, corner, size, shape) -> np.ndarray:
     return np.where(inside, index[:, 0] * shape[1] + index[:, 1], -1).astype(int)
 
 
-def low_quantile(cell, z, share, least, cells) -> np.ndarray:
+def low_quantile(cell, z, share, cells) -> np.ndarray:
     ground = np.full(cells, np.inf)
     for v in range(cells):
         inside = np.sort(z[cell == v])
-        if len(inside) >= least:
+        if len(inside):
             ground[v] = inside[int(share * len(inside))]
     return ground
 
@@ -155,8 +155,8 @@ def limit_slope(ground, rise) -> np.ndarray:
     return limited
 
 
-def heights(xyz, corner, size, ground) -> np.ndarray:
-    """Bilinear between the four cell centres around each point, NaN where one is missing."""
+def heights(xyz, corner, size, ground, deepest) -> np.ndarray:
+    """Bilinear between the four cell centres around each point, NaN where one is missing or the point is too deep."""
     height = np.full(len(xyz), np.nan)
     for i, (x, y, z) in enumerate(xyz.astype(np.float64)):
         u, v = (x - corner[0]) / size - 0.5, (y - corner[1]) / size - 0.5
@@ -164,7 +164,7 @@ def heights(xyz, corner, size, ground) -> np.ndarray:
             row, column = int(u), int(v)
             along = np.array([1 - (u - row), u - row]) @ ground[row : row + 2, column : column + 2].astype(np.float64)
             below = along @ np.array([1 - (v - column), v - column])
-            height[i] = z - below if np.isfinite(below) else np.nan
+            height[i] = z - below if z - below > deepest else np.nan
     return height
 
 

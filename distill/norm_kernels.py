@@ -1,0 +1,112 @@
+"""Compiled loops of the batch norm, over rows of float32 or of bfloat16 as int16; all sums are float32 or wider."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.extending import overload
+
+from distill.sparse_kernels import jit, round_bits
+
+CHUNK = 512
+"""Rows that one thread sums before the sums of chunks are added in order."""
+
+
+def _load(x: Any, row: int, column: int) -> float:
+    """An element as float32."""
+    raise NotImplementedError
+
+
+@overload(_load)
+def _load_as(x, row, column):  # type: ignore[no-untyped-def]
+    def as_float(x, row, column):  # type: ignore[no-untyped-def]
+        return x[row, column]
+
+    def as_bfloat(x, row, column):  # type: ignore[no-untyped-def]
+        return np.int32(np.int32(x[row, column]) << 16).view(np.float32)
+
+    return as_float if x.dtype == types.float32 else as_bfloat
+
+
+def _store(x: Any, row: int, column: int, value: float) -> None:
+    """Writes a float32 in the type of ``x``."""
+
+
+@overload(_store)
+def _store_as(x, row, column, value):  # type: ignore[no-untyped-def]
+    def as_float(x, row, column, value):  # type: ignore[no-untyped-def]
+        x[row, column] = value
+
+    def as_bfloat(x, row, column, value):  # type: ignore[no-untyped-def]
+        x[row, column] = round_bits(np.float32(value).view(np.int32))
+
+    return as_float if x.dtype == types.float32 else as_bfloat
+
+
+@jit
+def moments(x: Any, first: int, last: int, mean: Any, square: Any) -> None:
+    """Writes mean and sum of squared deviations of each chunk of rows, ``(chunks, c) f32``."""
+    for chunk in range(first, last):
+        begin, end = chunk * CHUNK, min((chunk + 1) * CHUNK, x.shape[0])
+        centre, spread = mean[chunk], square[chunk]
+        centre[:] = 0
+        spread[:] = 0
+        for r in range(begin, end):
+            for j in range(x.shape[1]):
+                centre[j] += _load(x, r, j)
+        for j in range(x.shape[1]):
+            centre[j] /= np.float32(end - begin)
+        for r in range(begin, end):
+            for j in range(x.shape[1]):
+                deviation = _load(x, r, j) - centre[j]
+                spread[j] += deviation * deviation
+
+
+@jit
+def apply(x: Any, scale: Any, shift: Any, add: Any, relu: bool, first: int, last: int, out: Any) -> None:
+    """Writes ``x * scale + shift + add``, rectified or not; an ``add`` without rows is left out."""
+    with_add = add.shape[0] > 0
+    low = np.float32(0.0 if relu else -np.inf)
+    for r in range(first * CHUNK, min(last * CHUNK, x.shape[0])):
+        if with_add:
+            for j in range(x.shape[1]):
+                value = _load(x, r, j) * scale[j] + shift[j] + _load(add, r, j)
+                _store(out, r, j, low if value < low else value)  # keeps NaN, unlike max
+        else:
+            for j in range(x.shape[1]):
+                value = _load(x, r, j) * scale[j] + shift[j]
+                _store(out, r, j, low if value < low else value)
+
+
+@jit
+def gradient_sums(
+    x: Any, mean: Any, out: Any, grad: Any, relu: bool, first: int, last: int, sums: Any, products: Any
+) -> None:
+    """Writes the sums of ``g`` and of ``g * (x - mean)`` over each chunk, ``(chunks, c) f32``; ``g`` = grad where out > 0."""
+    for chunk in range(first, last):
+        total, product = sums[chunk], products[chunk]
+        total[:] = 0
+        product[:] = 0
+        for r in range(chunk * CHUNK, min((chunk + 1) * CHUNK, x.shape[0])):
+            for j in range(x.shape[1]):
+                g = _load(grad, r, j)
+                g = np.float32(0.0) if relu and _load(out, r, j) <= np.float32(0.0) else g
+                total[j] += g
+                product[j] += g * (_load(x, r, j) - mean[j])
+
+
+@jit
+def gradient(
+    x: Any, out: Any, grad: Any, relu: bool, of_g: Any, of_x: Any, shift: Any, first: int, last: int, d_x: Any, d_add: Any
+) -> None:
+    """Writes ``d_x = of_g * g + of_x * x + shift``, and ``d_add = g`` unless it has no rows."""
+    with_add = d_add.shape[0] > 0
+    for r in range(first * CHUNK, min(last * CHUNK, x.shape[0])):
+        for j in range(x.shape[1]):
+            g = _load(grad, r, j)
+            g = np.float32(0.0) if relu and _load(out, r, j) <= np.float32(0.0) else g
+            _store(d_x, r, j, of_g[j] * g + of_x[j] * _load(x, r, j) + shift[j])
+            if with_add:
+                _store(d_add, r, j, g)
