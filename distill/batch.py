@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int32, Int64
+from jaxtyping import Float16, Float32, Int32, Int64
 from torch import Tensor
 
 from projection import grid, kernels
@@ -30,6 +30,8 @@ class Sample:
         pair_point: row of the point of each target.
         pair_label: its class.
         pair_score: its confidence, 0..1.
+        pair_pixel: row of its pixel among the frame's pixel features, where there are any.
+        pair_cube: its cube of space-time in the frame, where objectives ask for cubes.
     """
 
     frame: str
@@ -39,6 +41,8 @@ class Sample:
     pair_point: Int64[np.ndarray, " m"]
     pair_label: Int64[np.ndarray, " m"]
     pair_score: Float32[np.ndarray, " m"]
+    pair_pixel: Int64[np.ndarray, " m"] | None = None
+    pair_cube: Int64[np.ndarray, " m"] | None = None
 
     @classmethod
     def of_points(cls, frame: str, xyz: np.ndarray, intensity: np.ndarray, age_s: np.ndarray) -> Sample:
@@ -61,6 +65,8 @@ class Voxels:
         pair_label: its class.
         pair_score: its confidence, 0..1.
         cut: number of voxels left out to keep the limit.
+        pair_pixel: row of its pixel among the frame's pixel features, where there are any.
+        pair_cube: its cube of space-time in the frame, where objectives ask for cubes.
     """
 
     frame: str
@@ -72,6 +78,21 @@ class Voxels:
     pair_label: Int64[np.ndarray, " m"]
     pair_score: Float32[np.ndarray, " m"]
     cut: int
+    pair_pixel: Int64[np.ndarray, " m"] | None = None
+    pair_cube: Int64[np.ndarray, " m"] | None = None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Group:
+    """Sweeps of one frame, each with its own augmentation, that share the frame's pixels and cubes.
+
+    Attributes:
+        sweeps: each sweep as voxels.
+        pixel: unit features of the pixels that its pairs point at, or None.
+    """
+
+    sweeps: Sequence[Voxels]
+    pixel: Float16[np.ndarray, "q d"] | None = None
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -89,6 +110,9 @@ class Batch:
         cut: number of voxels left out to keep the limit.
         corner: the eight voxels around each point, where trilinear features are asked for.
         corner_weight: their weights, which sum to 1.
+        pixel: unit features of pixels, where there are any.
+        pair_pixel: row of each target's pixel in ``pixel``.
+        pair_cube: each target's cube of space-time, 0..cubes-1, where objectives ask for cubes.
     """
 
     coords: Int32[Tensor, "v 4"]
@@ -101,14 +125,18 @@ class Batch:
     cut: int
     corner: Int64[Tensor, "n 8"] | None = None
     corner_weight: Float32[Tensor, "n 8"] | None = None
+    pixel: Float16[Tensor, "q d"] | None = None
+    pair_pixel: Int64[Tensor, " m"] | None = None
+    pair_cube: Int64[Tensor, " m"] | None = None
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        values = (getattr(self, field.name) for field in fields(self))
-        return Batch(*(change(value) if isinstance(value, Tensor) else value for value in values))
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: change(value) for name, value in values.items() if isinstance(value, Tensor)})
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device; copies from pinned memory do not wait."""
-        return self._each(lambda value: value.to(device, non_blocking=True))
+        wait = torch.device(device).type == "cpu"
+        return self._each(lambda value: value.to(device, non_blocking=not wait))
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory."""
@@ -182,6 +210,8 @@ def _cut(
         row[sample.pair_point[targets]],
         sample.pair_label[targets],
         sample.pair_score[targets],
+        None if sample.pair_pixel is None else sample.pair_pixel[targets],
+        None if sample.pair_cube is None else sample.pair_cube[targets],
     )
     index, inverse = _sorted_cells(keys[points])
     return sample, index, inverse, count - len(index)
@@ -233,7 +263,7 @@ def voxelise(
         kernels.corners(sample.xyz, voxel_m, index.keys, index.table, *around)
     coords = np.ascontiguousarray(index.coords()[:, 1:])
     pairs = (sample.pair_point, sample.pair_label, sample.pair_score)
-    return Voxels(sample.frame, coords, feats, inverse, around, *pairs, cut)
+    return Voxels(sample.frame, coords, feats, inverse, around, *pairs, cut, sample.pair_pixel, sample.pair_cube)
 
 
 def collate(frames: Sequence[Voxels]) -> Batch:
@@ -271,3 +301,30 @@ def collate(frames: Sequence[Voxels]) -> Batch:
         join([cell for cell, _ in around], voxels) if around else None,
         join([weight for _, weight in around]) if around else None,
     )
+
+
+def collate_groups(groups: Sequence[Group]) -> Batch:
+    """Puts the sweeps of frames together as ``collate`` does, numbering pixels and cubes through.
+
+    Raises:
+        ValueError: see ``collate``.
+    """
+    batch = collate([sweep for group in groups for sweep in group.sweeps])
+    pixels = [group.pixel for group in groups if group.pixel is not None]
+    if len(pixels) == len(groups):
+        starts = np.cumsum([0, *map(len, pixels)])
+        rows = [
+            sweep.pair_pixel + start
+            for group, start in zip(groups, starts, strict=False)
+            for sweep in group.sweeps
+            if sweep.pair_pixel is not None
+        ]
+        batch = replace(
+            batch, pixel=torch.from_numpy(np.concatenate(pixels)), pair_pixel=torch.from_numpy(np.concatenate(rows))
+        )
+    cubes = [(i, s.pair_cube) for i, group in enumerate(groups) for s in group.sweeps if s.pair_cube is not None]
+    if cubes:
+        wide = np.concatenate([cube + (number << 32) for number, cube in cubes])
+        _, dense = np.unique(wide, return_inverse=True)  # a cube whose pairs were all cut has no number
+        batch = replace(batch, pair_cube=torch.from_numpy(dense.astype(np.int64)))
+    return batch

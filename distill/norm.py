@@ -136,7 +136,8 @@ class Norm(nn.Module):
     def forward(
         self, x: Float[Tensor, "v c"], relu: bool = False, add: Float[Tensor, "v c"] | None = None
     ) -> Float[Tensor, "v c"]:
-        norm = self.batch
+        """``add`` has the shape of ``x``; see the class."""
+        norm: Any = self.batch
         if x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and norm.weight.dtype == torch.float32:
             everywhere = self.training and isinstance(norm, nn.SyncBatchNorm) and distributed.is_initialized()
             moments = self._learn(x.detach(), everywhere) if self.training else self._known()
@@ -152,15 +153,16 @@ class Norm(nn.Module):
         return functional.relu(out) if relu else out
 
     def _known(self) -> tuple[float, np.ndarray, np.ndarray]:
-        mean, var = (value.double().numpy() for value in (self.batch.running_mean, self.batch.running_var))
-        return 0.0, mean, 1 / np.sqrt(var + self.batch.eps)
+        norm: Any = self.batch
+        mean, var = norm.running_mean.double().numpy(), norm.running_var.double().numpy()
+        return 0.0, mean, 1 / np.sqrt(var + norm.eps)
 
     @torch.no_grad()
     def _learn(self, x: Float[Tensor, "v c"], everywhere: bool) -> tuple[float, np.ndarray, np.ndarray]:
         """Moments of these rows, remembered as ``nn.BatchNorm1d`` does."""
-        norm = self.batch
+        norm: Any = self.batch
         count, mean, square = _moments(x.contiguous(), everywhere)
-        if count and not getattr(_local, "again", False):
+        if count > 1 and not getattr(_local, "again", False):
             norm.num_batches_tracked += 1
             norm.running_mean.lerp_(torch.from_numpy(mean).float(), norm.momentum)
             norm.running_var.lerp_(torch.from_numpy(square / max(count - 1, 1)).float(), norm.momentum)

@@ -8,13 +8,14 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from distill.sparse_kernels import jit, round_bits
+from distill.sparse_kernels import round_bits
+from projection.jit import jit
 
 CHUNK = 512
 """Rows that one thread sums before the sums of chunks are added in order."""
 
 
-def _load(x: Any, row: int, column: int) -> float:
+def _load(x: Any, row: int, column: int) -> Any:
     """An element as float32."""
     raise NotImplementedError
 
@@ -30,7 +31,7 @@ def _load_as(x, row, column):  # type: ignore[no-untyped-def]
     return as_float if x.dtype == types.float32 else as_bfloat
 
 
-def _store(x: Any, row: int, column: int, value: float) -> None:
+def _store(x: Any, row: int, column: int, value: Any) -> None:
     """Writes a float32 in the type of ``x``."""
 
 
@@ -68,23 +69,24 @@ def moments(x: Any, first: int, last: int, mean: Any, square: Any) -> None:
 def apply(x: Any, scale: Any, shift: Any, add: Any, relu: bool, first: int, last: int, out: Any) -> None:
     """Writes ``x * scale + shift + add``, rectified or not; an ``add`` without rows is left out."""
     with_add = add.shape[0] > 0
-    low = np.float32(0.0 if relu else -np.inf)
     for r in range(first * CHUNK, min(last * CHUNK, x.shape[0])):
-        if with_add:
-            for j in range(x.shape[1]):
-                value = _load(x, r, j) * scale[j] + shift[j] + _load(add, r, j)
-                _store(out, r, j, low if value < low else value)  # keeps NaN, unlike max
-        else:
-            for j in range(x.shape[1]):
-                value = _load(x, r, j) * scale[j] + shift[j]
-                _store(out, r, j, low if value < low else value)
+        for j in range(x.shape[1]):
+            value = _load(x, r, j) * scale[j] + shift[j]
+            if with_add:
+                value += _load(add, r, j)
+            if relu:  # as a statement: as an expression numba makes it a branch, and the loop is no longer vector code
+                value = max(value, np.float32(0.0))
+            _store(out, r, j, value)
 
 
 @jit
 def gradient_sums(
     x: Any, mean: Any, out: Any, grad: Any, relu: bool, first: int, last: int, sums: Any, products: Any
 ) -> None:
-    """Writes the sums of ``g`` and of ``g * (x - mean)`` over each chunk, ``(chunks, c) f32``; ``g`` = grad where out > 0."""
+    """Writes the sums of ``g`` and of ``g * (x - mean)`` over each chunk, ``(chunks, c) f32``.
+
+    ``g`` is ``grad``, with ``relu`` only where ``out`` is positive.
+    """
     for chunk in range(first, last):
         total, product = sums[chunk], products[chunk]
         total[:] = 0
@@ -99,7 +101,17 @@ def gradient_sums(
 
 @jit
 def gradient(
-    x: Any, out: Any, grad: Any, relu: bool, of_g: Any, of_x: Any, shift: Any, first: int, last: int, d_x: Any, d_add: Any
+    x: Any,
+    out: Any,
+    grad: Any,
+    relu: bool,
+    of_g: Any,
+    of_x: Any,
+    shift: Any,
+    first: int,
+    last: int,
+    d_x: Any,
+    d_add: Any,
 ) -> None:
     """Writes ``d_x = of_g * g + of_x * x + shift``, and ``d_add = g`` unless it has no rows."""
     with_add = d_add.shape[0] > 0

@@ -111,6 +111,7 @@ class Submanifold(_Kernel):
     """A 3^3 convolution on the active cells alone."""
 
     def forward(self, x: SparseTensor) -> SparseTensor:
+        """Features on the same cells."""
         if x.sites.level is not None:
             return x.with_feats(sparse_spconv.submanifold(x.feats, self.weight, x.sites.level))
         return x.with_feats(sparse_native.convolve(x.feats, self.weight, x.sites.submanifold))
@@ -122,6 +123,7 @@ class Down(_Kernel):
     size = 2
 
     def forward(self, x: SparseTensor) -> SparseTensor:
+        """Features on the cells at twice the size."""
         if x.sites.level is not None:
             feats, level = sparse_spconv.down(x.feats, self.weight, x.sites.level)
             x.sites.reach(level)
@@ -136,7 +138,7 @@ class Up(_Kernel):
     size = 2
 
     def forward(self, x: SparseTensor, fine: Sites) -> SparseTensor:
-        """``fine`` is the set of cells that ``x`` came down from."""
+        """Features on ``fine``, the cells that ``x`` came down from."""
         if x.sites.level is not None:
             return SparseTensor(sparse_spconv.up(x.feats, self.weight, x.sites.level), fine)
         return SparseTensor(sparse_native.convolve(x.feats, self.weight, fine.stride.reverse), fine)
@@ -148,6 +150,7 @@ class Pointwise(_Kernel):
     size = 1
 
     def forward(self, x: SparseTensor) -> SparseTensor:
+        """Features on the same cells."""
         if x.sites.level is not None:
             return x.with_feats(nn.functional.linear(x.feats, self.weight.flatten(1)))
         return x.with_feats(sparse_native.convolve(x.feats, self.weight, x.sites.same))

@@ -14,12 +14,15 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils, config
 from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic, overload
 
-_FEATURES = get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES
+from projection.jit import jit
+
+_CHOSEN = getattr(config, "CPU_FEATURES", None)  # NUMBA_CPU_FEATURES, or none at all for NUMBA_CPU_NAME=generic
+_FEATURES = get_host_cpu_features() if _CHOSEN is None else _CHOSEN
 _AVX512 = "+avx512f" in _FEATURES
 _BF16 = _AVX512 and "+avx512bf16" in _FEATURES
 _FMA = "+fma" in _FEATURES or platform.machine() in ("aarch64", "arm64")
@@ -32,8 +35,6 @@ ROWS = 8 if _AVX512 else 6
 
 CHUNK = 256
 """Pairs gathered at a time for the gradient of a weight; even."""
-
-jit = njit(nogil=True, cache=True, error_model="numpy")
 
 # --- the primitive ---------------------------------------------------------------------------------------------------
 
@@ -74,7 +75,7 @@ def _dot_pairs(b: Any, x: Any, y: Any, total: Any) -> Any:
     shift, mask = (ir.Constant(_PAIRS, [value] * LANES) for value in (16, -65536))
     low = [b.bitcast(b.shl(side, shift), _FLOATS) for side in (x, y)]
     high = [b.bitcast(b.and_(side, mask), _FLOATS) for side in (x, y)]
-    return _fma(b, *high, _fma(b, *low, total))
+    return _fma(b, high[0], high[1], _fma(b, low[0], low[1], total))
 
 
 def _splat(b: Any, scalar: Any, vector: Any) -> Any:
@@ -159,9 +160,13 @@ def multiply(
         for first in range(0, rows, ROWS):
             left = min(ROWS, rows - first)
             if columns - column >= 2 * LANES:
-                _multiply_wide(a, at_a, first, step_a, b, at_b, step_b, depth, c, at_c, column, left)
+                _multiply_wide(  # type: ignore[call-arg]
+                    a, at_a, first, step_a, b, at_b, step_b, depth, c, at_c, column, left
+                )
             else:
-                _multiply_narrow(a, at_a, first, step_a, b, at_b, step_b, depth, c, at_c, column, left)
+                _multiply_narrow(  # type: ignore[call-arg]
+                    a, at_a, first, step_a, b, at_b, step_b, depth, c, at_c, column, left
+                )
         column += 2 * LANES
 
 
@@ -169,7 +174,7 @@ def multiply(
 
 
 @jit
-def round_bits(bits: int) -> int:
+def round_bits(bits: Any) -> Any:
     """The bits of a float32 as those of the nearest bfloat16, ties to even; NaN stays NaN."""
     if (bits & 0x7FFFFFFF) > 0x7F800000:
         return np.int16(0x7FC0)
@@ -224,7 +229,10 @@ def _half(value: Any) -> int:
 
 @overload(_half)
 def _half_of(value):  # type: ignore[no-untyped-def]
-    return (lambda value: value) if value == types.int16 else (lambda value: round_bits(np.float32(value).view(np.int32)))
+    def of_float(value):  # type: ignore[no-untyped-def]
+        return round_bits(np.float32(value).view(np.int32))
+
+    return of_float if value == types.float32 else lambda value: value
 
 
 @jit
@@ -235,7 +243,7 @@ def pack_weight(weight: Any, first: int, last: int, packed: Any) -> None:
     multiple of ``LANES``, zero where nothing is written.
     """
     for k in range(first, last):
-        for column in range(0, weight.shape[2], 16):  # a block of columns at a time stays in cache while it is transposed
+        for column in range(0, weight.shape[2], 16):  # a block of columns stays in cache while it is transposed
             values, place = weight[k, :, column : column + 16], packed[k, :, column : column + 16]
             for i in range(weight.shape[1]):
                 _pack_row(values, i, place, i)
@@ -327,7 +335,9 @@ def weight_gradient(
                     _pack_row(feats, source[p], right, count)
                     count += 1
                     if count == CHUNK:
-                        multiply(flat_left, at_a, width, flat_right, 0, columns, len(left), flat_sums, at_c, width, columns)
+                        multiply(
+                            flat_left, at_a, width, flat_right, 0, columns, len(left), flat_sums, at_c, width, columns
+                        )
                         count = 0
             if count > 0:
                 depth = (count * len(left) + CHUNK - 1) // CHUNK

@@ -1,7 +1,7 @@
 """Sparse convolution without spconv, with a backward pass written by hand.
 
-Output rows are cut into tiles, and a tile is computed by one thread from first to last, offset by offset: no two threads
-write one row, and the order of every sum is the same for any number of threads.
+Output rows are cut into tiles, and a tile is computed by one thread from first to last, offset by offset: no two
+threads write one row, and the order of every sum is the same for any number of threads.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _rows(feats: Float[Tensor, "v c"]) -> NDArray[Any]:
     """Rows as the kernels read them: float32, or pairs of bfloat16 in an int32."""
     if feats.dtype == torch.float32:
         return bits(feats)
-    even = torch.nn.functional.pad(feats, (0, feats.shape[1] % 2))
+    even = torch.nn.functional.pad(feats, (0, 1)) if feats.shape[1] % 2 else feats
     return even.detach().view(torch.int32).numpy()
 
 
@@ -101,9 +101,10 @@ def _convolve(feats: Tensor, weight: NDArray[Any], tiles: PairLists, outputs: in
 
 def _pieces(pairs: PairLists, count: int) -> list[tuple[int, int]]:
     """Ranges of offsets with about a ``count``-th of the pairs each, those with most first."""
-    share_of_all = pairs.starts * count // max(1, pairs.starts[-1])
-    ends = [k for k in range(1, len(share_of_all)) if k == len(share_of_all) - 1 or share_of_all[k] != share_of_all[k - 1]]
-    pieces = list(zip([0, *ends], ends, strict=False))
+    offsets = len(pairs.starts) - 1
+    part = pairs.starts * count // max(1, pairs.starts[-1])
+    ends = [k for k in range(1, offsets) if part[k] != part[k - 1]] + [offsets]
+    pieces = zip([0, *ends], ends, strict=False)
     return sorted(pieces, key=lambda piece: int(pairs.starts[piece[0]] - pairs.starts[piece[1]]))
 
 
@@ -163,9 +164,7 @@ def same(rows: int) -> KernelMap:
     return KernelMap(PairLists(row, row, np.array([0, rows])), rows, rows, mirrored=True)
 
 
-def convolve(
-    feats: Float[Tensor, "v i"], weight: Float[Tensor, "o *k i"], pairs: KernelMap
-) -> Float[Tensor, "w o"]:
+def convolve(feats: Float[Tensor, "v i"], weight: Float[Tensor, "o *k i"], pairs: KernelMap) -> Float[Tensor, "w o"]:
     """A sparse convolution.
 
     Under ``torch.autocast`` in bfloat16, rows are bfloat16 and products of bfloat16; sums and the weight's gradient are

@@ -14,10 +14,11 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from distill.batch import Batch
+from distill.heads import Head
 from distill.norm import Norm, recomputing
 from distill.sparse import Backend, Down, Pointwise, Sites, SparseTensor, Submanifold, Up
 
-Head = Literal["semantic", "local", "classifier"]
+HeadName = Literal["semantic", "local", "classifier"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class ModelConfig:
 
     Attributes:
         size: number of layers and channels, see ``SIZES``.
+        sweeps: merged sweeps that it takes as one cloud
         voxel_m: edge of a voxel [m].
         features: what a point tells: intensity, height, range, age, offset.
         reduce: what a voxel keeps of its points' features.
@@ -36,6 +38,7 @@ class ModelConfig:
     """
 
     size: Literal["tiny", "unet14", "unet34"] = "unet14"
+    sweeps: int = 1
     voxel_m: float = 0.1
     features: tuple[str, ...] = ("intensity", "height", "range", "offset")
     reduce: Literal["first", "mean", "max"] = "mean"
@@ -67,8 +70,8 @@ class Embeddings:
     """What the heads say of the points asked for; None where a head was not asked or is not there.
 
     Attributes:
-        semantic: unit vectors in the space of the class names.
-        local: unit vectors for the consistency in space and time.
+        semantic: vectors in the space of the class names, of unit length unless asked otherwise.
+        local: such vectors for the consistency in space and time.
         logits: scores of the classes by the fine-tuned classifier.
     """
 
@@ -89,6 +92,7 @@ class Residual(nn.Module):
             self.around, self.norm = Pointwise(in_channels, out_channels), Norm(out_channels)
 
     def forward(self, x: SparseTensor) -> SparseTensor:
+        """Features after the block, on the same cells."""
         around = x.feats if isinstance(self.around, nn.Identity) else self.norm(self.around(x).feats)
         x = x.with_feats(self.norm1(self.conv1(x).feats, relu=True))
         return x.with_feats(self.norm2(self.conv2(x).feats, relu=True, add=around))
@@ -103,6 +107,7 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(Residual(channels + skip if i == 0 else width, width) for i in range(blocks))
 
     def forward(self, x: SparseTensor, skip: SparseTensor | None = None) -> SparseTensor:
+        """Features on the level below, or with ``skip`` on the level of ``skip`` above."""
         x = self.resample(x) if skip is None else self.resample(x, skip.sites)
         feats = self.norm(x.feats, relu=True)
         x = x.with_feats(feats if skip is None else torch.cat([feats, skip.feats.to(feats.dtype)], 1))
@@ -121,7 +126,8 @@ class UNet(nn.Module):
     def __init__(self, size: Size, in_channels: int, checkpointing: bool = False) -> None:
         super().__init__()
         self.checkpointing = checkpointing
-        self.scale = Norm(in_channels)
+        self.scale = Norm(in_channels)  # metres, seconds and shares to one scale
+        self.scale.requires_grad_(False)  # the first convolution can learn what it could
         self.stem1, self.norm1 = Submanifold(in_channels, size.stem), Norm(size.stem)
         self.stem2, self.norm2 = Submanifold(size.stem, size.stem), Norm(size.stem)
         widths = (size.stem, *size.widths)
@@ -144,6 +150,7 @@ class UNet(nn.Module):
         return x.with_feats(self.norm2(self.stem2(x).feats, relu=True))
 
     def forward(self, x: SparseTensor) -> SparseTensor:
+        """Features on the cells of ``x``."""
         levels = [self._run(self._stem, x)]
         for stage in self.down:
             levels.append(self._run(stage, levels[-1]))
@@ -179,15 +186,16 @@ class Student(nn.Module):
             raise ValueError(f"model.size={size}: choose from {', '.join(SIZES)}")
         self.backend: Backend = backend
         self.unet = UNet(SIZES[size], in_channels, checkpointing)
-        self.semantic = nn.Linear(self.unet.channels, text_dim)
-        self.local = nn.Linear(self.unet.channels, text_dim)
-        self.classifier = None if classes is None else nn.Linear(self.unet.channels, classes)
+        self.semantic = Head(self.unet.channels, text_dim)
+        self.local = Head(self.unet.channels, text_dim)
+        self.classifier = None if classes is None else Head(self.unet.channels, classes)
 
     def forward(
         self,
         batch: Batch,
         points: Int64[Tensor, " m"] | None = None,
-        heads: Collection[Head] = ("semantic", "local", "classifier"),
+        heads: Collection[HeadName] = ("semantic", "local", "classifier"),
+        unit: bool = True,
     ) -> Embeddings:
         """What the heads say of some points of a batch.
 
@@ -195,13 +203,13 @@ class Student(nn.Module):
             batch: the frames.
             points: rows among the batch's points; all when None.
             heads: which to compute; a classifier that is not there is passed over.
+            unit: bring embeddings to unit length.
         """
         feats = _at_points(self.voxel_features(batch), batch, points)
-        logits = self.classifier(feats) if self.classifier is not None and "classifier" in heads else None
         return Embeddings(
-            functional.normalize(self.semantic(feats).float(), dim=1) if "semantic" in heads else None,
-            functional.normalize(self.local(feats).float(), dim=1) if "local" in heads else None,
-            logits,
+            self.semantic(feats, unit) if "semantic" in heads else None,
+            self.local(feats, unit) if "local" in heads else None,
+            self.classifier(feats) if self.classifier is not None and "classifier" in heads else None,
         )
 
     def voxel_features(self, batch: Batch) -> Float[Tensor, "v c"]:
@@ -212,8 +220,8 @@ class Student(nn.Module):
     def classify(self, batch: Batch, text: Float[Tensor, "k d"] | None = None) -> UInt8[Tensor, " n"]:
         """The best class of every point: by the classifier, or with ``text`` by the nearest class embedding.
 
-        The argmax of ``<p / |p|, t>`` is that of ``<p, t>``, so the semantic head and the class embeddings melt into one
-        small linear map, and no embedding of a point is ever made.
+        The argmax of ``<p / |p|, t>`` is that of ``<p, t>``, so the semantic head and the class embeddings melt into
+        one small linear map, and no embedding of a point is ever made.
 
         Raises:
             ValueError: there is neither ``text`` nor a classifier.
@@ -234,11 +242,11 @@ class Student(nn.Module):
 def _at_points(feats: Float[Tensor, "v c"], batch: Batch, points: Tensor | None) -> Float[Tensor, "m c"]:
     """Rows of the points' voxels, or a mean of the eight voxels around each point where the batch knows them."""
     if batch.corner is None or batch.corner_weight is None:
-        return feats[batch.inverse if points is None else batch.inverse[points]]
+        return feats.index_select(0, batch.inverse if points is None else batch.inverse[points])
     corner, weight = batch.corner, batch.corner_weight.to(feats.dtype)
     if points is not None:
         corner, weight = corner[points], weight[points]
-    out = feats[corner[:, 0]] * weight[:, :1]
+    out = feats.index_select(0, corner[:, 0]) * weight[:, :1]
     for k in range(1, 8):
-        out = out + feats[corner[:, k]] * weight[:, k : k + 1]
+        out = out + feats.index_select(0, corner[:, k]) * weight[:, k : k + 1]
     return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -10,10 +11,11 @@ from itertools import islice
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from distill.augment import AugmentConfig
 from distill.batch import Batch
+from distill.objectives import Moment, Terms
 from distill.student import Student
 
 
@@ -22,6 +24,8 @@ class TrainConfig:
     """How the student is trained.
 
     Attributes:
+        sweeps: sweeps of a frame that are learnt from, each with its own augmentation and its own pass
+        sweeps_among: the others are drawn from the newest so many; at most ``sweeps`` takes the newest
         epochs: passes over the training frames
         batch_size: frames a step
         optimizer: adamw or sgd with momentum
@@ -34,6 +38,8 @@ class TrainConfig:
         checkpoint_epochs: epochs between checkpoints
     """
 
+    sweeps: int = 1
+    sweeps_among: int = 0
     epochs: int = 20
     batch_size: int = 4
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -109,7 +115,7 @@ def make_optimizer(
 
 def train(
     student: Student,
-    terms_of: Callable[[Batch], Mapping[str, Tensor]],
+    terms_of: Terms,
     batches: Iterable[Batch],
     steps_per_epoch: int,
     config: TrainConfig,
@@ -117,12 +123,13 @@ def train(
     on_step: Callable[[Step], None],
     on_checkpoint: Callable[[int], None],
     start_epoch: int = 0,
+    seed: int = 0,
 ) -> None:
     """Trains in place, from ``start_epoch`` to the last.
 
     Args:
         student: on the device to train on.
-        terms_of: the weighted terms of the loss on a batch, by name; their sum is brought down.
+        terms_of: the weighted terms of the loss on a batch; their sum is brought down.
         batches: those of all epochs from ``start_epoch`` on, one after the other.
         steps_per_epoch: how many an epoch has.
         config: schedule and precision.
@@ -131,6 +138,7 @@ def train(
         on_checkpoint: called with the number of finished epochs every ``checkpoint_epochs`` and at the end,
             at once when no epoch is left.
         start_epoch: finished epochs that this run goes on from.
+        seed: of what objectives draw by chance; each step draws from a state of its own.
 
     Raises:
         NotFinite: the loss is not finite.
@@ -148,7 +156,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = lr * group["scale"]
             with _autocast(device, config.precision):
-                terms = terms_of(batch.to(device))
+                terms = terms_of(batch.to(device), Moment(step / steps, _coin(seed, step)))
             total = torch.stack(list(terms.values())).sum()
             if not torch.isfinite(total):
                 raise NotFinite(f"loss is {total.item()} at step {step + 1}, frames {', '.join(batch.frames)}")
@@ -163,6 +171,10 @@ def train(
             on_step(Step(epoch, step + 1, total.item(), values, lr, len(batch.pair_point)))
         if (epoch + 1) % config.checkpoint_epochs == 0 or epoch + 1 == config.epochs:
             on_checkpoint(epoch + 1)
+
+
+def _coin(seed: int, step: int) -> float:
+    return random.Random(f"{seed} {step}").random()  # noqa: S311 - no secret
 
 
 def _autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:

@@ -41,7 +41,7 @@ def cluster(run: RunConfig) -> Iterator[None]:
     if run.address:
         ray.init(address=run.address, log_to_driver=False)
     else:
-        with tempfile.TemporaryDirectory(prefix="cs-", dir="/tmp", ignore_cleanup_errors=True) as folder:  # noqa: S108
+        with tempfile.TemporaryDirectory(prefix="cs-", dir="/tmp", ignore_cleanup_errors=True) as folder:
             # Ray's socket paths must stay short; "local" is what keeps it from joining another cluster
             ray.init(
                 address="local",
@@ -61,7 +61,6 @@ def cluster(run: RunConfig) -> Iterator[None]:
         ray.shutdown()
 
 
-@ray.remote(max_restarts=0, max_task_retries=0)
 class _Actor:
     """A process with a worker of its own."""
 
@@ -99,7 +98,8 @@ class _Driver:
         self, artifact: Artifact, make_worker: Callable[[], Worker], run: RunConfig, gpu: bool, tick: Callable[[], Any]
     ) -> None:
         self.artifact, self.run, self.tick = artifact, run, tick
-        self.options = {"num_cpus": 1, "num_gpus": run.gpus if gpu else 0}
+        options = {"num_cpus": 1, "num_gpus": run.gpus if gpu else 0, "max_restarts": 0, "max_task_retries": 0}
+        self.actor: Any = ray.remote(**options)(_Actor)
         self.make_worker = ray.put(make_worker)
         self.idle: list[Any] = []
         self.actors = 0
@@ -130,7 +130,7 @@ class _Driver:
                 queue.append(job)
                 continue
             if not self.idle:
-                self.idle.append(_Actor.options(**self.options).remote(self.make_worker))
+                self.idle.append(self.actor.remote(self.make_worker))
                 self.actors += 1
             actor = self.idle.pop()
             job.attempts += 1

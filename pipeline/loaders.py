@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Bool, Float16, Float32, Int64, UInt8
 from torch.utils.data import DataLoader, Dataset
 
 from distill.augment import augment
-from distill.batch import Batch, Sample, Voxels, collate, voxelise
+from distill.batch import Batch, Group, Sample, Voxels, collate, collate_groups, voxelise
 from pipeline.config import Config
 from pipeline.datasets import DATASETS
 from pipeline.labels import LabelSpace
 from pipeline.store import Artifact
 from projection.cameras import look_up, project, visible
 from projection.errors import BadInput
-from projection.frames import NONE, Cloud, Frame, PixelLabels, PointLabels
-from projection.sweeps import merge
+from projection.frames import NONE, Camera, Cloud, Frame, Pairs, PixelLabels, PointLabels
+from projection.grid import cell_keys, index_cells
+from projection.sweeps import choose_sweeps, merge
 
 
 def read_pixels(pixels: Artifact, frame: Frame) -> list[PixelLabels]:
@@ -42,8 +43,23 @@ def read_points(points: Artifact, frame: Frame) -> PointLabels:
     return PointLabels(*(file.get_tensor(f"{frame.id}/{name}") for name in ("label", "score", "agreement")))
 
 
-Targets = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Row of the point, class and confidence of each target."""
+@dataclass(frozen=True, eq=False, slots=True)
+class Targets:
+    """What is said of some points of a cloud.
+
+    Attributes:
+        point: row of the point.
+        label: its class.
+        score: confidence, 0..1.
+        pixel: row of its pixel in ``feature``, if there are features.
+        feature: unit features of the pixels of all the frame's images.
+    """
+
+    point: Int64[np.ndarray, " m"]
+    label: Int64[np.ndarray, " m"]
+    score: Float32[np.ndarray, " m"]
+    pixel: Int64[np.ndarray, " m"] | None = None
+    feature: Float16[np.ndarray, "q d"] | None = None
 
 
 def pixel_targets(pixels: Artifact, config: Config, frame: Frame, cloud: Cloud) -> Targets:
@@ -51,17 +67,40 @@ def pixel_targets(pixels: Artifact, config: Config, frame: Frame, cloud: Cloud) 
     fusion = config.fusion
     pairs = project(cloud.xyz, frame.sweeps[0].global_from_lidar, frame.cameras, fusion.min_depth_m)
     pairs = pairs[visible(pairs, frame.cameras, fusion.occlusion_px, fusion.occlusion_relative, fusion.occlusion_m)]
-    label, score = look_up(pairs, frame.cameras, read_pixels(pixels, frame))
+    images = read_pixels(pixels, frame)
+    label, score = look_up(pairs, frame.cameras, images)
     named = label != NONE
-    return pairs.point[named].astype(np.int64), label[named].astype(np.int64), score[named]
+    pairs = pairs[named]
+    targets = Targets(pairs.point.astype(np.int64), label[named].astype(np.int64), score[named])
+    features = [image.feature for image in images if image.feature is not None]
+    if not config.objectives.needs_features() or len(features) < len(images):
+        return targets
+    pixel = pixel_rows(pairs, frame.cameras, [image.label.shape for image in images])
+    flat = np.concatenate([feature.reshape(-1, feature.shape[-1]) for feature in features])
+    return replace(targets, pixel=pixel, feature=flat)
+
+
+def pixel_rows(pairs: Pairs, cameras: Sequence[Camera], grids_hw: Sequence[tuple[int, ...]]) -> Int64[np.ndarray, " m"]:
+    """Row of each pair's grid pixel when the grids of all cameras are laid out one after the other."""
+    rows, start = np.zeros(len(pairs), np.int64), 0
+    for index, (camera, (height, width)) in enumerate(zip(cameras, grids_hw, strict=True)):
+        numbers = np.arange(height * width).reshape(height, width)
+        mine = pairs.camera == index
+        row = (pairs.uv[mine, 1] * np.float32(height / camera.size_hw[0])).astype(np.int64)
+        column = (pairs.uv[mine, 0] * np.float32(width / camera.size_hw[1])).astype(np.int64)
+        rows[mine] = start + numbers[row, column]
+        start += height * width
+    return rows
 
 
 def point_targets(points: Artifact, frame: Frame, cloud: Cloud) -> Targets:
-    """A target for each point that the fused labels have an opinion of."""
+    """A target for each point of the key sweep that the fused labels have an opinion of."""
     said = read_points(points, frame)
-    label = said.label[cloud.source]
-    rows = np.flatnonzero(label != NONE)
-    return rows, label[rows].astype(np.int64), said.score[cloud.source[rows]].astype(np.float32)
+    key = np.flatnonzero(cloud.sweep == 0)
+    label = said.label[cloud.source[key]]
+    rows = key[label != NONE]
+    score = said.score[cloud.source[rows]].astype(np.float32)
+    return Targets(rows, label[label != NONE].astype(np.int64), score)
 
 
 def read_truth(frame: Frame, space: LabelSpace, config: Config) -> UInt8[np.ndarray, " n"] | None:
@@ -80,19 +119,20 @@ def truth_targets(space: LabelSpace, config: Config, frame: Frame, cloud: Cloud)
     """A target for each point that has a true class."""
     truth = read_truth(frame, space, config)
     assert truth is not None
-    label = truth[cloud.source]
-    rows = np.flatnonzero(label != NONE)
-    return rows, label[rows].astype(np.int64), np.ones(len(rows), np.float32)
+    key = np.flatnonzero(cloud.sweep == 0)
+    label = truth[cloud.source[key]]
+    rows = key[label != NONE]
+    return Targets(rows, label[label != NONE].astype(np.int64), np.ones(len(rows), np.float32))
 
 
-def key_cloud(frame: Frame, config: Config, ego_box_m: float) -> Cloud:
-    """The key sweep of a frame as the student takes it."""
+def key_cloud(frame: Frame, config: Config, ego_box_m: float, sweeps: int = 1) -> Cloud:
+    """The key sweep of a frame, with older ones merged into it if so many are asked for."""
     data = config.data
-    return merge(frame, 1, data.columns, data.intensity_scale, ego_box_m, data.bad_share)
+    return merge(frame, sweeps, data.columns, data.intensity_scale, ego_box_m, data.bad_share)
 
 
 @dataclass(frozen=True)
-class TrainingFrames(Dataset[Voxels | BadInput]):
+class TrainingFrames(Dataset[Group | BadInput]):
     """Frames by (epoch, number), each with a random state of its own, so that the order of loading cannot matter.
 
     A frame that turns out bad is answered as its error: worker processes cannot raise it whole.
@@ -102,31 +142,71 @@ class TrainingFrames(Dataset[Voxels | BadInput]):
     targets: Callable[[Frame, Cloud], Targets]
     config: Config
 
-    def __getitem__(self, item: tuple[int, int]) -> Voxels | BadInput:
+    def __getitem__(self, item: tuple[int, int]) -> Group | BadInput:
+        """The sweeps of a frame, each moved by itself, with their targets."""
         epoch, number = item
-        frame, random = self.frames[number], np.random.default_rng([self.config.seed, epoch, number])
+        random = np.random.default_rng([self.config.seed, epoch, number])
+        data, settings, merged = self.config.data, self.config.train, self.config.model.sweeps
         try:
-            cloud = key_cloud(frame, self.config, self.config.data.ego_box_m)
-            point, label, score = self.targets(frame, cloud)
+            frame = choose_sweeps(self.frames[number], settings.sweeps * merged, settings.sweeps_among, random=random)
+            cloud = merge(frame, len(frame.sweeps), data.columns, data.intensity_scale, data.ego_box_m, data.bad_share)
+            targets = self.targets(frame, cloud)
         except BadInput as error:
             return error
-        xyz = augment(cloud.xyz, self.config.train.augment, random)
-        model = self.config.model
-        return voxelise(
-            Sample(frame.id, xyz, cloud.intensity, cloud.age_s, point, label, score),
-            voxel_m=model.voxel_m,
-            features=model.features,
-            reduce=model.reduce,
-            sensor_height_m=self.config.data.sensor_height_m,
-            max_voxels=model.max_voxels,
-            trilinear=model.trilinear,
-            generator=random,
+        cube, passed = self._cubes(cloud, targets), cloud.sweep // merged
+        sweeps = [self._voxels(frame, cloud, targets, cube, passed == p, random) for p in np.unique(passed)]
+        return Group(sweeps, targets.feature)
+
+    def _cubes(self, cloud: Cloud, targets: Targets) -> Int64[np.ndarray, " m"] | None:
+        """The cube of each target, cut before any augmentation, numbered over all sweeps."""
+        wanted = self.config.objectives.spatiotemporal
+        if not wanted.weight:
+            return None
+        _, cube = index_cells(cell_keys(cloud.xyz[targets.point], wanted.cell_m))
+        return cube.astype(np.int64)
+
+    def _voxels(
+        self,
+        frame: Frame,
+        cloud: Cloud,
+        targets: Targets,
+        cube: Int64[np.ndarray, " m"] | None,
+        part: Bool[np.ndarray, " n"],
+        random: np.random.Generator,
+    ) -> Voxels:
+        """Some points of a cloud, moved and cut into voxels, with their targets."""
+        mine, row = part[targets.point], np.cumsum(part) - 1
+        sample = Sample(
+            frame=frame.id,
+            xyz=augment(cloud.xyz[part], self.config.train.augment, random),
+            intensity=cloud.intensity[part],
+            age_s=cloud.age_s[part],
+            pair_point=row[targets.point[mine]],
+            pair_label=targets.label[mine],
+            pair_score=targets.score[mine],
+            pair_pixel=None if targets.pixel is None else targets.pixel[mine],
+            pair_cube=None if cube is None else cube[mine],
         )
+        return _voxelise(sample, self.config, self.config.model.max_voxels, random)
 
 
-def _collate(items: list[Voxels | BadInput]) -> Batch | BadInput:
+def _voxelise(sample: Sample, config: Config, max_voxels: int, random: np.random.Generator | None) -> Voxels:
+    model = config.model
+    return voxelise(
+        sample,
+        voxel_m=model.voxel_m,
+        features=model.features,
+        reduce=model.reduce,
+        sensor_height_m=config.data.sensor_height_m,
+        max_voxels=max_voxels,
+        trilinear=model.trilinear,
+        generator=random,
+    )
+
+
+def _collate(items: list[Group | BadInput]) -> Batch | BadInput:
     bad = [item for item in items if isinstance(item, BadInput)]
-    return bad[0] if bad else collate([item for item in items if isinstance(item, Voxels)])
+    return bad[0] if bad else collate_groups([item for item in items if isinstance(item, Group)])
 
 
 def epoch_order(seed: int, epoch: int, frames: int, batch_size: int) -> list[list[tuple[int, int]]]:
@@ -160,19 +240,8 @@ def training_batches(
 
 def prediction_batch(frame: Frame, cloud: Cloud, config: Config) -> Batch:
     """One frame for the student to predict: no limit of voxels, no augmentation, every point of the cloud."""
-    model = config.model
-    return collate(
-        [
-            voxelise(
-                Sample.of_points(frame.id, cloud.xyz, cloud.intensity, cloud.age_s),
-                voxel_m=model.voxel_m,
-                features=model.features,
-                reduce=model.reduce,
-                sensor_height_m=config.data.sensor_height_m,
-                trilinear=model.trilinear,
-            )
-        ]
-    )
+    sample = Sample.of_points(frame.id, cloud.xyz, cloud.intensity, cloud.age_s)
+    return collate([_voxelise(sample, config, 0, None)])
 
 
 def target_source(kind: str, pixels: Artifact, points: Artifact, config: Config) -> Callable[[Frame, Cloud], Targets]:

@@ -66,13 +66,14 @@ class PredictWorker:
 
     def predict(self, frame: Frame) -> UInt8[np.ndarray, " n"]:
         """Class of every raw row; rows that are no points (``data.bad_share``) get the frame's most frequent one."""
-        cloud = key_cloud(frame, self.config, 0.0)
+        cloud = key_cloud(frame, self.config, 0.0, self.trained.model.sweeps)
         batch = prediction_batch(frame, cloud, self.config).to(device())
         student, text = self.trained.student, self.trained.text.to(device())
         label = student.classify(batch, None if student.classifier else text).cpu().numpy()
         rows = frame.sweeps[0].points.bytes // (4 * self.config.data.columns)
-        full = np.full(rows, np.bincount(label).argmax(), np.uint8)
-        full[cloud.source] = label
+        key = cloud.sweep == 0
+        full = np.full(rows, np.bincount(label[key]).argmax(), np.uint8)
+        full[cloud.source[key]] = label[key]
         return full
 
 

@@ -173,6 +173,6 @@ def _fit(
     log = TrainingLog(out.path, epoch * steps, config.train.epochs * steps, config.run.progress)
     batches = training_batches(frames, targets, config, epoch)
     try:
-        train(network, terms, batches, steps, config.train, optimizer, log, checkpoint, epoch)
+        train(network, terms, batches, steps, config.train, optimizer, log, checkpoint, epoch, config.seed)
     finally:
         log.close()

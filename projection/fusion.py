@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float32, UInt64
@@ -125,8 +126,9 @@ def label_scene(
         block = frames[start : start + _BLOCK]
         first, last = block[0].time_us - config.window_s * 1e6, block[-1].time_us + config.window_s * 1e6
         around = [frame for frame in frames if first <= frame.time_us <= last]
-        reader = _Reader(config, columns, ego_box_m, bad_share, on_bad_sweep)
+        reader = _Reader(config, columns, ego_box_m, bad_share, on_bad_sweep, set())
         site = _survey(around, reader)
+        around = [reader.usable(frame) for frame in around]
         drive = _Drive(reader, site, limits or ClassLimits.none(classes))
         poll = Poll([drive.votes(frame, read_pixels(frame)) for frame in around], classes, config.cell_share)
         heard: set[int] = set()
@@ -149,6 +151,7 @@ class _Reader:
     ego_box_m: float
     bad_share: float
     on_bad_sweep: Callable[[BadInput], None] | None
+    bad: set[Path]
 
     def merged(self, frame: Frame, sweeps: int) -> Cloud:
         return merge(frame, sweeps, self.columns, 1.0, self.ego_box_m, self.bad_share)
@@ -160,14 +163,22 @@ class _Reader:
         except BadInput as error:
             if self.on_bad_sweep is None:
                 raise
-            self.on_bad_sweep(error)
+            if sweep.points.path not in self.bad:
+                self.on_bad_sweep(error)
+            self.bad.add(sweep.points.path)
             return None
+
+    def usable(self, frame: Frame) -> Frame:
+        """The frame without older sweeps that were found bad."""
+        older = (sweep for sweep in frame.sweeps[1:] if sweep.points.path not in self.bad)
+        return replace(frame, sweeps=(frame.sweeps[0], *older))
 
 
 def _survey(frames: Sequence[Frame], reader: _Reader) -> Site:
     """The ground of a drive, in the frame of its first key sweep: a LiDAR's z axis points up."""
     site_from_global = frames[0].sweeps[0].global_from_lidar.inverse()
-    sweeps = {sweep.points.path: sweep for frame in frames for sweep in frame.sweeps[: reader.config.ground_sweeps]}
+    most = max(reader.config.ground_sweeps, reader.config.vote_sweeps)
+    sweeps = {sweep.points.path: sweep for frame in frames for sweep in frame.sweeps[:most]}
     poses = {path: site_from_global @ sweep.global_from_lidar for path, sweep in sweeps.items()}
 
     def points() -> Iterator[SweepPoints]:

@@ -129,8 +129,8 @@ def index_coords(coords: Int32[np.ndarray, "v 4"]) -> CellIndex:
 def neighbours(index: CellIndex) -> PairLists:
     """Pairs of cells that touch, and each cell with itself: the 27 offsets of a 3^3 kernel.
 
-    List ``k`` holds the pairs with ``coords[source] = coords[target] + (k // 9 - 1, k // 3 % 3 - 1, k % 3 - 1)``. Half of
-    them are looked up: list ``26 - k`` is list ``k`` with source and target exchanged.
+    List ``k`` holds the pairs with ``coords[source] = coords[target] + (k // 9 - 1, k // 3 % 3 - 1, k % 3 - 1)``.
+    Half of them are looked up: list ``26 - k`` is list ``k`` with source and target exchanged.
     """
     count = len(index)
     source, target = np.empty((13, count), np.int32), np.empty((13, count), np.int32)

@@ -1,4 +1,4 @@
-"""All compiled code: flat arrays in, flat arrays out, no GIL, no Python objects.
+"""Compiled code of sweeps, cameras, grids and votes: flat arrays in, flat arrays out, no GIL, no Python objects.
 
 Every function here has a readable NumPy twin in ``tests/projection/twins.py`` that the tests hold it against.
 """
@@ -225,10 +225,20 @@ def find(wanted: Any, keys: Any, table: Any, index: Any) -> None:
 
 
 @jit
-def tally(cell: Any, label: Any, amount: Any, sign: int, sums: Any) -> None:
-    """Adds (sign 1) or takes away (-1) each vote's ``amount (m,)`` of integers in ``sums (v,c)`` of integers."""
+def tally(cell: Any, label: Any, amount: Any, one: float, sign: int, sums: Any) -> None:
+    """Adds (sign 1) or takes away (-1) each vote's ``amount (m,) f32`` in ``sums (v,c) i64`` of ``1 / one``.
+
+    Sums of integers do not depend on the order of the votes.
+    """
     for i in range(len(cell)):
-        sums[cell[i], label[i]] += sign * amount[i]
+        sums[cell[i], label[i]] += sign * np.int64(np.rint(amount[i] * one))
+
+
+@jit
+def count(cell: Any, label: Any, sign: int, support: Any) -> None:
+    """Counts (sign 1) or forgets (-1) each vote in ``support (v,c) i32``."""
+    for i in range(len(cell)):
+        support[cell[i], label[i]] += sign
 
 
 @jit

@@ -12,7 +12,7 @@ from projection import kernels
 from projection.frames import NONE
 from projection.grid import CellIndex, index_cells
 
-_ONE = 1 << 16  # fixed point: integer sums do not depend on the order of the votes
+_ONE = 65536.0  # fixed point: integer sums do not depend on the order of the votes
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -52,10 +52,6 @@ class Opinions:
     support: Int32[np.ndarray, " n"]
 
 
-def _fixed(values: Float32[np.ndarray, " m"]) -> Int64[np.ndarray, " m"]:
-    return np.rint(values * np.float32(_ONE)).astype(np.int64)
-
-
 class Poll:
     """The votes of a drive in its cells, counted frame by frame: a frame's votes can be added and taken out again.
 
@@ -70,8 +66,8 @@ class Poll:
     def __init__(self, votes: Sequence[Votes], classes: int, fine_share: float = 1.0) -> None:
         self._ends = np.cumsum([0, *map(len, votes)])
         self._label = _joined([v.label for v in votes], np.uint8)
-        self._weight = _fixed(_joined([v.weight for v in votes], np.float32))
-        self._score = _fixed(_joined([v.score for v in votes], np.float32))
+        self._weight = _joined([v.weight for v in votes], np.float32)
+        self._score = _joined([v.score for v in votes], np.float32)
         grids = votes[0].cell.shape[1] if votes else 1
         self._index: list[CellIndex] = []
         self._cell: list[Int32[np.ndarray, " m"]] = []
@@ -80,9 +76,8 @@ class Poll:
             index, cell = index_cells(_joined([v.cell[:, grid] for v in votes], np.uint64))
             self._index.append(index)
             self._cell.append(cell)
-            self._sums.append(np.zeros((len(index), classes), np.int64))
-        self._support = np.zeros((len(self._index[-1]), classes), np.int32)
-        self._scores = np.zeros((len(self._index[-1]), classes), np.int64)
+            self._sums.append(_zeros(len(index), classes))
+        self._support, self._scores = _zeros(len(self._index[-1]), classes), _zeros(len(self._index[-1]), classes)
         self._fine_share = fine_share
 
     def add(self, frame: int) -> None:
@@ -96,10 +91,9 @@ class Poll:
     def _count(self, frame: int, sign: int) -> None:
         rows = slice(self._ends[frame], self._ends[frame + 1])
         for cell, sums in zip(self._cell, self._sums, strict=True):
-            kernels.tally(cell[rows], self._label[rows], self._weight[rows], sign, sums)
-        label, score = self._label[rows], self._score[rows]
-        kernels.tally(self._cell[-1][rows], label, score, sign, self._scores)
-        kernels.tally(self._cell[-1][rows], label, np.ones(len(label), np.int64), sign, self._support)
+            kernels.tally(cell[rows], self._label[rows], self._weight[rows], _ONE, sign, sums)
+        kernels.tally(self._cell[-1][rows], self._label[rows], self._score[rows], _ONE, sign, self._scores)
+        kernels.count(self._cell[-1][rows], self._label[rows], sign, self._support)
 
     def opinions(
         self,
@@ -149,14 +143,21 @@ class Poll:
         heard = np.flatnonzero(label != NONE)
         where = at[-1][heard], label[heard]
         support[heard] = self._support[where]
-        score[heard] = self._scores[where] / (np.maximum(support[heard], 1) * np.float64(_ONE))
+        score[heard] = self._scores[where] / (np.maximum(support[heard], 1) * _ONE)
         unsure = (label != NONE) & ((support < min_support) | (agreement < min_agreement))
         label[unsure], score[unsure], agreement[unsure] = NONE, 0, 0
         return Opinions(label, score, agreement, support)
 
 
+def _zeros(cells: int, classes: int) -> Int64[np.ndarray, "v c"]:
+    """Zeros; NumPy asks for huge pages in ``empty``, not in ``zeros``, whose page faults cost more than the votes."""
+    sums = np.empty((cells, classes), np.int64)
+    sums.fill(0)
+    return sums
+
+
 def _joined(parts: Sequence[np.ndarray], dtype: type) -> np.ndarray:
-    return np.ascontiguousarray(np.concatenate(parts)) if parts else np.empty(0, dtype)
+    return np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, dtype), *parts]))
 
 
 def fuse(

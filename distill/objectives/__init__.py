@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from distill.batch import Batch
+from distill.objectives.regression import RegressionConfig, regression
 from distill.objectives.segmentation import SegmentationConfig, segmentation
+from distill.objectives.selftraining import SelfTrainingConfig, own_labels, replaced, switched
 from distill.objectives.semantic import SemanticConfig, semantic
-from distill.student import Student
-
-Terms = Callable[[Batch], dict[str, Tensor]]
-"""The weighted terms of the loss on a batch, by name."""
+from distill.objectives.spatiotemporal import SpatioTemporalConfig, spatiotemporal
+from distill.student import Embeddings, Head, Student
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,31 @@ class ObjectivesConfig:
     """What a student learns from: ``segmentation`` in fine-tuning, the others in pre-training."""
 
     semantic: SemanticConfig = field(default_factory=SemanticConfig)
+    spatiotemporal: SpatioTemporalConfig = field(default_factory=SpatioTemporalConfig)
+    selftraining: SelfTrainingConfig = field(default_factory=SelfTrainingConfig)
+    regression: RegressionConfig = field(default_factory=RegressionConfig)
     segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
+
+    def __post_init__(self) -> None:
+        """Refuses to learn from nothing."""
+        if not any(part.weight for part in (self.semantic, self.spatiotemporal, self.regression)):
+            raise ValueError("objectives: every weight is 0, there is nothing to learn from")
+
+    def needs_features(self) -> bool:
+        """Whether pixel features are wanted beside labels."""
+        return self.spatiotemporal.weight > 0 or self.regression.weight > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Where in a training a step stands: the share that is done, and a number drawn from 0..1 for this step."""
+
+    progress: float
+    coin: float
+
+
+Terms = Callable[[Batch, Moment], dict[str, Tensor]]
+"""The weighted terms of the loss on a batch, by name."""
 
 
 def pretraining(student: Student, text: Float[Tensor, "c d"], config: ObjectivesConfig) -> Terms:
@@ -34,19 +60,74 @@ def pretraining(student: Student, text: Float[Tensor, "c d"], config: Objectives
         config: objectives and weights.
     """
 
-    def terms(batch: Batch) -> dict[str, Tensor]:
-        embedding = student(batch, points=batch.pair_point, heads=("semantic",)).semantic
-        assert embedding is not None
-        value = semantic(embedding, batch.pair_label, text, config.semantic)
-        return {"semantic": config.semantic.weight * value}
+    def terms(batch: Batch, moment: Moment) -> dict[str, Tensor]:
+        own = switched(config.selftraining, moment.progress, moment.coin)
+        everywhere = own and config.selftraining.unpaired
+        heads: list[Head] = ["semantic", "local"] if config.needs_features() else ["semantic"]
+        said = student(batch, points=None if everywhere else batch.pair_point, heads=heads, unit=False)
+        pairs = _rows(said, batch.pair_point) if everywhere else said
+        found = {}
+        if config.semantic.weight:
+            found["semantic"] = config.semantic.weight * _semantic(said, pairs, batch, text, config, own)
+        if config.needs_features():
+            found |= _with_pixels(pairs, batch, text, config)
+        return found
 
     return terms
+
+
+def _semantic(
+    said: Embeddings, pairs: Embeddings, batch: Batch, text: Tensor, config: ObjectivesConfig, own: bool
+) -> Tensor:
+    """Point-text consistency under the teacher's labels, or the student's ``own``."""
+    part, selftraining = config.semantic, config.selftraining
+    unit = part.kind != "ce_reference"
+    vectors = _ready(pairs.semantic, unit)
+    label = batch.pair_label
+    if own:
+        label = replaced(label, vectors @ text.T.to(vectors), part.scale if unit else 1.0, selftraining.min_confidence)
+    value = semantic(vectors, label, text, part)
+    if own and selftraining.unpaired:
+        everyone = _ready(said.semantic, unit)
+        rest = torch.ones(len(everyone), dtype=torch.bool, device=everyone.device)
+        rest[batch.pair_point] = False
+        label, sure = own_labels(
+            everyone @ text.T.to(everyone), part.scale if unit else 1.0, selftraining.min_confidence
+        )
+        value = value + semantic(everyone[rest & sure], label[rest & sure], text, part)
+    return value
+
+
+def _with_pixels(pairs: Embeddings, batch: Batch, text: Tensor, config: ObjectivesConfig) -> dict[str, Tensor]:
+    """The terms that compare points with pixels; where a teacher has no features, its class's text stands for them."""
+    words = text[batch.pair_label]
+    pixel = words if batch.pixel is None or batch.pair_pixel is None else batch.pixel[batch.pair_pixel].to(text.dtype)
+    found = {}
+    if config.regression.weight:
+        found["regression"] = config.regression.weight * regression(_ready(pairs.local, True), pixel)
+    if config.spatiotemporal.weight:
+        assert batch.pair_cube is not None
+        local = _ready(pairs.local, config.spatiotemporal.kind != "reference")
+        value = spatiotemporal(
+            local, _ready(pairs.semantic, True), pixel, words, batch.pair_cube, config.spatiotemporal
+        )
+        found["spatiotemporal"] = config.spatiotemporal.weight * value
+    return found
+
+
+def _rows(said: Embeddings, rows: Tensor) -> Embeddings:
+    return Embeddings(*(None if value is None else value[rows] for value in (said.semantic, said.local)))
+
+
+def _ready(vectors: Tensor | None, unit: bool) -> Tensor:
+    assert vectors is not None
+    return F.normalize(vectors.float(), dim=1) if unit else vectors.float()
 
 
 def finetuning(student: Student, config: ObjectivesConfig) -> Terms:
     """What a student with a classifier learns from human labels."""
 
-    def terms(batch: Batch) -> dict[str, Tensor]:
+    def terms(batch: Batch, moment: Moment) -> dict[str, Tensor]:
         logits = student(batch, points=batch.pair_point, heads=("classifier",)).logits
         assert logits is not None
         return segmentation(logits, batch.pair_label, config.segmentation)

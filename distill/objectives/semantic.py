@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from distill.objectives.segmentation import lovasz_softmax
+
 
 @dataclass(frozen=True)
 class SemanticConfig:
@@ -21,6 +23,7 @@ class SemanticConfig:
         targets: label of each point-pixel pair, or of each point after fusion
         tau: temperature of infonce
         scale: factor of the cosines in ce
+        lovasz: weight of Lovasz-softmax beside ce (pseudo-label training of AFOV and LOSC: 1 with targets points)
     """
 
     weight: float = 1.0
@@ -28,6 +31,7 @@ class SemanticConfig:
     targets: Literal["pixels", "points"] = "pixels"
     tau: float = 0.5
     scale: float = 16.0
+    lovasz: float = 0.0
 
 
 def infonce(
@@ -83,4 +87,8 @@ def semantic(
     cosine = embedding @ text.T.to(embedding.dtype)
     if config.kind.startswith("infonce"):
         return infonce(cosine, label, config.tau, config.kind)
-    return cross_entropy(cosine, label, 1.0 if config.kind == "ce_reference" else config.scale)
+    scale = 1.0 if config.kind == "ce_reference" else config.scale
+    value = cross_entropy(cosine, label, scale)
+    if config.lovasz:
+        value = value + config.lovasz * lovasz_softmax((cosine.float() * scale).softmax(1), label)
+    return value

@@ -88,7 +88,7 @@ def _project(sample: str, devkit: Any, frame: Frame, seconds: float) -> Iterator
 
     peer_name = "nuscenes-devkit map_pointcloud_to_image, six times"
     times = _race(lambda: project(cloud.xyz, pose, frame.cameras), peer, seconds)
-    yield _row(f"{sample}: project a key frame into six cameras", "ms", times[0], peer_name, times[1], 60)
+    yield _row(f"{sample}: project a key frame into six cameras", "ms", times[0], peer_name, times[1], 60.0)
 
     def read_too() -> None:
         project(merge(frame, 1, _COLUMNS, 1.0, 0.0).xyz, pose, frame.cameras)
@@ -106,7 +106,7 @@ def _merge(sample: str, devkit: Any, frame: Frame, seconds: float) -> Row:
         LidarPointCloud.from_file_multisweep(devkit, sample_record, "LIDAR_TOP", "LIDAR_TOP", _SWEEPS, _EGO_BOX_M)
 
     times = _race(lambda: merge(frame, _SWEEPS, _COLUMNS, 255.0, _EGO_BOX_M), peer, seconds)
-    return _row(f"{sample}: merge {len(frame.sweeps)} sweeps", "ms", times[0], "from_file_multisweep", times[1], 4)
+    return _row(f"{sample}: merge {len(frame.sweeps)} sweeps", "ms", times[0], "from_file_multisweep", times[1], 4.0)
 
 
 def _fuse(sample: str, frame: Frame, seconds: float) -> Iterator[Row]:
@@ -120,13 +120,13 @@ def _fuse(sample: str, frame: Frame, seconds: float) -> Iterator[Row]:
 
     times = _race(ours, lambda: _fuse_numpy(cloud, label, weight), seconds)
     name = f"{sample}: cells and votes of {len(label)} points"
-    yield _row(name, "ms", times[0], "np.unique(axis=0) + np.add.at", times[1], 10)
+    yield _row(name, "ms", times[0], "np.unique(axis=0) + np.add.at", times[1], 10.0)
     tracemalloc.start()
     ours()
     peak = tracemalloc.get_traced_memory()[1] / 1e6
     tracemalloc.stop()
     allowed = 10 * sum(part.nbytes for part in (cloud.xyz, label, weight, weight)) / 1e6
-    yield _row(f"{sample}: peak memory of the same", "MB", peak, "ten times the input", allowed, 1)
+    yield _row(f"{sample}: peak memory of the same", "MB", peak, "ten times the input", allowed, 1.0)
 
 
 def fuse_cloud(cloud: Cloud, label: np.ndarray, weight: np.ndarray) -> Opinions:

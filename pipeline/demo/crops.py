@@ -15,7 +15,7 @@ from pipeline.demo.world import build_world
 
 _SPOTS = 24
 """Places kept per class and picture, where stuff may be cropped."""
-_LEAST_PX = 40
+_LEAST_PX = 100
 """Pixels that a thing must show to be cropped."""
 _TRUE_SHARE, _FALSE_SHARE = 0.03, 0.003
 """A word is true of a crop from the first share of its area on, false below the second, and left open between."""
@@ -91,7 +91,7 @@ def _spots(rng: np.random.Generator, label: UInt8[np.ndarray, "h w"]) -> Int64[n
     out = [np.zeros((0, 3), np.int64)]
     for kind in range(len(THINGS), len(NAMES)):
         v, u = np.nonzero(label == kind)
-        pick = rng.integers(len(v), size=_SPOTS) if len(v) > 4 * _LEAST_PX else np.zeros(0, np.int64)
+        pick = rng.integers(len(v), size=_SPOTS) if len(v) > _LEAST_PX else np.zeros(0, np.int64)
         out.append(np.column_stack([np.full(len(pick), kind), u[pick], v[pick]]))
     return np.concatenate(out)
 

@@ -58,7 +58,7 @@ def test_a_leak_planted_in_pretraining_ends_it(
 ) -> None:
     from pipeline import loaders
 
-    honest, planted = loaders.key_cloud, next((small_world / "lidarseg").rglob("*.bin"))
+    honest, planted = loaders.merge, next((small_world / "lidarseg").rglob("*.bin"))
 
     def peeking(*arguments: object) -> object:
         if not list((tmp_path / "store").glob("student-*")):
@@ -66,7 +66,7 @@ def test_a_leak_planted_in_pretraining_ends_it(
         planted.read_bytes()
         return honest(*arguments)
 
-    monkeypatch.setattr(loaders, "key_cloud", peeking)
+    monkeypatch.setattr(loaders, "merge", peeking)
     with pytest.raises(LabelLeak, match=planted.name):
         tool("pretrain", *settings(small_world, tmp_path / "store"))
 

@@ -72,12 +72,12 @@ def test_the_ground_is_road_and_what_stands_on_it_is_not(drive):
     ahead = (x > 5) & (np.abs(y) < x - 1) & (x < 13)
     assert (road[ahead] == ROAD).mean() > 0.95
     assert (road[x < -2] == 255).all()  # nobody saw what lies behind
-    assert (wall == WALL).mean() > 0.75
+    assert (wall == WALL).mean() > 0.65  # nothing is said of the lowest 1.8 of 6 m: its votes could not be true
 
 
 def test_without_limits_the_walls_foot_is_road(drive):
     foot = run(drive)["frame-1"].label[6000:12_000], run(drive, limits=None)["frame-1"].label[6000:12_000]
-    assert (foot[0] == ROAD).mean() < 0.02
+    assert (foot[0] == ROAD).mean() < 0.05  # the lowest 0.2 of 6 m may be either
     assert (foot[1] == ROAD).mean() > 0.1
 
 
@@ -129,7 +129,8 @@ def test_an_older_sweep_that_cannot_be_read(drive):
         run(broken)
     heard = []
     assert len(run(broken, on_bad_sweep=heard.append)) == 3
-    assert {str(error.where) for error in heard} == {str(gone.points.path)}
+    assert [str(error.where) for error in heard] == [str(gone.points.path)]
+    assert len(run(broken, on_bad_sweep=heard.append, vote_sweeps=2)) == 3
 
 
 def test_no_frames():

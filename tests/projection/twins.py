@@ -88,9 +88,9 @@ def find(wanted, keys) -> np.ndarray:
     return np.array([number.get(int(key), -1) for key in wanted], np.int32)
 
 
-def tally(cell, label, amount, sums) -> np.ndarray:
-    sums = sums.copy()
-    np.add.at(sums, (cell, label), amount)
+def tally(cell, label, amount, one, shape) -> np.ndarray:
+    sums = np.zeros(shape, np.int64)
+    np.add.at(sums, (cell, label), np.rint(amount.astype(np.float64) * one).astype(np.int64))
     return sums
 
 

@@ -1,0 +1,18 @@
+"""The figures of ``tools/bench.py projection`` come out with the keys of ``bench.json``."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.bench import projection
+
+
+@pytest.mark.slow
+def test_rows_of_a_real_sample(samples, monkeypatch):
+    monkeypatch.setattr(projection, "SAMPLES", ("nuscenes-0523", "not-there"))
+    rows = list(projection.rows(samples, seconds=0.0))
+    assert len(rows) == 5
+    for row in rows:
+        assert set(row) == {"name", "unit", "ours", "peer_name", "peer", "ratio", "bar"}
+        assert row["ratio"] > 1
+    assert [row["bar"] for row in rows] == [60, None, 4, 10, 1]
