@@ -107,6 +107,17 @@ def decoders(threads: int) -> int:
     return threads or min(16, len(os.sched_getaffinity(0)))
 
 
+def at_least_one(batch: int) -> int:
+    """A batch size.
+
+    Raises:
+        BadInput: it is less than 1.
+    """
+    if batch < 1:
+        raise BadInput("teacher.batch", f"{batch} is less than 1", "take 1 or more")
+    return batch
+
+
 def in_batches(
     cameras: Iterable[Camera],
     size_hw: tuple[int, int],

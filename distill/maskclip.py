@@ -15,7 +15,16 @@ import torch
 from jaxtyping import Float, Float16, Float32, UInt8
 from torch import Tensor
 
-from distill.images import all_or_raise, autocast, decoders, in_batches, input_size, normalised, to_device
+from distill.images import (
+    all_or_raise,
+    at_least_one,
+    autocast,
+    decoders,
+    in_batches,
+    input_size,
+    normalised,
+    to_device,
+)
 from distill.readings import Dense, DenseResNet, DenseVit, Reading, choose_reading, stride_of
 from distill.scoring import Scorer
 from distill.text import Encoder, Vocabulary, cached, embed, group_names, sentences
@@ -90,8 +99,9 @@ class MaskClip:
         self._names, self._group = group_names(prompts, negatives)
         self._templates = sentences(templates)
         self._floor = _floor(min_score, len(prompts), len(negatives))
-        self._key_smoothing, self._denoising = key_smoothing, denoising
-        self._batch, self._device, self._keep_features = batch, torch.device(device), keep_features
+        self._key_smoothing = _share("teacher.key_smoothing", key_smoothing)
+        self._denoising = _share("teacher.denoising", denoising)
+        self._batch, self._device, self._keep_features = at_least_one(batch), torch.device(device), keep_features
         self._threads, self._cache = decoders(threads), cache
 
     def digest(self) -> str:
@@ -131,9 +141,13 @@ class MaskClip:
         """
         return in_batches(cameras, self._size_hw, self._batch, self._threads, self._launch, self._collect)
 
+    def features(self, images: UInt8[np.ndarray, "n height width 3"]) -> Float[Tensor, "n h w d"]:
+        """Unit dense features of RGB images of the size that images are stretched to, on the device."""
+        return self._dense(images).feature
+
     @torch.inference_mode()
-    def dense(self, images: UInt8[np.ndarray, "n h w 3"]) -> Dense:
-        """Unit features and unit keys of RGB images of the size that images are stretched to, on the device."""
+    def _dense(self, images: UInt8[np.ndarray, "n h w 3"]) -> Dense:
+        """Unit features and unit keys."""
         return self._tiles.read(to_device(images, self._device), self._network)
 
     @torch.inference_mode()
@@ -184,7 +198,7 @@ class MaskClip:
     @torch.inference_mode()
     def _launch(self, images: UInt8[np.ndarray, "n h w 3"]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Labels, scores and, if kept, features, still on the device."""
-        dense = self.dense(images)
+        dense = self._dense(images)
         label, score = self._scorer(dense.feature, dense.key)
         return label, score, dense.feature.half() if self._keep_features else None
 
@@ -201,6 +215,12 @@ def _floor(min_score: float | Sequence[float], classes: int, negatives: int) -> 
     if own.shape not in ((), (classes,)) or not ((own >= 0) & (own <= 1)).all():
         raise BadInput("teacher.min_score", f"{min_score} is not in 0..1, one for all or one for each class")
     return np.append(np.broadcast_to(own, classes), np.full(negatives, np.inf, np.float32))
+
+
+def _share(name: str, value: float) -> float:
+    if not 0 <= value <= 1:
+        raise BadInput(name, f"{value} is not in 0..1")
+    return value
 
 
 def _digest(value: Any) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import os
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,14 +157,13 @@ def cached(
         kept = np.load(path, allow_pickle=False)
         if kept.dtype == np.float32 and kept.ndim == 2 and len(kept) == rows and np.isfinite(kept).all():
             return kept
-    except (OSError, ValueError):
+    except (OSError, ValueError, EOFError):
         pass
-    made, buffer = make(), io.BytesIO()
-    np.save(buffer, made)
+    made = make()
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(buffer.getvalue())
-    temporary.replace(path)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".text-", suffix=".tmp", delete=False) as temporary:
+        np.save(temporary, made)
+    Path(temporary.name).replace(path)
     return made
 
 

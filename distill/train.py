@@ -149,7 +149,7 @@ def train(
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
     steps, stream = config.epochs * steps_per_epoch, iter(batches)
     for epoch in range(start_epoch, config.epochs):
-        student.train()
+        _train_mode(student)
         for index, batch in enumerate(islice(stream, steps_per_epoch)):
             step = epoch * steps_per_epoch + index
             lr = learning_rate(step, steps, config.lr, config.warmup)
@@ -171,6 +171,12 @@ def train(
             on_step(Step(epoch, step + 1, total.item(), values, lr, len(batch.pair_point)))
         if (epoch + 1) % config.checkpoint_epochs == 0 or epoch + 1 == config.epochs:
             on_checkpoint(epoch + 1)
+
+
+def _train_mode(student: nn.Module) -> None:
+    """Training mode, but for parts in which nothing is trained: the norms of a frozen network must stand still."""
+    for module in student.children():
+        module.train(any(parameter.requires_grad for parameter in module.parameters()))
 
 
 def _coin(seed: int, step: int) -> float:

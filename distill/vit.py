@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from distill.images import (
     all_or_raise,
+    at_least_one,
     autocast,
     decoders,
     in_batches,
@@ -144,7 +145,7 @@ class VitFeatures:
     ) -> None:
         self._source = find_vit(model, weights)
         self._size_hw = input_size(size_hw, self._source.patch)
-        self._batch, self._device, self._threads = batch, torch.device(device), decoders(threads)
+        self._batch, self._device, self._threads = at_least_one(batch), torch.device(device), decoders(threads)
 
     @property
     def text(self) -> Float32[np.ndarray, "0 d"]:

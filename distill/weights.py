@@ -80,7 +80,8 @@ def find_clip(model: str, weights: str) -> Source:
 
     Args:
         model: open_clip name, ``hf-hub:owner/name`` or ``local-dir:folder`` (the last two bring their own weights).
-        weights: tag of open_clip's list, or a local checkpoint.
+        weights: tag of open_clip's list, which also decides the activation, or a local checkpoint, whose activation
+            is the one that the model's name says.
 
     Raises:
         BadInput: unknown name, tag or folder, or weights neither in the local cache nor to be had.

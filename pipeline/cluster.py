@@ -98,8 +98,8 @@ class _Driver:
         self, artifact: Artifact, make_worker: Callable[[], Worker], run: RunConfig, gpu: bool, tick: Callable[[], Any]
     ) -> None:
         self.artifact, self.run, self.tick = artifact, run, tick
-        options = {"num_cpus": 1, "num_gpus": run.gpus if gpu else 0, "max_restarts": 0, "max_task_retries": 0}
-        self.actor: Any = ray.remote(**options)(_Actor)
+        gpus = run.gpus if gpu else 0
+        self.actor: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0, max_task_retries=0)(_Actor)
         self.make_worker = ray.put(make_worker)
         self.idle: list[Any] = []
         self.actors = 0

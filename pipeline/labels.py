@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import UInt8, UInt16
@@ -13,6 +13,7 @@ from jaxtyping import UInt8, UInt16
 from pipeline.yaml_files import named, read_yaml
 from projection.errors import BadInput
 from projection.frames import NONE
+from projection.fusion import ClassLimits
 
 _UNKNOWN = 254  # in the table of raw ids: neither a class nor ignored
 _RAW_IDS = 1 << 16
@@ -24,11 +25,13 @@ class LabelsConfig:
 
     Attributes:
         space: label space, a name under configs/labels or a path to such a file
+        prompts: what the teacher is asked for: the file's dictionary, or the strings of CLIP2Scene without negatives
         names: free text instead: comma-separated things to look for; no truth and no official export then
         eval: mapping to score with: a YAML file with names and from; empty scores with the space itself
     """
 
     space: str = "nuscenes16"
+    prompts: Literal["dictionary", "reference"] = "dictionary"
     names: str = ""
     eval: str = ""
 
@@ -45,6 +48,7 @@ class LabelSpace:
         colors: RGB of each class.
         class_of_raw: class of each raw id of the official label files; 255 ignored, 254 unknown.
         export: official id of each class in a submission, or None for free text.
+        limits: where points of each class can be.
     """
 
     name: str
@@ -54,6 +58,7 @@ class LabelSpace:
     colors: UInt8[np.ndarray, "c 3"]
     class_of_raw: UInt8[np.ndarray, " ids"]
     export: UInt16[np.ndarray, " c"] | None
+    limits: ClassLimits
 
     def __len__(self) -> int:
         return len(self.names)
@@ -96,6 +101,10 @@ def load_space(config: LabelsConfig) -> LabelSpace:
         raise BadInput(path, "needs `classes`, a list of 1 to 253 classes")
     for row in classes:
         _check_class(path, row)
+    asked = {
+        "dictionary": [row.get("prompts", [row["name"]]) for row in classes],
+        "reference": [[row.get("reference", row["name"])] for row in classes],
+    }[config.prompts]
     class_of_raw = np.full(_RAW_IDS, _UNKNOWN, np.uint8)
     class_of_raw[np.asarray(tree.get("ignored", []), np.int64)] = NONE
     for index, row in enumerate(classes):
@@ -103,11 +112,15 @@ def load_space(config: LabelsConfig) -> LabelSpace:
     return LabelSpace(
         name=path.stem,
         names=tuple(row["name"] for row in classes),
-        prompts=tuple(tuple(row.get("prompts", [row["name"]])) for row in classes),
-        negatives=tuple(tree.get("negatives", ())),
+        prompts=tuple(map(tuple, asked)),
+        negatives=() if config.prompts == "reference" else tuple(tree.get("negatives", ())),
         colors=np.array([row["color"] for row in classes], np.uint8),
         class_of_raw=class_of_raw,
         export=np.array([row["export"] for row in classes], np.uint16),
+        limits=ClassLimits(
+            ground=np.array([row.get("ground", False) for row in classes], np.bool_),
+            max_height_m=np.array([row.get("max_height_m", np.inf) for row in classes], np.float32),
+        ),
     )
 
 
@@ -132,6 +145,7 @@ def _free_text(text: str, negatives: tuple[str, ...]) -> LabelSpace:
         colors=colors.astype(np.uint8),
         class_of_raw=np.full(_RAW_IDS, NONE, np.uint8),
         export=None,
+        limits=ClassLimits.none(len(names)),
     )
 
 

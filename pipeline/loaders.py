@@ -146,16 +146,25 @@ class TrainingFrames(Dataset[Group | BadInput]):
         """The sweeps of a frame, each moved by itself, with their targets."""
         epoch, number = item
         random = np.random.default_rng([self.config.seed, epoch, number])
-        data, settings, merged = self.config.data, self.config.train, self.config.model.sweeps
+        settings, merged = self.config.train, self.config.model.sweeps
         try:
             frame = choose_sweeps(self.frames[number], settings.sweeps * merged, settings.sweeps_among, random=random)
-            cloud = merge(frame, len(frame.sweeps), data.columns, data.intensity_scale, data.ego_box_m, data.bad_share)
+            cloud = self._cloud(frame)
             targets = self.targets(frame, cloud)
         except BadInput as error:
             return error
         cube, passed = self._cubes(cloud, targets), cloud.sweep // merged
         sweeps = [self._voxels(frame, cloud, targets, cube, passed == p, random) for p in np.unique(passed)]
         return Group(sweeps, targets.feature)
+
+    def _cloud(self, frame: Frame) -> Cloud:
+        """All sweeps of a frame; the key sweep alone where an older one is bad and may be left out."""
+        try:
+            return key_cloud(frame, self.config, self.config.data.ego_box_m, len(frame.sweeps))
+        except BadInput:
+            if self.config.on_bad == "fail" or len(frame.sweeps) == 1:
+                raise
+            return key_cloud(frame, self.config, self.config.data.ego_box_m)
 
     def _cubes(self, cloud: Cloud, targets: Targets) -> Int64[np.ndarray, " m"] | None:
         """The cube of each target, cut before any augmentation, numbered over all sweeps."""

@@ -182,30 +182,41 @@ def _label_files(config: Config, index: Artifact) -> str:
 class FuseWorker:
     """Fuses the pixel labels of a scene into labels of its key sweeps' points."""
 
-    def __init__(self, config: Config, index: Artifact, pixels: Artifact, classes: int) -> None:
-        self.config, self.index, self.pixels, self.classes = config, index, pixels, classes
+    def __init__(self, config: Config, index: Artifact, pixels: Artifact) -> None:
+        self.config, self.index, self.pixels = config, index, pixels
+        self.space = load_space(config.labels)
         self.lost = {skip.frame for skip in pixels.skipped()}
 
     def __call__(self, scene: str) -> Shard:
         """The fused labels of a scene's key sweeps."""
-        data = self.config.data
-        frames = [f for f in scene_frames(self.index, self.config, scene) if f.id not in self.lost]
-        frames, skipped = self._readable(frames)
+        data, classes = self.config.data, len(self.space)
+        frames, skipped = self._readable([f for f in self._frames(scene) if f.id not in self.lost])
         arrays: dict[str, np.ndarray] = {}
-        points = labelled = 0
+        labelled = 0
+
+        def left_out(error: BadInput) -> None:
+            if all(str(error) != skip.reason for skip in skipped):
+                skipped.append(Skip("(an older sweep)", scene, str(error)))
+
         for frame, said in label_scene(
             frames,
             lambda frame: read_pixels(self.pixels, frame),
             self.config.fusion,
-            self.classes,
+            classes,
             data.columns,
             data.ego_box_m,
             data.bad_share,
+            self.space.limits,
+            left_out if self.config.on_bad == "skip" else None,
         ):
             for name in ("label", "score", "agreement"):
                 arrays[f"{frame.id}/{name}"] = getattr(said, name)
-            points, labelled = points + len(said.label), labelled + int((said.label < self.classes).sum())
+            labelled += int((said.label < classes).sum())
+        points = sum(len(array) for name, array in arrays.items() if name.endswith("/label"))
         return Shard(arrays, skipped, {"points": points, "labelled": labelled})
+
+    def _frames(self, scene: str) -> list[Frame]:
+        return scene_frames(self.index, self.config, scene)
 
     def _readable(self, frames: list[Frame]) -> tuple[list[Frame], list[Skip]]:
         """The frames whose key sweep can be used: one bad sweep must not spoil the scene's others."""
@@ -222,9 +233,12 @@ class FuseWorker:
 
 def make_points(config: Config, index: Artifact, pixels: Artifact) -> Artifact:
     """Fuses pixel labels into point labels, scene by scene."""
-    classes = len(load_space(config.labels))
-    key = config.groups("fusion", "on_bad")
+    limits = load_space(config.labels).limits
+    key = {
+        **config.groups("fusion", "on_bad"),
+        "ground": limits.ground.tolist(),
+        "max_height_m": limits.max_height_m.tolist(),
+    }
     points = Artifact.of(config.store, "points", key, [index, pixels])
-    return run_stage(
-        points, scenes_of(index), partial(FuseWorker, config, index, pixels, classes), config, pixels.skipped()
-    )
+    worker = partial(FuseWorker, config, index, pixels)
+    return run_stage(points, scenes_of(index), worker, config, pixels.skipped())

@@ -71,8 +71,8 @@ def make_pretrained(config: Config) -> Artifact:
 def make_finetuned(config: Config) -> Artifact:
     """A student with a classifier, trained on the labels that ``protocol`` gives.
 
-    It starts from the student that ``student=`` names, or from random weights with ``student=none``; the schedule is the
-    same. The frames whose labels were used are listed in the manifest.
+    It starts from the student that ``student=`` names, or from random weights with ``student=none``; the schedule is
+    the same. The frames whose labels were used are listed in the manifest.
 
     Raises:
         BadInput: the protocol, the student or a frame cannot be used.

@@ -16,7 +16,7 @@ from distill.objectives.segmentation import SegmentationConfig, segmentation
 from distill.objectives.selftraining import SelfTrainingConfig, own_labels, replaced, switched
 from distill.objectives.semantic import SemanticConfig, semantic
 from distill.objectives.spatiotemporal import SpatioTemporalConfig, spatiotemporal
-from distill.student import Embeddings, Head, Student
+from distill.student import Embeddings, HeadName, Student
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def pretraining(student: Student, text: Float[Tensor, "c d"], config: Objectives
     def terms(batch: Batch, moment: Moment) -> dict[str, Tensor]:
         own = switched(config.selftraining, moment.progress, moment.coin)
         everywhere = own and config.selftraining.unpaired
-        heads: list[Head] = ["semantic", "local"] if config.needs_features() else ["semantic"]
+        heads: list[HeadName] = ["semantic", "local"] if config.needs_features() else ["semantic"]
         said = student(batch, points=None if everywhere else batch.pair_point, heads=heads, unit=False)
         pairs = _rows(said, batch.pair_point) if everywhere else said
         found = {}

@@ -64,8 +64,8 @@ def test_features_have_the_models_own_normalisation_and_activation(
 ) -> None:
     name = write_clip(tmp_path / "clip", VIT, preprocess=preprocess, quick_gelu=quick_gelu)
     with Image.open(cameras[0].image.path) as image:
-        dense = teacher_of(name).dense(np.array(image)[None])
-    torch.testing.assert_close(dense.feature[0], features_by_open_clip(name, cameras[0]), atol=1e-5, rtol=0)
+        features = teacher_of(name).features(np.array(image)[None])
+    torch.testing.assert_close(features[0], features_by_open_clip(name, cameras[0]), atol=1e-5, rtol=0)
 
 
 def test_labels_follow_the_scores(clip: str, cameras: list[Camera]) -> None:
@@ -159,6 +159,12 @@ def test_digest_knows_all_that_decides_labels(clip: str, tmp_path: Path) -> None
     digests.append(teacher_of(write_clip(tmp_path / "other", VIT, seed=1)).digest())
     assert len(set(digests)) == len(digests)
     assert teacher_of(clip).digest() == teacher_of(clip, batch=3, threads=5).digest()
+
+
+def test_settings_out_of_bounds_are_refused(clip: str) -> None:
+    for name, value in (("batch", 0), ("key_smoothing", 1.5), ("denoising", -0.1), ("tile_overlap", 1.0)):
+        with pytest.raises(BadInput, match=f"teacher.{name}"):
+            teacher_of(clip, **{name: value})
 
 
 def test_default_size_is_the_references_in_whole_patches(tmp_path: Path) -> None:

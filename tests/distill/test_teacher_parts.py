@@ -108,6 +108,7 @@ def test_one_tile_is_the_whole_image() -> None:
         ((64, 64), (64, 96), 0.5, "larger than the image"),
         ((64, 64), (32, 40), 0.5, "no multiples of 16"),
         ((64, 72), (32, 32), 0.5, "no multiples of 16"),
+        ((64, 64), (32, 0), 0.5, "no multiples of 16"),
         ((64, 64), (32, 32), 1.0, "is not in 0..1"),
     ],
 )

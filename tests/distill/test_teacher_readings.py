@@ -191,6 +191,18 @@ def test_activation_and_weights_show(tmp_path: Path, images: Tensor) -> None:
     assert (F.normalize(quick, dim=-1) - F.normalize(gelu, dim=-1)).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("reading", ["pure", "residual", "naclip", "proxy"])
+@torch.no_grad()
+def test_readings_hold_in_half_precision(tmp_path: Path, images: Tensor, reading: Any) -> None:
+    tower = ours(write_clip(tmp_path / "clip", VIT), reading)
+    proxy = torch.randn(2, *GRID, 8, generator=torch.Generator().manual_seed(3)) if reading == "proxy" else None
+    whole = tower(images, proxy).feature
+    with torch.autocast("cpu", torch.bfloat16):
+        half = tower(images, proxy).feature
+    assert half.dtype == torch.bfloat16
+    assert F.cosine_similarity(whole, half.float(), dim=-1).min() > 0.99
+
+
 def test_width_and_stride_come_from_the_model() -> None:
     for name, width, stride in (("RN50", 1024, 32), ("ViT-B-16", 512, 16), ("ViT-L-14", 768, 14)):
         config = open_clip.get_model_config(name)
@@ -232,6 +244,6 @@ def test_proxy_reads_through_a_timm_vit(tmp_path: Path) -> None:
     proxy = {"proxy": "test_vit", "proxy_weights": str(tmp_path / "vit.safetensors")}
     teacher = MaskClip(model=name, prompts=[["car"]], reading="proxy", size_hw=HW, templates="plain", **proxy)
     pixels = np.random.default_rng(0).integers(0, 256, (1, *HW, 3), dtype=np.uint8)
-    dense = teacher.dense(pixels)
-    assert dense.feature.shape == (1, *GRID, 24)
-    torch.testing.assert_close(dense.feature.norm(dim=-1), torch.ones(1, *GRID))
+    features = teacher.features(pixels)
+    assert features.shape == (1, *GRID, 24)
+    torch.testing.assert_close(features.norm(dim=-1), torch.ones(1, *GRID))

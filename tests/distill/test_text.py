@@ -84,9 +84,10 @@ def test_cache_is_used_when_whole_and_mended_when_not(tmp_path: Path) -> None:
         np.testing.assert_array_equal(cached(tmp_path / "new", "a" * 64, 2, make), made)
     assert len(calls) == 1
     (file,) = (tmp_path / "new").iterdir()
-    file.write_bytes(file.read_bytes()[:-4])
-    cached(tmp_path / "new", "a" * 64, 2, make)
+    for damaged in (file.read_bytes()[:-4], b""):
+        file.write_bytes(damaged)
+        cached(tmp_path / "new", "a" * 64, 2, make)
     cached(tmp_path / "new", "b" * 64, 2, make)
     cached(None, "a" * 64, 2, make)
-    assert len(calls) == 4
+    assert len(calls) == 5
     assert len(list((tmp_path / "new").iterdir())) == 2
