@@ -17,7 +17,9 @@ from torch.nn import functional as F
 from distill.teacher import MaskClip, Precomputed, Teacher
 from projection.errors import BadInput
 from projection.frames import NONE, Camera
-from tests.distill.tiny_clip import RESNET, VIT, camera_of, write_camera, write_clip
+from tests.distill.tiny_clip import RESNET, VIT, camera_of, one_thread, write_camera, write_clip
+
+__all__ = ["one_thread"]  # a fixture for every test here
 
 HW = (64, 96)
 PROMPTS = [["car", "van"], ["bus"], ["tree"]]

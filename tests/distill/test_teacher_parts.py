@@ -21,7 +21,9 @@ from distill.teacher import Teacher, VitFeatures
 from distill.tiles import Tiles
 from projection.errors import BadInput
 from projection.frames import NONE
-from tests.distill.tiny_clip import write_camera
+from tests.distill.tiny_clip import one_thread, write_camera
+
+__all__ = ["one_thread"]  # a fixture for every test here
 
 # --- decoding --------------------------------------------------------------------------------------------------------
 

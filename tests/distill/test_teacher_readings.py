@@ -18,7 +18,9 @@ from distill.maskclip import MaskClip
 from distill.readings import DenseResNet, DenseVit, choose_reading, proxy_attention, stride_of
 from distill.weights import build_clip, find_clip
 from projection.errors import BadInput
-from tests.distill.tiny_clip import RESNET, VIT, write_clip
+from tests.distill.tiny_clip import RESNET, VIT, one_thread, write_clip
+
+__all__ = ["one_thread"]  # a fixture for every test here
 
 HW = (64, 96)
 GRID = (4, 6)

@@ -21,7 +21,9 @@ from distill import weights
 from distill.maskclip import MaskClip
 from distill.weights import build_clip, find_clip, hub_file, read_weights
 from projection.errors import BadInput
-from tests.distill.tiny_clip import VIT, write_clip
+from tests.distill.tiny_clip import VIT, one_thread, write_clip
+
+__all__ = ["one_thread"]  # a fixture for every test here
 
 STATE = "open_clip_model.safetensors"
 

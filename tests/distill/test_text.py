@@ -12,7 +12,9 @@ import torch
 from distill.text import Encoder, Vocabulary, cached, embed, group_max, group_names, sentences
 from distill.weights import build_clip, clip_tokenizer, find_clip
 from projection.errors import BadInput
-from tests.distill.tiny_clip import VIT, write_clip
+from tests.distill.tiny_clip import VIT, one_thread, write_clip
+
+__all__ = ["one_thread"]  # a fixture for every test here
 
 NAMES = ["car", "person on a bicycle", "undistinguishable object"]
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from open_clip.model import CLIP
 from PIL import Image
@@ -18,6 +20,15 @@ from projection.pose import Pose
 VIT = {"image_size": 64, "layers": 3, "width": 64, "head_width": 16, "patch_size": 16}
 RESNET = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "head_width": 32}
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small matrices on one thread: several that wait for each other take ten times as long on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def write_clip(folder: Path, vision: dict[str, Any], seed: int = 0, **more: Any) -> str:

@@ -1,0 +1,139 @@
+"""From artifacts to batches: sweeps apart, pixels and cubes numbered through, and nothing that depends on order."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from distill.batch import Batch
+from distill.objectives import ObjectivesConfig
+from distill.objectives.spatiotemporal import SpatioTemporalConfig
+from pipeline.config import Config, load_config
+from pipeline.loaders import (
+    Targets,
+    TrainingFrames,
+    epoch_order,
+    key_cloud,
+    pixel_rows,
+    pixel_targets,
+    prediction_batch,
+    read_pixels,
+    target_source,
+    training_batches,
+)
+from pipeline.stages import make_index, make_pixels, make_points, scene_frames
+from pipeline.store import Artifact
+from projection.frames import Camera, Cloud, File, Frame, Pairs
+from projection.pose import Pose
+from tests.helpers import settings
+
+
+@pytest.fixture
+def ready(small_world: Path, tmp_path: Path) -> tuple[Config, Artifact, Artifact, list[Frame]]:
+    config = load_config([*settings(small_world, tmp_path / "store"), "train.epochs=2"])
+    index = make_index(config)
+    pixels = make_pixels(config, index)
+    points = make_points(config, index, pixels)
+    return config, pixels, points, scene_frames(index, config, "scene-0061")
+
+
+def same(one: Batch, two: Batch) -> bool:
+    return torch.equal(one.coords, two.coords) and torch.equal(one.feats, two.feats) and one.frames == two.frames
+
+
+def test_every_frame_comes_once_an_epoch_and_the_seed_decides() -> None:
+    order = epoch_order(0, 3, 10, 4)
+    assert [len(batch) for batch in order] == [4, 4, 2]
+    assert sorted(number for batch in order for _, number in batch) == list(range(10))
+    assert {epoch for batch in order for epoch, _ in batch} == {3}
+    assert order == epoch_order(0, 3, 10, 4) != epoch_order(1, 3, 10, 4)
+
+
+@pytest.mark.parametrize("kind", ["pixels", "points"])
+def test_targets_are_the_labels_of_points(ready: tuple, kind: str) -> None:
+    config, pixels, points, frames = ready
+    cloud = key_cloud(frames[0], config, 1.0)
+    targets = target_source(kind, pixels, points, config)(frames[0], cloud)
+    assert set(np.unique(targets.label)) <= {10, 14}  # road below, buildings above
+    assert len(targets.point) == len(targets.label) == len(targets.score) > 100
+    assert targets.point.max() < len(cloud.xyz)
+    low = cloud.xyz[targets.point, 2] < -1.7
+    assert (targets.label[low] == 10).mean() > 0.9
+
+
+def test_batches_are_the_same_with_and_without_worker_processes(ready: tuple) -> None:
+    config, pixels, points, frames = ready
+    targets = target_source("points", pixels, points, config)
+    here = list(training_batches(frames, targets, config, 0))
+    beside = list(training_batches(frames, targets, replace(config, run=replace(config.run, loaders=2)), 0))
+    later = list(training_batches(frames, targets, config, 1))
+    assert len(here) == 4
+    assert all(same(a, b) for a, b in zip(here, beside, strict=True))
+    assert all(same(a, b) for a, b in zip(here[2:], later, strict=True))
+    assert not same(here[0], here[2])
+
+
+def test_sweeps_pass_apart_and_share_cubes(ready: tuple) -> None:
+    config, pixels, points, frames = ready
+    objectives = ObjectivesConfig(spatiotemporal=SpatioTemporalConfig(weight=1.0, cell_m=0.5))
+    config = replace(config, objectives=objectives, train=replace(config.train, sweeps=3, sweeps_among=5, batch_size=2))
+    targets = target_source("pixels", pixels, points, config)
+    batch = next(iter(training_batches(frames, targets, config, 1)))
+    passes = {frame.id: min(3, len(frame.sweeps)) for frame in frames}
+    assert {frame: batch.frames.count(frame) for frame in batch.frames} == {
+        frame: passes[frame] for frame in batch.frames
+    }
+    assert int(batch.coords[:, 0].max()) + 1 == len(batch.frames)
+    assert batch.pair_cube is not None
+    assert len(batch.pair_cube) == len(batch.pair_point) == len(batch.pair_label)
+    cubes, shared = int(batch.pair_cube.max()) + 1, batch.pair_cube.bincount()
+    assert len(torch.unique(batch.pair_cube)) == cubes < len(batch.pair_cube)
+    assert (shared > 1).any()
+
+
+def test_merged_sweeps_are_one_cloud(ready: tuple) -> None:
+    config, pixels, points, frames = ready
+    config = replace(config, model=replace(config.model, sweeps=3), train=replace(config.train, batch_size=1))
+    group = TrainingFrames(frames, target_source("points", pixels, points, config), config)[0, 2]
+    assert len(group.sweeps) == 1
+    single = key_cloud(frames[2], config, 1.0)
+    assert len(group.sweeps[0].inverse) > 2.5 * len(single.xyz)
+    assert group.sweeps[0].pair_point.max() < len(single.xyz)  # fused labels are those of the key sweep
+
+
+def test_a_frame_without_targets_passes(ready: tuple) -> None:
+    config, _, _, frames = ready
+
+    def nothing(frame: Frame, cloud: Cloud) -> Targets:
+        return Targets(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
+
+    batches = list(training_batches(frames, nothing, config, 0))
+    assert len(batches) == 4
+    assert all(len(batch.pair_point) == 0 < len(batch.coords) for batch in batches)
+
+
+def test_prediction_keeps_every_point(ready: tuple) -> None:
+    config, _, _, frames = ready
+    cloud = key_cloud(frames[0], config, 0.0)
+    batch = prediction_batch(frames[0], cloud, replace(config, model=replace(config.model, max_voxels=10)))
+    assert len(batch.inverse) == len(cloud.xyz) == frames[0].sweeps[0].points.bytes // 20
+
+
+def test_pixel_rows_follow_the_stretched_grids() -> None:
+    camera = Camera("c", 0, Pose.identity(), np.eye(3), (100, 200), File(Path("x"), 0))
+    uv = np.array([[0.5, 0.5], [199.5, 99.5], [100.5, 50.5]], np.float32)
+    pairs = Pairs(np.arange(3, dtype=np.int32), np.array([0, 1, 1], np.uint8), uv, np.ones(3, np.float32))
+    assert pixel_rows(pairs, [camera, camera], [(2, 4), (3, 5)]).tolist() == [0, 8 + 14, 8 + 1 * 5 + 2]
+
+
+def test_labels_and_scores_come_back_as_stored(ready: tuple) -> None:
+    config, pixels, _, frames = ready
+    images = read_pixels(pixels, frames[0])
+    assert [image.label.shape for image in images] == [(64, 128)] * 6
+    assert all(image.label[0, 0] == 14 and image.label[-1, -1] == 10 for image in images)
+    cloud = key_cloud(frames[0], config, 1.0)
+    assert pixel_targets(pixels, config, frames[0], cloud).feature is None
