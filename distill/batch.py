@@ -130,8 +130,9 @@ class Batch:
     pair_cube: Int64[Tensor, " m"] | None = None
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: change(value) for name, value in values.items() if isinstance(value, Tensor)})
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        new: dict[str, Any] = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **new)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device; copies from pinned memory do not wait."""

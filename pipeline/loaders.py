@@ -63,17 +63,18 @@ class Targets:
 
 
 def pixel_targets(pixels: Artifact, config: Config, frame: Frame, cloud: Cloud) -> Targets:
-    """A target for each visible point-pixel pair whose pixel has a label."""
+    """A target for each visible point-pixel pair whose pixel has a label, or a feature if nothing asks for labels."""
     fusion = config.fusion
     pairs = project(cloud.xyz, frame.sweeps[0].global_from_lidar, frame.cameras, fusion.min_depth_m)
     pairs = pairs[visible(pairs, frame.cameras, fusion.occlusion_px, fusion.occlusion_relative, fusion.occlusion_m)]
     images = read_pixels(pixels, frame)
     label, score = look_up(pairs, frame.cameras, images)
-    named = label != NONE
+    objectives = config.objectives
+    named = (label != NONE) | (not objectives.semantic.weight and not objectives.spatiotemporal.weight)
     pairs = pairs[named]
     targets = Targets(pairs.point.astype(np.int64), label[named].astype(np.int64), score[named])
     features = [image.feature for image in images if image.feature is not None]
-    if not config.objectives.needs_features() or len(features) < len(images):
+    if not objectives.needs_features() or len(features) < len(images):
         return targets
     pixel = pixel_rows(pairs, frame.cameras, [image.label.shape for image in images])
     flat = np.concatenate([feature.reshape(-1, feature.shape[-1]) for feature in features])

@@ -40,6 +40,8 @@ def open_student(config: Config) -> tuple[Trained, str]:
     names = load_space(config.labels).names
     if trained.names != names:
         raise BadInput(artifact.path, f"knows the classes {', '.join(trained.names)}", f"labels has {', '.join(names)}")
+    if not len(trained.text) and trained.student.classifier is None:
+        raise BadInput(artifact.path, "has learnt features and no names", "fine-tune it first: tools/finetune.py")
     trained.student.to(device())
     return trained, str(artifact.manifest()["digest"])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from distill.teacher import MaskClip, Precomputed, Teacher
+from distill.teacher import MaskClip, Precomputed, Teacher, VitFeatures
 from pipeline.config import Config
 from pipeline.datasets import DATASETS
 from pipeline.datasets.rows import Skip, read_frames, read_images, read_scenes, to_parquet
@@ -21,7 +22,7 @@ from pipeline.labels import LabelSpace, load_space, load_teacher_map
 from pipeline.loaders import key_cloud, read_pixels
 from pipeline.store import Artifact, digest_files, digest_of, write_whole
 from projection.errors import BadInput
-from projection.frames import Frame
+from projection.frames import Frame, PixelLabels
 from projection.fusion import label_scene
 
 
@@ -99,48 +100,73 @@ def scenes_of(index: Artifact, *roles: str) -> list[str]:
 
 def make_teacher(config: Config, space: LabelSpace) -> Teacher:
     """The teacher of a configuration."""
-    teacher = config.teacher
+    teacher, where = config.teacher, device().type
     if teacher.kind == "precomputed":
         table = load_teacher_map(teacher.map, space)
         return Precomputed(Path(config.data.root), teacher.root, table, len(space), teacher.size_hw)
+    if teacher.kind == "features":
+        return VitFeatures(
+            model=teacher.model, weights=teacher.weights, size_hw=teacher.size_hw, batch=teacher.batch, device=where
+        )
     return MaskClip(
         model=teacher.model,
         weights=teacher.weights,
         prompts=space.prompts,
         negatives=space.negatives,
         reading=teacher.reading,
+        proxy=teacher.proxy,
+        proxy_weights=teacher.proxy_weights,
         size_hw=teacher.size_hw,
+        tile_hw=teacher.tile_hw,
+        tile_overlap=teacher.tile_overlap,
         templates=teacher.templates,
         min_score=teacher.min_score,
+        key_smoothing=teacher.key_smoothing,
+        denoising=teacher.denoising,
         batch=teacher.batch,
-        device=device().type,
+        device=where,
         keep_features=teacher.keep_features,
+        cache=Path(config.store) / "text",
     )
 
 
 class PixelWorker:
-    """Labels the images of a scene with the teacher that it owns."""
+    """Labels the images of a scene with the teacher that it owns, or reads kept features under other names."""
 
-    def __init__(self, config: Config, index: Artifact) -> None:
-        self.config, self.index = config, index
+    def __init__(self, config: Config, index: Artifact, kept: Artifact | None) -> None:
+        self.config, self.index, self.kept = config, index, kept
         self.teacher = make_teacher(config, load_space(config.labels))
 
     def __call__(self, scene: str) -> Shard:
         """The labels of a scene's images."""
         arrays: dict[str, np.ndarray] = {}
         skipped: list[Skip] = []
-        for frame in scene_frames(self.index, self.config, scene):
-            try:
-                images = self.teacher(frame.cameras)
-            except BadInput as error:
-                skipped.append(skip_or_raise(error, frame, self.config))
+        frames = scene_frames(self.index, self.config, scene)
+        stream = iter(self._images(frames))
+        for frame in frames:
+            images = [next(stream) for _ in frame.cameras]
+            errors = [image for image in images if isinstance(image, BadInput)]
+            if errors:
+                skipped.append(skip_or_raise(errors[0], frame, self.config))
                 continue
             for camera, image in zip(frame.cameras, images, strict=True):
+                assert isinstance(image, PixelLabels)
                 prefix = f"{frame.id}/{camera.name}"
                 arrays[f"{prefix}/label"], arrays[f"{prefix}/score"] = image.label, image.score
                 if image.feature is not None:
                     arrays[f"{prefix}/feature"] = image.feature
-        return Shard(arrays, skipped, {"images": len(arrays) // 2})
+        images_done = sum(name.endswith("/label") for name in arrays)
+        return Shard(arrays, skipped, {"images": images_done})
+
+    def _images(self, frames: list[Frame]) -> Iterator[PixelLabels | BadInput]:
+        if self.kept is None:
+            yield from self.teacher.stream(camera for frame in frames for camera in frame.cameras)
+            return
+        assert isinstance(self.teacher, MaskClip)
+        for frame in frames:
+            for image in read_pixels(self.kept, frame):
+                assert image.feature is not None
+                yield self.teacher.relabel(image.feature)
 
 
 def skip_or_raise(error: BadInput, frame: Frame, config: Config) -> Skip:
@@ -151,22 +177,41 @@ def skip_or_raise(error: BadInput, frame: Frame, config: Config) -> Skip:
 
 
 def make_pixels(config: Config, index: Artifact) -> Artifact:
-    """Labels every image of the index; the shard ``_text`` holds the classes' embeddings."""
-    space = load_space(config.labels)
+    """Labels every image of the index; the shard ``_text`` holds the classes' embeddings.
+
+    Where features of the same model were kept before and only the names differ, the images are not read again.
+    """
+    space, wanted = load_space(config.labels), config.teacher
     teacher = make_teacher(config, space)
+    features = teacher.feature_digest() if isinstance(teacher, MaskClip) else ""
     key = {
         **config.groups("on_bad"),
-        "kind": config.teacher.kind,
-        "features": config.teacher.keep_features,
+        "kind": wanted.kind,
+        "keep_features": wanted.keep_features,
         "classes": [space.names, space.prompts, space.negatives],
         "teacher": teacher.digest(),
-        "files": _label_files(config, index) if config.teacher.kind == "precomputed" else "",
+        "feature_digest": features,
+        "files": _label_files(config, index) if wanted.kind == "precomputed" else "",
     }
     pixels = Artifact.of(config.store, "pixels", key, [index])
+    shards = ["_text", *scenes_of(index)]
+    if all(pixels.done(shard, config.verify) for shard in shards) and pixels.whole:
+        return pixels
+    kept = _kept_features(config, index, features) if features and not wanted.key_smoothing else None
     if not pixels.done("_text", config.verify):
         pixels.commit_arrays("_text", {"text": teacher.text})
-    shards = ["_text", *scenes_of(index)]
-    return run_stage(pixels, shards, partial(PixelWorker, config, index), config, index.skipped(), gpu=True)
+    return run_stage(pixels, shards, partial(PixelWorker, config, index, kept), config, index.skipped(), gpu=True)
+
+
+def _kept_features(config: Config, index: Artifact, features: str) -> Artifact | None:
+    """A finished artifact of the same images with the same model's dense features in it, and no frame left out."""
+    for manifest in sorted(Path(config.store).glob("pixels-*/manifest.json")):
+        other = Artifact(manifest.parent)
+        said = other.manifest()
+        same = said["inputs"] == {"index": index.id} and said["key"]["feature_digest"] == features
+        if same and said["key"]["keep_features"] and said["skipped"] == [asdict(skip) for skip in index.skipped()]:
+            return other
+    return None
 
 
 def _label_files(config: Config, index: Artifact) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from jaxtyping import install_import_hook
 from PIL import Image
 
@@ -23,6 +24,7 @@ def _checked_modules() -> list[str]:
     return [name for name in names if not name.endswith(plain)]
 
 
+torch.set_num_threads(1)  # small work: waiting for a second thread costs more than it gives
 install_import_hook(_checked_modules(), "beartype.beartype")
 
 from pipeline.command import main  # noqa: E402 - after the hook, as all of the packages

@@ -100,17 +100,18 @@ def _semantic(
 
 def _with_pixels(pairs: Embeddings, batch: Batch, text: Tensor, config: ObjectivesConfig) -> dict[str, Tensor]:
     """The terms that compare points with pixels; where a teacher has no features, its class's text stands for them."""
-    words = text[batch.pair_label]
-    pixel = words if batch.pixel is None or batch.pair_pixel is None else batch.pixel[batch.pair_pixel].to(text.dtype)
+    if batch.pixel is not None and batch.pair_pixel is not None:
+        pixel = batch.pixel[batch.pair_pixel].to(text.dtype)
+    else:
+        pixel = text[batch.pair_label]
     found = {}
     if config.regression.weight:
         found["regression"] = config.regression.weight * regression(_ready(pairs.local, True), pixel)
     if config.spatiotemporal.weight:
         assert batch.pair_cube is not None
         local = _ready(pairs.local, config.spatiotemporal.kind != "reference")
-        value = spatiotemporal(
-            local, _ready(pairs.semantic, True), pixel, words, batch.pair_cube, config.spatiotemporal
-        )
+        words, semantic_of = text[batch.pair_label], _ready(pairs.semantic, True)
+        value = spatiotemporal(local, semantic_of, pixel, words, batch.pair_cube, config.spatiotemporal)
         found["spatiotemporal"] = config.spatiotemporal.weight * value
     return found
 

@@ -18,6 +18,7 @@ from torch.nn import functional
 from distill import sparse_kernels
 from distill.sparse import Down, Pointwise, Sites, SparseTensor, Submanifold, Up
 from distill.sparse_native import convolve
+from pipeline.bench import sparse as bench
 from projection import grid, kernels
 
 SIDE = 8
@@ -162,7 +163,7 @@ def test_same_bits_for_any_number_of_threads(threads: None, dtype: torch.dtype, 
 
 @pytest.mark.slow
 def test_memory_stays_flat() -> None:
-    coords = random_coords(20_000, side=60)
+    coords = random_coords(8_000, side=40)
     ops = torch.nn.ModuleList([Submanifold(8, 64), Down(64, 64), Up(64, 64), Pointwise(64, 8)])
     optimiser = torch.optim.SGD(ops.parameters(), 1e-4)
 
@@ -334,7 +335,9 @@ def test_multiply(rows: int, depth: int, panels: int, seed: int) -> None:
     at_c = np.append(random.permutation(rows) * columns, np.zeros(padded - rows, np.int64))
     expected = c.astype(np.float64)
     for r in range(rows):
-        line = sum((float(a[at_a[r] + 3 * k]) * b[3 + k * columns :][:columns] for k in range(depth)), np.zeros(columns))
+        line = sum(
+            (float(a[at_a[r] + 3 * k]) * b[3 + k * columns :][:columns] for k in range(depth)), np.zeros(columns)
+        )
         expected[at_c[r] : at_c[r] + columns] += line
     sparse_kernels.multiply(a, at_a, 3, b, 3, columns, depth, c, at_c, rows, columns)
     np.testing.assert_allclose(c, expected, atol=1e-4)
@@ -348,3 +351,20 @@ def test_rounding_to_bfloat16(values: list[float]) -> None:
     bits = np.array([sparse_kernels.round_bits(value) for value in numbers.view(np.int32)], np.int16)
     found = torch.from_numpy(bits).view(torch.bfloat16)
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
+# --- the bench -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_bench_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("spconv.pytorch", reason="spconv is not installed")
+    monkeypatch.setattr(bench, "_CROP", 10)
+    monkeypatch.setattr(bench, "_SIDE", 64)
+    random = np.random.default_rng(0)
+    cloud = np.abs(random.normal(size=(3000, 5)) * (2, 2, 0.2, 0.2, 0.1)).astype(np.float32)
+    rows = {row["name"].partition(": ")[2]: row for row in bench.rows([cloud], seconds=0.0, size="tiny")}
+    assert rows["step, bf16"]["bar"] == 2
+    assert rows["rate of a step, float32"]["bar"] == 0.6
+    assert rows["worst error against dense conv3d near the car"]["ratio"] > 1
+    assert all(row["ratio"] > 0 for row in rows.values())
