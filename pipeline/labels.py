@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8, UInt16
@@ -25,13 +25,13 @@ class LabelsConfig:
 
     Attributes:
         space: label space, a name under configs/labels or a path to such a file
-        prompts: what the teacher is asked for: the file's dictionary, or the strings of CLIP2Scene without negatives
+        prompts: words that the teacher is asked for: a name under configs/prompts or a path; empty takes the space's
         names: free text instead: comma-separated things to look for; no truth and no official export then
         eval: mapping to score with: a YAML file with names and from; empty scores with the space itself
     """
 
     space: str = "nuscenes16"
-    prompts: Literal["dictionary", "reference"] = "dictionary"
+    prompts: str = ""
     names: str = ""
     eval: str = ""
 
@@ -101,10 +101,7 @@ def load_space(config: LabelsConfig) -> LabelSpace:
         raise BadInput(path, "needs `classes`, a list of 1 to 253 classes")
     for row in classes:
         _check_class(path, row)
-    asked = {
-        "dictionary": [row.get("prompts", [row["name"]]) for row in classes],
-        "reference": [[row.get("reference", row["name"])] for row in classes],
-    }[config.prompts]
+    prompts, negatives = _words(config, classes, tree)
     class_of_raw = np.full(_RAW_IDS, _UNKNOWN, np.uint8)
     class_of_raw[np.asarray(tree.get("ignored", []), np.int64)] = NONE
     for index, row in enumerate(classes):
@@ -112,8 +109,8 @@ def load_space(config: LabelsConfig) -> LabelSpace:
     return LabelSpace(
         name=path.stem,
         names=tuple(row["name"] for row in classes),
-        prompts=tuple(map(tuple, asked)),
-        negatives=() if config.prompts == "reference" else tuple(tree.get("negatives", ())),
+        prompts=prompts,
+        negatives=negatives,
         colors=np.array([row["color"] for row in classes], np.uint8),
         class_of_raw=class_of_raw,
         export=np.array([row["export"] for row in classes], np.uint16),
@@ -122,6 +119,22 @@ def load_space(config: LabelsConfig) -> LabelSpace:
             max_height_m=np.array([row.get("max_height_m", np.inf) for row in classes], np.float32),
         ),
     )
+
+
+def _words(
+    config: LabelsConfig, classes: list[dict[str, Any]], tree: dict[str, Any]
+) -> tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]:
+    """The names that the teacher is asked for, class by class, and the negatives."""
+    names = [row["name"] for row in classes]
+    if not config.prompts:
+        return tuple(tuple(row.get("prompts", [row["name"]])) for row in classes), tuple(tree.get("negatives", ()))
+    path = named("prompts", config.prompts)
+    words = read_yaml(path)
+    asked = words.get("prompts", {})
+    unknown = [name for name in asked if name not in names]
+    if unknown:
+        raise BadInput(path, f"has prompts for {unknown[0]!r}, which is no class", f"classes are {', '.join(names)}")
+    return tuple(tuple(asked.get(name, [name])) for name in names), tuple(words.get("negatives", ()))
 
 
 def _check_class(path: Path, row: Any) -> None:

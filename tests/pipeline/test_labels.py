@@ -40,6 +40,17 @@ def test_free_text_has_no_official_ids() -> None:
         load_space(LabelsConfig(names="bus, bus"))
 
 
+def test_prompts_come_from_the_space_or_a_file(tmp_path: Path) -> None:
+    own, reference = load_space(LabelsConfig()), load_space(LabelsConfig(prompts="reference"))
+    cone = own.names.index("traffic cone")
+    assert own.prompts[own.names.index("truck")] == ("truck", "pickup", "lorry")
+    assert (reference.prompts[cone], reference.negatives) == (("traffic_cone",), ())
+    assert own.names == reference.names
+    (tmp_path / "mine.yaml").write_text("prompts: {trukc: [truck]}")
+    with pytest.raises(BadInput, match="'trukc'"):
+        load_space(LabelsConfig(prompts=str(tmp_path / "mine.yaml")))
+
+
 def test_cityscapes_says_nothing_of_sky_and_riders() -> None:
     space = load_space(LabelsConfig())
     table = load_teacher_map("cityscapes19", space)
