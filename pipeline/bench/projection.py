@@ -7,11 +7,12 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 
 from pipeline.bench import samples
+from pipeline.bench.row import Row
 from projection.cameras import project
 from projection.frames import Cloud, Frame
 from projection.grid import cell_keys
@@ -21,18 +22,6 @@ from projection.votes import Opinions, Votes, fuse
 SAMPLES = ("nuscenes-0523", "pandaset-002")
 _SWEEPS, _COLUMNS, _EGO_BOX_M, _CELL_M, _CLASSES = 10, 5, 1.0, 0.2, 16
 _TURN_S = 0.02
-
-
-class Row(TypedDict):
-    """One line of ``bench.json``; ``ratio`` over 1 means that ours is better, ``bar`` is what it must reach."""
-
-    name: str
-    unit: str
-    ours: float
-    peer_name: str
-    peer: float
-    ratio: float
-    bar: float | None
 
 
 def rows(data_root: Path, seconds: float = 4.0) -> Iterator[Row]:

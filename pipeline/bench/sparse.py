@@ -24,7 +24,7 @@ from distill.batch import Batch, Sample, collate, voxelise
 from distill.sparse import Backend, Down, Pointwise, Sites, SparseTensor, Submanifold, Up
 from distill.student import SIZES, UNet
 from pipeline.bench import samples
-from pipeline.bench.projection import Row
+from pipeline.bench.row import Row
 from projection.sweeps import merge
 
 SWEEPS = (1, 4, 10)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from distill.maskclip import MaskClip
 from distill.readings import Reading
-from pipeline.bench.projection import Row
+from pipeline.bench.row import Row
 from projection.frames import Camera, File
 from projection.pose import Pose
 

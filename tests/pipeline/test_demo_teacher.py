@@ -103,7 +103,7 @@ def test_the_generic_maskclip_code_reads_it_without_a_special_case(tmp_path: Pat
     right = total = 0
     for camera in rig:
         view = render(world, camera, 1.0)
-        picture = np.asarray(Image.fromarray(view.colour).resize((512, 288), Image.Resampling.BILINEAR))
+        picture = np.array(Image.fromarray(view.colour).resize((512, 288), Image.Resampling.BILINEAR))
         names = torch.from_numpy(teacher.vocabulary.embedding)
         guess = (teacher.features(picture[None]).cpu() @ names.T).argmax(-1)[0].numpy()
         truth = np.array(CLASS_OF_RAW, np.uint8)[view.label]

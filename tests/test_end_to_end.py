@@ -1,0 +1,97 @@
+"""Whole runs: real sensors from raw files to scores, the demo from nothing, and a labelling that is killed."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.demo.write import DemoConfig, write_demo
+from pipeline.store import Artifact
+from tests.helpers import Run, settings
+
+QUIET = ("run.progress=false", "teacher.kind=precomputed")
+
+
+@pytest.mark.slow
+def test_real_sensors_with_labels(samples: Path, tmp_path: Path, tool: Run) -> None:
+    given = ("tests/configs/pandaset.yaml", "configs/pretrain/quick.yaml", *QUIET, f"store={tmp_path}")
+    points = tool("label", *given).path
+    six = ("labels.eval=tests/configs/merged6.yaml", "data.eval=mini_train,mini_val")
+    fused = json.loads((tool("evaluate", *given, f"points={points}", *six).path / "scores.json").read_text())
+    assert fused["covered"]["accuracy"] > 0.92
+    assert fused["covered"]["miou"] > 0.68
+    assert fused["covered"]["points"] > 790_000
+
+    def score(student: Path) -> dict:
+        return json.loads((tool("evaluate", *given, f"student={student}").path / "scores.json").read_text())
+
+    untrained = score(tool("pretrain", *given, "train.epochs=0").path)
+    trained = score(tool("pretrain", *given, "train.epochs=8", "train.batch_size=1").path)
+    assert trained["miou"] > untrained["miou"] + 0.15
+    assert trained["accuracy"] > 0.75
+    assert list(trained["iou"])[:2] == ["barrier", "bicycle"]
+    assert len(trained["iou"]) == 16
+
+
+@pytest.mark.slow
+def test_real_sensors_without_labels(samples: Path, tmp_path: Path, tool: Run) -> None:
+    given = ("tests/configs/nuscenes.yaml", "configs/pretrain/quick.yaml", *QUIET, f"store={tmp_path}")
+    student = tool("pretrain", *given, "train.epochs=1", "train.batch_size=4").path
+    out = tool("export_labels", *given, f"student={student}").path
+    found = sorted(out.rglob("*_lidarseg.bin"))
+    sizes = {path.stat().st_size // 20 for path in (samples / "nuscenes-0523/samples/LIDAR_TOP").glob("*.bin")}
+    assert len(found) == 12
+    for path in found:
+        label = np.fromfile(path, np.uint8)
+        assert len(label) in sizes
+        assert set(np.unique(label)) <= set(range(1, 17))
+    refused = tool("evaluate", *given, f"student={student}")
+    assert refused.status == 1
+    assert "no frame has labels" in refused.err
+
+
+@pytest.mark.slow
+def test_a_killed_labelling_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    write_demo(DemoConfig(train_scenes=6, val_scenes=1, key_frames=2, width_px=320, height_px=180), root)
+    teacher = ("teacher.kind=maskclip", "teacher.model=local-dir:pipeline/demo/teacher", "teacher.size_hw=[160,320]")
+
+    def command(store: Path) -> list[str]:
+        tool = [sys.executable, "tools/label.py"]
+        return [*tool, *settings(root, store), *teacher, "labels.prompts=demo"]
+
+    undisturbed = subprocess.run(command(tmp_path / "a"), check=True, capture_output=True, text=True).stdout.strip()
+    victim = subprocess.Popen(command(tmp_path / "b"), stdout=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while not list((tmp_path / "b").glob("pixels-*/done/scene-*.json")):
+        assert time.time() < deadline
+        assert victim.poll() is None
+        time.sleep(0.005)
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    assert not list((tmp_path / "b").glob("points-*/manifest.json"))
+    again = subprocess.run(command(tmp_path / "b"), check=True, capture_output=True, text=True).stdout.strip()
+    for stage in ("pixels", "points"):
+        one, two = (next((tmp_path / store).glob(f"{stage}-*")) for store in "ab")
+        assert one.name == two.name
+        assert Artifact(one).manifest()["digest"] == Artifact(two).manifest()["digest"]
+    assert Path(again).name == Path(undisturbed).name
+
+
+@pytest.mark.slow
+def test_the_demo_from_nothing_to_a_table(tmp_path: Path) -> None:
+    small = ("demo.train_scenes=2", "demo.val_scenes=1", "demo.key_frames=3", "train.epochs=2")
+    where = (f"data.root={tmp_path / 'data'}", f"store={tmp_path / 'store'}", "run.progress=false")
+    command = [sys.executable, "tools/pretrain.py", "configs/demo.yaml", *small, *where]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert Artifact(Path(done.stdout.strip())).whole
+    assert "mIoU" in done.stderr
+    assert "construction vehicle" in done.stderr
