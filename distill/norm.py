@@ -80,44 +80,35 @@ class _Normalise(torch.autograd.Function):
     ) -> Tensor:
         _, mean, inv_std = moments
         scale = inv_std * weight.numpy()
-        shift = (bias.numpy() - mean * scale).astype(np.float32)
+        factors = mean.astype(np.float32), scale.astype(np.float32), bias.numpy()
         out = torch.empty_like(x)
         values, result = bits(x), bits(out)
         extra = values[:0] if add is None else bits(add)
-        factor = scale.astype(np.float32)
-        share(
-            _chunks(len(x)),
-            lambda first, last: kernels.apply(values, factor, shift, extra, relu, first, last, result),
-        )
-        ctx.save_for_backward(x, weight, out if relu else x)
-        ctx.relu, ctx.moments, ctx.everywhere, ctx.add = relu, moments, everywhere, add is not None
+        share(_chunks(len(x)), lambda first, last: kernels.apply(values, *factors, extra, relu, first, last, result))
+        ctx.relu = 0 if not relu else kernels.BY_INPUT if add is None else kernels.BY_OUTPUT
+        ctx.save_for_backward(x, weight, bias, out if ctx.relu == kernels.BY_OUTPUT else x[:0])
+        ctx.moments, ctx.everywhere, ctx.add = moments, everywhere, add is not None
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-        x, weight, out = ctx.saved_tensors
+        x, weight, bias, out = ctx.saved_tensors
         count, mean, inv_std = ctx.moments
-        values, result, grad = bits(x), bits(out), bits(grads[0].to(x.dtype).contiguous())
-        chunks, width, relu = _chunks(len(x)), x.shape[1], ctx.relu
+        values, grad = bits(x), bits(grads[0].to(x.dtype).contiguous())
+        chunks, width = _chunks(len(x)), x.shape[1]
         sums, products = np.empty((chunks, width), np.float32), np.empty((chunks, width), np.float32)
-        centre = mean.astype(np.float32)
-        share(
-            chunks,
-            lambda first, last: kernels.gradient_sums(values, centre, result, grad, relu, first, last, sums, products),
-        )
+        scale = inv_std * weight.numpy()
+        factors = mean.astype(np.float32), scale.astype(np.float32), bias.numpy()
+        common = values, *factors, bits(out), grad, ctx.relu
+        share(chunks, lambda first, last: kernels.gradient_sums(*common, first, last, sums, products))
         ours = np.concatenate([sums.sum(0, np.float64), products.sum(0, np.float64) * inv_std])
-        total, product = np.split(_gather(ours, ctx.everywhere).sum(0), 2)
-        of_g = weight.numpy() * inv_std
-        of_x = -of_g * inv_std * product / count if count else np.zeros(width)
-        shift = -of_g * total / count - of_x * mean if count else np.zeros(width)
+        total, product = np.split(_gather(ours, ctx.everywhere).sum(0), 2) if count else np.zeros((2, width))
+        slope, rest = -scale * inv_std * product / max(count, 1), -scale * total / max(count, 1)
+        line = slope.astype(np.float32), rest.astype(np.float32)
         d_x = torch.empty_like(x)
         d_add = torch.empty_like(x) if ctx.add else None
-        factors = [factor.astype(np.float32) for factor in (of_g, of_x, shift)]
-        written, also = bits(d_x), values[:0] if d_add is None else bits(d_add)
-        share(
-            chunks,
-            lambda first, last: kernels.gradient(values, result, grad, relu, *factors, first, last, written, also),
-        )
+        also, written = values[:0] if d_add is None else bits(d_add), bits(d_x)
+        share(chunks, lambda first, last: kernels.gradient(*common, *line, first, last, written, also))
         d_bias, d_weight = (torch.from_numpy(part.astype(np.float32)) for part in np.split(ours, 2))
         return d_x, d_weight, d_bias, d_add, None, None, None
 

@@ -5,19 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import types
 from numba.extending import overload
 
-from distill.sparse_kernels import round_bits
+from distill.sparse_kernels import FLOAT, round_bits
 from projection.jit import jit
 
 CHUNK = 512
 """Rows that one thread sums before the sums of chunks are added in order."""
 
+BY_INPUT, BY_OUTPUT = 1, 2
+"""How the backward pass tells where the rectifier let through."""
+
 
 def _load(x: Any, row: int, column: int) -> Any:
     """An element as float32."""
-    raise NotImplementedError
+    return _load_as(x, row, column)(x, row, column)
 
 
 @overload(_load)
@@ -28,11 +30,12 @@ def _load_as(x, row, column):  # type: ignore[no-untyped-def]
     def as_bfloat(x, row, column):  # type: ignore[no-untyped-def]
         return np.int32(np.int32(x[row, column]) << 16).view(np.float32)
 
-    return as_float if x.dtype == types.float32 else as_bfloat
+    return as_float if x.dtype in FLOAT else as_bfloat
 
 
 def _store(x: Any, row: int, column: int, value: Any) -> None:
     """Writes a float32 in the type of ``x``."""
+    _store_as(x, row, column, value)(x, row, column, value)
 
 
 @overload(_store)
@@ -43,7 +46,7 @@ def _store_as(x, row, column, value):  # type: ignore[no-untyped-def]
     def as_bfloat(x, row, column, value):  # type: ignore[no-untyped-def]
         x[row, column] = round_bits(np.float32(value).view(np.int32))
 
-    return as_float if x.dtype == types.float32 else as_bfloat
+    return as_float if x.dtype in FLOAT else as_bfloat
 
 
 @jit
@@ -66,12 +69,12 @@ def moments(x: Any, first: int, last: int, mean: Any, square: Any) -> None:
 
 
 @jit
-def apply(x: Any, scale: Any, shift: Any, add: Any, relu: bool, first: int, last: int, out: Any) -> None:
-    """Writes ``x * scale + shift + add``, rectified or not; an ``add`` without rows is left out."""
+def apply(x: Any, mean: Any, scale: Any, bias: Any, add: Any, relu: bool, first: int, last: int, out: Any) -> None:
+    """Writes ``(x - mean) * scale + bias + add``, rectified or not; an ``add`` without rows is left out."""
     with_add = add.shape[0] > 0
     for r in range(first * CHUNK, min(last * CHUNK, x.shape[0])):
         for j in range(x.shape[1]):
-            value = _load(x, r, j) * scale[j] + shift[j]
+            value = (_load(x, r, j) - mean[j]) * scale[j] + bias[j]
             if with_add:
                 value += _load(add, r, j)
             if relu:  # as a statement: as an expression numba makes it a branch, and the loop is no longer vector code
@@ -81,44 +84,63 @@ def apply(x: Any, scale: Any, shift: Any, add: Any, relu: bool, first: int, last
 
 @jit
 def gradient_sums(
-    x: Any, mean: Any, out: Any, grad: Any, relu: bool, first: int, last: int, sums: Any, products: Any
+    x: Any,
+    mean: Any,
+    scale: Any,
+    bias: Any,
+    out: Any,
+    grad: Any,
+    relu: int,
+    first: int,
+    last: int,
+    sums: Any,
+    products: Any,
 ) -> None:
-    """Writes the sums of ``g`` and of ``g * (x - mean)`` over each chunk, ``(chunks, c) f32``.
-
-    ``g`` is ``grad``, with ``relu`` only where ``out`` is positive.
-    """
+    """Writes the sums of ``g``, see ``gradient``, and of ``g * (x - mean)`` over each chunk, ``(chunks, c) f32``."""
     for chunk in range(first, last):
         total, product = sums[chunk], products[chunk]
         total[:] = 0
         product[:] = 0
         for r in range(chunk * CHUNK, min((chunk + 1) * CHUNK, x.shape[0])):
             for j in range(x.shape[1]):
-                g = _load(grad, r, j)
-                g = np.float32(0.0) if relu and _load(out, r, j) <= np.float32(0.0) else g
+                deviation, g = _load(x, r, j) - mean[j], _load(grad, r, j)
+                if relu == BY_INPUT and deviation * scale[j] + bias[j] <= np.float32(0.0):
+                    g = np.float32(0.0)
+                if relu == BY_OUTPUT and _load(out, r, j) <= np.float32(0.0):
+                    g = np.float32(0.0)
                 total[j] += g
-                product[j] += g * (_load(x, r, j) - mean[j])
+                product[j] += g * deviation
 
 
 @jit
 def gradient(
     x: Any,
+    mean: Any,
+    scale: Any,
+    bias: Any,
     out: Any,
     grad: Any,
-    relu: bool,
-    of_g: Any,
-    of_x: Any,
-    shift: Any,
+    relu: int,
+    slope: Any,
+    rest: Any,
     first: int,
     last: int,
     d_x: Any,
     d_add: Any,
 ) -> None:
-    """Writes ``d_x = of_g * g + of_x * x + shift``, and ``d_add = g`` unless it has no rows."""
+    """Writes ``d_x = scale * g + slope * (x - mean) + rest``, and ``d_add = g`` unless it has no rows.
+
+    ``g`` is the gradient behind the rectifier: ``grad`` where ``out`` is positive (``BY_OUTPUT``), or where
+    ``(x - mean) * scale + bias`` is (``BY_INPUT``, then ``out`` has no rows), or everywhere (0).
+    """
     with_add = d_add.shape[0] > 0
     for r in range(first * CHUNK, min(last * CHUNK, x.shape[0])):
         for j in range(x.shape[1]):
-            g = _load(grad, r, j)
-            g = np.float32(0.0) if relu and _load(out, r, j) <= np.float32(0.0) else g
-            _store(d_x, r, j, of_g[j] * g + of_x[j] * _load(x, r, j) + shift[j])
+            deviation, g = _load(x, r, j) - mean[j], _load(grad, r, j)
+            if relu == BY_INPUT and deviation * scale[j] + bias[j] <= np.float32(0.0):
+                g = np.float32(0.0)
+            if relu == BY_OUTPUT and _load(out, r, j) <= np.float32(0.0):
+                g = np.float32(0.0)
+            _store(d_x, r, j, scale[j] * g + slope[j] * deviation + rest[j])
             if with_add:
                 _store(d_add, r, j, g)

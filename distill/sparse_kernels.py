@@ -172,6 +172,9 @@ def multiply(
 
 # --- float32 and bfloat16 --------------------------------------------------------------------------------------------
 
+FLOAT = (types.float32, np.dtype(np.float32))
+"""The element type as Numba and as NumPy name it: where overloads choose, they serve compiled code and plain Python."""
+
 
 @jit
 def round_bits(bits: Any) -> Any:
@@ -183,6 +186,7 @@ def round_bits(bits: Any) -> Any:
 
 def _put(sums: Any, rows: int, out: Any, begin: int) -> None:
     """Writes finished sums to ``out`` in its own type."""
+    _put_as(sums, rows, out, begin)(sums, rows, out, begin)
 
 
 @overload(_put)
@@ -198,11 +202,12 @@ def _put_as(sums, rows, out, begin):  # type: ignore[no-untyped-def]
             for j in range(out.shape[1]):
                 out[begin + r, j] = round_bits(bits[r, j])
 
-    return as_float if out.dtype == types.float32 else as_bfloat
+    return as_float if out.dtype in FLOAT else as_bfloat
 
 
 def _pack_row(values: Any, row: int, packed: Any, place: int) -> None:
     """Copies a row of ``values``; of bfloat16, two places that follow each other share a row of int32."""
+    _pack_row_as(values, row, packed, place)(values, row, packed, place)
 
 
 @overload(_pack_row)
@@ -219,12 +224,12 @@ def _pack_row_as(values, row, packed, place):  # type: ignore[no-untyped-def]
             for j in range(values.shape[1]):
                 packed[place >> 1, j] = np.int32(_half(values[row, j])) & 0xFFFF
 
-    return as_float if packed.dtype == types.float32 else as_pairs
+    return as_float if packed.dtype in FLOAT else as_pairs
 
 
-def _half(value: Any) -> int:
+def _half(value: Any) -> Any:
     """The bits of a bfloat16, from those bits or from a float32."""
-    raise NotImplementedError
+    return value if isinstance(value, np.int16) else round_bits(value.view(np.int32))
 
 
 @overload(_half)

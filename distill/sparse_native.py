@@ -75,12 +75,10 @@ def _rows(feats: Float[Tensor, "v c"]) -> NDArray[Any]:
 
 
 def _room(rows: int, columns: int, like: Tensor, *before: int) -> Tensor:
-    """Zeros for ``rows`` packed rows: columns up to whole vectors, two rows of bfloat16 in one."""
-    columns = -(-columns // kernels.LANES) * kernels.LANES
-    half = like.dtype == torch.bfloat16
-    return torch.zeros(
-        (*before, -(-rows // 2) if half else rows, columns), dtype=torch.int32 if half else torch.float32
-    )
+    """Room for ``rows`` packed rows: columns up to whole vectors, zero there, and two rows of bfloat16 in one."""
+    whole, half = -(-columns // kernels.LANES) * kernels.LANES, like.dtype == torch.bfloat16
+    make = torch.empty if whole == columns else torch.zeros
+    return make((*before, -(-rows // 2) if half else rows, whole), dtype=torch.int32 if half else torch.float32)
 
 
 def _convolve(feats: Tensor, weight: NDArray[Any], tiles: PairLists, outputs: int) -> Float[Tensor, "w o"]:

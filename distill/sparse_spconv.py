@@ -94,7 +94,7 @@ def submanifold(feats: Float[Tensor, "v i"], weight: Tensor, level: Level) -> Fl
 
 
 def down(feats: Float[Tensor, "v i"], weight: Tensor, level: Level) -> tuple[Float[Tensor, "w o"], Level]:
-    """The strided 2^3 op, and the level that it leads to."""
+    """The strided 2^3 op, and the level that it leads to; spconv allows it once for each level."""
     out = _call("down", feats, weight, level, level.depth)
     tensor = out.replace_feature(out.features.detach()[:, :1])
     tensor.indice_dict = level.tensor.indice_dict

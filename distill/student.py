@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -34,7 +34,7 @@ class ModelConfig:
         backend: who computes the sparse convolutions; auto is spconv on CUDA, native elsewhere.
         max_voxels: limit for each frame while training, 0 is none [voxels].
         trilinear: interpolate point features between voxels instead of taking those of the point's own.
-        checkpointing: keep less memory and compute each stage twice.
+        checkpointing: keep less memory and compute each residual block twice.
     """
 
     size: Literal["tiny", "unet14", "unet34"] = "unet14"
@@ -101,8 +101,11 @@ class Residual(nn.Module):
 class Stage(nn.Module):
     """A step down or up (``resample``), then residual blocks; on the way up the features of the way down come along."""
 
-    def __init__(self, resample: Down | Up, channels: int, skip: int, width: int, blocks: int) -> None:
+    def __init__(
+        self, resample: Down | Up, channels: int, skip: int, width: int, blocks: int, checkpointing: bool
+    ) -> None:
         super().__init__()
+        self.checkpointing = checkpointing
         self.resample, self.norm = resample, Norm(channels)
         self.blocks = nn.ModuleList(Residual(channels + skip if i == 0 else width, width) for i in range(blocks))
 
@@ -112,7 +115,8 @@ class Stage(nn.Module):
         feats = self.norm(x.feats, relu=True)
         x = x.with_feats(feats if skip is None else torch.cat([feats, skip.feats.to(feats.dtype)], 1))
         for block in self.blocks:
-            x = block(x)
+            again = self.checkpointing and self.training
+            x = checkpoint(block, x, use_reentrant=False, context_fn=_twice) if again else block(x)
         return x
 
 
@@ -125,38 +129,29 @@ class UNet(nn.Module):
 
     def __init__(self, size: Size, in_channels: int, checkpointing: bool = False) -> None:
         super().__init__()
-        self.checkpointing = checkpointing
         self.scale = Norm(in_channels)  # metres, seconds and shares to one scale
         self.scale.requires_grad_(False)  # the first convolution can learn what it could
         self.stem1, self.norm1 = Submanifold(in_channels, size.stem), Norm(size.stem)
         self.stem2, self.norm2 = Submanifold(size.stem, size.stem), Norm(size.stem)
-        widths = (size.stem, *size.widths)
+        widths, blocks = (size.stem, *size.widths), size.blocks
         self.down = nn.ModuleList(
-            Stage(Down(widths[i], widths[i]), widths[i], 0, widths[i + 1], size.blocks[i]) for i in range(4)
+            Stage(Down(widths[i], widths[i]), widths[i], 0, widths[i + 1], blocks[i], checkpointing) for i in range(4)
         )
         self.up = nn.ModuleList(
-            Stage(Up(widths[i], widths[i + 1]), widths[i + 1], widths[7 - i], widths[i + 1], size.blocks[i])
+            Stage(Up(widths[i], widths[i + 1]), widths[i + 1], widths[7 - i], widths[i + 1], blocks[i], checkpointing)
             for i in range(4, 8)
         )
         self.channels = widths[-1]
 
-    def _run(self, stage: Callable[..., SparseTensor], *inputs: SparseTensor) -> SparseTensor:
-        if self.checkpointing and self.training:
-            return checkpoint(stage, *inputs, use_reentrant=False, context_fn=_twice)
-        return stage(*inputs)
-
-    def _stem(self, x: SparseTensor) -> SparseTensor:
-        x = x.with_feats(self.norm1(self.stem1(x.with_feats(self.scale(x.feats))).feats, relu=True))
-        return x.with_feats(self.norm2(self.stem2(x).feats, relu=True))
-
     def forward(self, x: SparseTensor) -> SparseTensor:
         """Features on the cells of ``x``."""
-        levels = [self._run(self._stem, x)]
+        x = x.with_feats(self.norm1(self.stem1(x.with_feats(self.scale(x.feats))).feats, relu=True))
+        levels = [x.with_feats(self.norm2(self.stem2(x).feats, relu=True))]
         for stage in self.down:
-            levels.append(self._run(stage, levels[-1]))
+            levels.append(stage(levels[-1]))
         x = levels.pop()
         for stage in self.up:
-            x = self._run(stage, x, levels.pop())
+            x = stage(x, levels.pop())
         return x
 
 
@@ -169,7 +164,7 @@ class Student(nn.Module):
         text_dim: dimension of the class names' embeddings.
         classes: number of classes of the classifier, None before fine-tuning.
         backend: who computes the sparse convolutions.
-        checkpointing: keep less memory and compute each stage twice.
+        checkpointing: keep less memory and compute each residual block twice.
     """
 
     def __init__(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import multiprocessing
+import os
 import statistics
 import time
 import warnings
@@ -29,6 +30,7 @@ from projection.sweeps import merge
 
 SWEEPS = (1, 4, 10)
 _FEATURES = ("intensity", "height", "range", "age", "offset")
+_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
 _VOXEL_M, _HEIGHT_M, _EGO_BOX_M, _SIDE, _CROP = 0.1, 1.84, 1.5, 2048, 64
 
 
@@ -247,9 +249,18 @@ def _dense(op: Submanifold, feats: Tensor, coords: Tensor) -> Tensor:
 
 
 def _peak_mb(cloud: Float32[np.ndarray, "n 5"], size: str, backend: Backend, bfloat: bool) -> float:
-    """Most memory that two training steps add to a fresh process that has its network and batch."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_steps_in_child, (cloud, size, backend, bfloat, torch.get_num_threads()))
+    """Most memory that two training steps add to a fresh process that has its network and batch.
+
+    There glibc gives large blocks back at once: otherwise holes in its heap add a third, and as much again as noise.
+    """
+    set_before = {name: os.environ.get(name) for name in _MALLOC}
+    os.environ.update(_MALLOC)
+    try:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            return pool.apply(_steps_in_child, (cloud, size, backend, bfloat, torch.get_num_threads()))
+    finally:
+        for name, value in set_before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def _steps_in_child(cloud: np.ndarray, size: str, backend: Backend, bfloat: bool, threads: int) -> float:

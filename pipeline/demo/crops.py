@@ -10,11 +10,11 @@ from PIL import Image
 
 from pipeline.demo.render import render
 from pipeline.demo.rig import cameras
-from pipeline.demo.words import CLASS_OF_RAW, NAMES
+from pipeline.demo.words import CLASS_OF_RAW, NAMES, THINGS
 from pipeline.demo.world import build_world
 
 _SPOTS = 24
-"""Pixels kept per class and picture, about which a crop may be taken."""
+"""Places kept per class and picture, where stuff may be cropped."""
 _LEAST_PX = 100
 """Pixels that a thing must show to be cropped."""
 _TRUE_SHARE, _FALSE_SHARE = 0.03, 0.003
@@ -23,7 +23,7 @@ _TRUE_SHARE, _FALSE_SHARE = 0.03, 0.003
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Picture:
-    """A rendered picture: colours, classes (255: none), boxes of things and single pixels of every class.
+    """A rendered picture: colours, classes (255: none), boxes of things and spots of stuff.
 
     `boxes` rows are class, u0, v0, u1, v1 [px]; `spots` rows are class, u, v [px].
     """
@@ -36,11 +36,10 @@ class Picture:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Album:
-    """Pictures, and for each class the (picture, row) of every box and of every spot that shows it."""
+    """Pictures, and for each class the (picture, row) of every box or spot that shows it."""
 
     pictures: Sequence[Picture]
-    boxes: Sequence[Int64[np.ndarray, "_ 2"]]
-    spots: Sequence[Int64[np.ndarray, "_ 2"]]
+    places: Sequence[Int64[np.ndarray, "_ 2"]]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -58,14 +57,12 @@ def render_album(seed: int, worlds: int, shots: int, size_wh: tuple[int, int], w
     with ThreadPoolExecutor(workers) as pool:
         found = pool.map(lambda scene: _photograph(seed, scene, shots, size_wh), range(worlds))
         pictures = [picture for street in found for picture in street]
-    return Album(pictures, _rows([p.boxes for p in pictures]), _rows([p.spots for p in pictures]))
-
-
-def _rows(tables: Sequence[np.ndarray]) -> list[Int64[np.ndarray, "_ 2"]]:
-    """For each class the (table, row) of its rows, whose first column is the class."""
-    where = np.array([(i, row) for i, table in enumerate(tables) for row in range(len(table))]).reshape(-1, 2)
-    kind = np.concatenate([table[:, 0] for table in tables])
-    return [where[kind == c] for c in range(len(NAMES))]
+    rows: list[list[tuple[int, int]]] = [[] for _ in NAMES]
+    for i, picture in enumerate(pictures):
+        for table in (picture.boxes, picture.spots):
+            for row, kind in enumerate(table[:, 0]):
+                rows[kind].append((i, row))
+    return Album(pictures, [np.array(of_class).reshape(-1, 2) for of_class in rows])
 
 
 def _photograph(seed: int, scene: int, shots: int, size_wh: tuple[int, int]) -> list[Picture]:
@@ -90,9 +87,9 @@ def _boxes(instance: np.ndarray, label: UInt8[np.ndarray, "h w"]) -> Int64[np.nd
 
 
 def _spots(rng: np.random.Generator, label: UInt8[np.ndarray, "h w"]) -> Int64[np.ndarray, "spots 3"]:
-    """Random pixels of each class."""
+    """Random pixels of each class of stuff."""
     out = [np.zeros((0, 3), np.int64)]
-    for kind in range(len(NAMES)):
+    for kind in range(len(THINGS), len(NAMES)):
         v, u = np.nonzero(label == kind)
         pick = rng.integers(len(v), size=_SPOTS) if len(v) > _LEAST_PX else np.zeros(0, np.int64)
         out.append(np.column_stack([np.full(len(pick), kind), u[pick], v[pick]]))
@@ -100,10 +97,7 @@ def _spots(rng: np.random.Generator, label: UInt8[np.ndarray, "h w"]) -> Int64[n
 
 
 def draw_crops(album: Album, rng: np.random.Generator, count: int, side_px: int) -> Crops:
-    """Square crops resized to `side_px`, most of them about a class drawn evenly.
-
-    A class is looked for as a whole thing in its box, or near one of its pixels, which may lie amid something large.
-    """
+    """Square crops, most of them about a thing or a spot of a class drawn evenly, resized to `side_px`."""
     taken = [_draw(album, rng, side_px) for _ in range(count)]
     images = np.stack([image for image, _, _ in taken])
     target, share = np.array([t for _, t, _ in taken]), np.stack([s for _, _, s in taken])
@@ -135,11 +129,9 @@ def _window(album: Album, rng: np.random.Generator) -> tuple[Picture, int, tuple
         u, v = rng.uniform(0, picture.label.shape[1]), rng.uniform(0, picture.label.shape[0])
     else:
         target = int(rng.integers(len(NAMES)))
-        whole = len(album.boxes[target]) > 0 and rng.random() < 0.6
-        places = (album.boxes if whole else album.spots)[target]
-        index, row = places[int(rng.integers(len(places)))]
+        index, row = album.places[target][int(rng.integers(len(album.places[target])))]
         picture = album.pictures[index]
-        if whole:
+        if target in THINGS:
             _, u0, v0, u1, v1 = picture.boxes[row]
             side = max(u1 - u0, v1 - v0) * rng.uniform(0.7, 2.2)
             u, v = (u0 + u1) / 2 + rng.normal(0, 0.1) * side, (v0 + v1) / 2 + rng.normal(0, 0.1) * side

@@ -36,7 +36,7 @@ TRAIN_SEED, SCORE_SEED = 1_000_000, 2_000_000
 MEAN, STD = (0.45, 0.45, 0.45), (0.22, 0.22, 0.22)
 MODEL: dict[str, Any] = {
     "embed_dim": 128,
-    "vision_cfg": {"image_size": 96, "layers": [1, 1, 2, 2], "width": 24, "head_width": 64, "patch_size": None},
+    "vision_cfg": {"image_size": 96, "layers": [1, 1, 1, 1], "width": 24, "head_width": 64, "patch_size": None},
     "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 48, "heads": 3, "layers": 2},
 }
 TEMPLATES = (*(t("{}") for t in open_clip.OPENAI_IMAGENET_TEMPLATES), *SCENE_TEMPLATES, "{}", "a photo of {}.")
@@ -64,7 +64,7 @@ class TeachConfig:
     seed: int = 0
     worlds: int = 500
     shots: int = 5
-    steps: int = 5000
+    steps: int = 4500
     batch: int = 32
     rate: float = 7e-4
     threads: int = 1

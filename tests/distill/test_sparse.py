@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from distill import sparse_kernels
+from distill import sparse_kernels, sparse_native
 from distill.sparse import Down, Pointwise, Sites, SparseTensor, Submanifold, Up
 from distill.sparse_native import convolve
 from pipeline.bench import sparse as bench
@@ -341,6 +341,43 @@ def test_multiply(rows: int, depth: int, panels: int, seed: int) -> None:
         expected[at_c[r] : at_c[r] + columns] += line
     sparse_kernels.multiply(a, at_a, 3, b, 3, columns, depth, c, at_c, rows, columns)
     np.testing.assert_allclose(c, expected, atol=1e-4)
+
+
+def multiply_twin(a, at_a, step_a, b, at_b, step_b, depth, c, at_c, rows, columns) -> None:
+    """``multiply`` in NumPy; int32 operands are pairs of bfloat16."""
+
+    def numbers(values: np.ndarray) -> list[np.ndarray]:
+        if values.dtype == np.float32:
+            return [values.astype(np.float64)]
+        halves = values.view(np.int16).reshape(-1, 2)
+        return [(half.astype(np.int32) << 16).view(np.float32).astype(np.float64) for half in halves.T]
+
+    k, j = np.arange(depth)[:, None], np.arange(columns)
+    for x, y in zip(numbers(a), numbers(b), strict=True):
+        for r in range(rows):
+            c[at_c[r] : at_c[r] + columns] += x[at_a[r] + k[:, 0] * step_a] @ y[at_b + k * step_b + j]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kernels_as_plain_python(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    coords = random_coords(25, side=4)
+    pairs = Sites(coords, "native").submanifold
+    torch.manual_seed(0)
+    feats, upstream = torch.randn(len(coords), 5).to(dtype), torch.randn(len(coords), 3).to(dtype)
+    weight = torch.randn(3, 27, 5)
+
+    def run() -> list[Tensor]:
+        x, w = feats.clone().requires_grad_(), weight.clone().requires_grad_()
+        out = sparse_native.convolve(x, w, pairs)
+        return [out, *torch.autograd.grad(out, [x, w], upstream)]
+
+    compiled = run()
+    for name in ("convolve", "weight_gradient", "pack_weight", "round_bits"):
+        monkeypatch.setattr(sparse_kernels, name, getattr(sparse_kernels, name).py_func)
+    monkeypatch.setattr(sparse_kernels, "multiply", multiply_twin)
+    monkeypatch.setattr(sparse_kernels, "CHUNK", 8)
+    for mine, other in zip(compiled, run(), strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-5, rtol=2**-7)
 
 
 @given(st.lists(st.floats(width=32, allow_nan=True), min_size=1, max_size=50))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from distill import norm_kernels, sparse_kernels
 from distill.batch import Batch, Sample, collate, voxelise
 from distill.heads import Head
 from distill.norm import Norm
@@ -249,7 +250,29 @@ def test_norm(dtype: torch.dtype, rows: int, training: bool, relu: bool, with_ad
     assert norm.batch.num_batches_tracked == plain.num_batches_tracked
 
 
+@pytest.mark.filterwarnings("ignore:overflow")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("with_add", [True, False])
+def test_norm_kernels_as_plain_python(dtype: torch.dtype, with_add: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    x, add, upstream = (torch.randn(20, 3).to(dtype) for _ in range(3))
+
+    def run() -> list[Tensor]:
+        norm, leaves = Norm(3), [x.clone().requires_grad_(), add.clone().requires_grad_()][: 1 + with_add]
+        out = norm(leaves[0], True, leaves[1] if with_add else None)
+        return [out, *torch.autograd.grad(out, [*leaves, norm.batch.weight, norm.batch.bias], upstream)]
+
+    compiled = run()
+    for name in ("moments", "apply", "gradient_sums", "gradient"):
+        monkeypatch.setattr(norm_kernels, name, getattr(norm_kernels, name).py_func)
+    monkeypatch.setattr(norm_kernels, "CHUNK", 6)
+    monkeypatch.setattr(norm_kernels, "round_bits", sparse_kernels.round_bits.py_func)
+    for mine, other in zip(compiled, run(), strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-5, rtol=2**-7)
+
+
 def test_norm_of_one_row_is_its_bias() -> None:
+    torch.manual_seed(0)
     norm = Norm(3)
     nn.init.normal_(norm.batch.bias)
     torch.testing.assert_close(norm(torch.randn(1, 3)), norm.batch.bias.detach()[None])
