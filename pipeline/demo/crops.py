@@ -62,7 +62,7 @@ def render_album(seed: int, worlds: int, shots: int, size_wh: tuple[int, int], w
         for table in (picture.boxes, picture.spots):
             for row, kind in enumerate(table[:, 0]):
                 rows[kind].append((i, row))
-    return Album(pictures, [np.array(of_class).reshape(-1, 2) for of_class in rows])
+    return Album(pictures, [np.array(of_class, np.int64).reshape(-1, 2) for of_class in rows])
 
 
 def _photograph(seed: int, scene: int, shots: int, size_wh: tuple[int, int]) -> list[Picture]:
