@@ -20,8 +20,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from pipeline.executor import Incomplete, RunConfig, Worker, do_scene
 from pipeline.store import Artifact, write_whole
+from pipeline.work import Incomplete, RunConfig, Worker, do_scene
 from projection.errors import BadInput
 
 _DISK = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS, errno.EDQUOT)

@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from distill.train import NotFinite
 from pipeline.config import Config, describe, load_config
 from pipeline.datasets.rows import Skip
-from pipeline.executor import Incomplete
+from pipeline.work import Incomplete
 from projection.errors import BadInput
 
 
@@ -47,7 +48,7 @@ def main(about: str, keys: Sequence[str], run: Callable[[Config], Made], argumen
         return 2
     try:
         made = run(load_config([argument for argument in given if not argument.startswith("-")]))
-    except (BadInput, Incomplete, OSError) as error:
+    except (BadInput, Incomplete, NotFinite, OSError) as error:
         if show_trace:
             traceback.print_exc()
         say(f"error: {error}")

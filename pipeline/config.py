@@ -21,8 +21,8 @@ from distill.teacher import TeacherConfig
 from distill.train import TrainConfig
 from pipeline.datasets import DataConfig
 from pipeline.demo.write import DemoConfig
-from pipeline.executor import RunConfig
 from pipeline.labels import LabelsConfig
+from pipeline.work import RunConfig
 from pipeline.yaml_files import read_yaml
 from projection.errors import BadInput
 from projection.fusion import FusionConfig

@@ -3,64 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
 
-import numpy as np
 from tqdm import tqdm
 
+from pipeline.config import Config
 from pipeline.datasets.rows import Skip
 from pipeline.store import Artifact
-
-if TYPE_CHECKING:
-    from pipeline.config import Config
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """How the work is carried out; never changes what comes out.
-
-    Attributes:
-        executor: local does all in this process; ray spreads scenes over workers
-        address: Ray cluster to join; empty starts one of its own on this machine and ends it afterwards (ray)
-        workers: workers that do scenes at the same time (ray)
-        gpus: GPUs of each labelling or predicting worker, fractions allowed (ray)
-        attempts: times that a scene may lose its worker before it is given up (ray)
-        deadline_s: time after which a scene is also given to a second worker; the first to commit wins (ray) [s]
-        loaders: processes that make training batches beside the training itself
-        progress: draw progress bars on stderr
-    """
-
-    executor: Literal["local", "ray"] = "local"
-    address: str = ""
-    workers: int = 2
-    gpus: float = 0.0
-    attempts: int = 3
-    deadline_s: float = 3600.0
-    loaders: int = 1
-    progress: bool = True
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Shard:
-    """What a worker made of a scene: named arrays, frames left out, and counts to be added up."""
-
-    arrays: Mapping[str, np.ndarray]
-    skipped: Sequence[Skip] = ()
-    counts: Mapping[str, int] = field(default_factory=dict)
-
-
-@runtime_checkable
-class Worker(Protocol):
-    """Does one scene; owns its model and whatever else outlives a scene."""
-
-    def __call__(self, scene: str) -> Shard:
-        """What becomes the scene's shard."""
-
-
-class Incomplete(RuntimeError):
-    """Some scenes could not be done; the rest is committed, and the same command tries the missing ones again."""
+from pipeline.work import Worker, do_scene
 
 
 def run_stage(
@@ -105,12 +55,3 @@ def run_stage(
                     bar.update()
     artifact.finish(scenes, config, started, inherited)
     return artifact
-
-
-def do_scene(artifact: Artifact, worker: Worker, scene: str, attempt: int = 1) -> None:
-    """Has a worker do a scene and commits its shard, unless another one has committed it meanwhile."""
-    begun = time.time()
-    shard = worker(scene)
-    if not artifact.done(scene):
-        facts = {"skipped": list(shard.skipped), "counts": dict(shard.counts), "attempt": attempt}
-        artifact.commit_arrays(scene, shard.arrays, seconds=round(time.time() - begun, 3), **facts)

@@ -16,11 +16,12 @@ from distill.checkpoint import Trained, load_student
 from distill.metrics import OTHER, Confusion
 from pipeline.config import Config
 from pipeline.datasets.rows import Skip
-from pipeline.executor import Shard, run_stage
+from pipeline.executor import run_stage
 from pipeline.labels import load_scoring, load_space
 from pipeline.loaders import key_cloud, prediction_batch, read_points, read_truth
 from pipeline.stages import device, scene_frames, scenes_of, skip_or_raise
 from pipeline.store import Artifact
+from pipeline.work import Shard
 from projection.errors import BadInput
 from projection.frames import NONE, Frame
 

@@ -17,10 +17,11 @@ from pipeline.config import Config
 from pipeline.datasets import DATASETS
 from pipeline.datasets.rows import Skip, read_frames, read_images, read_scenes, to_parquet
 from pipeline.demo.write import write_demo
-from pipeline.executor import Shard, run_stage
+from pipeline.executor import run_stage
 from pipeline.labels import LabelSpace, load_space, load_teacher_map
 from pipeline.loaders import key_cloud, read_pixels
 from pipeline.store import Artifact, digest_files, digest_of, write_whole
+from pipeline.work import Shard
 from projection.errors import BadInput
 from projection.frames import Frame, PixelLabels
 from projection.fusion import label_scene

@@ -15,8 +15,9 @@ import pytest
 from pipeline import store
 from pipeline.config import Config
 from pipeline.datasets.rows import Skip
-from pipeline.executor import RunConfig, Shard, run_stage
+from pipeline.executor import run_stage
 from pipeline.store import Artifact
+from pipeline.work import RunConfig, Shard
 from projection.errors import BadInput
 
 QUIET = Config(run=RunConfig(progress=False))
@@ -123,8 +124,9 @@ SLOW_STAGE = """
 import sys, time
 import numpy as np
 from pipeline.config import Config
-from pipeline.executor import RunConfig, Shard, run_stage
+from pipeline.executor import run_stage
 from pipeline.store import Artifact
+from pipeline.work import RunConfig, Shard
 def work(scene):
     time.sleep(0.05)
     return Shard({"x": np.full(1000, int(scene))})

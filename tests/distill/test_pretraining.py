@@ -1,0 +1,123 @@
+"""The terms of pre-training put together: which heads learn from what, and when the student's own word counts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from distill.batch import Batch, Group, Sample, collate_groups, voxelise
+from distill.checkpoint import make_student
+from distill.objectives import Moment, ObjectivesConfig, pretraining
+from distill.objectives.regression import RegressionConfig
+from distill.objectives.selftraining import SelfTrainingConfig, switched
+from distill.objectives.semantic import SemanticConfig
+from distill.objectives.spatiotemporal import SpatioTemporalConfig
+from distill.student import ModelConfig, Student
+
+MODEL, TEXT = ModelConfig(size="tiny", voxel_m=0.5), torch.eye(4)
+EARLY, LATE = Moment(0.0, 0.0), Moment(0.9, 0.0)
+
+
+@pytest.fixture
+def batch() -> Batch:
+    """Two frames of two sweeps, half of the points paired, with features of 50 pixels a frame."""
+    random = np.random.default_rng(0)
+
+    def sweep(name: str) -> Sample:
+        paired = np.arange(0, 200, 2)
+        return Sample(
+            frame=name,
+            xyz=random.uniform(-3, 3, (200, 3)).astype(np.float32),
+            intensity=np.ones(200, np.float32),
+            age_s=np.zeros(200, np.float32),
+            pair_point=paired,
+            pair_label=random.integers(0, 4, 100),
+            pair_score=np.ones(100, np.float32),
+            pair_pixel=random.integers(0, 50, 100),
+            pair_cube=random.integers(0, 30, 100),
+        )
+
+    def cut(sample: Sample):
+        return voxelise(
+            sample, voxel_m=MODEL.voxel_m, features=MODEL.features, reduce=MODEL.reduce, sensor_height_m=0.0
+        )
+
+    feature = random.normal(size=(2, 50, 4))
+    feature = (feature / np.linalg.norm(feature, axis=2, keepdims=True)).astype(np.float16)
+    return collate_groups(
+        [Group([cut(sweep(name)), cut(sweep(name))], pixel) for name, pixel in zip("ab", feature, strict=True)]
+    )
+
+
+@pytest.fixture
+def student() -> Student:
+    torch.manual_seed(0)
+    return make_student(MODEL, 4)
+
+
+def test_pixels_and_cubes_are_numbered_through(batch: Batch) -> None:
+    assert batch.pixel is not None
+    assert batch.pair_pixel is not None
+    assert batch.pair_cube is not None
+    assert batch.pixel.shape == (100, 4)
+    assert (batch.pair_pixel[:200] < 50).all()
+    assert (batch.pair_pixel[200:] >= 50).all()
+    assert not set(batch.pair_cube[:200].tolist()) & set(batch.pair_cube[200:].tolist())
+    assert sorted(set(batch.pair_cube.tolist())) == list(range(int(batch.pair_cube.max()) + 1))
+
+
+def test_each_weight_switches_its_term(student: Student, batch: Batch) -> None:
+    whole = ObjectivesConfig(
+        semantic=SemanticConfig(weight=2.0),
+        spatiotemporal=SpatioTemporalConfig(weight=1.0),
+        regression=RegressionConfig(weight=0.5),
+    )
+    terms = pretraining(student.eval(), TEXT, whole)(batch, EARLY)
+    assert set(terms) == {"semantic", "spatiotemporal", "regression"}
+    alone = pretraining(student, TEXT, ObjectivesConfig())(batch, EARLY)
+    assert set(alone) == {"semantic"}
+    assert terms["semantic"].item() == pytest.approx(2 * alone["semantic"].item(), rel=1e-6)
+    with pytest.raises(ValueError, match="every weight is 0"):
+        ObjectivesConfig(semantic=SemanticConfig(weight=0.0))
+
+
+def test_regression_teaches_the_local_head_alone(student: Student, batch: Batch) -> None:
+    config = ObjectivesConfig(semantic=SemanticConfig(weight=0.0), regression=RegressionConfig(weight=1.0))
+    torch.stack(list(pretraining(student, TEXT, config)(batch, EARLY).values())).sum().backward()
+    assert student.local.weight.grad is not None
+    assert student.semantic.weight.grad is None
+
+
+def test_without_features_the_text_of_the_class_stands_in(student: Student, batch: Batch) -> None:
+    config = ObjectivesConfig(semantic=SemanticConfig(weight=0.0), regression=RegressionConfig(weight=1.0))
+    bare = replace(batch, pixel=None, pair_pixel=None)
+    spelled = replace(batch, pixel=TEXT.half(), pair_pixel=batch.pair_label)
+    terms = pretraining(student.eval(), TEXT, config)
+    assert terms(bare, EARLY)["regression"].item() == pytest.approx(terms(spelled, EARLY)["regression"].item())
+
+
+def test_own_labels_come_after_the_warm_up_and_by_the_coin() -> None:
+    config = SelfTrainingConfig(probability=0.5, start=0.5)
+    assert not switched(config, 0.4, 0.1)
+    assert switched(config, 0.5, 0.1)
+    assert not switched(config, 0.9, 0.5)
+    assert not switched(SelfTrainingConfig(), 1.0, 0.0)
+
+
+def test_a_student_agrees_more_with_itself_than_with_its_teacher(student: Student, batch: Batch) -> None:
+    own = ObjectivesConfig(selftraining=SelfTrainingConfig(probability=1.0))
+    terms = pretraining(student.eval(), TEXT, own)
+    assert terms(batch, LATE)["semantic"] < terms(batch, EARLY)["semantic"]
+    unsure = replace(own, selftraining=SelfTrainingConfig(probability=1.0, min_confidence=1.1))
+    kept = pretraining(student, TEXT, unsure)(batch, LATE)["semantic"]
+    assert kept.item() == pytest.approx(terms(batch, EARLY)["semantic"].item())
+
+
+def test_unpaired_points_add_a_term_of_their_own(student: Student, batch: Batch) -> None:
+    config = SelfTrainingConfig(probability=1.0, unpaired=True)
+    paired = pretraining(student.eval(), TEXT, ObjectivesConfig(selftraining=replace(config, unpaired=False)))
+    everyone = pretraining(student, TEXT, ObjectivesConfig(selftraining=config))
+    assert everyone(batch, LATE)["semantic"] > paired(batch, LATE)["semantic"]
