@@ -15,11 +15,13 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from distill.batch import channels
 from distill.objectives import ObjectivesConfig
 from distill.student import ModelConfig
 from distill.teacher import TeacherConfig
 from distill.train import TrainConfig
 from pipeline.datasets import DataConfig
+from pipeline.datasets.rows import MAX_SWEEPS
 from pipeline.demo.write import DemoConfig
 from pipeline.labels import LabelsConfig
 from pipeline.work import RunConfig
@@ -93,6 +95,49 @@ class Config:
         return {name: tree[name] for name in names}
 
 
+_TINY, _MANY = 1e-3, 1e9
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "data.columns": (4, 64),
+    "data.intensity_scale": (_TINY, _MANY),
+    "data.ego_box_m": (0, 100),
+    "data.bad_share": (0, 1),
+    "data.min_points": (1, _MANY),
+    "teacher.batch": (1, 4096),
+    "teacher.min_score": (0, 1),
+    "teacher.tile_overlap": (0, 0.9),
+    "fusion.min_depth_m": (0, 100),
+    "fusion.occlusion_px": (1, 1000),
+    "fusion.occlusion_relative": (0, _MANY),
+    "fusion.occlusion_m": (0, _MANY),
+    "fusion.unclear_weight": (0, 1),
+    "fusion.cell_m": (_TINY, 100),
+    "fusion.coarse_cell_m": (_TINY, 100),
+    "fusion.cell_share": (0, 1),
+    "fusion.window_s": (0, _MANY),
+    "fusion.vote_sweeps": (1, MAX_SWEEPS),
+    "fusion.ground_sweeps": (1, MAX_SWEEPS),
+    "fusion.min_support": (1, _MANY),
+    "fusion.min_agreement": (0, 1),
+    "model.voxel_m": (_TINY, 100),
+    "model.sweeps": (1, MAX_SWEEPS),
+    "model.max_voxels": (0, _MANY),
+    "train.epochs": (0, _MANY),
+    "train.batch_size": (1, 128),
+    "train.lr": (0, 100),
+    "train.warmup": (0, 1),
+    "train.clip_norm": (0, _MANY),
+    "train.checkpoint_epochs": (1, _MANY),
+    "train.sweeps": (1, MAX_SWEEPS),
+    "train.sweeps_among": (0, MAX_SWEEPS),
+    "finetune.head_lr": (0, _MANY),
+    "run.workers": (1, 10_000),
+    "run.gpus": (0, 64),
+    "run.attempts": (1, 100),
+    "run.deadline_s": (1, _MANY),
+    "run.loaders": (0, 256),
+}
+
+
 def load_config(arguments: Sequence[str]) -> Config:
     """The configuration of a command line: YAML files and ``key=value`` in any order, files first.
 
@@ -110,6 +155,15 @@ def load_config(arguments: Sequence[str]) -> Config:
     except (OmegaConfBaseException, ValueError) as error:
         raise BadInput("configuration", _first_line(error)) from None
     assert isinstance(config, Config)
+    for key, (low, high) in _BOUNDS.items():
+        group, _, name = key.partition(".")
+        value = getattr(getattr(config, group), name)
+        if not low <= value <= high:  # False for nan too
+            raise BadInput(key, f"is {value}", f"it must be from {low:g} to {high:g}")
+    try:
+        channels(config.model.features)
+    except ValueError as error:
+        raise BadInput("configuration", str(error)) from None
     return config
 
 

@@ -41,6 +41,12 @@ def test_lists_may_be_typed_with_commas() -> None:
         ("on_bad=ignore", "fail"),
         ("data=3", "group of keys"),
         ("nonsense=1", "unknown key nonsense"),
+        ("train.batch_size=0", "from 1 to 128"),
+        ("model.voxel_m=-0.1", "from 0.001"),
+        ("fusion.cell_m=.nan", "fusion.cell_m"),
+        ("model.features=[]", "model.features"),
+        ("model.features=[colour]", "intensity"),
+        ("objectives.semantic.weight=0", "nothing to learn from"),
     ],
 )
 def test_wrong_keys_and_values_are_named(argument: str, message: str) -> None:
