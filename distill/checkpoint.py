@@ -73,12 +73,12 @@ def load_student(folder: Path) -> Trained:
         settings: dict[str, Any] = config["model"]
         model = ModelConfig(**{**settings, "features": tuple(settings["features"])})
         text = tensors.pop("text")
+        head = tensors.get("student.classifier.weight")
+        student = make_student(model, text.shape[1], None if head is None else len(head))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise BadInput(
             folder, f"is no readable student: {error}", "give the folder that tools/pretrain.py printed"
         ) from None
-    head = tensors.get("student.classifier.weight")
-    student = make_student(model, text.shape[1], None if head is None else len(head))
     try:
         student.load_state_dict({name.removeprefix("student."): value for name, value in tensors.items()})
     except RuntimeError as error:
@@ -92,7 +92,8 @@ def optimizer_bytes(optimizer: torch.optim.Optimizer, epoch: int) -> bytes:
     """The optimiser's state as safetensors, tensor by tensor, with the number of finished epochs."""
     state = optimizer.state_dict()["state"]
     tensors = {f"{i}.{name}": torch.as_tensor(value).cpu() for i, row in state.items() for name, value in row.items()}
-    return save({k: v.contiguous() for k, v in tensors.items()}, {"epoch": str(epoch)})
+    said = {"epoch": str(epoch), "optimizer": type(optimizer).__name__}
+    return save({k: v.contiguous() for k, v in tensors.items()}, said)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> int:
@@ -103,12 +104,14 @@ def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> int:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            epoch = int(file.metadata()["epoch"])
+            epoch, kind = int(file.metadata()["epoch"]), file.metadata()["optimizer"]
             state: dict[int, dict[str, Any]] = {}
             for key in file.keys():  # noqa: SIM118 - not a mapping
                 index, _, name = key.partition(".")
                 state.setdefault(int(index), {})[name] = file.get_tensor(key)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise BadInput(path, f"is no readable training state: {error}", "delete it to start again") from None
+    if kind != type(optimizer).__name__:
+        raise BadInput(path, f"is the state of {kind}", f"train.optimizer says {type(optimizer).__name__}")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return epoch

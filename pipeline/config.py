@@ -8,6 +8,7 @@ import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
 
@@ -129,6 +130,21 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "train.checkpoint_epochs": (1, _MANY),
     "train.sweeps": (1, MAX_SWEEPS),
     "train.sweeps_among": (0, MAX_SWEEPS),
+    "train.augment.rotate_deg": (0, 180),
+    "train.augment.scale": (0, 0.9),
+    "objectives.semantic.weight": (0, _MANY),
+    "objectives.semantic.tau": (_TINY, _MANY),
+    "objectives.semantic.scale": (_TINY, _MANY),
+    "objectives.semantic.lovasz": (0, _MANY),
+    "objectives.spatiotemporal.weight": (0, _MANY),
+    "objectives.spatiotemporal.temperature": (_TINY, _MANY),
+    "objectives.spatiotemporal.cell_m": (_TINY, 100),
+    "objectives.selftraining.probability": (0, 1),
+    "objectives.selftraining.start": (0, 1),
+    "objectives.regression.weight": (0, _MANY),
+    "objectives.segmentation.cross_entropy": (_TINY, _MANY),
+    "objectives.segmentation.lovasz": (0, _MANY),
+    "seed": (0, 2**32 - 1),
     "finetune.head_lr": (0, _MANY),
     "run.workers": (1, 10_000),
     "run.gpus": (0, 64),
@@ -156,8 +172,7 @@ def load_config(arguments: Sequence[str]) -> Config:
         raise BadInput("configuration", _first_line(error)) from None
     assert isinstance(config, Config)
     for key, (low, high) in _BOUNDS.items():
-        group, _, name = key.partition(".")
-        value = getattr(getattr(config, group), name)
+        value: Any = reduce(getattr, key.split("."), config)
         if not low <= value <= high:  # False for nan too
             raise BadInput(key, f"is {value}", f"it must be from {low:g} to {high:g}")
     try:

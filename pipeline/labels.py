@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,10 @@ class LabelSpace:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def digest(self) -> str:
+        """sha256 of the classes and of which raw ids they are."""
+        return hashlib.sha256(repr(self.names).encode() + self.class_of_raw.tobytes()).hexdigest()
 
     def from_raw(self, raw: np.ndarray, where: Path) -> UInt8[np.ndarray, " n"]:
         """Classes of raw official ids, 255 = ignored.

@@ -26,9 +26,10 @@ def labelled_subset(protocol: str, frames: Sequence[Frame]) -> list[Frame]:
         BadInput: no protocol of that form, or no share of labels between 0 and 100 %.
     """
     match = _FORM.fullmatch(protocol)
-    if not match or not 0 < float(match[2]) <= 100:
-        raise BadInput("protocol", f"{protocol!r} is none", "write scene@1% or frame@1%, with any share up to 100")
-    step = round(100 / float(match[2]))
+    step = round(100 / float(match[2])) if match and 0 < float(match[2]) <= 100 else 0
+    if not match or not step or abs(step * float(match[2]) - 100) > 1e-6 * step:
+        shares = "a share that divides 100: 1, 5, 10, 25, 50, 100, ..."
+        raise BadInput("protocol", f"{protocol!r} is none", f"write scene@1% or frame@1%, with {shares}")
     if match[1] == "frame":
         return list(frames[::step])
     scenes = list(dict.fromkeys(frame.scene for frame in frames))[::step]

@@ -20,7 +20,7 @@ from pipeline.executor import run_stage
 from pipeline.labels import load_scoring, load_space
 from pipeline.loaders import key_cloud, prediction_batch, read_points, read_truth
 from pipeline.stages import device, scene_frames, scenes_of, skip_or_raise
-from pipeline.store import Artifact
+from pipeline.store import Artifact, digest_files
 from pipeline.work import Shard
 from projection.errors import BadInput
 from projection.frames import NONE, Frame
@@ -37,6 +37,8 @@ def open_student(config: Config) -> tuple[Trained, str]:
     if not config.student:
         raise BadInput("student", "is not set", "give student=FOLDER, as printed by tools/pretrain.py")
     artifact = Artifact.at(config.student, "student")
+    if not artifact.done("model", verify=True):
+        raise BadInput(artifact.shard("model"), "is not the file that training wrote", "copy the folder again")
     trained = load_student(artifact.path)
     names = load_space(config.labels).names
     if trained.names != names:
@@ -44,7 +46,7 @@ def open_student(config: Config) -> tuple[Trained, str]:
     if not len(trained.text) and trained.student.classifier is None:
         raise BadInput(artifact.path, "has learnt features and no names", "fine-tune it first: tools/finetune.py")
     trained.student.to(device())
-    return trained, str(artifact.manifest()["digest"])
+    return trained, digest_files([artifact.shard("model"), artifact.path / "config.json"])
 
 
 class PredictWorker:
@@ -119,7 +121,7 @@ def make_scores(config: Config, index: Artifact, said: Artifact) -> Artifact:
     scoring = load_scoring(config.labels, space)
     key = {
         **config.groups("absent_class"),
-        "classes": [scoring.names, scoring.of_class.tolist()],
+        "classes": [scoring.names, scoring.of_class.tolist(), space.digest()],
         "said": said.manifest()["digest"],
     }
     scores = Artifact.of(config.store, "scores", key, [index, said], suffix=".json")
@@ -137,7 +139,7 @@ def make_scores(config: Config, index: Artifact, said: Artifact) -> Artifact:
             raise BadInput(frame.id, f"has {len(truth)} true labels and {len(label)} predicted ones")
         confusion += Confusion.of(true_class[truth], said_class[label], len(scoring.names))
         frames += 1
-    if not frames:
+    if not confusion.points:
         raise BadInput("data.eval", "no frame has labels to score against", "nuScenes: unpack lidarseg, or score val")
     tree = _scores(config, confusion, frames, scoring.names, said)
     scores.commit("scores", json.dumps(tree, indent=1).encode())

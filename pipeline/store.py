@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from pipeline.datasets.rows import Skip
@@ -121,8 +121,14 @@ class Artifact:
 
     def manifest(self) -> dict[str, Any]:
         """What the run that finished this artifact wrote about it."""
-        tree = json.loads((self.path / "manifest.json").read_text())
-        assert isinstance(tree, dict)
+        try:
+            tree = json.loads((self.path / "manifest.json").read_text())
+        except (OSError, ValueError) as error:
+            raise BadInput(
+                self.path / "manifest.json", f"cannot be read ({error})", "delete it and run again"
+            ) from None
+        if not isinstance(tree, dict) or not {"digest", "key", "inputs", "skipped"} <= tree.keys():
+            raise BadInput(self.path / "manifest.json", "is no manifest", "delete it and run again")
         return tree
 
     def skipped(self) -> list[Skip]:
@@ -145,7 +151,7 @@ class Artifact:
             payload = self.shard(name)
             if payload.stat().st_size != marker["bytes"]:
                 return False
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return False
         return not verify or hashlib.sha256(payload.read_bytes()).hexdigest() == marker["sha256"]
 
@@ -167,7 +173,11 @@ class Artifact:
 
     def arrays(self, name: str) -> Any:
         """An open safetensors file of a shard: ``keys()``, ``get_tensor(key)``; arrays are read when asked for."""
-        return safe_open(self.shard(name), framework="numpy")
+        try:
+            return safe_open(self.shard(name), framework="numpy")
+        except (OSError, SafetensorError) as error:
+            cure = "run the tool that made it again with verify=true"
+            raise BadInput(self.shard(name), f"is damaged ({error})", cure) from None
 
     def sweep_orphans(self) -> None:
         """Removes temporary files that killed writers left behind."""

@@ -48,7 +48,7 @@ def make_pretrained(config: Config) -> Artifact:
     points = make_points(config, index, pixels)
     key = {
         **config.groups("model", "fusion", "train", "seed", "on_bad"),
-        "semantic": config.groups("objectives")["objectives"]["semantic"],
+        "objectives": {k: v for k, v in config.groups("objectives")["objectives"].items() if k != "segmentation"},
         "sensor_height_m": config.data.sensor_height_m,
         "resume": _digest(config.resume),
     }
@@ -86,6 +86,7 @@ def make_finetuned(config: Config) -> Artifact:
         "segmentation": config.groups("objectives")["objectives"]["segmentation"],
         "sensor_height_m": config.data.sensor_height_m,
         "student": _digest(source),
+        "classes": load_space(config.labels).digest(),
     }
     student = Artifact.of(config.store, "student", key, [index])
     if student.whole and student.done("model", config.verify):
@@ -160,8 +161,13 @@ def _fit(
         source = Artifact.at(resume, "student")
     epoch = 0
     if source is not None:
-        network.load_state_dict(load_student(source.path).student.state_dict())
+        trained = load_student(source.path)
+        if trained.model != config.model:
+            raise BadInput(source.path, f"was made with {trained.model}", f"the configuration says {config.model}")
+        network.load_state_dict(trained.student.state_dict())
         epoch = load_optimizer(optimizer, source.shard("state"))
+        if source is not out and epoch >= config.train.epochs:
+            raise BadInput(source.path, f"has done {epoch} epochs already", "set train.epochs to more")
     names, height_m = load_space(config.labels).names, config.data.sensor_height_m
     write_whole(out.path / "config.json", student_config(config.model, names, height_m, used_labels))
 

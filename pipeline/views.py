@@ -16,6 +16,7 @@ from PIL import Image
 
 from pipeline.labels import LabelSpace
 from projection.cameras import project, visible
+from projection.errors import BadInput
 from projection.frames import NONE, Cloud, Frame
 from projection.fusion import FusionConfig
 
@@ -111,5 +112,7 @@ def _from_above(axis: Axes, xyz: Float32[np.ndarray, "n 3"], colors: Float32[np.
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Writes a figure as PNG or whatever the ending says."""
+    if path.suffix not in (".png", ".jpg", ".pdf", ".svg"):
+        raise BadInput(path, "is no name of a picture", "end it in .png, .jpg, .pdf or .svg")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,7 +74,7 @@ def _load(config: DataConfig) -> NuScenes:
 
     try:
         return NuScenes(config.version, config.root, verbose=False)
-    except (AssertionError, OSError, KeyError, ValueError) as error:
+    except (AssertionError, OSError, KeyError, ValueError, TypeError) as error:
         raise BadInput(Path(config.root) / config.version, f"the nuScenes devkit cannot load it: {error}") from None
 
 
@@ -106,8 +107,9 @@ def _row(nusc: NuScenes, config: DataConfig, scene: str, sample: dict[str, Any],
         frame, missing = _frame(nusc, config, scene, sample)
     except BadInput as error:
         return Row(Skip(key, scene, str(error)), train, held)
-    except (KeyError, IndexError, TypeError) as error:
-        return Row(Skip(key, scene, f"sample {sample['token']}: a table lacks {error}"), train, held)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        reason = f"sample {sample['token']}: a row of a table is missing or malformed ({error!r})"
+        return Row(Skip(key, scene, reason), train, held)
     return Row(frame, train, held, missing)
 
 
@@ -116,6 +118,8 @@ def _frame(nusc: NuScenes, config: DataConfig, scene: str, sample: dict[str, Any
     if LIDAR not in sample["data"]:
         raise BadInput(f"sample {sample['token']}", f"has no {LIDAR}")
     key = nusc.get("sample_data", sample["data"][LIDAR])
+    if not re.fullmatch(r"[\w-]+", key["token"]):
+        raise BadInput(f"sample_data {key['token']!r}", "this token cannot name a file")
     sweeps, missing = _sweeps(nusc, config, key)
     points = check_points(sweeps[0].points, config.columns, config.min_points)
     cameras = tuple(_camera(nusc, config, sample["data"][name]) for name in CAMERAS if name in sample["data"])

@@ -35,7 +35,7 @@ def test_there_is_always_something(kind: str) -> None:
     assert len(labelled_subset(f"{kind}@1%", frames(3, 2))) in (1, 2)
 
 
-@pytest.mark.parametrize("protocol", ["1%", "scene@0%", "scene@101%", "point@1%", "scene@1"])
+@pytest.mark.parametrize("protocol", ["1%", "scene@0%", "scene@101%", "frame@67%", "point@1%", "scene@1"])
 def test_other_protocols_are_refused(protocol: str) -> None:
     with pytest.raises(BadInput, match="scene@1%"):
         labelled_subset(protocol, frames(3, 2))

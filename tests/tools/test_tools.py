@@ -125,3 +125,40 @@ def test_usage(tool: Run) -> None:
     assert "fusion.cell_m=" in shown.out
     assert tool("label", "--fast").status == 2
     assert tool("evaluate", "student=").status == 1
+
+
+def test_what_was_learnt_names_the_student(small_world: Path, tmp_path: Path, tool: Run) -> None:
+    given = settings(small_world, tmp_path / "store")
+    plain = tool("pretrain", *given).path
+    assert tool("pretrain", *given, "objectives.selftraining.probability=0.5").path != plain
+    assert tool("pretrain", *given, f"resume={plain}").status == 1  # nothing is left to train
+    refused = tool("pretrain", *given, "train.epochs=2", "train.optimizer=sgd", f"resume={plain}")
+    assert refused.status == 1
+    assert "AdamW" in refused.err
+
+
+def test_a_swapped_or_damaged_file_in_the_store_is_named(small_world: Path, tmp_path: Path, tool: Run) -> None:
+    given = settings(small_world, tmp_path / "store")
+    student = tool("pretrain", *given).path
+    weights = student / "model.safetensors"
+    kept = weights.read_bytes()
+    weights.write_bytes(kept[:-1] + b"\x01")
+    swapped = tool("evaluate", *given, f"student={student}")
+    assert swapped.status == 1
+    assert "is not the file that training wrote" in swapped.err
+    weights.write_bytes(kept)
+    (student / "manifest.json").write_text("{")
+    damaged = tool("evaluate", *given, f"student={student}")
+    assert damaged.status == 1
+    assert "manifest.json" in damaged.err
+
+
+def test_a_token_cannot_lead_an_export_astray(world: Path, tmp_path: Path, tool: Run) -> None:
+    path = world / "v1.0-mini/sample_data.json"
+    rows = json.loads(path.read_text())
+    token = next(row["token"] for row in rows if row["filename"].startswith("samples/LIDAR_TOP"))
+    for table in (path, path.with_name("lidarseg.json")):
+        table.write_text(table.read_text().replace(token, f"../../{token}"))
+    failed = tool("index", *settings(world, tmp_path / "store"))
+    assert failed.status == 1
+    assert "cannot name a file" in failed.err
