@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32, UInt8
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from distill.batch import channels
+from distill.batch import Sample, channels, collate, voxelise
 from distill.student import ModelConfig, Student
+from distill.weights import hub_file
 from projection.errors import BadInput
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -37,6 +42,36 @@ class Trained:
     model: ModelConfig
     sensor_height_m: float
     used_labels: bool
+
+    def predict(
+        self,
+        xyz: Float32[np.ndarray, "n 3"],
+        intensity: Float32[np.ndarray, " n"],
+        age_s: Float32[np.ndarray, " n"] | None = None,
+    ) -> UInt8[np.ndarray, " n"]:
+        """The class of every point, an index into ``names``.
+
+        Args:
+            xyz: points in the LiDAR's frame, z up [m].
+            intensity: return strength, 0..1.
+            age_s: time of the newest sweep minus the point's, where several are merged [s]; None is one sweep.
+
+        Raises:
+            ValueError: a point is not finite, or the student has learnt features and no classes.
+        """
+        if not len(xyz):
+            return np.empty(0, np.uint8)
+        voxels = voxelise(
+            Sample.of_points("", xyz, intensity, np.zeros(len(xyz), np.float32) if age_s is None else age_s),
+            voxel_m=self.model.voxel_m,
+            features=self.model.features,
+            reduce=self.model.reduce,
+            sensor_height_m=self.sensor_height_m,
+            trilinear=self.model.trilinear,
+        )
+        batch = collate([voxels]).to(next(self.student.parameters()).device)
+        text = self.text if self.student.classifier is None and len(self.text) else None
+        return self.student.classify(batch, text).cpu().numpy()
 
 
 def make_student(model: ModelConfig, text_dim: int, classes: int | None = None) -> Student:
@@ -61,15 +96,24 @@ def student_bytes(student: Student, text: Float[Tensor, "c d"]) -> bytes:
     return save({**tensors, "text": text.cpu().contiguous()})
 
 
-def load_student(folder: Path) -> Trained:
-    """The student in a folder.
+def load_student(source: str | Path) -> Trained:
+    """The student in a folder, or in a repository of the Hugging Face hub.
+
+    Args:
+        source: a folder with ``model.safetensors`` and ``config.json``, or ``OWNER/NAME`` where there is none;
+            a repository is looked for in the local cache first.
 
     Raises:
         BadInput: a file is missing or damaged, or the weights do not fit the configuration (named, never skipped).
     """
+    folder = Path(source)
+    if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+        files = [hub_file(str(source), (name,)) for name in (WEIGHTS, CONFIG)]
+    else:
+        files = [folder / name for name in (WEIGHTS, CONFIG)]
     try:
-        config = json.loads((folder / "config.json").read_text())
-        tensors = load_file(folder / "model.safetensors")
+        tensors = load_file(files[0])
+        config = json.loads(files[1].read_text())
         settings: dict[str, Any] = config["model"]
         model = ModelConfig(**{**settings, "features": tuple(settings["features"])})
         text = tensors.pop("text")
@@ -77,12 +121,12 @@ def load_student(folder: Path) -> Trained:
         student = make_student(model, text.shape[1], None if head is None else len(head))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise BadInput(
-            folder, f"is no readable student: {error}", "give the folder that tools/pretrain.py printed"
+            source, f"is no readable student: {error}", "give the folder that tools/pretrain.py printed"
         ) from None
     try:
         student.load_state_dict({name.removeprefix("student."): value for name, value in tensors.items()})
     except RuntimeError as error:
-        raise BadInput(folder, f"weights do not fit config.json: {' '.join(str(error).split())}") from None
+        raise BadInput(source, f"weights do not fit config.json: {' '.join(str(error).split())}") from None
     return Trained(
         student.eval(), text, tuple(config["names"]), model, config["sensor_height_m"], config["used_labels"]
     )

@@ -151,7 +151,7 @@ def hub_file(repository: str, names: tuple[str, ...]) -> Path:
         except HFValidationError as error:
             raise BadInput(repository, f"is no repository name ({error})", "hf-hub:OWNER/NAME") from None
     where = f"{repository} ({', '.join(names)})"
-    cure = "give a local file as teacher.weights, or run once with a network"
+    cure = "give a local file or folder, or run once with a network"
     if constants.HF_HUB_OFFLINE or not _reachable(constants.ENDPOINT):
         raise BadInput(where, "not in the local cache, and no network", cure)
     for name in names:

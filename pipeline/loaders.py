@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float16, Float32, Int64, UInt8
 from torch.utils.data import DataLoader, Dataset
 
 from distill.augment import augment
-from distill.batch import Batch, Group, Sample, Voxels, collate, collate_groups, voxelise
+from distill.batch import Batch, Group, Sample, Voxels, collate_groups, voxelise
 from pipeline.config import Config
 from pipeline.datasets import DATASETS
 from pipeline.labels import LabelSpace
@@ -197,21 +197,17 @@ class TrainingFrames(Dataset[Group | BadInput]):
             pair_pixel=None if targets.pixel is None else targets.pixel[mine],
             pair_cube=None if cube is None else cube[mine],
         )
-        return _voxelise(sample, self.config, self.config.model.max_voxels, random)
-
-
-def _voxelise(sample: Sample, config: Config, max_voxels: int, random: np.random.Generator | None) -> Voxels:
-    model = config.model
-    return voxelise(
-        sample,
-        voxel_m=model.voxel_m,
-        features=model.features,
-        reduce=model.reduce,
-        sensor_height_m=config.data.sensor_height_m,
-        max_voxels=max_voxels,
-        trilinear=model.trilinear,
-        generator=random,
-    )
+        model = self.config.model
+        return voxelise(
+            sample,
+            voxel_m=model.voxel_m,
+            features=model.features,
+            reduce=model.reduce,
+            sensor_height_m=self.config.data.sensor_height_m,
+            max_voxels=model.max_voxels,
+            trilinear=model.trilinear,
+            generator=random,
+        )
 
 
 def _collate(items: list[Group | BadInput]) -> Batch | BadInput:
@@ -246,12 +242,6 @@ def training_batches(
         if isinstance(batch, BadInput):
             raise batch
         yield batch
-
-
-def prediction_batch(frame: Frame, cloud: Cloud, config: Config) -> Batch:
-    """One frame for the student to predict: no limit of voxels, no augmentation, every point of the cloud."""
-    sample = Sample.of_points(frame.id, cloud.xyz, cloud.intensity, cloud.age_s)
-    return collate([_voxelise(sample, config, 0, None)])
 
 
 def target_source(kind: str, pixels: Artifact, points: Artifact, config: Config) -> Callable[[Frame, Cloud], Targets]:

@@ -18,7 +18,7 @@ from pipeline.config import Config
 from pipeline.datasets.rows import Skip
 from pipeline.executor import run_stage
 from pipeline.labels import load_scoring, load_space
-from pipeline.loaders import key_cloud, prediction_batch, read_points, read_truth
+from pipeline.loaders import key_cloud, read_points, read_truth
 from pipeline.stages import device, scene_frames, scenes_of, skip_or_raise
 from pipeline.store import Artifact, digest_files
 from pipeline.work import Shard
@@ -53,10 +53,8 @@ class PredictWorker:
     """Gives every raw point of a scene's key sweeps a class."""
 
     def __init__(self, config: Config, index: Artifact) -> None:
-        trained, _ = open_student(config)
-        data = dataclasses.replace(config.data, sensor_height_m=trained.sensor_height_m)
-        self.config = dataclasses.replace(config, model=trained.model, data=data)
-        self.index, self.trained = index, trained
+        self.config, self.index = config, index
+        self.trained, _ = open_student(config)
 
     def __call__(self, scene: str) -> Shard:
         """The predictions of a scene's key sweeps."""
@@ -72,9 +70,7 @@ class PredictWorker:
     def predict(self, frame: Frame) -> UInt8[np.ndarray, " n"]:
         """Class of every raw row; rows that are no points (``data.bad_share``) get the frame's most frequent one."""
         cloud = key_cloud(frame, self.config, 0.0, self.trained.model.sweeps)
-        batch = prediction_batch(frame, cloud, self.config).to(device())
-        student, text = self.trained.student, self.trained.text.to(device())
-        label = student.classify(batch, None if student.classifier else text).cpu().numpy()
+        label = self.trained.predict(cloud.xyz, cloud.intensity, cloud.age_s)
         rows = frame.sweeps[0].points.bytes // (4 * self.config.data.columns)
         key = cloud.sweep == 0
         full = np.full(rows, np.bincount(label[key]).argmax(), np.uint8)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -113,6 +115,34 @@ def test_a_student_comes_back_from_disk(tmp_path: Path) -> None:
     assert trained.names == ("low", "middle", "high")
     assert (trained.model, trained.sensor_height_m, trained.used_labels) == (MODEL, 1.8, False)
     assert torch.equal(trained.student.classify(batch, trained.text), student.eval().classify(batch, TEXT))
+
+
+def test_a_student_predicts_every_point(tmp_path: Path) -> None:
+    student = make_student(replace(MODEL, max_voxels=10), 3)
+    run(student, TrainConfig(epochs=3))
+    write(tmp_path, student)
+    trained = load_student(str(tmp_path))
+    random = np.random.default_rng(0)
+    xyz, intensity = random.uniform(-20, 20, (500, 3)).astype(np.float32), random.random(500, np.float32)
+    label = trained.predict(xyz, intensity)
+    assert label.shape == (500,)
+    assert len(np.unique(label)) > 1
+    order = random.permutation(500)
+    assert np.array_equal(trained.predict(xyz[order], intensity[order]), label[order])
+    assert trained.predict(xyz[:0], intensity[:0]).shape == (0,)
+    with pytest.raises(ValueError, match="finite"):
+        trained.predict(np.full((1, 3), np.nan, np.float32), intensity[:1])
+
+
+def test_a_student_is_found_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, make_student(MODEL, 3))
+
+    def cached(repository: str, name: str, local_files_only: bool) -> str:
+        assert (repository, local_files_only) == ("me/student", True)
+        return str(tmp_path / name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", cached)
+    assert load_student("me/student").names == ("low", "middle", "high")
 
 
 def test_classes_are_the_nearest_text(tmp_path: Path) -> None:

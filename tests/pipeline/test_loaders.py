@@ -20,7 +20,6 @@ from pipeline.loaders import (
     key_cloud,
     pixel_rows,
     pixel_targets,
-    prediction_batch,
     read_pixels,
     target_source,
     training_batches,
@@ -114,13 +113,6 @@ def test_a_frame_without_targets_passes(ready: tuple) -> None:
     batches = list(training_batches(frames, nothing, config, 0))
     assert len(batches) == 4
     assert all(len(batch.pair_point) == 0 < len(batch.coords) for batch in batches)
-
-
-def test_prediction_keeps_every_point(ready: tuple) -> None:
-    config, _, _, frames = ready
-    cloud = key_cloud(frames[0], config, 0.0)
-    batch = prediction_batch(frames[0], cloud, replace(config, model=replace(config.model, max_voxels=10)))
-    assert len(batch.inverse) == len(cloud.xyz) == frames[0].sweeps[0].points.bytes // 20
 
 
 def test_pixel_rows_follow_the_stretched_grids() -> None:
