@@ -88,8 +88,9 @@ def test_a_killed_labelling_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_demo_from_nothing_to_a_table(tmp_path: Path) -> None:
     small = ("demo.train_scenes=2", "demo.val_scenes=1", "demo.key_frames=3", "train.epochs=2")
+    mini = ("data.version=v1.0-mini", "data.train=mini_train", "data.eval=mini_val")
     where = (f"data.root={tmp_path / 'data'}", f"store={tmp_path / 'store'}", "run.progress=false")
-    command = [sys.executable, "tools/pretrain.py", "configs/demo.yaml", *small, *where]
+    command = [sys.executable, "tools/pretrain.py", "configs/demo.yaml", *small, *mini, *where]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert Artifact(Path(done.stdout.strip())).whole
