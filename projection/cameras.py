@@ -39,7 +39,7 @@ def project(
         count = kernels.project(xyz, matrices, size_wh, min_depth_m, border_px, point, camera_of, uv, depth)
         if count >= 0:
             break
-    return Pairs(point[:count].copy(), camera_of[:count].copy(), uv[:count].copy(), depth[:count].copy())
+    return Pairs(point[:count], camera_of[:count], uv[:count], depth[:count])
 
 
 def _image_from_lidar(global_from_lidar: Pose, cameras: Sequence[Camera]) -> Float32[np.ndarray, "k 3 4"]:

@@ -38,7 +38,7 @@ def take_sweep(
     m00, m01, m02, m03 = matrix[0, 0], matrix[0, 1], matrix[0, 2], matrix[0, 3]
     m10, m11, m12, m13 = matrix[1, 0], matrix[1, 1], matrix[1, 2], matrix[1, 3]
     m20, m21, m22, m23 = matrix[2, 0], matrix[2, 1], matrix[2, 2], matrix[2, 3]
-    end, bad, scale = start, 0, np.float32(1.0 / full)
+    end, bad, scale = np.uint64(start), 0, np.float32(1.0 / full)  # unsigned: no test for indices from the end
     none, one, inner, outer = np.float32(0), np.float32(1), np.float32(box), np.float32(far)
     for i in range(raw.shape[0]):
         x, y, z, strength = raw[i, 0], raw[i, 1], raw[i, 2], raw[i, 3]
@@ -49,9 +49,9 @@ def take_sweep(
         xyz[end, 2] = m20 * x + m21 * y + m22 * z + m23
         intensity[end] = min(max(strength * scale, none), one)
         source[end] = i
-        end += good & (not own)
+        end += np.uint64(good & (not own))
         bad += not good
-    return end, bad
+    return np.int64(end), bad
 
 
 # --- projection ------------------------------------------------------------------------------------------------------
