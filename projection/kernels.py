@@ -54,6 +54,23 @@ def take_sweep(
     return np.int64(end), bad
 
 
+@jit
+def deskew(xyz: Any, time_s: Any, turn: Any, speed: Any, out: Any) -> None:
+    """Writes ``R(turn t) p + speed t`` of each point ``p`` of ``xyz (n,3) f32``, by Rodrigues' formula in float64.
+
+    ``time_s (n,) f32`` are the points' times t, ``turn (3,) f64`` axis times angle a second, ``speed (3,) f64``.
+    """
+    rate = np.sqrt(turn[0] ** 2 + turn[1] ** 2 + turn[2] ** 2)
+    ax, ay, az = turn[0] / max(rate, 1e-12), turn[1] / max(rate, 1e-12), turn[2] / max(rate, 1e-12)
+    for i in range(xyz.shape[0]):
+        t, x, y, z = np.float64(time_s[i]), np.float64(xyz[i, 0]), np.float64(xyz[i, 1]), np.float64(xyz[i, 2])
+        c, s = np.cos(rate * t), np.sin(rate * t)
+        along = (ax * x + ay * y + az * z) * (1.0 - c)
+        out[i, 0] = c * x + s * (ay * z - az * y) + along * ax + speed[0] * t
+        out[i, 1] = c * y + s * (az * x - ax * z) + along * ay + speed[1] * t
+        out[i, 2] = c * z + s * (ax * y - ay * x) + along * az + speed[2] * t
+
+
 # --- projection ------------------------------------------------------------------------------------------------------
 
 

@@ -77,6 +77,14 @@ class Pose:
         """``b_from_a`` of an ``a_from_b``."""
         return _unchecked(self.rotation.T.copy(), -self.rotation.T @ self.translation)
 
+    def axis_angle(self) -> Float64[np.ndarray, "3"]:
+        """The rotation as axis times angle [rad], below half a turn: the logarithm of the matrix."""
+        r = self.rotation
+        axis = 0.5 * np.array([r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1]])  # times the sine
+        sine = float(np.linalg.norm(axis))
+        angle = np.arctan2(sine, 0.5 * (np.trace(r) - 1))
+        return axis * (angle / sine if sine > 1e-12 else 1.0)
+
     def apply(self, xyz: Float[np.ndarray, "n 3"]) -> Float64[np.ndarray, "n 3"]:
         """Transforms points [m], computing and answering in float64."""
         return xyz.astype(np.float64, copy=False) @ self.rotation.T + self.translation

@@ -84,6 +84,32 @@ def merge(
     return Cloud(*(getattr(cloud, name)[:end] for name in Cloud.__slots__))
 
 
+def deskew(
+    xyz: Float32[np.ndarray, "n 3"], time_s: Float32[np.ndarray, " n"], sweep: Sweep, other: Sweep
+) -> Float32[np.ndarray, "n 3"]:
+    """Undoes the sensor's motion within a sweep: each point as it would have been seen at the sweep's own time.
+
+    nuScenes and KITTI write their points like this already; a reader of raw logs calls it once. The sensor is taken
+    to turn and to move at constant rates in its own frame: ``x = exp(w t) p + v t``, with ``w`` and ``v`` from the
+    poses of two sweeps.
+
+    Args:
+        xyz: points in the sensor's frame at the time that each was seen [m].
+        time_s: that time less the sweep's [s]; points before it have negative ones.
+        sweep: the sweep that they belong to.
+        other: the one before or after it in time.
+
+    Raises:
+        ValueError: both sweeps are of the same time.
+    """
+    seconds = (other.time_us - sweep.time_us) * 1e-6
+    if not seconds:
+        raise ValueError(f"both sweeps are of {sweep.time_us} us, which tells no motion")
+    motion, out = sweep.global_from_lidar.inverse() @ other.global_from_lidar, np.empty_like(xyz)
+    kernels.deskew(xyz, time_s, motion.axis_angle() / seconds, motion.translation / seconds, out)
+    return out
+
+
 def _room(points: int) -> Cloud:
     """A cloud to be filled, in one block of memory: from 4 MB on NumPy asks for huge pages, which halves a merge."""
     block = np.empty(25 * points, np.uint8)

@@ -48,6 +48,16 @@ def test_take_sweep(run, n):
     np.testing.assert_allclose(intensity[:end], expected.intensity, atol=1e-6)
 
 
+@pytest.mark.parametrize("n", [0, 1, 50])
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_deskew(run, n, rate):
+    random = np.random.default_rng(n)
+    xyz, time_s = cloud(random, n), random.uniform(-0.1, 0.1, n).astype(np.float32)
+    turn, speed, out = random.normal(size=3) * rate, random.normal(size=3) * 10, np.zeros((n, 3), np.float32)
+    run(kernels.deskew, xyz, time_s, turn, speed, out)
+    np.testing.assert_allclose(out, twins.deskew(xyz, time_s, turn, speed), atol=1e-5)
+
+
 def cameras(random, k):
     matrix = np.stack([np.diag([200.0, 200.0, 1.0]) @ random_matrix(random) for _ in range(k)]) if k else None
     if matrix is None:

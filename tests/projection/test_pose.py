@@ -37,6 +37,18 @@ def test_quaternion_turns_as_nuscenes_writes_it():
     np.testing.assert_allclose(Pose.from_matrix(quarter.matrix().ravel().tolist()).matrix(), quarter.matrix())
 
 
+@given(SEEDS)
+def test_axis_and_angle_make_the_rotation(seed):
+    random = np.random.default_rng(seed)
+    axis = random.normal(size=3)
+    vector = axis / np.linalg.norm(axis) * random.uniform(0, 3.1)
+    half = np.linalg.norm(vector) / 2
+    unit = vector / np.linalg.norm(vector) if half else vector
+    turned = Pose.from_quaternion([np.cos(half), *(np.sin(half) * unit)], [0.0, 0.0, 0.0])
+    np.testing.assert_allclose(turned.axis_angle(), vector, atol=1e-7)
+    np.testing.assert_array_equal(Pose.identity().axis_angle(), np.zeros(3))
+
+
 @pytest.mark.parametrize("wxyz", [[1.0, 1.0, 0.0, 0.0], [0.0] * 4, [np.nan, 0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
 def test_a_quaternion_that_is_none_is_refused(wxyz):
     with pytest.raises(ValueError, match="unit length"):

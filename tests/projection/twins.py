@@ -26,6 +26,20 @@ def take_sweep(raw, matrix, box, far, full) -> Swept:
     return Swept(xyz, np.clip(kept[:, 3] / full, 0, 1), source, int((~good).sum()))
 
 
+def deskew(xyz, time_s, turn, speed) -> np.ndarray:
+    """Each point moved by the sensor's motion until its time; a rotation as the exponential series of its generator."""
+    x, y, z = turn
+    generator = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    moved = []
+    for point, t in zip(xyz.astype(np.float64), time_s.astype(np.float64), strict=True):
+        rotation, term = np.eye(3), np.eye(3)
+        for order in range(1, 20):
+            term = term @ generator * t / order
+            rotation = rotation + term
+        moved.append(rotation @ point + speed * t)
+    return np.array(moved).reshape(-1, 3)
+
+
 class Projected(NamedTuple):
     point: np.ndarray
     camera: np.ndarray
