@@ -1,21 +1,28 @@
-"""Measures what the design promises, as ratios to peers in one run, and writes bench.json.
+"""Measures what the design promises, as ratios to peers in one run, or runs experiments, and writes bench.json.
 
 usage: python tools/bench.py projection|sparse|teacher [out=bench.json]
+       python tools/bench.py demo|fusion|ablation|shares [DATA.yaml ...] [key=value ...] [out=bench.json]
 
-projection and sparse need the sample data (CLIPSWEEP_DATA, default ../shared/data).
+projection and sparse need the sample data (CLIPSWEEP_DATA, default ../shared/data). The experiments take any data set
+with truth, and configs/demo.yaml when none is named (ablation: configs/ablation.yaml); what is trained already is not
+trained again. demo: labels before and after fusion, the student, and the lines below and above it. fusion: its steps.
+ablation: CLIP2Scene's own. shares: fine-tuning on 1 to 100 % of the labels against training from scratch.
 """
 
 import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from pipeline.bench import projection, samples, sparse, teacher
+from pipeline.bench import experiments, projection, samples, sparse, teacher
+from pipeline.bench.experiments import Line
 from pipeline.bench.row import Row
 from pipeline.command import Made, main, say
 from pipeline.config import Config
@@ -25,19 +32,37 @@ from projection.sweeps import merge
 KEYS = ("out",)
 
 
-def run(name: str, config: Config) -> Made:
-    if name not in BENCHES:
-        raise BadInput(name, "is no benchmark", f"choose from {', '.join(BENCHES)}")
+def run(name: str, arguments: Sequence[str], config: Config) -> Made:
+    if name not in BENCHES and name not in EXPERIMENTS:
+        raise BadInput(name, "is no benchmark", f"choose from {', '.join([*BENCHES, *EXPERIMENTS])}")
     say(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+    rows = _ratios(name) if name in BENCHES else _table(name, arguments)
+    out = Path(config.out or "bench.json")
+    out.write_text(json.dumps(rows, indent=1))
+    return Made(out)
+
+
+def _ratios(name: str) -> list[Row]:
     rows: list[Row] = []
     for row in BENCHES[name]():
         bar = "" if row["bar"] is None else f", bar {row['bar']:g}"
         peer = f"{row['peer_name']} {row['peer']:.4g}"
         say(f"{row['name']}: {row['ours']:.4g} {row['unit']}, {peer}: ratio {row['ratio']:.3g}{bar}")
         rows.append(row)
-    out = Path(config.out or "bench.json")
-    out.write_text(json.dumps(rows, indent=1))
-    return Made(out)
+    return rows
+
+
+def _table(name: str, arguments: Sequence[str]) -> list[dict[str, Any]]:
+    """Runs an experiment, saying each line of its Markdown table when it is done."""
+    experiment, recipe = EXPERIMENTS[name]
+    named = any("=" not in argument for argument in arguments)
+    lines: list[Line] = []
+    for line in experiment([*([] if named else [recipe]), "run.progress=false", *arguments]):
+        if not lines:
+            say(experiments.head(line))
+        say(str(line))
+        lines.append(line)
+    return [asdict(line) for line in lines]
 
 
 def _data() -> Path:
@@ -61,7 +86,16 @@ BENCHES: dict[str, Callable[[], Iterable[Row]]] = {
     "teacher": teacher.rows,
 }
 
+EXPERIMENTS: dict[str, tuple[Callable[[Sequence[str]], Iterator[Line]], str]] = {
+    "demo": (experiments.steps, "configs/demo.yaml"),
+    "fusion": (experiments.fusion, "configs/demo.yaml"),
+    "ablation": (experiments.ablation, "configs/ablation.yaml"),
+    "shares": (experiments.shares, "configs/demo.yaml"),
+}
+
 if __name__ == "__main__":
-    name = next((argument for argument in sys.argv[1:] if "=" not in argument and not argument.startswith("-")), "")
-    rest = [argument for argument in sys.argv[1:] if argument != name]
-    sys.exit(main(__doc__, KEYS, partial(run, name), rest))
+    given = sys.argv[1:]
+    name = next((argument for argument in given if "=" not in argument and not argument.startswith("-")), "")
+    rest = [argument for argument in given if argument != name]
+    settings = [argument for argument in rest if not argument.startswith(("-", "out="))]
+    sys.exit(main(__doc__, KEYS, partial(run, name, settings), rest))

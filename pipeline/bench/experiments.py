@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
-from distill.metrics import Confusion
+from distill.metrics import OTHER, Confusion
 from pipeline.config import Config, load_config
-from pipeline.labels import load_space
+from pipeline.labels import load_scoring, load_space
 from pipeline.loaders import key_cloud, read_pixels, read_points, read_truth
 from pipeline.scoring import make_predictions, make_scores
 from pipeline.stages import make_index, make_pixels, make_points, scene_frames, scenes_of
@@ -24,6 +25,7 @@ from pipeline.store import Artifact
 from pipeline.training import make_finetuned, make_pretrained
 from projection.cameras import look_up, project, visible
 from projection.frames import NONE, Frame
+from projection.fusion import ClassLimits, FusionConfig, label_scene
 
 SEEDS = (0, 1, 2)
 
@@ -109,34 +111,98 @@ def _counted(name: str, counts: Confusion, names: Sequence[str], note: str) -> L
     return Line(name, [counts.miou()], [counts.accuracy], dict(zip(names, iou, strict=True)), note)
 
 
+# --- the steps of the fusion -----------------------------------------------------------------------------------------
+
+_FAR = 1e9
+_PLAIN: dict[str, Any] = {"coarse_cell_m": 0.4, "unclear_weight": 1.0, "ground_m": -_FAR}
+FUSION: tuple[tuple[str, dict[str, Any], bool], ...] = (
+    ("votes in 0.4 m cells", _PLAIN, False),
+    ("+ 1.6 m cells beside them", {"unclear_weight": 1.0, "ground_m": -_FAR}, False),
+    ("+ views next to something nearer weigh 0.1", {"ground_m": -_FAR}, False),
+    ("+ ground and non-ground points vote apart", {}, False),
+    ("+ limits of classes (the default)", {}, True),
+    ("default, without z-buffer", {"occlusion_m": _FAR}, True),
+    ("default, unclear views left out", {"unclear_weight": 0.0}, True),
+    ("default, own frame alone", {"window_s": 0.0}, True),
+    ("default, window 1 s", {"window_s": 1.0}, True),
+    ("default, window 2 s", {"window_s": 2.0}, True),
+    ("default, three sweeps vote", {"vote_sweeps": 3}, True),
+    ("default, cells 0.2 m", {"cell_m": 0.2}, True),
+    ("default, cells 0.8 m", {"cell_m": 0.8}, True),
+    ("default, coarse cells 0.8 m", {"coarse_cell_m": 0.8}, True),
+    ("default, coarse cells 2.4 m", {"coarse_cell_m": 2.4}, True),
+    ("default, agreement of .7", {"min_agreement": 0.7}, True),
+)
+"""Name, settings of the fusion, and whether what is known of the classes' places is used."""
+
+
+def fusion(arguments: Sequence[str]) -> Iterator[Line]:
+    """What each step of the fusion gives, on the points of ``data.eval`` that get an opinion."""
+    config = load_config(arguments)
+    index = make_index(config)
+    pixels = make_pixels(config, index)
+    none = dataclasses.replace(config, fusion=dataclasses.replace(config.fusion, occlusion_m=_FAR))
+    yield _opinions("one pixel a point", config, index, lambda frames: ((f, lifted(none, pixels, f)) for f in frames))
+    yield _opinions("+ z-buffer", config, index, lambda frames: ((f, lifted(config, pixels, f)) for f in frames))
+    space = load_space(config.labels)
+    for name, settings, limited in FUSION:
+        chosen, limits = dataclasses.replace(config.fusion, **settings), space.limits if limited else None
+
+        def label(
+            frames: list[Frame], chosen: FusionConfig = chosen, limits: ClassLimits | None = limits
+        ) -> Iterator[tuple[Frame, UInt8[np.ndarray, " n"]]]:
+            data = config.data
+            cut = data.columns, data.ego_box_m, data.bad_share
+            for frame, said in label_scene(frames, partial(read_pixels, pixels), chosen, len(space), *cut, limits):
+                yield frame, said.label
+
+        yield _opinions(name, config, index, label)
+
+
+def _opinions(
+    name: str,
+    config: Config,
+    index: Artifact,
+    label: Callable[[list[Frame]], Iterable[tuple[Frame, UInt8[np.ndarray, " n"]]]],
+) -> Line:
+    """Scores labels of the scenes to be scored, on the points that have one."""
+    space = load_space(config.labels)
+    scoring = load_scoring(config.labels, space)
+    of_class = np.full(256, NONE, np.uint8)
+    of_class[: len(space)] = scoring.of_class
+    counts = Confusion.empty(len(scoring.names))
+    for scene in scenes_of(index, "eval"):
+        for frame, said in label(scene_frames(index, config, scene)):
+            truth = read_truth(frame, space, config)
+            assert truth is not None
+            predicted = np.where((said != NONE) & (of_class[said] == NONE), np.uint8(OTHER), of_class[said])
+            counts += Confusion.of(of_class[truth], predicted, len(scoring.names))
+    seen = counts.covered()
+    return _counted(name, seen, scoring.names, f"{seen.points:,} of {counts.points:,} points")
+
+
 # --- the paper's ablation --------------------------------------------------------------------------------------------
 
 _ONE_SWEEP = ("train.sweeps=1",)
 _NO_CONSISTENCY = ("objectives.spatiotemporal.weight=0",)
 _NO_SELFTRAINING = ("objectives.selftraining.probability=0",)
-_PUBLISHED = (
-    "objectives.semantic.kind=ce_reference",
-    "objectives.spatiotemporal.kind=reference",
-)
+_FUSED = ("objectives.semantic.targets=points",)
+_PUBLISHED = ("objectives.semantic.kind=ce_reference", "objectives.spatiotemporal.kind=reference")
 _PRINTED = ("objectives.semantic.kind=infonce_paper", "objectives.spatiotemporal.kind=paper")
 
 ABLATION: tuple[tuple[str, tuple[str, ...], Sequence[int]], ...] = (
     ("full method", (), SEEDS),
     ("semantic term alone, one sweep", (*_ONE_SWEEP, *_NO_CONSISTENCY, *_NO_SELFTRAINING), SEEDS),
-    ("without spatio-temporal term", _NO_CONSISTENCY, SEEDS),
+    ("without spatio-temporal term", _NO_CONSISTENCY, SEEDS[:1]),
     ("without semantic term", ("objectives.semantic.weight=0", *_NO_SELFTRAINING), SEEDS[:1]),
     ("one sweep", _ONE_SWEEP, SEEDS[:1]),
     ("five sweeps", ("train.sweeps=5",), SEEDS[:1]),
     ("three sweeps merged into one input", (*_ONE_SWEEP, "model.sweeps=3"), SEEDS[:1]),
-    ("without self-training", _NO_SELFTRAINING, SEEDS),
+    ("without self-training", _NO_SELFTRAINING, SEEDS[:1]),
     ("own predictions only after the warm-up", ("objectives.selftraining.probability=1",), SEEDS[:1]),
     ("the published code's losses", _PUBLISHED, SEEDS[:1]),
     ("the paper's printed losses", _PRINTED, SEEDS[:1]),
-    (
-        "pseudo-label training on fused points",
-        (*_ONE_SWEEP, *_NO_CONSISTENCY, "objectives.semantic.targets=points"),
-        SEEDS,
-    ),
+    ("semantic term alone, fused labels", (*_ONE_SWEEP, *_NO_CONSISTENCY, *_NO_SELFTRAINING, *_FUSED), SEEDS),
 )
 """Name, overrides, seeds: the lines of CLIP2Scene's own ablation, and the readings of its losses."""
 
@@ -149,24 +215,23 @@ def ablation(arguments: Sequence[str]) -> Iterator[Line]:
 
 # --- shares of the labels --------------------------------------------------------------------------------------------
 
-SHARES = ("1", "5", "10", "25", "100")
+SHARES = {"1": 120, "5": 50, "10": 30, "25": 15, "100": 8}
+"""Share of the labels in percent, and the epochs that a training on it takes, with and without pre-training."""
 
 
 def shares(arguments: Sequence[str]) -> Iterator[Line]:
     """Fine-tuning from the pre-trained student against training from random weights; three seeds at 1 and 100 %."""
-    for share in SHARES:
+    for share, epochs in SHARES.items():
         for unit in ("frame", "scene") if share != "100" else ("scene",):
-            given = [*arguments, f"protocol={unit}@{share}%"]
+            given = [*arguments, f"protocol={unit}@{share}%", f"train.epochs={epochs}"]
             seeds = SEEDS if share in {"1", "100"} else SEEDS[:1]
-            for source, name in (("none", "random weights"), ("", "pre-trained")):
+            for name, pretrained in (("random weights", False), ("pre-trained", True)):
                 trees = []
                 for seed in seeds:
-                    student = source or str(make_pretrained(load_config([*arguments, f"seed={seed}"])).path)
-                    trees.append(_finetuned([*given, *FINETUNE, f"seed={seed}", f"student={student}"]))
+                    own = [*arguments, f"seed={seed}"]
+                    student = make_pretrained(load_config(own)).path if pretrained else "none"
+                    trees.append(_finetuned([*given, f"seed={seed}", f"student={student}"]))
                 yield _line(f"{unit}@{share}%, {name}", trees)
-
-
-FINETUNE = ("train.sweeps=1", "objectives.selftraining.probability=0")
 
 
 # --- one training ----------------------------------------------------------------------------------------------------
