@@ -226,6 +226,8 @@ def _checked(values: Mapping[str, Any], kind: type, prefix: str, source: str) ->
             value = _checked(value, typing.cast(type, inner), f"{prefix}{key}.", source)
         elif typing.get_origin(inner) is tuple and isinstance(value, str):
             value = [part.strip() for part in value.split(",") if part.strip()]
+        elif typing.get_origin(inner) is tuple and str in typing.get_args(inner) and isinstance(value, int):
+            value = [str(value)]  # a sequence's number
         elif inner is str and not isinstance(value, str):
             value = "" if value is None else str(value)
         checked[key] = value

@@ -136,7 +136,7 @@ def make_scores(config: Config, index: Artifact, said: Artifact) -> Artifact:
         confusion += Confusion.of(true_class[truth], said_class[label], len(scoring.names))
         frames += 1
     if not confusion.points:
-        raise BadInput("data.eval", "no frame has labels to score against", "nuScenes: unpack lidarseg, or score val")
+        raise BadInput("data.eval", "no frame has labels to score against", "unpack its labels, or score val")
     tree = _scores(config, confusion, frames, scoring.names, said)
     scores.commit("scores", json.dumps(tree, indent=1).encode())
     scores.finish(["scores"], config, started, _of_eval(said, scenes_of(index, "eval")))

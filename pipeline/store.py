@@ -36,9 +36,13 @@ def digest_of(value: Any) -> str:
 
 
 def digest_files(paths: Sequence[Path]) -> str:
-    """sha256 over names and contents of files."""
+    """sha256 over names and contents of files; of a folder, over the names and sizes of what lies in it."""
     total = hashlib.sha256()
     for path in paths:
+        if path.is_dir():
+            sizes = sorted((entry.name, entry.stat().st_size) for entry in os.scandir(path))
+            total.update(path.name.encode() + b"\0" + digest_of(sizes).encode())
+            continue
         with path.open("rb") as stream:
             total.update(path.name.encode() + b"\0" + hashlib.file_digest(stream, "sha256").digest())
     return total.hexdigest()

@@ -93,7 +93,7 @@ def make_finetuned(config: Config) -> Artifact:
         return student
     frames = [frame for frame in training_frames(index, config) if frame.labels]
     if not frames:
-        raise BadInput("data.train", "has no frame with labels", "nuScenes: unpack lidarseg")
+        raise BadInput("data.train", "has no frame with labels", "unpack its labels")
     subset, space = labelled_subset(config.protocol, frames), load_space(config.labels)
     started = time.time()
     network, text = _student_to_tune(config, source, len(space))

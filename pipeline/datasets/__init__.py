@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.datasets import nuscenes
+from pipeline.datasets import nuscenes, semantickitti
 from pipeline.datasets.rows import Row
 
 
@@ -21,6 +21,7 @@ class DataConfig:
         kind: layout of the data set
         root: folder of the data set
         version: nuScenes table folder, such as v1.0-mini, v1.0-trainval or v1.0-test
+        camera: KITTI camera, image_0 to image_3 (projected by P0 to P3); empty: none, as a trained student needs none
         train: splits or scene names to learn from
         eval: splits or scene names to score on
         columns: float32 values a point in the sweep files
@@ -32,9 +33,10 @@ class DataConfig:
         hash: pin the sha256 of every file in the index, and verify it while reading
     """
 
-    kind: Literal["nuscenes"] = "nuscenes"
+    kind: Literal["nuscenes", "semantickitti"] = "nuscenes"
     root: str = "data/nuscenes"
     version: str = "v1.0-trainval"
+    camera: str = "image_2"
     train: tuple[str, ...] = ("train",)
     eval: tuple[str, ...] = ("val",)
     columns: int = 5
@@ -51,7 +53,7 @@ class Reader:
     """What a data set module offers.
 
     Attributes:
-        tables: the files that its index is made from.
+        tables: the files and folders that its index is made from (``pipeline.store.digest_files``).
         index: the rows of the index.
         labels: official ids of the points in the bytes of a label file.
     """
@@ -61,4 +63,7 @@ class Reader:
     labels: Callable[[bytes], np.ndarray]
 
 
-DATASETS: dict[str, Reader] = {"nuscenes": Reader(nuscenes.tables, nuscenes.index, nuscenes.labels)}
+DATASETS: dict[str, Reader] = {
+    "nuscenes": Reader(nuscenes.tables, nuscenes.index, nuscenes.labels),
+    "semantickitti": Reader(semantickitti.tables, semantickitti.index, semantickitti.labels),
+}

@@ -17,6 +17,7 @@ from projection.frames import Camera, File, Sweep
 _SPEED_MAX_M_S = 80.0
 _CAMERA_GAP_MAX_US = 110_000
 _PIXELS_MAX = 64_000_000
+_END_OF_IMAGE = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
 
 
 def pin(root: Path, name: str, hash_bytes: bool) -> File:
@@ -43,21 +44,28 @@ def check_points(file: File, columns: int, fewest: int) -> int:
     return points
 
 
-def check_image(file: File, size_hw: tuple[int, int]) -> None:
-    """Refuses an image that is none, that is cut short, or whose size is not the table's (its header tells)."""
+def image_size(file: File) -> tuple[int, int]:
+    """Height and width of an image as its header tells [px]; refuses one that is none, or that is cut short."""
     try:
         with Image.open(file.path) as image:
             width, height = image.size
-            kind = image.format
+            end = _END_OF_IMAGE.get(image.format or "", b"")
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError):
         raise BadInput(file.path, "is not an image", "copy the file again") from None
-    if (height, width) != size_hw or height * width > _PIXELS_MAX:
+    if height * width > _PIXELS_MAX:
+        raise BadInput(file.path, f"is {width}x{height} pixels, more than {_PIXELS_MAX}")
+    with file.path.open("rb") as stream:
+        stream.seek(-min(file.bytes, 64), 2)
+        if end not in stream.read():
+            raise BadInput(file.path, "is cut short (no end-of-image marker)", "copy the file again")
+    return height, width
+
+
+def check_image(file: File, size_hw: tuple[int, int]) -> None:
+    """Refuses an image as ``image_size`` does, and one whose size is not the table's."""
+    height, width = image_size(file)
+    if (height, width) != size_hw:
         raise BadInput(file.path, f"is {width}x{height} pixels, the table says {size_hw[1]}x{size_hw[0]}")
-    if kind == "JPEG":
-        with file.path.open("rb") as stream:
-            stream.seek(-min(file.bytes, 64), 2)
-            if b"\xff\xd9" not in stream.read():
-                raise BadInput(file.path, "is cut short (no end-of-image marker)", "copy the file again")
 
 
 def check_intrinsics(K: np.ndarray, where: str) -> None:

@@ -29,6 +29,7 @@ def test_includes_are_relative_and_come_first(tmp_path: Path) -> None:
 def test_lists_may_be_typed_with_commas() -> None:
     assert load_config(["data.train=mini_train, scene-0061"]).data.train == ("mini_train", "scene-0061")
     assert load_config(["data.train=[a,b]"]).data.train == ("a", "b")
+    assert load_config(["data.train=10"]).data.train == ("10",)
 
 
 @pytest.mark.parametrize(

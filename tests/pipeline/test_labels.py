@@ -26,6 +26,24 @@ def test_nuscenes_map_is_the_official_one() -> None:
     assert official.tolist() == [CHALLENGE.get(i, 0) for i in range(32)]
 
 
+# SemanticKITTI raw ids and the class of each in its single-scan challenge (1..19; the rest 0), and the ids to hand in
+LEARNING_MAP = {
+    **{10: 1, 252: 1, 11: 2, 15: 3, 18: 4, 258: 4, 30: 6, 254: 6, 31: 7, 253: 7, 32: 8, 255: 8, 40: 9, 60: 9, 44: 10},
+    **dict.fromkeys((13, 16, 20, 256, 257, 259), 5),
+    **{48: 11, 49: 12, 50: 13, 51: 14, 70: 15, 71: 16, 72: 17, 80: 18, 81: 19, 0: 0, 1: 0, 52: 0, 99: 0},
+}
+HANDED_IN = (10, 11, 15, 18, 20, 30, 31, 32, 40, 44, 48, 49, 50, 51, 70, 71, 72, 80, 81)
+
+
+def test_semantickitti_map_is_the_official_one() -> None:
+    space = load_space(LabelsConfig(space="semantickitti19"))
+    raw = np.array(sorted(LEARNING_MAP), np.uint16)
+    label = space.from_raw(raw, Path("x.label"))
+    assert (np.where(label == 255, 0, label + 1)).tolist() == [LEARNING_MAP[i] for i in raw.tolist()]
+    assert space.export.tolist() == list(HANDED_IN)
+    assert (space.class_of_raw == 254).sum() == (1 << 16) - len(LEARNING_MAP)
+
+
 def test_an_unknown_raw_id_is_named_with_its_count() -> None:
     with pytest.raises(BadInput, match=r"77 \(2 points\)"):
         load_space(LabelsConfig()).from_raw(np.array([24, 77, 77], np.uint8), Path("x.bin"))
