@@ -10,6 +10,8 @@ from jaxtyping import Float64, Int64, UInt8
 
 from projection.frames import NONE
 
+Absent = Literal["nan", "one", "zero"]
+_ABSENT: dict[Absent, float] = {"nan": float("nan"), "one": 1.0, "zero": 0.0}
 OTHER = 254
 """A prediction of a class that the table does not have: wrong, but an opinion."""
 
@@ -71,18 +73,18 @@ class Confusion:
         right = np.trace(self.counts)
         return float(right / self.points) if self.points else float("nan")
 
-    def iou(self, absent: Literal["nan", "one"] = "nan") -> Float64[np.ndarray, " c"]:
+    def iou(self, absent: Absent = "nan") -> Float64[np.ndarray, " c"]:
         """Intersection over union of each class.
 
         Args:
-            absent: value for a class with neither truth nor prediction: ``one`` as the SLidR family counts it.
+            absent: value for a class with neither truth nor prediction: ``one`` as the SLidR family counts it, ``zero``
+                as SemanticKITTI's evaluator does.
         """
         right = np.diagonal(self.counts).astype(np.float64)
         union = self.counts.sum(1) + self.counts[:, :-2].sum(0) - right
-        value = np.nan if absent == "nan" else 1.0
-        return np.divide(right, union, out=np.full(len(right), value), where=union > 0)
+        return np.divide(right, union, out=np.full(len(right), _ABSENT[absent]), where=union > 0)
 
-    def miou(self, absent: Literal["nan", "one"] = "nan") -> float:
+    def miou(self, absent: Absent = "nan") -> float:
         """Mean IoU over the classes that are not ``nan``; nan when all are."""
         iou = self.iou(absent)
         return float(np.nanmean(iou)) if not np.isnan(iou).all() else float("nan")

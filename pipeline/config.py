@@ -58,7 +58,7 @@ class Config:
         student: folder of a student to score, export or start from; none starts fine-tuning from random weights
         points: folder of fused point labels to score, export or draw
         evaluate: score the student in a child process after pre-training
-        absent_class: IoU of a class without truth and predictions: nan leaves it out of the mean, one is SLidR's habit
+        absent_class: IoU of a class never true nor predicted: nan (not averaged), one (SLidR's), zero (SemanticKITTI's)
         format: official format to export to
         frame: id of the frame to draw; empty is the first
         out: file or folder to write, where a tool writes outside the store
@@ -84,8 +84,8 @@ class Config:
     student: str = ""
     points: str = ""
     evaluate: bool = False
-    absent_class: Literal["nan", "one"] = "nan"
-    format: Literal["nuscenes"] = "nuscenes"
+    absent_class: Literal["nan", "one", "zero"] = "nan"
+    format: Literal["nuscenes", "semantickitti"] = "nuscenes"
     frame: str = ""
     out: str = ""
     resume: str = ""

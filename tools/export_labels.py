@@ -1,7 +1,7 @@
-"""Writes predictions of a student, or fused point labels, in the data set's official format.
+"""Writes predictions of a student, or fused point labels, in an official format.
 
-usage: python tools/export_labels.py DATA.yaml student=FOLDER [out=FOLDER] [key=value ...]
-       python tools/export_labels.py DATA.yaml points=FOLDER [out=FOLDER] [key=value ...]
+usage: python tools/export_labels.py DATA.yaml student=FOLDER [format=NAME] [out=FOLDER] [key=value ...]
+       python tools/export_labels.py DATA.yaml points=FOLDER [format=NAME] [out=FOLDER] [key=value ...]
 """
 
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.command import Made, main
 from pipeline.config import Config
-from pipeline.export import nuscenes_pseudo_labels, nuscenes_submission
+from pipeline.export import FORMATS, pseudo_labels, submission
 from pipeline.labels import load_space
 from pipeline.loaders import read_points
 from pipeline.scoring import labelled_frames, make_predictions
@@ -26,11 +26,11 @@ def run(config: Config) -> Made:
         said = Artifact.at(config.points, "points")
         labels = ((frame, read_points(said, frame)) for frame, _ in labelled_frames(config, index, said))
         out = Path(config.out or f"{config.store}/export-{said.id}")
-        nuscenes_pseudo_labels(out, split, space, labels)
+        pseudo_labels(FORMATS[config.format], out, split, space, labels)
     else:
         said = make_predictions(config, index)
         out = Path(config.out or f"{config.store}/export-{said.id}")
-        nuscenes_submission(out, split, space, labelled_frames(config, index, said))
+        submission(FORMATS[config.format], out, split, space, labelled_frames(config, index, said))
     return Made(out, said.skipped())
 
 

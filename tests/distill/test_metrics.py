@@ -42,6 +42,7 @@ def test_absent_class_policies() -> None:
     assert np.isnan(scores.iou()[3])
     assert scores.iou("one")[3] == 1
     assert scores.miou("one") == pytest.approx((3 * scores.miou() + 1) / 4)
+    assert scores.miou("zero") == pytest.approx(3 * scores.miou() / 4)
     assert np.isnan(Confusion.empty(2).miou())
 
 
