@@ -65,7 +65,7 @@ def main(about: str, keys: Sequence[str], run: Callable[[Config], Made], argumen
 
 
 def _help(about: str, keys: Sequence[str]) -> str:
-    rows = [row for row in describe(Config) if row[0].split(".")[0] in keys]
+    rows = [row for row in describe(Config) if {row[0], row[0].split(".")[0]} & set(keys)]
     width = max(len(f"{key}={default}") for key, default, _ in rows)
     lines = [f"  {f'{key}={default}':{width}}  {text}" for key, default, text in rows]
     return "\n".join(

@@ -16,6 +16,7 @@ from distill.teacher import MaskClip, Precomputed, Teacher, VitFeatures
 from pipeline.config import Config
 from pipeline.datasets import DATASETS
 from pipeline.datasets.rows import Skip, read_frames, read_images, read_scenes, to_parquet
+from pipeline.demo.kitti import write_kitti_demo
 from pipeline.demo.write import write_demo
 from pipeline.executor import run_stage
 from pipeline.labels import LabelSpace, load_space, load_teacher_map
@@ -25,6 +26,8 @@ from pipeline.work import Shard
 from projection.errors import BadInput
 from projection.frames import Frame, PixelLabels
 from projection.fusion import label_scene
+
+_DEMOS = {"nuscenes": write_demo, "semantickitti": write_kitti_demo}
 
 
 def device() -> torch.device:
@@ -65,18 +68,18 @@ def make_index(config: Config) -> Artifact:
 
 
 def make_demo(config: Config, root: Path) -> None:
-    """Writes the embedded world to a data root, unless the same world is there already.
+    """Writes the embedded world to a data root, in the layout of ``data.kind``, unless it is there already.
 
     Raises:
         BadInput: something else is there, or a setting is out of its bounds.
     """
-    said, wanted = root / "demo.json", asdict(config.demo)
+    said, wanted = root / "demo.json", {"kind": config.data.kind, **asdict(config.demo)}
     if said.is_file() and json.loads(said.read_text()) == wanted:
         return
     if root.exists():
         raise BadInput(root, "holds something else than this demo world", "delete it, or give another data.root")
     try:
-        write_demo(config.demo, root)
+        _DEMOS[config.data.kind](config.demo, root)
     except ValueError as error:
         raise BadInput("demo", str(error)) from None
     write_whole(said, json.dumps(wanted).encode())

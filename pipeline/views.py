@@ -46,12 +46,13 @@ def draw_frame(
         fusion: occlusion test, the same as in labelling.
         title: head line.
     """
-    rows = -(-max(len(frame.cameras), 1) // 3)
+    columns = min(max(len(frame.cameras), 1), 3)
+    rows = -(-max(len(frame.cameras), 1) // columns)
     figure = Figure(figsize=(18, 3.5 * rows + 6.5), layout="constrained", dpi=110)
     figure.suptitle(title)
     halves: Any = figure.subfigures(2, 1, height_ratios=(3.5 * rows, 6.5))
     upper, lower = halves
-    axes = upper.subplots(rows, 3, squeeze=False).ravel()
+    axes = upper.subplots(rows, columns, squeeze=False).ravel()
     pairs = project(cloud.xyz, frame.sweeps[0].global_from_lidar, frame.cameras, fusion.min_depth_m)
     pairs = pairs[visible(pairs, frame.cameras, fusion.occlusion_px, fusion.occlusion_relative, fusion.occlusion_m)]
     for axis in axes:
@@ -60,7 +61,7 @@ def draw_frame(
         camera = frame.cameras[index]
         here = pairs[pairs.camera == index]
         named = here[label[here.point] != NONE]
-        axis.imshow(Image.open(io.BytesIO(camera.image.read())))
+        axis.imshow(Image.open(io.BytesIO(camera.image.read())).convert("RGB"))  # grey images too
         axis.scatter(named.uv[:, 0], named.uv[:, 1], s=2, c=space.colors[label[named.point]] / 255.0, linewidths=0)
         axis.set_title(camera.name, fontsize=8)
     panels = {"labels": _class_colors(label, space)}

@@ -1,6 +1,6 @@
-"""Writes the embedded world as a nuScenes data root: images, sweeps, tables, exact point labels.
+"""Writes the embedded world as a data root of nuScenes or SemanticKITTI: images, sweeps, poses, exact point labels.
 
-usage: python tools/demo.py [configs/demo.yaml] [out=FOLDER] [key=value ...]
+usage: python tools/demo.py [configs/demo.yaml|configs/demo_kitti.yaml] [out=FOLDER] [key=value ...]
 """
 
 import sys
@@ -10,7 +10,7 @@ from pipeline.command import Made, main
 from pipeline.config import Config
 from pipeline.stages import make_demo
 
-KEYS = ("demo", "out")
+KEYS = ("demo", "data.kind", "out")
 
 
 def run(config: Config) -> Made:

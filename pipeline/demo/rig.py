@@ -12,6 +12,9 @@ SPIN_S = 0.05
 SEAM_RAD = np.deg2rad(105.0)
 """Azimuth in the car's frame (x forward, y left) where a turn starts; it goes clockwise seen from above."""
 
+LEVEL = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
+"""The car's axes from those of a camera that looks straight ahead."""
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class RigCamera:
@@ -81,11 +84,10 @@ def cameras(width_px: int, height_px: int) -> tuple[RigCamera, ...]:
         ("CAM_BACK", 180.0, (0.03, 0.00, 1.58), 0.50),
         ("CAM_BACK_LEFT", 110.0, (1.04, 0.48, 1.59), 0.79),
     )
-    level = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])  # car's axes from the camera's at yaw 0
     out = []
     for i, (channel, yaw_deg, at_m, focal) in enumerate(mounts):
         yaw = np.deg2rad(yaw_deg + 0.3 * (-1) ** i)
-        turned = rotation(yaw, 0.01, 0.004 * (-1) ** i) @ level
+        turned = rotation(yaw, 0.01, 0.004 * (-1) ** i) @ LEVEL
         f_px = focal * width_px
         K = np.array([[f_px, 0.0, 0.505 * width_px], [0.0, f_px, 0.49 * height_px], [0.0, 0.0, 1.0]])
         share = (SEAM_RAD - yaw) % (2 * np.pi) / (2 * np.pi)

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,9 +54,9 @@ class DemoConfig:
 
     Attributes:
         seed: the same seed gives the same bytes
-        train_scenes: scenes with names of the official train split; up to 8 as v1.0-mini, more as v1.0-trainval
-        val_scenes: scenes with names of the official val split; up to 2 as v1.0-mini, more as v1.0-trainval
-        key_frames: key frames a scene, two a second [frames]
+        train_scenes: scenes named as the official train split; up to 8 as nuScenes v1.0-mini, more as v1.0-trainval
+        val_scenes: scenes named as the official val split; up to 2 as nuScenes v1.0-mini; SemanticKITTI has one
+        key_frames: key frames a scene, two a second as nuScenes, ten a second as SemanticKITTI [frames]
         width_px: width of the images [px]
         height_px: height of the images [px]
         beams: rings of the LiDAR
@@ -103,13 +103,26 @@ def write_demo(config: DemoConfig, out: Path) -> None:
     Raises:
         BadInput: a setting is out of its bounds, or `out` is already there.
     """
+
+    def write(root: Path) -> None:
+        version, train, val = split_names(config.train_scenes, config.val_scenes)
+        _write_nuscenes(config, root, version, [*enumerate(train), *enumerate(val, VAL_SEED)])
+
+    write_root(config, out, write)
+
+
+def write_root(config: DemoConfig, out: Path, write: Callable[[Path], None]) -> None:
+    """Checks the settings, lets `write` fill a folder, and gives it its name when it is whole.
+
+    Raises:
+        BadInput: a setting is out of its bounds, or `out` is already there.
+    """
     _check(config)
     if out.exists():
         raise BadInput(out, "is already there", "remove it or choose another folder")
-    version, train, val = split_names(config.train_scenes, config.val_scenes)
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     try:
-        _write_root(config, partial, version, [*enumerate(train), *enumerate(val, VAL_SEED)])
+        write(partial)
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -145,7 +158,7 @@ def _check(config: DemoConfig) -> None:
         raise BadInput("train_scenes, val_scenes", "are both 0", "there must be a scene")
 
 
-def _write_root(config: DemoConfig, root: Path, version: str, scenes: Sequence[tuple[int, str]]) -> None:
+def _write_nuscenes(config: DemoConfig, root: Path, version: str, scenes: Sequence[tuple[int, str]]) -> None:
     rig, spinner, tables = cameras(config.width_px, config.height_px), lidar(config.beams, config.azimuths), Tables()
     for folder in (version, "maps", f"lidarseg/{version}", *(f"samples/{c.channel}" for c in rig)):
         (root / folder).mkdir(parents=True)

@@ -1,0 +1,150 @@
+"""The demo in KITTI's layout: its files against the world they show, and every stage from logs to a submission."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.config import load_config
+from pipeline.datasets import DATASETS, DataConfig
+from pipeline.demo.kitti import SCAN_S, write_kitti_demo
+from pipeline.demo.parts import rotation
+from pipeline.demo.render import render
+from pipeline.demo.rig import RigCamera, inverse, pose
+from pipeline.demo.world import World, build_world
+from pipeline.demo.write import DemoConfig
+from pipeline.labels import LabelsConfig, load_space
+from projection.cameras import project
+from projection.errors import BadInput
+from projection.frames import Frame
+from projection.sweeps import read_sweep
+from tests.helpers import Run
+
+SMALL = DemoConfig(
+    seed=1, train_scenes=1, val_scenes=1, key_frames=3, width_px=310, height_px=94, beams=64, azimuths=300
+)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("kitti") / "root"
+    write_kitti_demo(SMALL, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def frames(root: Path) -> list[Frame]:
+    config = DataConfig(kind="semantickitti", root=str(root), columns=4, train=("train",), eval=("val",))
+    found = [row.frame for row in DATASETS["semantickitti"].index(config)]
+    return [frame for frame in found if isinstance(frame, Frame)]
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return build_world(SMALL.seed, 0, (SMALL.key_frames - 1) * SCAN_S)
+
+
+def raw(frame: Frame) -> np.ndarray:
+    assert frame.labels is not None
+    return np.frombuffer(frame.labels.read(), "<u4")
+
+
+def street_from_global(world: World) -> np.ndarray:
+    """The global frame is that of the first scan's LiDAR, on the roof of the car."""
+    return world.drive.street_from_ego(0.0) @ pose(rotation(0.004, 0.006, -0.003), np.array([0.76, 0.0, 1.73]))
+
+
+def test_the_reader_finds_all_of_it(frames: list[Frame]) -> None:
+    assert [frame.id for frame in frames] == [f"{name}/{i:06d}" for name in ("00", "08") for i in range(3)]
+    for frame in frames:
+        points = read_sweep(frame.sweeps[0], 4)
+        pairs = project(points[:, :3].copy(), frame.sweeps[0].global_from_lidar, frame.cameras, 1.0)
+        assert 0.14 < len(pairs) / len(points) < 0.20
+        assert 0 <= points[:, 3].min() <= points[:, 3].max() <= 1
+        assert len(points) == len(raw(frame))
+        for name in ("semantickitti19", "demo_kitti13"):
+            space = load_space(LabelsConfig(space=name))
+            assert (space.from_raw(raw(frame) & 0xFFFF, Path("x")) < len(space)).mean() > 0.97
+
+
+def test_points_lie_in_the_things_that_they_are_of(frames: list[Frame], world: World) -> None:
+    """Poses, calibration and instances together: back in the street, points fill the boxes of their things."""
+    street = street_from_global(world)
+    for i, frame in enumerate(frames[:3]):
+        ids, instance = raw(frame) & 0xFFFF, raw(frame) >> 16
+        xyz = frame.sweeps[0].global_from_lidar.apply(read_sweep(frame.sweeps[0], 4)[:, :3])
+        xyz = xyz @ street[:3, :3].T + street[:3, 3]
+        assert len(np.unique(instance)) > 20
+        for number in np.unique(instance[instance > 0]):
+            thing, mine = world.things[number - 1], instance == number
+            local = (xyz[mine] - thing.centre_m(i * SCAN_S)) @ rotation(thing.yaw_rad)
+            assert (np.abs(local) < np.array(thing.size_m) / 2 + 0.4).all()
+            said = set(ids[mine].tolist())
+            assert len(said) == 1
+            assert (said <= {252, 253, 254, 255, 257, 258, 259}) == (thing.speed_mps > 0)
+    assert {252, 254} & set(np.unique([*raw(frames[0]) & 0xFFFF, *raw(frames[2]) & 0xFFFF]).tolist())
+
+
+def test_scans_and_pictures_agree(frames: list[Frame], world: World) -> None:
+    """The picture is what stands before the camera that the reader found, and points lie as deep as what it shows."""
+    for i, frame in enumerate(frames[:3]):
+        camera = frame.cameras[0]
+        placed = street_from_global(world) @ np.vstack([camera.global_from_cam.matrix(), [0, 0, 0, 1]])
+        ego_from_cam = inverse(world.drive.street_from_ego(i * SCAN_S)) @ placed
+        view = render(world, RigCamera(camera.name, ego_from_cam, camera.K, camera.size_hw, 0.0), i * SCAN_S)
+        stored = np.asarray(Image.open(camera.image.path), np.float64)
+        assert np.abs(stored - view.colour).mean() < 0.05
+        points = read_sweep(frame.sweeps[0], 4)[:, :3].copy()
+        pairs = project(points, frame.sweeps[0].global_from_lidar, frame.cameras, 1.0)
+        depth_m = view.depth_m[pairs.uv[:, 1].astype(int), pairs.uv[:, 0].astype(int)]
+        assert (np.abs(depth_m / pairs.depth - 1) < 0.05).mean() > 0.9
+
+
+def test_the_same_seed_gives_the_same_bytes(root: Path, tmp_path: Path) -> None:
+    write_kitti_demo(SMALL, tmp_path / "again")
+    files = sorted(path.relative_to(root) for path in root.rglob("*") if path.is_file())
+    assert len(files) == 2 * (3 * 3 + 3)
+    assert all((root / file).read_bytes() == (tmp_path / "again" / file).read_bytes() for file in files)
+
+
+@pytest.mark.parametrize("wrong", [{"train_scenes": 11}, {"val_scenes": 2}])
+def test_more_scenes_than_sequences_are_refused(wrong: dict[str, int], tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="10 and 1 sequences"):
+        write_kitti_demo(DemoConfig(**wrong), tmp_path / "root")
+
+
+@pytest.mark.slow
+def test_from_the_world_to_a_submission(tmp_path: Path, tool: Run) -> None:
+    given = [
+        *("configs/demo_kitti.yaml", f"data.root={tmp_path / 'data'}", f"store={tmp_path / 'store'}"),
+        *("demo.train_scenes=2", "demo.key_frames=3", "demo.azimuths=400", "demo.width_px=310", "demo.height_px=94"),
+        *("train.epochs=2", "model.voxel_m=0.4", "run.progress=false", "run.loaders=0", "evaluate=false"),
+    ]
+    index = tool("index", *given).path
+    assert json.loads((index / "manifest.json").read_text())["counts"]["frames"] == 9
+    points = tool("label", *given).path
+    covered = json.loads((tool("evaluate", *given, f"points={points}").path / "scores.json").read_text())["covered"]
+    assert covered["accuracy"] > 0.5
+    pretrained = tool("pretrain", *given).path
+    tuned = tool("finetune", *given, f"student={pretrained}", "protocol=frame@1%").path
+    assert json.loads((tuned / "manifest.json").read_text())["labelled_frames"] == ["00/000000"]
+    scores = json.loads((tool("evaluate", *given, f"student={tuned}").path / "scores.json").read_text())
+    assert (scores["protocol"], scores["frames"], scores["absent_class"]) == ("frame@1%", 3, "zero")
+    out = tool("export_labels", *given, f"student={tuned}", f"out={tmp_path / 'entry'}").path
+    space = load_space(load_config(given).labels)
+    for i in range(3):
+        said = np.fromfile(out / f"sequences/08/predictions/{i:06d}.label", "<u4")
+        truth = np.fromfile(tmp_path / f"data/sequences/08/labels/{i:06d}.label", "<u4")
+        assert len(said) == len(truth)
+        assert set(said.tolist()) <= set(space.export.tolist())
+    with zipfile.ZipFile(out / "submission.zip") as archive:
+        assert "sequences/08/predictions/" in archive.namelist()
+        assert archive.testzip() is None
+    other = tool("demo", f"out={tmp_path / 'data'}")
+    assert other.status == 1
+    assert "something else than this demo world" in other.err
