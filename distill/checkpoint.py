@@ -48,6 +48,7 @@ class Trained:
         xyz: Float32[np.ndarray, "n 3"],
         intensity: Float32[np.ndarray, " n"],
         age_s: Float32[np.ndarray, " n"] | None = None,
+        sensor_height_m: float | None = None,
     ) -> UInt8[np.ndarray, " n"]:
         """The class of every point, an index into ``names``.
 
@@ -55,6 +56,7 @@ class Trained:
             xyz: points in the LiDAR's frame, z up [m].
             intensity: return strength, 0..1.
             age_s: time of the newest sweep minus the point's, where several are merged [s]; None is one sweep.
+            sensor_height_m: height of this LiDAR above the ground [m]; None is that of the one it was trained with.
 
         Raises:
             ValueError: a point is not finite, or the student has learnt features and no classes.
@@ -66,7 +68,7 @@ class Trained:
             voxel_m=self.model.voxel_m,
             features=self.model.features,
             reduce=self.model.reduce,
-            sensor_height_m=self.sensor_height_m,
+            sensor_height_m=self.sensor_height_m if sensor_height_m is None else sensor_height_m,
             trilinear=self.model.trilinear,
         )
         batch = collate([voxels]).to(next(self.student.parameters()).device)

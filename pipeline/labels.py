@@ -28,13 +28,15 @@ class LabelsConfig:
         space: label space, a name under configs/labels or a path to such a file
         prompts: words that the teacher is asked for: a name under configs/prompts or a path; empty takes the space's
         names: free text instead: comma-separated things to look for; no truth and no official export then
-        eval: mapping to score with: a YAML file with names and from; empty scores with the space itself
+        eval: mapping to score with, a name under configs/labels or a path; empty scores with the space itself
+        truth: label space of the label files to score against, where it is another one; needs eval
     """
 
     space: str = "nuscenes16"
     prompts: str = ""
     names: str = ""
     eval: str = ""
+    truth: str = ""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -84,11 +86,12 @@ class LabelSpace:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Scoring:
-    """The classes that a table has, and the class in it of each class of the label space (255 = none)."""
+    """The classes that a table has, and the class in it (255 = none) of each class predicted and of each true one."""
 
     name: str
     names: tuple[str, ...]
     of_class: UInt8[np.ndarray, " classes"]
+    of_truth: UInt8[np.ndarray, " truths"]
 
 
 def load_space(config: LabelsConfig) -> LabelSpace:
@@ -167,18 +170,34 @@ def _free_text(text: str, negatives: tuple[str, ...]) -> LabelSpace:
     )
 
 
-def load_scoring(config: LabelsConfig, space: LabelSpace) -> Scoring:
+def load_truth(config: LabelsConfig) -> LabelSpace:
+    """The label space of the label files: that of ``labels.truth``, or the one that is predicted."""
+    return load_space(LabelsConfig(space=config.truth) if config.truth else config)
+
+
+def load_scoring(config: LabelsConfig, space: LabelSpace, truth: LabelSpace) -> Scoring:
     """The classes to score with: the space's own, or those of ``labels.eval``.
 
+    The mapping's ``from`` says what a class is called in the table, as ``class: name`` or, for several label spaces, as
+    ``space: {class: name}``. Names are all that two data sets must share to score a student of one on the other.
+
     Raises:
-        BadInput: the mapping names a class that is not in the space.
+        BadInput: the mapping names a class that is not in the space, or is missing where truth has other classes.
     """
     if not config.eval:
-        return Scoring(space.name, space.names, np.arange(len(space), dtype=np.uint8))
+        if truth.names != space.names:
+            raise BadInput("labels.truth", f"{truth.name} has other classes than {space.name}", "give labels.eval too")
+        own = np.arange(len(space), dtype=np.uint8)
+        return Scoring(space.name, space.names, own, own)
     path = named("labels", config.eval)
     tree = read_yaml(path)
     names, mapping = tuple(tree.get("names", ())), tree.get("from", {})
-    return Scoring(path.stem, names, _mapping(path, mapping, space.names, names))
+
+    def of(said: LabelSpace) -> UInt8[np.ndarray, " classes"]:
+        own = mapping.get(said.name, mapping) if isinstance(mapping, dict) else mapping
+        return _mapping(path, own, said.names, names)
+
+    return Scoring(path.stem, names, of(space), of(truth))
 
 
 def load_teacher_map(name: str, space: LabelSpace) -> UInt8[np.ndarray, "256"]:

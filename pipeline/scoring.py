@@ -17,7 +17,7 @@ from distill.metrics import OTHER, Confusion
 from pipeline.config import Config
 from pipeline.datasets.rows import Skip
 from pipeline.executor import run_stage
-from pipeline.labels import load_scoring, load_space
+from pipeline.labels import load_scoring, load_space, load_truth
 from pipeline.loaders import key_cloud, read_points, read_truth
 from pipeline.stages import device, scene_frames, scenes_of, skip_or_raise
 from pipeline.store import Artifact, digest_files
@@ -70,7 +70,8 @@ class PredictWorker:
     def predict(self, frame: Frame) -> UInt8[np.ndarray, " n"]:
         """Class of every raw row; rows that are no points (``data.bad_share``) get the frame's most frequent one."""
         cloud = key_cloud(frame, self.config, 0.0, self.trained.model.sweeps)
-        label = self.trained.predict(cloud.xyz, cloud.intensity, cloud.age_s)
+        height_m = self.config.data.sensor_height_m  # above the ground of the data's own rig
+        label = self.trained.predict(cloud.xyz, cloud.intensity, cloud.age_s, height_m)
         rows = frame.sweeps[0].points.bytes // (4 * self.config.data.columns)
         key = cloud.sweep == 0
         full = np.full(rows, np.bincount(label[key]).argmax(), np.uint8)
@@ -113,22 +114,22 @@ def make_scores(config: Config, index: Artifact, said: Artifact) -> Artifact:
         BadInput: no frame has truth, or a label file does not fit.
     """
     started = time.time()
-    space = load_space(config.labels)
-    scoring = load_scoring(config.labels, space)
+    space, truths = load_space(config.labels), load_truth(config.labels)
+    scoring = load_scoring(config.labels, space, truths)
     key = {
         **config.groups("absent_class"),
-        "classes": [scoring.names, scoring.of_class.tolist(), space.digest()],
+        "classes": [scoring.names, scoring.of_class.tolist(), scoring.of_truth.tolist(), truths.digest()],
         "said": said.manifest()["digest"],
     }
     scores = Artifact.of(config.store, "scores", key, [index, said], suffix=".json")
     if scores.whole and scores.done("scores", config.verify):
         return scores
     true_class, said_class = np.full(256, NONE, np.uint8), np.full(256, NONE, np.uint8)
-    true_class[: len(space)] = scoring.of_class
+    true_class[: len(truths)] = scoring.of_truth
     said_class[: len(space)] = np.where(scoring.of_class == NONE, OTHER, scoring.of_class)
     confusion, frames = Confusion.empty(len(scoring.names)), 0
     for frame, label in labelled_frames(config, index, said):
-        truth = read_truth(frame, space, config)
+        truth = read_truth(frame, truths, config)
         if truth is None:
             continue
         if len(truth) != len(label):

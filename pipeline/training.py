@@ -77,6 +77,8 @@ def make_finetuned(config: Config) -> Artifact:
     Raises:
         BadInput: the protocol, the student or a frame cannot be used.
     """
+    if config.labels.truth:
+        raise BadInput("labels.truth", "is for scoring alone", "fine-tune with labels.space of the label files")
     index = make_index(config)
     if not config.student:
         raise BadInput("student", "is not set", "give student=FOLDER of a pre-trained student, or student=none")

@@ -167,7 +167,7 @@ def _opinions(
 ) -> Line:
     """Scores labels of the scenes to be scored, on the points that have one."""
     space = load_space(config.labels)
-    scoring = load_scoring(config.labels, space)
+    scoring = load_scoring(config.labels, space, space)
     of_class = np.full(256, NONE, np.uint8)
     of_class[: len(space)] = scoring.of_class
     counts = Confusion.empty(len(scoring.names))

@@ -19,11 +19,12 @@ from pipeline.demo.rig import RigCamera, inverse, pose
 from pipeline.demo.world import World, build_world
 from pipeline.demo.write import DemoConfig
 from pipeline.labels import LabelsConfig, load_space
+from pipeline.store import Artifact
 from projection.cameras import project
 from projection.errors import BadInput
 from projection.frames import Frame
 from projection.sweeps import read_sweep
-from tests.helpers import Run
+from tests.helpers import Run, settings
 
 SMALL = DemoConfig(
     seed=1, train_scenes=1, val_scenes=1, key_frames=3, width_px=310, height_px=94, beams=64, azimuths=300
@@ -148,3 +149,29 @@ def test_from_the_world_to_a_submission(tmp_path: Path, tool: Run) -> None:
     other = tool("demo", f"out={tmp_path / 'data'}")
     assert other.status == 1
     assert "something else than this demo world" in other.err
+
+
+def test_a_student_of_one_rig_is_scored_on_the_other(small_world: Path, root: Path, tmp_path: Path, tool: Run) -> None:
+    """Names carry the classes over: counted again here from raw predictions and raw ids."""
+    student = tool("pretrain", *settings(small_world, tmp_path), "train.epochs=0").path
+    given = ["configs/data/semantickitti.yaml", f"data.root={root}", f"store={tmp_path}", f"student={student}"]
+    given += ["labels.space=nuscenes16", "labels.eval=shared12", "run.progress=false"]
+    scores = json.loads((tool("evaluate", *given, "labels.truth=demo_kitti13").path / "scores.json").read_text())
+    predictions = Artifact.at(str(next(tmp_path.glob("predictions-*"))), "predictions").arrays("08")
+    names = load_space(LabelsConfig()).names
+    called = {"pedestrian": "person", "driveable surface": "road", "other flat": "other ground", "barrier": "manmade"}
+    called |= dict.fromkeys(("bus", "construction vehicle", "trailer"), "other vehicle")
+    columns = [*scores["classes"], "traffic cone"]
+    counts = np.zeros((2, 14), np.int64)  # of true road and vegetation, by what is said of it; of "none" there is none
+    for i in range(3):
+        ids = np.fromfile(root / f"sequences/08/labels/{i:06d}.label", "<u4") & 0xFFFF
+        for row, id in enumerate((40, 70)):
+            for said in predictions.get_tensor(f"08/{i:06d}")[ids == id]:
+                counts[row, columns.index(called.get(names[said], names[said]))] += 1
+    np.testing.assert_array_equal(np.array(scores["confusion"])[[columns.index("road"), 10]], counts)
+    assert columns[10] == "vegetation"
+    assert (counts.sum(1) > 1000).all()
+    refused = tool("evaluate", *given)
+    assert refused.status == 1
+    assert "label ids unknown to nuscenes16" in refused.err
+    assert tool("finetune", *given, "labels.truth=demo_kitti13").status == 1

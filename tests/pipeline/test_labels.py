@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.labels import LabelsConfig, load_scoring, load_space, load_teacher_map
+from pipeline.labels import LabelsConfig, load_scoring, load_space, load_teacher_map, load_truth
 from projection.errors import BadInput
 
 # raw ids of nuScenes lidarseg and the challenge's id of each (1..16; the rest 0), written out from its documentation
@@ -78,10 +78,29 @@ def test_cityscapes_says_nothing_of_sky_and_riders() -> None:
 
 def test_scoring_maps_by_name() -> None:
     space = load_space(LabelsConfig())
-    scoring = load_scoring(LabelsConfig(eval="tests/configs/merged6.yaml"), space)
+    scoring = load_scoring(LabelsConfig(eval="tests/configs/merged6.yaml"), space, space)
     assert scoring.names[scoring.of_class[space.names.index("truck")]] == "vehicle"
     assert scoring.of_class[space.names.index("terrain")] == 255
-    assert load_scoring(LabelsConfig(), space).of_class.tolist() == list(range(16))
+    assert load_scoring(LabelsConfig(), space, space).of_class.tolist() == list(range(16))
+
+
+@pytest.mark.parametrize("kitti", ["semantickitti19", "demo_kitti13"])
+def test_two_label_spaces_meet_in_names(kitti: str) -> None:
+    config = LabelsConfig(eval="shared12", truth=kitti)
+    space, truth = load_space(config), load_truth(config)
+    scoring = load_scoring(config, space, truth)
+
+    def meets(said: str, true: str) -> bool:
+        return bool(scoring.of_class[space.names.index(said)] == scoring.of_truth[truth.names.index(true)])
+
+    assert meets("driveable surface", "road")
+    assert meets("manmade", "building")
+    assert meets("bus", "other vehicle")
+    assert not meets("bicycle", "motorcycle")
+    assert scoring.of_class[space.names.index("traffic cone")] == 255
+    assert set(scoring.of_truth.tolist()) == set(range(12))
+    with pytest.raises(BadInput, match=f"{kitti} has other classes than nuscenes16"):
+        load_scoring(LabelsConfig(truth=kitti), space, truth)
 
 
 @pytest.mark.parametrize(
