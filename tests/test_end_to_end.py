@@ -41,6 +41,22 @@ def test_real_sensors_with_labels(samples: Path, tmp_path: Path, tool: Run) -> N
 
 
 @pytest.mark.slow
+def test_real_sensors_with_one_grey_camera(samples: Path, tmp_path: Path, tool: Run) -> None:
+    given = ("tests/configs/semantickitti.yaml", "configs/pretrain/quick.yaml", *QUIET, f"store={tmp_path}")
+    points = tool("label", *given).path
+    fused = json.loads((tool("evaluate", *given, f"points={points}").path / "scores.json").read_text())
+    assert fused["frames"] == 2
+    assert 0.18 < fused["covered"]["points"] / fused["points"] < 0.22  # ahead, and what was ahead before
+    assert fused["covered"]["accuracy"] > 0.58
+    student = tool("pretrain", *given, "train.epochs=1", "model.voxel_m=0.4").path
+    out = tool("export_labels", *given, f"student={student}").path
+    scans = sorted((samples / "semantickitti/sequences/00/velodyne").iterdir())
+    found = sorted((out / "sequences/00/predictions").iterdir())
+    assert [path.stem for path in found] == [path.stem for path in scans]
+    assert all(4 * said.stat().st_size == scan.stat().st_size for said, scan in zip(found, scans, strict=True))
+
+
+@pytest.mark.slow
 def test_real_sensors_without_labels(samples: Path, tmp_path: Path, tool: Run) -> None:
     given = ("tests/configs/nuscenes.yaml", "configs/pretrain/quick.yaml", *QUIET, f"store={tmp_path}")
     student = tool("pretrain", *given, "train.epochs=1", "train.batch_size=4").path

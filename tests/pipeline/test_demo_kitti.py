@@ -66,6 +66,7 @@ def test_the_reader_finds_all_of_it(frames: list[Frame]) -> None:
         points = read_sweep(frame.sweeps[0], 4)
         pairs = project(points[:, :3].copy(), frame.sweeps[0].global_from_lidar, frame.cameras, 1.0)
         assert 0.14 < len(pairs) / len(points) < 0.20
+        assert (points[pairs.point, 0] > 0).all()  # a teacher of this rig speaks of what lies ahead
         assert 0 <= points[:, 3].min() <= points[:, 3].max() <= 1
         assert len(points) == len(raw(frame))
         for name in ("semantickitti19", "demo_kitti13"):
@@ -138,6 +139,8 @@ def test_from_the_world_to_a_submission(tmp_path: Path, tool: Run) -> None:
     assert (scores["protocol"], scores["frames"], scores["absent_class"]) == ("frame@1%", 3, "zero")
     out = tool("export_labels", *given, f"student={tuned}", f"out={tmp_path / 'entry'}").path
     space = load_space(load_config(given).labels)
+    truths = [np.fromfile(path, "<u4") & 0xFFFF for path in (tmp_path / "data/sequences/08/labels").iterdir()]
+    assert scores["points"] == (space.class_of_raw[np.concatenate(truths)] != 255).sum()  # all around
     for i in range(3):
         said = np.fromfile(out / f"sequences/08/predictions/{i:06d}.label", "<u4")
         truth = np.fromfile(tmp_path / f"data/sequences/08/labels/{i:06d}.label", "<u4")

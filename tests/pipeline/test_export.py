@@ -64,8 +64,25 @@ def test_scores_equal_the_official_formulas(space: LabelSpace, tmp_path: Path, c
     written = [tmp_path / f"out/sequences/08/predictions/{i:06d}.label" for i in range(3)]
 
     truth = [space.from_raw(labels(path.read_bytes()), path) for path in truth_files]
-    ours = Confusion.of(np.concatenate(truth), np.concatenate(said), 19)
-    matrix, iou, mean, accuracy = official_scores(list(zip(truth_files, written, strict=True)))
+    check_scores(
+        Confusion.of(np.concatenate(truth), np.concatenate(said), 19), list(zip(truth_files, written, strict=True))
+    )
+
+
+def test_scores_of_real_labels_equal_the_official_formulas(space: LabelSpace, samples: Path, tmp_path: Path) -> None:
+    """A prediction that is right for two points of three."""
+    path = samples / "semantickitti/sequences/00/labels/000000.label"
+    truth = space.from_raw(labels(path.read_bytes()), path)
+    rng = np.random.default_rng(0)
+    said = np.where((rng.random(len(truth)) < 2 / 3) & (truth < 19), truth, rng.integers(0, 19, len(truth)))
+    submission(KITTI, tmp_path / "out", "train", space, [(frame("00/000000"), said.astype(np.uint8))])
+    written = tmp_path / "out/sequences/00/predictions/000000.label"
+    check_scores(Confusion.of(truth, said.astype(np.uint8), 19), [(path, written)])
+
+
+def check_scores(ours: Confusion, files: list[tuple[Path, Path]]) -> None:
+    """Our counts and scores against those of (truth, prediction) files."""
+    matrix, iou, mean, accuracy = official_scores(files)
     np.testing.assert_array_equal(ours.counts[:, :19], matrix[1:, 1:].T)
     np.testing.assert_allclose(ours.iou("zero"), iou, rtol=1e-12)
     assert ours.miou("zero") == pytest.approx(mean, rel=1e-12)
