@@ -57,10 +57,9 @@ def tables(config: DataConfig) -> list[Path]:
 def index(config: DataConfig) -> Iterator[Row]:
     """Yields one row for each scan of the sequences in ``data.train`` and ``data.eval``, sequence by sequence.
 
-    ``poses.txt`` places the first (grey, left) camera; ``Tr`` brings the LiDAR into its frame, and ``P0`` .. ``P3`` are
-    ``K [I | t]`` with the other cameras' offsets t in it. The global frame is that of a sequence's first LiDAR pose:
-    ``global_from_lidar = inv(Tr) @ pose @ Tr``. Scans are taken as motion-compensated to the
-    moment of the image, as KITTI's are.
+    ``poses.txt`` places the first (grey, left) camera, ``Tr`` brings the LiDAR into its frame, and ``P0`` .. ``P3`` are
+    ``K [I | t]`` with the other cameras' offsets t. The global frame is that of a sequence's first LiDAR pose:
+    ``global_from_lidar = inv(Tr) @ pose @ Tr``. A scan is taken as moved to the moment of its image, as KITTI's are.
 
     Raises:
         BadInput: a split or sequence gives nothing, or a text file or camera is missing or malformed. What is wrong

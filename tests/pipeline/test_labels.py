@@ -64,6 +64,9 @@ def test_prompts_come_from_the_space_or_a_file(tmp_path: Path) -> None:
     assert own.prompts[own.names.index("truck")] == ("truck", "pickup", "lorry")
     assert (reference.prompts[cone], reference.negatives) == (("traffic_cone",), ())
     assert own.names == reference.names
+    plain = load_space(LabelsConfig(space="semantickitti19", prompts="names"))
+    assert plain.prompts == tuple((name,) for name in plain.names)
+    assert "other vehicle" in plain.names
     (tmp_path / "mine.yaml").write_text("prompts: {trukc: [truck]}")
     with pytest.raises(BadInput, match="'trukc'"):
         load_space(LabelsConfig(prompts=str(tmp_path / "mine.yaml")))
