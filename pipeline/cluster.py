@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
+import secrets
+import sys
 import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,160 +37,219 @@ def cluster(run: RunConfig) -> Iterator[None]:
     """Joins the cluster at ``run.address``, or starts one on this machine, and leaves or ends it afterwards.
 
     It never joins a cluster that nobody named, whatever runs on the machine or stands in ``RAY_ADDRESS``.
+
+    Raises:
+        BadInput: the cluster cannot be joined.
     """
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if ray.is_initialized():
         yield
         return
-    if run.address:
-        ray.init(address=run.address, log_to_driver=False)
-    else:
-        with tempfile.TemporaryDirectory(prefix="cs-", dir="/tmp", ignore_cleanup_errors=True) as folder:
-            # Ray's socket paths must stay short; "local" is what keeps it from joining another cluster
-            ray.init(
-                address="local",
-                num_cpus=max(run.workers, os.cpu_count() or 1),
-                include_dashboard=False,
-                log_to_driver=False,
-                _temp_dir=folder,
-            )
+    with tempfile.TemporaryDirectory(prefix="cs-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        if run.address:
             try:
-                yield
-            finally:
-                ray.shutdown()
-        return
-    try:
-        yield
-    finally:
-        ray.shutdown()
+                ray.init(address=run.address, **quiet)
+            except (ConnectionError, ValueError, RayError) as error:
+                cure = "check that it runs there, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+                raise BadInput("run.address", f"{run.address} cannot be joined ({_first_line(error)})", cure) from None
+        else:
+            # a token of its own, or Ray would write one where other users can read it
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+            # "local" keeps it from joining another cluster; the paths of Ray's sockets must stay short
+            cpus = max(run.workers, os.cpu_count() or 1)
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, _temp_dir=folder, **quiet)
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 class _Actor:
     """A process with a worker of its own."""
 
-    def __init__(self, make_worker: Callable[[], Worker]) -> None:
+    def build(self, make_worker: Callable[[], Worker]) -> None:
         self._worker = make_worker()
 
     def do(self, artifact: Artifact, scene: str, attempt: int) -> None:
         do_scene(artifact, self._worker, scene, attempt)
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class _Job:
-    """A scene on its way."""
+    """A scene that is not done yet.
+
+    Attributes:
+        scene: its name.
+        attempts: how often it was given to a worker.
+        ready_at: ``time.monotonic()`` before which it is not tried again.
+        reasons: why each attempt failed.
+    """
 
     scene: str
     attempts: int = 0
     ready_at: float = 0.0
-    hedged: bool = False
     reasons: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class _Flight:
-    """A scene that an actor has in hand."""
+    """What an actor is busy with: a job, or building its worker. An overdue one no longer counts as a worker."""
 
-    job: _Job
     actor: Any
+    job: _Job | None
     since: float
+    overdue: bool = False
 
 
 class _Driver:
-    """Hands scenes to actors until all are committed or given up."""
+    """Hands scenes to actors until each is committed or given up; never more scenes than workers are under way."""
 
     def __init__(
         self, artifact: Artifact, make_worker: Callable[[], Worker], run: RunConfig, gpu: bool, tick: Callable[[], Any]
     ) -> None:
         self.artifact, self.run, self.tick = artifact, run, tick
-        gpus = run.gpus if gpu else 0
-        self.actor: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0, max_task_retries=0)(_Actor)
+        self.gpus = run.gpus if gpu else 0.0
+        self.actor: Any = ray.remote(num_cpus=1, num_gpus=self.gpus, max_restarts=0, max_task_retries=0)(_Actor)
         self.make_worker = ray.put(make_worker)
+        self.queue: deque[_Job] = deque()
         self.idle: list[Any] = []
-        self.actors = 0
         self.flights: dict[Any, _Flight] = {}
-        self.finished: set[str] = set()
-        self.given_up: dict[str, list[str]] = {}
+        self.failed_builds = 0
+        self.finished: dict[str, _Job] = {}
+        self.given_up: dict[str, _Job] = {}
 
     def work(self, scenes: Sequence[str]) -> None:
-        queue = deque(_Job(scene) for scene in scenes)
-        while queue or self.flights:
-            self._launch(queue)
-            self._hedge(queue)
+        self.queue.extend(_Job(scene) for scene in scenes)
+        while len(self.finished) + len(self.given_up) < len(scenes):
+            self._hire(len(scenes) - len(self.finished) - len(self.given_up))
+            self._launch()
             ready, _ = ray.wait(list(self.flights), timeout=_POLL_S) if self.flights else ([], [])
-            if not ready and not self.flights:
-                time.sleep(_POLL_S)
+            if not self.flights:
+                time.sleep(_POLL_S)  # every job waits for its next attempt
             for ref in ready:
-                self._land(ref, queue)
+                self._land(self.flights.pop(ref), ref)
+            for ref, flight in list(self.flights.items()):
+                if not flight.overdue and time.monotonic() - flight.since > self.run.deadline_s:
+                    self._overdue(ref, flight)
 
-    def _launch(self, queue: deque[_Job]) -> None:
-        """Gives scenes whose time has come to idle actors, and to new ones while there are too few."""
-        for _ in range(len(queue)):
-            if not self.idle and self.actors >= self.run.workers:
-                return
-            job = queue.popleft()
-            if job.scene in self.finished:
-                continue
-            if job.ready_at > time.monotonic():
-                queue.append(job)
-                continue
+    def _staff(self) -> int:
+        return len(self.idle) + sum(not flight.overdue for flight in self.flights.values())
+
+    def _hire(self, jobs: int) -> None:
+        for _ in range(min(self.run.workers, jobs) - self._staff()):
+            actor = self.actor.remote()
+            self.flights[actor.build.remote(self.make_worker)] = _Flight(actor, None, time.monotonic())
+
+    def _launch(self) -> None:
+        """Gives idle actors the scenes whose time has come."""
+        for _ in range(len(self.queue)):
             if not self.idle:
-                self.idle.append(self.actor.remote(self.make_worker))
-                self.actors += 1
+                return
+            job = self.queue.popleft()
+            if job.ready_at > time.monotonic():
+                self.queue.append(job)
+                continue
             actor = self.idle.pop()
             job.attempts += 1
             ref = actor.do.remote(self.artifact, job.scene, job.attempts)
-            self.flights[ref] = _Flight(job, actor, time.monotonic())
+            self.flights[ref] = _Flight(actor, job, time.monotonic())
 
-    def _hedge(self, queue: deque[_Job]) -> None:
-        """Queues a scene once more when it is past its deadline, and makes room for a worker that may never return."""
-        for flight in self.flights.values():
-            job = flight.job
-            if not job.hedged and time.monotonic() - flight.since > self.run.deadline_s:
-                job.hedged = True
-                self.actors -= 1
-                queue.append(_Job(job.scene, job.attempts, hedged=True, reasons=job.reasons))
-
-    def _land(self, ref: Any, queue: deque[_Job]) -> None:
-        flight = self.flights.pop(ref)
+    def _land(self, flight: _Flight, ref: Any) -> None:
+        """Takes note of what became of a flight."""
         job = flight.job
         try:
             ray.get(ref)
-        except RayTaskError as error:
-            cause = error.cause
-            if isinstance(cause, BadInput) or (isinstance(cause, OSError) and cause.errno in _DISK):
+        except RayTaskError as error:  # the worker lives and says what is wrong
+            cause = error.cause or error
+            if job is None or (isinstance(cause, OSError) and cause.errno in _DISK):
                 raise cause from None
-            self._lost(job, f"{type(cause).__name__}: {cause}", queue)
-            self.idle.append(flight.actor)
-            return
-        except RayError as error:
-            self.actors -= 1
-            self._lost(job, str(error).strip().splitlines()[0], queue)
-            return
-        self.idle.append(flight.actor)
-        self._done(job.scene, queue)
+            self._rest(flight.actor)
+            self._failed(job, f"{type(cause).__name__}: {cause}", final=isinstance(cause, BadInput))
+        except RayError as error:  # the worker, its node or the way there is lost
+            if job is None:
+                self._not_built(_first_line(error))
+            else:
+                self._failed(job, _first_line(error))
+        else:
+            self.failed_builds = 0
+            self._rest(flight.actor)
+            if job:
+                self._done(job)
 
-    def _done(self, scene: str, queue: deque[_Job]) -> None:
-        if scene in self.finished:
-            return
-        self.finished.add(scene)
-        self.given_up.pop(scene, None)
-        self.tick()
-        # twins of a scene that is done need not be waited for
-        for ref in [ref for ref, flight in self.flights.items() if flight.job.scene == scene]:
-            flight = self.flights.pop(ref)
+    def _rest(self, actor: Any) -> None:
+        if self._staff() < self.run.workers:
+            self.idle.append(actor)
+        else:
+            ray.kill(actor)
+
+    def _overdue(self, ref: Any, flight: _Flight) -> None:
+        """Lets a second worker try what the first has had for too long; whichever commits first wins."""
+        limit = f"not done within {self.run.deadline_s:g} s"
+        if flight.job is None:
+            del self.flights[ref]
             ray.kill(flight.actor)
-        for job in [job for job in queue if job.scene == scene]:
-            queue.remove(job)
+            self._not_built(limit)
+        else:
+            flight.overdue = True
+            self._failed(flight.job, limit)
 
-    def _lost(self, job: _Job, reason: str, queue: deque[_Job]) -> None:
-        if self.artifact.done(job.scene):  # it committed and then died
-            self._done(job.scene, queue)
+    def _not_built(self, reason: str) -> None:
+        """Ends a run that gets no worker at all; while others work, one that cannot be placed is no harm."""
+        self.failed_builds += 1
+        at_work = self.idle or any(flight.job and not flight.overdue for flight in self.flights.values())
+        if not at_work and self.failed_builds >= self.run.attempts:
+            needs = f"1 CPU and {self.gpus:g} GPU of {_resources()}"
+            raise Incomplete(f"no worker could be started ({reason}); each needs {needs}")
+
+    def _failed(self, job: _Job, reason: str, final: bool = False) -> None:
+        if self.artifact.done(job.scene, verify=True):  # it committed and then died
+            self._done(job)
             return
         job.reasons.append(reason)
-        if job.attempts < self.run.attempts:
+        elsewhere = any(flight.job is job and not flight.overdue for flight in self.flights.values())
+        if not final and (elsewhere or job in self.queue):
+            return
+        if not final and job.attempts < self.run.attempts:
             job.ready_at = time.monotonic() + _BACK_OFF_S * 2 ** (job.attempts - 1)
-            queue.append(job)
-        else:
-            self.given_up[job.scene] = job.reasons
+            self.queue.append(job)
+            return
+        self.given_up[job.scene] = job
+        self._forget(job)
+        if len(self.given_up) > self.run.failures:
+            raise Incomplete(f"stopped, as more than run.failures={self.run.failures} scenes failed; {self.worst()}")
+
+    def _done(self, job: _Job) -> None:
+        self.finished[job.scene] = job
+        self.tick()
+        self._forget(job)
+
+    def _forget(self, job: _Job) -> None:
+        """Ends what else is under way for a job."""
+        for ref in [ref for ref, flight in self.flights.items() if flight.job is job]:
+            ray.kill(self.flights.pop(ref).actor)
+        if job in self.queue:
+            self.queue.remove(job)
+
+    def dismiss(self) -> None:
+        """Ends all actors."""
+        for actor in [*self.idle, *(flight.actor for flight in self.flights.values())]:
+            ray.kill(actor)
+
+    def worst(self) -> str:
+        scene, job = next(iter(self.given_up.items()))
+        return f"first {scene} after {job.attempts} attempt(s): {job.reasons[-1]}"
+
+    def report(self, kept: int, left: int) -> None:
+        """Writes ``report.json``."""
+        report = {
+            "expected": kept + left,
+            "kept": kept,
+            "done": len(self.finished),
+            "given_up": {scene: job.reasons for scene, job in self.given_up.items()},
+            "left": left - len(self.finished) - len(self.given_up),
+            "retried": {scene: job.reasons for scene, job in self.finished.items() if job.reasons},
+        }
+        write_whole(self.artifact.path / "report.json", json.dumps(report, indent=1).encode())
 
 
 def run_on_ray(
@@ -195,10 +257,15 @@ def run_on_ray(
     scenes: Sequence[str],
     make_worker: Callable[[], Worker],
     run: RunConfig,
-    gpu: bool,
-    tick: Callable[[], Any],
+    gpu: bool = False,
+    tick: Callable[[], Any] = lambda: None,
+    kept: int = 0,
 ) -> None:
     """Does scenes on ``run.workers`` actors; ``report.json`` in the artifact says what became of each.
+
+    A scene whose input is bad is given up at once, one that loses its worker after ``run.attempts``; the others go on
+    until more than ``run.failures`` are given up. The report counts ``expected`` = ``kept`` + ``done`` + ``given_up`` +
+    ``left``, with every failed attempt's reason.
 
     Args:
         artifact: where shards are committed; on a file system that every node sees.
@@ -207,27 +274,32 @@ def run_on_ray(
         run: how many workers, attempts, and the deadline.
         gpu: whether a worker gets ``run.gpus``.
         tick: called for each scene that is done.
+        kept: scenes that were committed before.
 
     Raises:
-        BadInput: from a worker.
         OSError: the disk is full or refuses writing.
-        Incomplete: scenes were given up.
+        Incomplete: scenes were given up, or no worker could be started.
+        BadInput: the cluster cannot be joined, or a worker cannot be built.
     """
-    with cluster(run):
+    # Ray tells of lost workers on stdout, which tools keep for their one path
+    with redirect_stdout(sys.stderr), cluster(run):
         driver = _Driver(artifact, make_worker, run, gpu, tick)
         try:
             driver.work(scenes)
         finally:
-            report = {
-                "expected": len(scenes),
-                "done": len(driver.finished),
-                "given_up": driver.given_up,
-                "left": len(set(scenes) - driver.finished - driver.given_up.keys()),
-            }
-            write_whole(artifact.path / "report.json", json.dumps(report, indent=1).encode())
+            driver.dismiss()
+            driver.report(kept, len(scenes))
     if driver.given_up:
-        scene, reasons = next(iter(driver.given_up.items()))
         raise Incomplete(
-            f"{len(driver.given_up)} of {len(scenes)} scenes could not be done, first {scene} after {len(reasons)} "
-            f"attempts ({reasons[-1]}); the others are kept, and the same command tries these again"
+            f"{len(driver.given_up)} of {len(scenes)} scenes could not be done, {driver.worst()}; "
+            "the others are kept, and the same command tries these again"
         )
+
+
+def _resources() -> str:
+    have = ray.cluster_resources()
+    return f"the cluster's {have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -149,6 +149,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "run.workers": (1, 10_000),
     "run.gpus": (0, 64),
     "run.attempts": (1, 100),
+    "run.failures": (0, _MANY),
     "run.deadline_s": (1, _MANY),
     "run.loaders": (0, 256),
 }

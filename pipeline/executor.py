@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -11,6 +12,7 @@ from pipeline.config import Config
 from pipeline.datasets.rows import Skip
 from pipeline.store import Artifact
 from pipeline.work import Worker, do_scene
+from projection.errors import BadInput
 
 
 def run_stage(
@@ -32,9 +34,11 @@ def run_stage(
         gpu: whether a worker runs a network.
 
     Raises:
-        BadInput: from a worker, when ``on_bad=fail``.
-        Incomplete: scenes were given up after ``run.attempts`` lost workers.
+        BadInput: from a worker, when ``on_bad=fail`` (local); a path that other nodes would read differently (ray).
+        Incomplete: scenes were given up (ray).
     """
+    if config.run.executor == "ray" and config.run.address:
+        _check_shared(config)
     started = time.time()
     left = [scene for scene in scenes if not artifact.done(scene, config.verify)]
     if artifact.whole and not left:
@@ -47,7 +51,7 @@ def run_stage(
             if config.run.executor == "ray":
                 from pipeline.cluster import run_on_ray
 
-                run_on_ray(artifact, left, make_worker, config.run, gpu, bar.update)
+                run_on_ray(artifact, left, make_worker, config.run, gpu, bar.update, done)
             else:
                 worker = make_worker()
                 for scene in left:
@@ -55,3 +59,12 @@ def run_stage(
                     bar.update()
     artifact.finish(scenes, config, started, inherited)
     return artifact
+
+
+def _check_shared(config: Config) -> None:
+    """Refuses relative folders: each node of a cluster would take them from where its own processes started."""
+    for key, folder in (("store", config.store), ("data.root", config.data.root)):
+        if not Path(folder).is_absolute():
+            raise BadInput(
+                key, f"{folder!r} is relative", "on a cluster, give the full path of a folder that nodes share"
+            )

@@ -23,6 +23,7 @@ class RunConfig:
         workers: workers that do scenes at the same time (ray)
         gpus: GPUs of each labelling or predicting worker, fractions allowed (ray)
         attempts: times that a scene may lose its worker before it is given up (ray)
+        failures: scenes that may be given up before the whole run stops (ray)
         deadline_s: time after which a scene is also given to a second worker; the first to commit wins (ray) [s]
         loaders: processes that make training batches beside the training itself
         progress: draw progress bars on stderr
@@ -33,6 +34,7 @@ class RunConfig:
     workers: int = 2
     gpus: float = 0.0
     attempts: int = 3
+    failures: int = 10
     deadline_s: float = 3600.0
     loaders: int = 1
     progress: bool = True
@@ -63,6 +65,6 @@ def do_scene(artifact: Artifact, worker: Worker, scene: str, attempt: int = 1) -
     """Has a worker do a scene and commits its shard, unless another one has committed it meanwhile."""
     begun = time.time()
     shard = worker(scene)
-    if not artifact.done(scene):
+    if not artifact.done(scene, verify=True):  # an altered shard has the right size too
         facts = {"skipped": list(shard.skipped), "counts": dict(shard.counts), "attempt": attempt}
         artifact.commit_arrays(scene, shard.arrays, seconds=round(time.time() - begun, 3), **facts)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -74,13 +76,16 @@ def test_only_a_damaged_shard_is_done_again(tmp_path: Path, damage: str) -> None
     assert digest(artifact) == before
 
 
-def test_an_altered_shard_is_found_by_verify(tmp_path: Path) -> None:
-    artifact = Artifact.of(str(tmp_path), "s", {})
-    artifact.commit_arrays("x", ARRAYS)
-    payload = artifact.shard("x")
+def test_an_altered_shard_is_found_by_verify_and_alone_done_again(tmp_path: Path) -> None:
+    artifact, unaware, again = Artifact.of(str(tmp_path), "s", {}), Counting(), Counting()
+    run_stage(artifact, ["x", "y"], Counting, QUIET)
+    before, payload = digest(artifact), artifact.shard("y")
     payload.write_bytes(payload.read_bytes()[:-1] + b"\xff")
-    assert artifact.done("x")
-    assert not artifact.done("x", verify=True)
+    run_stage(artifact, ["x", "y"], lambda: unaware, QUIET)
+    run_stage(artifact, ["x", "y"], lambda: again, replace(QUIET, verify=True))
+    assert (unaware.scenes, again.scenes) == ([], ["y"])
+    assert artifact.done("y", verify=True)
+    assert digest(artifact) == before
 
 
 @pytest.mark.parametrize(("call", "nth"), [*(("fsync", n) for n in (1, 2, 3, 4)), ("replace", 1), ("replace", 2)])
@@ -99,7 +104,7 @@ def test_a_fault_at_any_point_of_a_commit_leaves_no_partial_file(
         return real(*arguments)
 
     monkeypatch.setattr(*where, fail)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"No space left on device: '.*x\.(safetensors|json)'"):
         artifact.commit_arrays("x", ARRAYS)
     monkeypatch.undo()
     assert not list(tmp_path.rglob("*.tmp"))
@@ -111,6 +116,34 @@ def test_a_fault_at_any_point_of_a_commit_leaves_no_partial_file(
     np.testing.assert_array_equal(artifact.arrays("x").get_tensor("a"), ARRAYS["a"])
 
 
+@pytest.mark.parametrize(("call", "nth"), [*(("fsync", n) for n in (1, 2, 3, 4)), ("replace", 1), ("replace", 2)])
+def test_a_writer_killed_at_any_point_of_a_commit_leaves_no_partial_file(tmp_path: Path, call: str, nth: int) -> None:
+    script = KILLED_WRITER.format(call=call, nth=nth)
+    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    artifact, again = Artifact.of(str(tmp_path), "s", {}), Counting()
+    assert artifact.done("x") == artifact.done("x", verify=True) == ((call, nth) == ("fsync", 4))
+    assert len(list(tmp_path.rglob("*.tmp"))) == ((call, nth) not in (("fsync", 2), ("fsync", 4)))
+    run_stage(artifact, ["x"], lambda: again, QUIET)
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert again.scenes == ["x"] * ((call, nth) != ("fsync", 4))
+    assert artifact.done("x", verify=True)
+
+
+def test_writers_with_the_same_process_number_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in two containers of one cluster: one begins while the other is between writing and renaming."""
+    path, real = tmp_path / "x", os.fsync
+
+    def meanwhile(file: int) -> None:
+        monkeypatch.setattr(os, "fsync", real)
+        store.write_whole(path, b"other")
+        real(file)
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    store.write_whole(path, b"one")
+    assert path.read_bytes() == b"one"
+
+
 def test_orphans_of_killed_writers_are_swept(tmp_path: Path) -> None:
     artifact = Artifact.of(str(tmp_path), "s", {})
     artifact.commit_arrays("x", ARRAYS)
@@ -119,6 +152,23 @@ def test_orphans_of_killed_writers_are_swept(tmp_path: Path) -> None:
     run_stage(artifact, ["x", "y"], Counting, QUIET)
     assert not orphan.exists()
 
+
+KILLED_WRITER = """
+import os, signal, sys
+from pathlib import Path
+import numpy as np
+from pipeline.store import Artifact
+owner, calls = (os if "{call}" == "fsync" else Path), 0
+real = getattr(owner, "{call}")
+def strike(*arguments):
+    global calls
+    calls += 1
+    if calls == {nth}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*arguments)
+setattr(owner, "{call}", strike)
+Artifact.of(sys.argv[1], "s", {{}}).commit_arrays("x", dict(a=np.arange(5)))
+"""
 
 SLOW_STAGE = """
 import sys, time

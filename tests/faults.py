@@ -1,0 +1,66 @@
+"""A worker that fails as it is told, in whichever process it runs."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.work import Shard
+from projection.errors import BadInput
+
+
+def full_disk(_: int) -> None:
+    """Stands in for ``os.fsync``."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@dataclass(frozen=True)
+class Faulty:
+    """Makes a shard out of a scene's name alone, unless a fault is planned for that attempt.
+
+    Attributes:
+        notes: folder in which each call leaves a file ``<scene>@<process>@<unique>``.
+        faults: by scene, what happens at the first, second, ... call; after the last, nothing.
+        seconds: what a scene takes [s].
+    """
+
+    notes: Path
+    faults: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def build(self) -> Faulty:
+        return self
+
+    def calls(self, scene: str = "*") -> list[int]:
+        """Processes of the calls so far, oldest first."""
+        files = sorted(self.notes.glob(f"{scene}@*"), key=lambda path: path.stat().st_mtime_ns)
+        return [int(path.name.split("@")[1]) for path in files]
+
+    def __call__(self, scene: str) -> Shard:
+        planned = self.faults.get(scene, ())
+        before = len(self.calls(scene))
+        (self.notes / f"{scene}@{os.getpid()}@{uuid.uuid4().hex}").touch()
+        self._fail(planned[before] if before < len(planned) else "")
+        time.sleep(self.seconds)
+        random = np.random.default_rng(list(scene.encode()))
+        return Shard({"x": random.integers(0, 256, 1000, np.uint8)}, counts={"calls": 1})
+
+    def _fail(self, fault: str) -> None:
+        if fault == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif fault == "hung":
+            time.sleep(600)
+        elif fault == "memory":
+            np.empty(2**60, np.uint8)
+        elif fault == "bad input":
+            raise BadInput("x.jpg", "is no JPEG", "copy it again")
+        elif fault == "full disk":
+            os.fsync = full_disk
