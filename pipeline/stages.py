@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -15,7 +16,7 @@ import torch
 from distill.teacher import MaskClip, Precomputed, Teacher, VitFeatures
 from pipeline.config import Config
 from pipeline.datasets import DATASETS
-from pipeline.datasets.rows import Skip, read_frames, read_images, read_scenes, to_parquet
+from pipeline.datasets.rows import Row, Skip, read_frames, read_images, read_scenes, to_parquet
 from pipeline.demo.kitti import write_kitti_demo
 from pipeline.demo.write import write_demo
 from pipeline.executor import run_stage
@@ -54,15 +55,25 @@ def make_index(config: Config) -> Artifact:
     index = Artifact.of(config.store, "index", key, suffix=".parquet")
     if index.whole and index.done("index", config.verify):
         return index
-    rows = list(reader.index(config.data))
-    skipped = [row.frame for row in rows if isinstance(row.frame, Skip)]
+    skipped: list[Skip] = []
+    counts = {"frames": 0, "missing_sweeps": 0}
+
+    def usable() -> Iterator[Row]:
+        for row in reader.index(config.data):
+            counts["missing_sweeps"] += row.missing_sweeps
+            if isinstance(row.frame, Skip):
+                skipped.append(row.frame)
+            else:
+                counts["frames"] += 1
+                yield row
+
+    table = to_parquet(usable(), root)
     if skipped and config.on_bad == "fail":
         raise BadInput(f"frame {skipped[0].frame} of {skipped[0].scene}", skipped[0].reason, _skip_hint(len(skipped)))
-    if len(skipped) == len(rows):
+    if not counts["frames"]:
         raise BadInput(root, "no frame can be used", skipped[0].reason if skipped else "")
-    counts = {"frames": len(rows) - len(skipped), "missing_sweeps": sum(row.missing_sweeps for row in rows)}
     index.sweep_orphans()
-    index.commit("index", to_parquet(rows, root), skipped=skipped, counts=counts)
+    index.commit("index", table, skipped=skipped, counts=counts)
     index.finish(["index"], config, started)
     return index
 
@@ -221,8 +232,15 @@ def _kept_features(config: Config, index: Artifact, features: str) -> Artifact |
 def _label_files(config: Config, index: Artifact) -> str:
     """Digest of the label images' names and sizes: new ones in an old folder are new input."""
     root = Path(config.data.root) / config.teacher.root
-    paths = (root / Path(image).with_suffix(".png") for image in read_images(index.shard("index")))
-    return digest_of([path.stat().st_size if path.is_file() else None for path in paths])
+    images = read_images(index.shard("index"))
+    return digest_of([_size(f"{root}/{os.path.splitext(image)[0]}.png") for image in images])
+
+
+def _size(path: str) -> int | None:
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return None
 
 
 # --- points ----------------------------------------------------------------------------------------------------------

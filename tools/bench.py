@@ -1,6 +1,6 @@
 """Measures what the design promises, as ratios to peers in one run, or runs experiments, and writes bench.json.
 
-usage: python tools/bench.py projection|sparse|teacher [out=bench.json]
+usage: python tools/bench.py projection|sparse|teacher|ray [out=bench.json]
        python tools/bench.py demo|fusion|ablation|shares [DATA.yaml ...] [key=value ...] [out=bench.json]
 
 projection and sparse need the sample data (CLIPSWEEP_DATA, default ../shared/data). The experiments take any data set
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.bench import experiments, projection, samples, sparse, teacher
+from pipeline.bench import experiments, fleet, projection, samples, sparse, teacher
 from pipeline.bench.experiments import Line
 from pipeline.bench.row import Row
 from pipeline.command import Made, main, say
@@ -84,6 +84,7 @@ BENCHES: dict[str, Callable[[], Iterable[Row]]] = {
     "projection": lambda: projection.rows(_data()),
     "sparse": _sparse,
     "teacher": teacher.rows,
+    "ray": fleet.rows,
 }
 
 EXPERIMENTS: dict[str, tuple[Callable[[Sequence[str]], Iterator[Line]], str]] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,10 +163,11 @@ def read_frames(index: Path, root: Path, scene: str) -> list[Frame]:
     return [_to_frame(row, root) for row in table.to_pylist()]
 
 
-def read_images(index: Path) -> list[str]:
-    """Names of all images of the index, below the data root."""
-    cameras = pq.read_table(index, columns=["cameras"])["cameras"].combine_chunks()
-    return list(cameras.flatten().field("path").to_pylist())
+def read_images(index: Path) -> Iterator[str]:
+    """Names of all images of the index, below the data root, read piece by piece: a fleet has a million."""
+    with pq.ParquetFile(index) as file:
+        for batch in file.iter_batches(1024, columns=["cameras.list.element.path"]):
+            yield from batch["cameras"].flatten().field("path").to_pylist()
 
 
 def read_scenes(index: Path, roles: Sequence[str] = ("train", "eval")) -> dict[str, int]:

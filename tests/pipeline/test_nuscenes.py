@@ -79,7 +79,7 @@ def test_index_comes_back_as_it_went_in(small_world: Path, tmp_path: Path) -> No
     path.write_bytes(to_parquet(found, small_world))
     assert list(read_scenes(path, ["train"])) == ["scene-0061"]
     assert list(read_scenes(path, ["eval"])) == ["scene-0103"]
-    assert len(read_images(path)) == 6 * 6
+    assert len(list(read_images(path))) == 6 * 6
     for row, back in zip(found[:3], read_frames(path, small_world, "scene-0061"), strict=True):
         frame = row.frame
         assert isinstance(frame, Frame)
