@@ -18,6 +18,7 @@ from torch import Tensor
 from distill.batch import Sample, channels, collate, voxelise
 from distill.student import ModelConfig, Student
 from distill.weights import hub_file
+from distill.train import Learner
 from projection.errors import BadInput
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -134,30 +135,53 @@ def load_student(source: str | Path) -> Trained:
     )
 
 
-def optimizer_bytes(optimizer: torch.optim.Optimizer, epoch: int) -> bytes:
-    """The optimiser's state as safetensors, tensor by tensor, with the number of finished epochs."""
-    state = optimizer.state_dict()["state"]
-    tensors = {f"{i}.{name}": torch.as_tensor(value).cpu() for i, row in state.items() for name, value in row.items()}
-    said = {"epoch": str(epoch), "optimizer": type(optimizer).__name__}
-    return save({k: v.contiguous() for k, v in tensors.items()}, said)
+def learner_bytes(learner: Learner) -> bytes:
+    """All that a training needs to go on, as safetensors: weights, their mean, the optimiser's state, steps done."""
+    optimizer = learner.optimizer.state_dict()["state"]
+    tensors = {
+        **{f"weight.{name}": value for name, value in learner.student.state_dict().items()},
+        **{f"average.{name}": value for name, value in (learner.average or {}).items()},
+        **{f"{i}.{name}": torch.as_tensor(value) for i, row in optimizer.items() for name, value in row.items()},
+    }
+    said = {
+        "step": learner.step,
+        "bad": learner.bad,
+        "optimizer": type(learner.optimizer).__name__,
+        "scaler": learner.scaler.state_dict(),
+    }
+    return save({name: value.cpu().contiguous() for name, value in tensors.items()}, {"learner": json.dumps(said)})
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> int:
-    """Restores what ``optimizer_bytes`` saved; answers the number of finished epochs.
+def load_learner(learner: Learner, path: Path) -> None:
+    """Restores what ``learner_bytes`` saved.
 
     Raises:
-        BadInput: the file is damaged.
+        BadInput: the file is damaged, or is of another network or optimiser.
     """
+    parts: dict[str, dict[str, Tensor]] = {}
     try:
         with safe_open(path, framework="pt") as file:
-            epoch, kind = int(file.metadata()["epoch"]), file.metadata()["optimizer"]
-            state: dict[int, dict[str, Any]] = {}
+            said = json.loads(file.metadata()["learner"])
             for key in file.keys():  # noqa: SIM118 - not a mapping
-                index, _, name = key.partition(".")
-                state.setdefault(int(index), {})[name] = file.get_tensor(key)
+                part, _, name = key.partition(".")
+                parts.setdefault(part, {})[name] = file.get_tensor(key)
+        kind, step, bad, scaler = said["optimizer"], int(said["step"]), int(said["bad"]), said["scaler"]
+        weights, average = parts.pop("weight"), parts.pop("average", None)
+        state = {int(index): row for index, row in parts.items()}
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise BadInput(path, f"is no readable training state: {error}", "delete it to start again") from None
-    if kind != type(optimizer).__name__:
-        raise BadInput(path, f"is the state of {kind}", f"train.optimizer says {type(optimizer).__name__}")
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return epoch
+    wanted = type(learner.optimizer).__name__
+    if kind != wanted:
+        raise BadInput(path, f"is the state of {kind}", f"train.optimizer says {wanted}")
+    try:
+        learner.student.load_state_dict(weights)
+    except RuntimeError as error:
+        raise BadInput(path, f"weights do not fit the network: {' '.join(str(error).split())}") from None
+    if learner.average is not None:
+        for name, value in (average or weights).items():
+            learner.average[name].copy_(value)
+    groups = learner.optimizer.state_dict()["param_groups"]
+    learner.optimizer.load_state_dict({"state": state, "param_groups": groups})
+    if scaler:
+        learner.scaler.load_state_dict(scaler)
+    learner.step, learner.bad = step, bad

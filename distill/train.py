@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from distill.augment import AugmentConfig
 from distill.batch import Batch
@@ -27,29 +27,35 @@ class TrainConfig:
         sweeps: sweeps of a frame that are learnt from, each with its own augmentation and its own pass
         sweeps_among: the others are drawn from the newest so many; at most ``sweeps`` takes the newest
         epochs: passes over the training frames
-        batch_size: frames a step
+        batch_size: frames that go through the network together, on all workers
+        accumulate: batches a step; the step follows the mean of their losses
         optimizer: adamw or sgd with momentum
         lr: highest learning rate
-        momentum: of sgd
+        schedule: of the learning rate after its rise: a cosine down to 0, or the second half of one cycle
+        momentum: of sgd, and the first beta of adamw; one_cycle takes .95 to .85 and back instead
         weight_decay: of all parameters but biases and norms
-        warmup: share of all steps in which the learning rate rises from 0; then it falls as a cosine
+        warmup: share of all steps in which the learning rate rises, from 0 or with one_cycle from lr / 25
         clip_norm: gradients are scaled to at most this norm; 0 leaves them
         precision: of products; weights and sums stay in float32
-        checkpoint_epochs: epochs between checkpoints
+        ema: decay of a running mean of the weights, which then is the student that is kept; 0 is off
+        max_bad_steps: steps whose loss or gradient is not finite that are left out before the training gives up
     """
 
     sweeps: int = 1
     sweeps_among: int = 0
     epochs: int = 20
     batch_size: int = 4
+    accumulate: int = 1
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float = 2e-3
+    schedule: Literal["cosine", "one_cycle"] = "cosine"
     momentum: float = 0.9
     weight_decay: float = 0.03
     warmup: float = 0.1
     clip_norm: float = 10.0
     precision: Literal["float32", "bf16", "fp16"] = "float32"
-    checkpoint_epochs: int = 5
+    ema: float = 0.0
+    max_bad_steps: int = 0
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
 
@@ -58,15 +64,13 @@ class Step:
     """Word of one optimiser step.
 
     Attributes:
-        epoch: passes done before this step.
-        step: steps done, this one included.
+        step: steps done, this one and those left out included.
         loss: sum of the terms.
         terms: each objective's weighted value.
         lr: learning rate used.
         points: labelled points, or point-pixel pairs, learnt from.
     """
 
-    epoch: int
     step: int
     loss: float
     terms: Mapping[str, float]
@@ -75,15 +79,38 @@ class Step:
 
 
 class NotFinite(RuntimeError):
-    """The loss became nan or infinite; names the frames of the batch."""
+    """Losses or gradients became nan or infinite more often than allowed; names the frames of the batch."""
 
 
-def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
-    """Linear rise over the first ``warmup`` share of ``steps``, then half a cosine down to 0."""
-    rise = max(1, round(warmup * steps))
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What a schedule says of a step."""
+
+    lr: float
+    momentum: float
+
+
+def rates(step: int, steps: int, config: TrainConfig) -> Rates:
+    """Learning rate and momentum of a step, counted from 0.
+
+    ``cosine``: a linear rise over the first ``warmup`` share of the steps, then half a cosine down to 0. ``one_cycle``:
+    half a cosine from ``lr / 25`` to ``lr``, another down to ``lr / 25e4``, and the momentum the other way round from
+    .95 to .85 and back (Smith and Topin 2018, with PyTorch's defaults).
+    """
+    if config.schedule == "one_cycle":
+        rise = max(config.warmup * steps - 1, 0.0)
+        if step < rise:
+            return Rates(_half_cosine(config.lr / 25, config.lr, step / rise), _half_cosine(0.95, 0.85, step / rise))
+        done = (step - rise) / max(steps - 1 - rise, 1.0)
+        return Rates(_half_cosine(config.lr, config.lr / 25e4, done), _half_cosine(0.85, 0.95, done))
+    rise = max(1, round(config.warmup * steps))
     if step < rise:
-        return peak * (step + 1) / rise
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+        return Rates(config.lr * (step + 1) / rise, config.momentum)
+    return Rates(_half_cosine(config.lr, 0.0, (step - rise) / max(1, steps - rise)), config.momentum)
+
+
+def _half_cosine(first: float, last: float, done: float) -> float:
+    return last + (first - last) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def make_optimizer(
@@ -110,67 +137,170 @@ def make_optimizer(
     groups = [group for group in groups if group["params"]]
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
-    return torch.optim.AdamW(groups, lr=config.lr)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999))
+
+
+class Learner:
+    """A student in training, and all that its next step depends on but data and chance: these follow from ``step``.
+
+    Args:
+        student: on the device to train on; trained in place.
+        config: optimiser, precision, and whether the weights are averaged.
+        head: parameters whose names start with this learn at a rate of their own.
+        head_lr: that rate, as a multiple of the others'.
+
+    Attributes:
+        scaler: of losses in fp16.
+        average: running mean of the student's weights and statistics, None with ``ema=0``.
+        step: steps done.
+        bad: those of them that were left out.
+    """
+
+    def __init__(self, student: Student, config: TrainConfig, head: str = "", head_lr: float = 1.0) -> None:
+        self.student = student
+        self.optimizer = make_optimizer(student, config, head, head_lr)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
+        self.average = {k: v.clone() for k, v in student.state_dict().items()} if config.ema else None
+        self.step = self.bad = 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where the student is."""
+        return next(self.student.parameters()).device
+
+    def set_rates(self, rates: Rates) -> None:
+        """Tells the optimiser how fast to learn."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rates.lr * group["scale"]
+            if "betas" in group:
+                group["betas"] = (rates.momentum, group["betas"][1])
+            else:
+                group["momentum"] = rates.momentum
+
+    def update(self, ema: float) -> None:
+        """Follows the gradients; then the mean follows the weights, with a smaller decay while it is young.
+
+        The decay of step n is ``min(ema, (1 + n) / (10 + n))``, that of TensorFlow's ExponentialMovingAverage.
+        """
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is None:
+            return
+        done = self.step - self.bad
+        decay = min(ema, (1 + done) / (10 + done))
+        for name, value in self.student.state_dict().items():
+            if value.is_floating_point():
+                self.average[name].lerp_(value, 1 - decay)
+            else:
+                self.average[name].copy_(value)
+
+    def keep_average(self) -> None:
+        """Makes the running mean, if there is one, the student's weights; the training is over."""
+        if self.average is not None:
+            self.student.load_state_dict(self.average)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Pass:
+    """What came of one batch."""
+
+    frames: tuple[str, ...]
+    terms: dict[str, float]
+    points: int
+
+    @property
+    def loss(self) -> float:
+        return sum(self.terms.values())
 
 
 def train(
-    student: Student,
+    learner: Learner,
     terms_of: Terms,
     batches: Iterable[Batch],
-    steps_per_epoch: int,
+    steps: int,
     config: TrainConfig,
-    optimizer: torch.optim.Optimizer,
     on_step: Callable[[Step], None],
-    on_checkpoint: Callable[[int], None],
-    start_epoch: int = 0,
     seed: int = 0,
+    halt: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Trains in place, from ``start_epoch`` to the last.
+    """Trains from the learner's step on, to the last or until ``halt`` says so after a step.
+
+    Stopped after any step and taken up again it gives, on a CPU, the same bytes as never stopped.
 
     Args:
-        student: on the device to train on.
+        learner: the student and its optimiser.
         terms_of: the weighted terms of the loss on a batch; their sum is brought down.
-        batches: those of all epochs from ``start_epoch`` on, one after the other.
-        steps_per_epoch: how many an epoch has.
+        batches: those of all steps that are left, ``config.accumulate`` a step.
+        steps: of the whole training, those done before included.
         config: schedule and precision.
-        optimizer: of the student's parameters, with its state if training goes on.
-        on_step: hears of each step.
-        on_checkpoint: called with the number of finished epochs every ``checkpoint_epochs`` and at the end,
-            at once when no epoch is left.
-        start_epoch: finished epochs that this run goes on from.
+        on_step: hears of each step that was not left out.
         seed: of what objectives draw by chance; each step draws from a state of its own.
+        halt: asked after each step.
 
     Raises:
-        NotFinite: the loss is not finite.
+        NotFinite: more than ``max_bad_steps`` steps were left out.
     """
-    device = next(student.parameters()).device
-    if start_epoch >= config.epochs:
-        on_checkpoint(start_epoch)
-    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
-    steps, stream = config.epochs * steps_per_epoch, iter(batches)
-    for epoch in range(start_epoch, config.epochs):
-        _train_mode(student)
-        for index, batch in enumerate(islice(stream, steps_per_epoch)):
-            step = epoch * steps_per_epoch + index
-            lr = learning_rate(step, steps, config.lr, config.warmup)
-            for group in optimizer.param_groups:
-                group["lr"] = lr * group["scale"]
-            with _autocast(device, config.precision):
-                terms = terms_of(batch.to(device), Moment(step / steps, _coin(seed, step)))
-            total = torch.stack(list(terms.values())).sum()
-            if not torch.isfinite(total):
-                raise NotFinite(f"loss is {total.item()} at step {step + 1}, frames {', '.join(batch.frames)}")
-            optimizer.zero_grad(set_to_none=True)
-            scaler.scale(total).backward()
-            if config.clip_norm:
-                scaler.unscale_(optimizer)
-                nn.utils.clip_grad_norm_(student.parameters(), config.clip_norm)
-            scaler.step(optimizer)
-            scaler.update()
-            values = {name: term.item() for name, term in terms.items()}
-            on_step(Step(epoch, step + 1, total.item(), values, lr, len(batch.pair_point)))
-        if (epoch + 1) % config.checkpoint_epochs == 0 or epoch + 1 == config.epochs:
-            on_checkpoint(epoch + 1)
+    stream = iter(batches)
+    _train_mode(learner.student)
+    while learner.step < steps:
+        now, moment = rates(learner.step, steps, config), Moment(learner.step / steps, _coin(seed, learner.step))
+        learner.set_rates(now)
+        before = [buffer.clone() for buffer in learner.student.buffers()]
+        learner.optimizer.zero_grad(set_to_none=True)
+        passes = _backward(learner, terms_of, islice(stream, config.accumulate), moment, config)
+        problem = _problem(learner, passes, config)
+        if problem:
+            _leave_out(learner, before, problem, config)
+        else:
+            learner.update(config.ema)
+        learner.step += 1
+        if not problem:
+            terms = {name: sum(p.terms[name] for p in passes) / len(passes) for name in passes[0].terms}
+            on_step(Step(learner.step, sum(terms.values()), terms, now.lr, sum(p.points for p in passes)))
+        if halt():
+            return
+
+
+def _backward(
+    learner: Learner, terms_of: Terms, batches: Iterable[Batch], moment: Moment, config: TrainConfig
+) -> list[_Pass]:
+    """Adds up the gradients of a step's batches."""
+    passes = []
+    for batch in batches:
+        with _autocast(learner.device, config.precision):
+            terms = terms_of(batch.to(learner.device), moment)
+        values = torch.stack(list(terms.values()))
+        learner.scaler.scale(values.sum() / config.accumulate).backward()
+        passes.append(
+            _Pass(batch.frames, dict(zip(terms, values.detach().tolist(), strict=True)), len(batch.pair_point))
+        )
+    return passes
+
+
+def _problem(learner: Learner, passes: Sequence[_Pass], config: TrainConfig) -> str:
+    """Clips the gradients; says what must not be learnt from, if anything. fp16's scaler minds its own overflows."""
+    bad = [p for p in passes if not math.isfinite(p.loss)]
+    if bad:
+        return f"loss is {bad[0].loss}, frames {_listed(bad)}"
+    learner.scaler.unscale_(learner.optimizer)
+    norm = nn.utils.clip_grad_norm_(learner.student.parameters(), config.clip_norm or math.inf)
+    if learner.scaler.is_enabled() or torch.isfinite(norm):
+        return ""
+    return f"the gradient's norm is {norm.item()}, frames {_listed(passes)}"
+
+
+def _listed(passes: Sequence[_Pass]) -> str:
+    return ", ".join(dict.fromkeys(frame for p in passes for frame in p.frames))
+
+
+def _leave_out(learner: Learner, before: Sequence[Tensor], problem: str, config: TrainConfig) -> None:
+    """Leaves nothing of a step behind, not even in the norms' statistics."""
+    learner.bad += 1
+    if learner.bad > config.max_bad_steps:
+        allowed = f", and {config.max_bad_steps} such steps are allowed (train.max_bad_steps)"
+        raise NotFinite(f"step {learner.step + 1}: {problem}{allowed}")
+    for buffer, value in zip(learner.student.buffers(), before, strict=True):
+        buffer.copy_(value)
 
 
 def _train_mode(student: nn.Module) -> None:

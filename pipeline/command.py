@@ -11,6 +11,7 @@ from pathlib import Path
 from distill.train import NotFinite
 from pipeline.config import Config, describe, load_config
 from pipeline.datasets.rows import Skip
+from pipeline.signals import Stopped
 from pipeline.work import Incomplete
 from projection.errors import BadInput
 
@@ -29,7 +30,7 @@ def say(text: str) -> None:
 
 
 def main(about: str, keys: Sequence[str], run: Callable[[Config], Made], arguments: Sequence[str] | None = None) -> int:
-    """Runs a tool; answers its exit status: 0 for a whole result, 1 for bad input, 2 for wrong usage.
+    """Runs a tool; answers its exit status: 0 whole result, 1 bad input, 2 wrong usage, 128 + n signal n.
 
     Args:
         about: what the tool does and how it is called; the head of --help.
@@ -53,6 +54,9 @@ def main(about: str, keys: Sequence[str], run: Callable[[Config], Made], argumen
             traceback.print_exc()
         say(f"error: {error}")
         return 1
+    except Stopped as stopped:
+        say(str(stopped))
+        return 128 + stopped.number  # as a shell says it
     except KeyboardInterrupt:
         say("interrupted; what was finished is kept, run the same command to go on")
         return 130

@@ -127,7 +127,10 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "train.lr": (0, 100),
     "train.warmup": (0, 1),
     "train.clip_norm": (0, _MANY),
-    "train.checkpoint_epochs": (1, _MANY),
+    "train.accumulate": (1, 1024),
+    "train.momentum": (0, 0.9999),
+    "train.ema": (0, 0.999999),
+    "train.max_bad_steps": (0, _MANY),
     "train.sweeps": (1, MAX_SWEEPS),
     "train.sweeps_among": (0, MAX_SWEEPS),
     "train.augment.rotate_deg": (0, 180),
@@ -152,6 +155,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "run.failures": (0, _MANY),
     "run.deadline_s": (1, _MANY),
     "run.loaders": (0, 256),
+    "run.checkpoint_s": (0, _MANY),
 }
 
 

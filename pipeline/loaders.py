@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -215,28 +216,51 @@ def _collate(items: list[Group | BadInput]) -> Batch | BadInput:
     return bad[0] if bad else collate_groups([item for item in items if isinstance(item, Group)])
 
 
-def epoch_order(seed: int, epoch: int, frames: int, batch_size: int) -> list[list[tuple[int, int]]]:
-    """The batches of an epoch as (epoch, number) of frames; every frame once."""
-    order = np.random.default_rng([seed, epoch]).permutation(frames)
-    return [[(epoch, int(i)) for i in order[at : at + batch_size]] for at in range(0, frames, batch_size)]
+def training_steps(config: Config, frames: int) -> int:
+    """Steps of a training of ``train.epochs``; every step has the same number of frames."""
+    train = config.train
+    return -(-train.epochs * frames // (train.batch_size * train.accumulate))
+
+
+def batch_order(seed: int, frames: int, batch_size: int, batches: range) -> Iterator[list[tuple[int, int]]]:
+    """Some batches of an endless training as (epoch, number) of frames.
+
+    Epochs, each with every frame once, follow one another in one stream that is cut into batches of one size.
+    """
+    epoch, order = -1, np.empty(0, np.int64)
+    for batch in batches:
+        picked = []
+        for place in range(batch * batch_size, (batch + 1) * batch_size):
+            if place // frames != epoch:
+                epoch = place // frames
+                order = np.random.default_rng([seed, epoch]).permutation(frames)
+            picked.append((epoch, int(order[place % frames])))
+        yield picked
+
+
+def _leave_signals_alone(worker: int) -> None:
+    """A loader ends with the training, which may want one more batch after a signal to the whole process group."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def training_batches(
-    frames: Sequence[Frame], targets: Callable[[Frame, Cloud], Targets], config: Config, start_epoch: int
+    frames: Sequence[Frame], targets: Callable[[Frame, Cloud], Targets], config: Config, first_step: int = 0
 ) -> Iterator[Batch]:
-    """The batches of all epochs from ``start_epoch`` on, made by ``run.loaders`` processes beside the training.
+    """The batches of all steps from ``first_step`` on, made by ``run.loaders`` processes beside the training.
 
     Raises:
         BadInput: a frame cannot be read.
     """
-    epochs = range(start_epoch, config.train.epochs)
-    order = [b for e in epochs for b in epoch_order(config.seed, e, len(frames), config.train.batch_size)]
+    steps = range(first_step, training_steps(config, len(frames)))
+    batches = range(steps.start * config.train.accumulate, steps.stop * config.train.accumulate)
     loader = DataLoader(
         TrainingFrames(frames, targets, config),
-        batch_sampler=order,
+        batch_sampler=batch_order(config.seed, len(frames), config.train.batch_size, batches),
         collate_fn=_collate,
         num_workers=config.run.loaders,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_leave_signals_alone,
     )
     for batch in loader:
         if isinstance(batch, BadInput):

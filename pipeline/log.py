@@ -17,7 +17,7 @@ class TrainingLog:
 
     Args:
         folder: the student's.
-        done: steps that the checkpoint holds.
+        done: steps that the checkpoint holds, those left out included.
         steps: steps in all.
         progress: draw a progress bar on stderr.
     """
@@ -25,7 +25,8 @@ class TrainingLog:
     def __init__(self, folder: Path, done: int, steps: int, progress: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "metrics.jsonl"
-        kept = path.read_text().splitlines()[:done] if path.exists() else []
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= done]
         path.write_text("".join(f"{line}\n" for line in kept))
         self._file = path.open("a")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done)
@@ -38,7 +39,7 @@ class TrainingLog:
         for name, value in {"loss": step.loss, "lr": step.lr, **step.terms}.items():
             self._board.add_scalar(f"train/{name}", value, step.step)
         self._bar.set_postfix(loss=f"{step.loss:.3f}", points=step.points)
-        self._bar.update()
+        self._bar.update(step.step - self._bar.n)
 
     def close(self) -> None:
         """Flushes and closes everything."""

@@ -5,28 +5,30 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from distill.checkpoint import (
-    load_optimizer,
+    learner_bytes,
+    load_learner,
     load_student,
     make_student,
-    optimizer_bytes,
     student_bytes,
     student_config,
 )
 from distill.objectives import Terms, finetuning, pretraining
 from distill.student import Student
-from distill.train import make_optimizer, train
+from distill.train import Learner, Step, train
 from pipeline.config import Config
 from pipeline.guard import no_labels
 from pipeline.labels import load_space
-from pipeline.loaders import Targets, target_source, training_batches, truth_targets
+from pipeline.loaders import Targets, target_source, training_batches, training_steps, truth_targets
 from pipeline.log import TrainingLog
 from pipeline.protocols import labelled_subset
+from pipeline.signals import Stopped, noted
 from pipeline.stages import device, make_index, make_pixels, make_points, scene_frames, scenes_of
 from pipeline.store import Artifact, write_whole
 from projection.errors import BadInput
@@ -42,6 +44,7 @@ def make_pretrained(config: Config) -> Artifact:
     Raises:
         BadInput: a frame cannot be used, or none is left.
         LabelLeak: something opened a file of human labels.
+        Stopped: by a signal, after a checkpoint.
     """
     index = make_index(config)
     pixels = make_pixels(config, index)
@@ -63,8 +66,8 @@ def make_pretrained(config: Config) -> Artifact:
         network = _new_student(config, text.shape[1])
         terms = pretraining(network, text.to(device()), config.objectives)
         stripped = [dataclasses.replace(frame, labels=None) for frame in frames]
-        _fit(config, student, network, terms, text, stripped, targets, False, config.resume)
-    student.finish(["model"], config, started, points.skipped(), used_labels=False)
+        bad = _fit(config, student, network, terms, text, stripped, targets, False, config.resume)
+    student.finish(["model"], config, started, points.skipped(), used_labels=False, bad_steps=bad)
     return student
 
 
@@ -76,6 +79,7 @@ def make_finetuned(config: Config) -> Artifact:
 
     Raises:
         BadInput: the protocol, the student or a frame cannot be used.
+        Stopped: by a signal, after a checkpoint.
     """
     if config.labels.truth:
         raise BadInput("labels.truth", "is for scoring alone", "fine-tune with labels.space of the label files")
@@ -100,9 +104,9 @@ def make_finetuned(config: Config) -> Artifact:
     started = time.time()
     network, text = _student_to_tune(config, source, len(space))
     targets = partial(truth_targets, space, config)
-    _fit(config, student, network, finetuning(network, config.objectives), text, subset, targets, True)
+    bad = _fit(config, student, network, finetuning(network, config.objectives), text, subset, targets, True)
     facts = {"used_labels": True, "protocol": config.protocol, "labelled_frames": [frame.id for frame in subset]}
-    student.finish(["model"], config, started, index.skipped(), **facts)
+    student.finish(["model"], config, started, index.skipped(), bad_steps=bad, **facts)
     return student
 
 
@@ -154,33 +158,55 @@ def _fit(
     targets: Callable[[Frame, Cloud], Targets],
     used_labels: bool,
     resume: str = "",
-) -> None:
-    """Trains into an artifact, from its last checkpoint if it has one, else from ``resume``'s, else from the start."""
+) -> int:
+    """Trains into an artifact, from its last checkpoint if it has one, else from ``resume``'s, else from the start.
+
+    The checkpoint is one shard, so that no part of it is ever older than another.
+
+    Returns:
+        Number of steps that were left out because their loss was not finite.
+
+    Raises:
+        Stopped: by a signal, after a checkpoint.
+    """
     out.sweep_orphans()
-    optimizer = make_optimizer(network, config.train, "classifier.", config.finetune.head_lr)
-    source = out if out.done("state") and out.done("model") else None
-    if source is None and resume:
-        source = Artifact.at(resume, "student")
-    epoch = 0
-    if source is not None:
-        trained = load_student(source.path)
-        if trained.model != config.model:
-            raise BadInput(source.path, f"was made with {trained.model}", f"the configuration says {config.model}")
-        network.load_state_dict(trained.student.state_dict())
-        epoch = load_optimizer(optimizer, source.shard("state"))
-        if source is not out and epoch >= config.train.epochs:
-            raise BadInput(source.path, f"has done {epoch} epochs already", "set train.epochs to more")
+    learner = Learner(network, config.train, "classifier.", config.finetune.head_lr)
+    if out.done("state", config.verify):
+        load_learner(learner, out.shard("state"))
+    elif resume:
+        _start_from(Artifact.at(resume, "student"), learner, config, len(frames))
+    steps = training_steps(config, len(frames))
     names, height_m = load_space(config.labels).names, config.data.sensor_height_m
     write_whole(out.path / "config.json", student_config(config.model, names, height_m, used_labels))
+    log = TrainingLog(out.path, learner.step, steps, config.run.progress)
+    saved_at = time.monotonic()
 
-    def checkpoint(epochs_done: int) -> None:
-        out.commit("model", student_bytes(network, text))
-        out.commit("state", optimizer_bytes(optimizer, epochs_done))
+    def on_step(step: Step) -> None:
+        nonlocal saved_at
+        log(step)
+        if time.monotonic() - saved_at >= config.run.checkpoint_s:
+            out.commit("state", learner_bytes(learner))
+            saved_at = time.monotonic()
 
-    steps = -(-len(frames) // config.train.batch_size)
-    log = TrainingLog(out.path, epoch * steps, config.train.epochs * steps, config.run.progress)
-    batches = training_batches(frames, targets, config, epoch)
-    try:
-        train(network, terms, batches, steps, config.train, optimizer, log, checkpoint, epoch, config.seed)
-    finally:
-        log.close()
+    batches = training_batches(frames, targets, config, learner.step)
+    with closing(log), noted() as heard:
+        train(learner, terms, batches, steps, config.train, on_step, config.seed, lambda: bool(heard))
+        out.commit("state", learner_bytes(learner))
+    if learner.step < steps:
+        raise Stopped(heard[0], f"training stopped after step {learner.step} of {steps}")
+    learner.keep_average()
+    out.commit("model", student_bytes(network, text))
+    return learner.bad
+
+
+def _start_from(source: Artifact, learner: Learner, config: Config, frames: int) -> None:
+    """Takes up the training of another student after its last epoch."""
+    trained = load_student(source.path)
+    if trained.model != config.model:
+        raise BadInput(source.path, f"was made with {trained.model}", f"the configuration says {config.model}")
+    epochs = source.manifest()["config"]["train"]["epochs"]
+    if epochs >= config.train.epochs:
+        raise BadInput(source.path, f"has done {epochs} epochs already", "set train.epochs to more")
+    load_learner(learner, source.shard("state"))
+    done = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=epochs))
+    learner.step, learner.bad = training_steps(done, frames), 0

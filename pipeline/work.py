@@ -26,6 +26,7 @@ class RunConfig:
         failures: scenes that may be given up before the whole run stops (ray)
         deadline_s: time after which a scene is also given to a second worker; the first to commit wins (ray) [s]
         loaders: processes that make training batches beside the training itself
+        checkpoint_s: time between checkpoints of a training [s]
         progress: draw progress bars on stderr
     """
 
@@ -37,6 +38,7 @@ class RunConfig:
     failures: int = 10
     deadline_s: float = 3600.0
     loaders: int = 1
+    checkpoint_s: float = 600.0
     progress: bool = True
 
 

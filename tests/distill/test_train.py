@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import huggingface_hub
@@ -13,20 +13,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from distill.augment import AugmentConfig, augment
 from distill.batch import Batch, Sample, collate, voxelise
-from distill.checkpoint import (
-    load_optimizer,
-    load_student,
-    make_student,
-    optimizer_bytes,
-    student_bytes,
-    student_config,
-)
-from distill.objectives import ObjectivesConfig, Terms, pretraining
+from distill.checkpoint import learner_bytes, load_learner, load_student, make_student, student_bytes, student_config
+from distill.objectives import Moment, ObjectivesConfig, Terms, pretraining
+from distill.objectives.regression import RegressionConfig
+from distill.objectives.selftraining import SelfTrainingConfig
+from distill.objectives.semantic import SemanticConfig
+from distill.objectives.spatiotemporal import SpatioTemporalConfig
 from distill.student import ModelConfig, Student
-from distill.train import NotFinite, Step, TrainConfig, learning_rate, make_optimizer, train
+from distill.train import Learner, NotFinite, Step, TrainConfig, make_optimizer, rates, train
 from projection.errors import BadInput
 
 MODEL = ModelConfig(size="tiny", voxel_m=0.5)
@@ -45,16 +43,31 @@ def batches(count: int) -> Iterator[Batch]:
         yield collate([voxelise(sample, voxel_m=MODEL.voxel_m, **settings)])
 
 
-def terms(student: Student) -> Terms:
-    return pretraining(student, TEXT, ObjectivesConfig())
+OWN = ObjectivesConfig(selftraining=SelfTrainingConfig(probability=0.5, start=0.3))
 
 
-def run(student: Student, config: TrainConfig, count: int = 4) -> list[Step]:
+def run(
+    student: Student, config: TrainConfig, count: int = 4, terms: Terms | None = None, learner: Learner | None = None
+) -> list[Step]:
     steps: list[Step] = []
     stream = (batch for _ in range(config.epochs) for batch in batches(count))
-    optimizer = make_optimizer(student, config)
-    train(student, terms(student), stream, count, config, optimizer, steps.append, lambda epoch: None)
+    learner = learner or Learner(student, config)
+    terms = terms or pretraining(student, TEXT, ObjectivesConfig())
+    train(learner, terms, stream, config.epochs * count // config.accumulate, config, steps.append)
     return steps
+
+
+def student() -> Student:
+    torch.manual_seed(0)
+    return make_student(MODEL, 3)
+
+
+def weights(student: Student) -> list[torch.Tensor]:
+    return [value.clone() for value in student.state_dict().values()]
+
+
+def same(one: list[torch.Tensor], two: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
@@ -77,21 +90,155 @@ def test_same_seed_same_bytes() -> None:
     assert trained() == trained()
 
 
-def test_schedule_rises_and_falls() -> None:
-    rates = [learning_rate(step, 100, 1.0, 0.1) for step in range(100)]
-    assert rates[0] == pytest.approx(0.1)
-    assert max(rates) == pytest.approx(1.0)
-    assert rates.index(max(rates)) in (9, 10)
-    assert rates[-1] < 1e-3
-    assert all(a >= b for a, b in pairwise(rates[10:]))
+def test_cosine_rises_and_falls() -> None:
+    lr = [rates(step, 100, TrainConfig(lr=1.0)).lr for step in range(100)]
+    assert lr[0] == pytest.approx(0.1)
+    assert max(lr) == pytest.approx(1.0)
+    assert lr.index(max(lr)) in (9, 10)
+    assert lr[-1] < 1e-3
+    assert all(a >= b for a, b in pairwise(lr[10:]))
 
 
-def test_a_loss_that_is_not_finite_names_the_frames() -> None:
-    student = make_student(MODEL, 3)
-    with torch.no_grad():
-        student.semantic.weight.fill_(torch.nan)
-    with pytest.raises(NotFinite, match="frame-0"):
-        run(student, TrainConfig(epochs=1))
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_one_cycle_is_pytorchs(optimizer: str) -> None:
+    config = TrainConfig(schedule="one_cycle", lr=0.5, warmup=0.3, optimizer=optimizer)
+    theirs = make_optimizer(nn.Linear(1, 1), config)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(theirs, 0.5, total_steps=20, pct_start=0.3)
+    for step in range(20):
+        group, ours = theirs.param_groups[0], rates(step, 20, config)
+        assert ours.lr == pytest.approx(group["lr"])
+        assert ours.momentum == pytest.approx(group["betas"][0] if optimizer == "adamw" else group["momentum"])
+        theirs.step()
+        if step < 19:
+            scheduler.step()
+
+
+def test_rates_reach_the_optimiser() -> None:
+    config = TrainConfig(schedule="one_cycle", epochs=1, lr=1e-3)
+    learner = Learner(student(), config, head="semantic", head_lr=10.0)
+    run(learner.student, config, learner=learner)
+    last = rates(3, 4, config)
+    assert [group["lr"] for group in learner.optimizer.param_groups] == pytest.approx(
+        [last.lr] * 2 + [10 * last.lr] * 2
+    )
+    assert {group["betas"] for group in learner.optimizer.param_groups} == {(last.momentum, 0.999)}
+
+
+def spoiled(student: Student, *steps: int, gradient: bool = False) -> Terms:
+    """A loss that is nan, or has a gradient that is, at some calls."""
+    calls, inner = iter(range(1000)), pretraining(student, TEXT, ObjectivesConfig())
+
+    def terms(batch: Batch, moment: Moment) -> dict[str, torch.Tensor]:
+        value = inner(batch, moment)["semantic"]
+        if next(calls) in steps:
+            wrong = torch.sqrt(value.detach() * 0 * student.semantic.weight.abs().sum())  # 0, with slope inf * 0
+            value = value + (wrong if gradient else torch.nan)
+        return {"semantic": value}
+
+    return terms
+
+
+@pytest.mark.parametrize("gradient", [False, True], ids=["loss", "gradient"])
+def test_what_is_not_finite_names_the_frames(gradient: bool) -> None:
+    network = student()
+    with pytest.raises(NotFinite, match=r"step 3: .*nan, frames frame-2, and 0 such"):
+        run(network, TrainConfig(epochs=1), terms=spoiled(network, 2, gradient=gradient))
+
+
+@pytest.mark.parametrize("gradient", [False, True], ids=["loss", "gradient"])
+def test_a_bad_step_leaves_nothing_behind(gradient: bool) -> None:
+    network, config = student(), TrainConfig(epochs=1, max_bad_steps=1, ema=0.9)
+    before, learner = weights(network), Learner(network, config)
+    assert run(network, config, 1, spoiled(network, 0, gradient=gradient), learner) == []
+    assert (learner.step, learner.bad) == (1, 1)
+    assert same(weights(network), before)
+    with pytest.raises(NotFinite, match="and 1 such steps are allowed"):
+        run(network, config, 4, spoiled(network, 1), learner)
+
+
+def test_accumulated_batches_are_a_mean() -> None:
+    """Of gradients: with plain SGD a step over two batches is the mean of a step over each."""
+    ends, plain = [], TrainConfig(optimizer="sgd", momentum=0.0, weight_decay=0.0, lr=0.1, clip_norm=0.0)
+    for chosen in ([0], [1], [0, 1]):
+        network = student().requires_grad_(False)
+        network.semantic.requires_grad_()  # the rest stands still, so its norms do
+        config = replace(plain, accumulate=len(chosen))
+        stream = [batch for number, batch in enumerate(batches(2)) if number in chosen]
+        steps: list[Step] = []
+        train(Learner(network, config), pretraining(network, TEXT, ObjectivesConfig()), stream, 1, config, steps.append)
+        ends.append(network.semantic.weight.detach())
+        assert steps[0].points == 300 * len(chosen)
+    torch.testing.assert_close(ends[2], (ends[0] + ends[1]) / 2)
+    assert not torch.equal(ends[0], ends[1])
+
+
+def test_the_mean_of_weights_is_what_is_kept() -> None:
+    network, config = student(), TrainConfig(epochs=1, ema=0.5)
+    learner, seen = Learner(network, config), [weights(network)]
+    train(learner, pretraining(network, TEXT, OWN), batches(3), 3, config, lambda step: seen.append(weights(network)))
+    mean = seen[0]
+    for number, later in enumerate(seen[1:]):
+        decay = min(0.5, (1 + number) / (10 + number))
+        mean = [decay * a + (1 - decay) * b if b.is_floating_point() else b for a, b in zip(mean, later, strict=True)]
+    learner.keep_average()
+    for ours, wanted in zip(weights(network), mean, strict=True):
+        torch.testing.assert_close(ours, wanted)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_stopped_anywhere_it_goes_on_to_the_same_bytes(tmp_path: Path, optimizer: str) -> None:
+    config = TrainConfig(optimizer=optimizer, ema=0.9, accumulate=2, schedule="one_cycle", max_bad_steps=1)
+    kept: dict[int, bytes] = {}
+
+    def end(learner: Learner) -> bytes:
+        stream = islice(batches(8), 2 * learner.step, None)
+        terms = pretraining(learner.student, TEXT, OWN)
+        train(learner, terms, stream, 4, config, lambda step: kept.setdefault(step.step, learner_bytes(learner)))
+        return learner_bytes(learner)
+
+    whole = end(Learner(student(), config))
+    for stop in (1, 3):
+        (tmp_path / "state").write_bytes(kept[stop])
+        resumed = Learner(make_student(MODEL, 3), config)
+        load_learner(resumed, tmp_path / "state")
+        assert resumed.step == stop
+        assert end(resumed) == whole
+
+
+def test_training_halts_after_a_step() -> None:
+    learner = Learner(student(), TrainConfig())
+    terms = pretraining(learner.student, TEXT, ObjectivesConfig())
+    train(learner, terms, batches(4), 4, TrainConfig(), lambda step: None, halt=lambda: learner.step == 2)
+    assert learner.step == 2
+
+
+@pytest.mark.parametrize(
+    ("semantic", "kind"),
+    [
+        (SemanticConfig(lovasz=1.0), "ours"),
+        (SemanticConfig(kind="infonce"), "paper"),
+        (SemanticConfig(kind="infonce_mean"), "reference"),
+        (SemanticConfig(kind="infonce_paper"), "ours"),
+        (SemanticConfig(kind="ce_reference"), "reference"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.kind,
+)
+def test_without_pairs_nothing_is_learnt_and_nothing_breaks(semantic: SemanticConfig, kind: str) -> None:
+    objectives = ObjectivesConfig(
+        semantic=semantic,
+        spatiotemporal=SpatioTemporalConfig(weight=1.0, kind=kind),
+        regression=RegressionConfig(weight=1.0),
+        selftraining=SelfTrainingConfig(probability=1.0, start=0.5),
+    )
+    none = torch.empty(0, dtype=torch.int64)
+    empty = {"pair_point": none, "pair_label": none, "pair_score": torch.empty(0), "pair_cube": none}
+    stream = (replace(batch, **empty) for batch in batches(2))
+    network, config = student(), TrainConfig(weight_decay=0.0)
+    before, steps = [p.clone() for p in network.parameters()], []
+    train(Learner(network, config), pretraining(network, TEXT, objectives), stream, 2, config, steps.append)
+    assert [step.loss for step in steps] == [0.0, 0.0]
+    assert same([p.detach() for p in network.parameters()], before)
+    assert all(torch.isfinite(value).all() for value in weights(network))
 
 
 def test_vectors_are_not_decayed() -> None:
@@ -172,21 +319,25 @@ def test_damage_is_named(tmp_path: Path, damage: str) -> None:
         load_student(tmp_path)
 
 
-def test_optimizer_state_comes_back(tmp_path: Path) -> None:
-    student, config = make_student(MODEL, 3), TrainConfig(epochs=1)
-    optimizer = make_optimizer(student, config)
-    stream = batches(2)
-    train(student, terms(student), stream, 2, config, optimizer, lambda step: None, lambda epoch: None)
-    path = tmp_path / "state.safetensors"
-    path.write_bytes(optimizer_bytes(optimizer, 7))
-    fresh = make_optimizer(student, config)
-    assert load_optimizer(fresh, path) == 7
-    saved, restored = optimizer.state_dict()["state"], fresh.state_dict()["state"]
-    assert saved.keys() == restored.keys()
-    assert all(torch.equal(saved[i][name], restored[i][name]) for i in saved for name in saved[i])
-    path.write_bytes(b"rubbish")
-    with pytest.raises(BadInput, match="training state"):
-        load_optimizer(fresh, path)
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [("rubbish", "training state"), ("optimizer", "state of AdamW"), ("network", "do not fit the network")],
+)
+def test_a_wrong_training_state_is_refused(tmp_path: Path, wrong: str, said: str) -> None:
+    path, optimizer = tmp_path / "state.safetensors", "sgd" if wrong == "optimizer" else "adamw"
+    path.write_bytes(b"rubbish" if wrong == "rubbish" else learner_bytes(Learner(student(), TrainConfig())))
+    network = make_student(MODEL, 4) if wrong == "network" else student()
+    with pytest.raises(BadInput, match=said):
+        load_learner(Learner(network, TrainConfig(optimizer=optimizer)), path)
+
+
+def test_the_scale_of_fp16_comes_back(tmp_path: Path) -> None:
+    one, two = (Learner(student(), TrainConfig(precision="fp16")) for _ in range(2))
+    one.scaler.scale(torch.ones(()))
+    one.scaler.update(512.0)
+    (tmp_path / "state").write_bytes(learner_bytes(one))
+    load_learner(two, tmp_path / "state")
+    assert two.scaler.get_scale() == 512.0
 
 
 def test_augmentation_keeps_shape_and_the_ground_level() -> None:

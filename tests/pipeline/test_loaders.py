@@ -16,13 +16,14 @@ from pipeline.config import Config, load_config
 from pipeline.loaders import (
     Targets,
     TrainingFrames,
-    epoch_order,
+    batch_order,
     key_cloud,
     pixel_rows,
     pixel_targets,
     read_pixels,
     target_source,
     training_batches,
+    training_steps,
 )
 from pipeline.stages import make_index, make_pixels, make_points, scene_frames
 from pipeline.store import Artifact
@@ -45,11 +46,21 @@ def same(one: Batch, two: Batch) -> bool:
 
 
 def test_every_frame_comes_once_an_epoch_and_the_seed_decides() -> None:
-    order = epoch_order(0, 3, 10, 4)
-    assert [len(batch) for batch in order] == [4, 4, 2]
-    assert sorted(number for batch in order for _, number in batch) == list(range(10))
-    assert {epoch for batch in order for epoch, _ in batch} == {3}
-    assert order == epoch_order(0, 3, 10, 4) != epoch_order(1, 3, 10, 4)
+    order = list(batch_order(0, 10, 4, range(5)))
+    assert [len(batch) for batch in order] == [4] * 5
+    stream = [item for batch in order for item in batch]
+    assert [epoch for epoch, _ in stream] == [0] * 10 + [1] * 10
+    assert [sorted(number for _, number in stream[at : at + 10]) for at in (0, 10)] == [list(range(10))] * 2
+    assert stream[:10] != [(0, number) for _, number in stream[10:]]
+    assert list(batch_order(0, 10, 4, range(3, 5))) == order[3:]
+    assert list(batch_order(1, 10, 4, range(5))) != order
+    assert next(batch_order(0, 2, 5, range(1)))[-1][0] == 2  # a batch may be larger than an epoch
+
+
+def test_steps_cover_the_epochs() -> None:
+    config = load_config(["train.epochs=3", "train.batch_size=4", "train.accumulate=2"])
+    assert [training_steps(config, frames) for frames in (8, 9, 16)] == [3, 4, 6]
+    assert training_steps(load_config(["train.epochs=0"]), 9) == 0
 
 
 @pytest.mark.parametrize("kind", ["pixels", "points"])
@@ -70,10 +81,10 @@ def test_batches_are_the_same_with_and_without_worker_processes(ready: tuple) ->
     here = list(training_batches(frames, targets, config, 0))
     beside = list(training_batches(frames, targets, replace(config, run=replace(config.run, loaders=2)), 0))
     later = list(training_batches(frames, targets, config, 1))
-    assert len(here) == 4
+    assert len(here) == 3
     assert all(same(a, b) for a, b in zip(here, beside, strict=True))
-    assert all(same(a, b) for a, b in zip(here[2:], later, strict=True))
-    assert not same(here[0], here[2])
+    assert all(same(a, b) for a, b in zip(here[1:], later, strict=True))
+    assert not same(here[0], here[1])
 
 
 def test_sweeps_pass_apart_and_share_cubes(ready: tuple) -> None:
@@ -111,7 +122,7 @@ def test_a_frame_without_targets_passes(ready: tuple) -> None:
         return Targets(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
 
     batches = list(training_batches(frames, nothing, config, 0))
-    assert len(batches) == 4
+    assert len(batches) == 3
     assert all(len(batch.pair_point) == 0 < len(batch.coords) for batch in batches)
 
 

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -82,14 +88,14 @@ def test_place_of_data_and_store_do_not_change_names(small_world: Path, world: P
 
 
 def test_training_goes_on_where_it_stopped(small_world: Path, tmp_path: Path, tool: Run) -> None:
-    given = [*settings(small_world, tmp_path / "store"), "train.epochs=4", "train.checkpoint_epochs=2"]
+    given = [*settings(small_world, tmp_path / "store"), "train.epochs=4", "run.checkpoint_s=0"]
     whole = tool("pretrain", *given).path
     halted = tmp_path / "halted"
     with pytest.MonkeyPatch.context() as patch:
         from pipeline import log
 
         def stop(self: log.TrainingLog, step: object) -> None:
-            if step.epoch == 3:  # type: ignore[attr-defined]
+            if step.step == 4:  # type: ignore[attr-defined]
                 raise KeyboardInterrupt
             kept(self, step)
 
@@ -103,12 +109,42 @@ def test_training_goes_on_where_it_stopped(small_world: Path, tmp_path: Path, to
     assert steps == list(range(1, len(steps) + 1))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_training_with_a_checkpoint(
+    small_world: Path, tmp_path: Path, tool: Run, number: signal.Signals
+) -> None:
+    given = [*settings(small_world, tmp_path / "store"), "train.epochs=12", "train.ema=0.9", "run.loaders=1"]
+    tool("label", *given)
+    shutil.copytree(tmp_path / "store", tmp_path / "halted")
+    command = [sys.executable, "tools/pretrain.py", *given, f"store={tmp_path / 'halted'}"]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not any(path.stat().st_size for path in (tmp_path / "halted").glob("student-*/metrics.jsonl")):
+        assert time.monotonic() < deadline
+        assert child.poll() is None
+        time.sleep(0.01)
+    os.killpg(child.pid, number)  # as a terminal and a batch system do: the loader hears it too
+    _, said = child.communicate(timeout=60)
+    assert child.returncode == 128 + number
+    assert f"by {number.name}; run the same command again to go on" in said
+    halted = next((tmp_path / "halted").glob("student-*"))
+    assert (halted / "state.safetensors").exists()
+    assert not (halted / "manifest.json").exists()
+    resumed = tool("pretrain", *given, f"store={tmp_path / 'halted'}").path
+    whole = tool("pretrain", *given).path
+    assert (resumed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    steps = [json.loads(line)["step"] for line in (resumed / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 19))
+
+
 def test_resume_starts_from_another_student(small_world: Path, tmp_path: Path, tool: Run) -> None:
     given = settings(small_world, tmp_path / "store")
     first = tool("pretrain", *given).path
     longer = tool("pretrain", *given, "train.epochs=2", f"resume={first}").path
     assert longer != first
-    assert len((longer / "metrics.jsonl").read_text().splitlines()) == 2
+    steps = [json.loads(line)["step"] for line in (longer / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [3]  # 3 frames by 2 fill 2 steps an epoch, 3 in two
 
 
 def test_a_student_of_other_classes_is_refused(small_world: Path, tmp_path: Path, tool: Run) -> None:

@@ -1,0 +1,51 @@
+"""Signals that ask a training to end: the step in hand is finished and a checkpoint written first."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Stopped(RuntimeError):
+    """A signal ended the work early; what was done is kept.
+
+    Args:
+        number: of the signal.
+        said: how far the work came.
+    """
+
+    def __init__(self, number: int, said: str) -> None:
+        self.number = number
+        super().__init__(f"{said} by {signal.Signals(number).name}; run the same command again to go on")
+
+
+@contextmanager
+def noted() -> Iterator[Sequence[int]]:
+    """While this lasts the first SIGTERM or SIGINT is only written down, in the list given; a second one acts as ever.
+
+    Outside of the main thread, where Python hears no signals, nothing changes.
+    """
+    heard: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield heard
+        return
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        heard.append(number)
+        restore()
+
+    for number in numbers:
+        signal.signal(number, note)
+    try:
+        yield heard
+    finally:
+        restore()
