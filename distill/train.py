@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from distill.augment import AugmentConfig
 from distill.batch import Batch
 from distill.objectives import Moment, Terms
+from distill.ranks import add_gradients, listed, ranks, total
 from distill.student import Student
 
 
@@ -143,6 +144,8 @@ def make_optimizer(
 class Learner:
     """A student in training, and all that its next step depends on but data and chance: these follow from ``step``.
 
+    Where several processes train, norms take the moments of all.
+
     Args:
         student: on the device to train on; trained in place.
         config: optimiser, precision, and whether the weights are averaged.
@@ -157,7 +160,7 @@ class Learner:
     """
 
     def __init__(self, student: Student, config: TrainConfig, head: str = "", head_lr: float = 1.0) -> None:
-        self.student = student
+        self.student = nn.SyncBatchNorm.convert_sync_batchnorm(student) if ranks() > 1 else student
         self.optimizer = make_optimizer(student, config, head, head_lr)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.average = {k: v.clone() for k, v in student.state_dict().items()} if config.ema else None
@@ -202,7 +205,7 @@ class Learner:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Pass:
-    """What came of one batch."""
+    """What came of one batch; ``frames`` are this process's, all else is everyone's."""
 
     frames: tuple[str, ...]
     terms: dict[str, float]
@@ -225,17 +228,18 @@ def train(
 ) -> None:
     """Trains from the learner's step on, to the last or until ``halt`` says so after a step.
 
-    Stopped after any step and taken up again it gives, on a CPU, the same bytes as never stopped.
+    Stopped after any step and taken up again it gives, on a CPU, the same bytes as never stopped. Each of several
+    processes is given its own part of every batch; together they do what one with whole batches would.
 
     Args:
         learner: the student and its optimiser.
         terms_of: the weighted terms of the loss on a batch; their sum is brought down.
-        batches: those of all steps that are left, ``config.accumulate`` a step.
+        batches: those of all steps that are left, ``config.accumulate`` a step; of each this process's part.
         steps: of the whole training, those done before included.
         config: schedule and precision.
         on_step: hears of each step that was not left out.
         seed: of what objectives draw by chance; each step draws from a state of its own.
-        halt: asked after each step.
+        halt: asked after each step; one process that says so is enough.
 
     Raises:
         NotFinite: more than ``max_bad_steps`` steps were left out.
@@ -257,7 +261,7 @@ def train(
         if not problem:
             terms = {name: sum(p.terms[name] for p in passes) / len(passes) for name in passes[0].terms}
             on_step(Step(learner.step, sum(terms.values()), terms, now.lr, sum(p.points for p in passes)))
-        if halt():
+        if total(torch.tensor(int(halt()), device=learner.device)):
             return
 
 
@@ -271,9 +275,9 @@ def _backward(
             terms = terms_of(batch.to(learner.device), moment)
         values = torch.stack(list(terms.values()))
         learner.scaler.scale(values.sum() / config.accumulate).backward()
-        passes.append(
-            _Pass(batch.frames, dict(zip(terms, values.detach().tolist(), strict=True)), len(batch.pair_point))
-        )
+        *said, points = total(torch.cat([values.double(), values.new_tensor([len(batch.pair_point)])])).tolist()
+        passes.append(_Pass(batch.frames, dict(zip(terms, said, strict=True)), int(points)))
+    add_gradients(learner.student.parameters())
     return passes
 
 
@@ -290,7 +294,7 @@ def _problem(learner: Learner, passes: Sequence[_Pass], config: TrainConfig) -> 
 
 
 def _listed(passes: Sequence[_Pass]) -> str:
-    return ", ".join(dict.fromkeys(frame for p in passes for frame in p.frames))
+    return ", ".join(listed(frame for p in passes for frame in p.frames))
 
 
 def _leave_out(learner: Learner, before: Sequence[Tensor], problem: str, config: TrainConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -60,6 +61,8 @@ def main(about: str, keys: Sequence[str], run: Callable[[Config], Made], argumen
     except KeyboardInterrupt:
         say("interrupted; what was finished is kept, run the same command to go on")
         return 130
+    if os.environ.get("RANK", "0") != "0":  # one of several training workers speaks for all
+        return 0
     sys.stdout.write(f"{made.path}\n")
     sys.stdout.flush()
     if made.skipped:

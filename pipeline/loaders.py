@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from distill.augment import augment
 from distill.batch import Batch, Group, Sample, Voxels, collate_groups, voxelise
+from distill.ranks import rank, ranks
 from pipeline.config import Config
 from pipeline.datasets import DATASETS
 from pipeline.labels import LabelSpace
@@ -249,14 +250,19 @@ def training_batches(
 ) -> Iterator[Batch]:
     """The batches of all steps from ``first_step`` on, made by ``run.loaders`` processes beside the training.
 
+    Of several workers each gets its part of every batch.
+
     Raises:
-        BadInput: a frame cannot be read.
+        BadInput: a frame cannot be read, or there are more workers than frames in a batch.
     """
+    size = config.train.batch_size
+    if size < ranks():
+        raise BadInput("train.batch_size", f"is {size}", f"{ranks()} workers need as many frames")
     steps = range(first_step, training_steps(config, len(frames)))
     batches = range(steps.start * config.train.accumulate, steps.stop * config.train.accumulate)
     loader = DataLoader(
         TrainingFrames(frames, targets, config),
-        batch_sampler=batch_order(config.seed, len(frames), config.train.batch_size, batches),
+        batch_sampler=(batch[rank() :: ranks()] for batch in batch_order(config.seed, len(frames), size, batches)),
         collate_fn=_collate,
         num_workers=config.run.loaders,
         pin_memory=torch.cuda.is_available(),

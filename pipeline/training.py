@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -20,6 +22,7 @@ from distill.checkpoint import (
     student_config,
 )
 from distill.objectives import Terms, finetuning, pretraining
+from distill.ranks import rank
 from distill.student import Student
 from distill.train import Learner, Step, train
 from pipeline.config import Config
@@ -31,6 +34,7 @@ from pipeline.protocols import labelled_subset
 from pipeline.signals import Stopped, noted
 from pipeline.stages import device, make_index, make_pixels, make_points, scene_frames, scenes_of
 from pipeline.store import Artifact, write_whole
+from pipeline.trainers import joined, on_ray, wants_ray
 from projection.errors import BadInput
 from projection.frames import Cloud, Frame
 
@@ -39,27 +43,54 @@ def make_pretrained(config: Config) -> Artifact:
     """A student that learnt from the teacher, without any human label; makes the stages before it where missing.
 
     An unfinished training of the same configuration goes on from its last checkpoint. ``resume=`` starts from another
-    student's weights and optimiser state instead.
+    student's weights and optimiser state instead. ``run.workers`` and torchrun spread the training.
 
     Raises:
         BadInput: a frame cannot be used, or none is left.
         LabelLeak: something opened a file of human labels.
+        NotFinite: the loss is not finite too often.
         Stopped: by a signal, after a checkpoint.
+        Incomplete: scenes or workers were lost too often.
     """
+    if wants_ray(config) and not _complete(_pretrained(config, _sources(config)), config):
+        on_ray(make_pretrained, config)
+    with joined(partial(_sources, config)) as sources:
+        student = _pretrained(config, sources)
+        if not _complete(student, config):
+            _pretrain(config, sources, student)
+    return student
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Sources:
+    """What a student learns from."""
+
+    index: Artifact
+    pixels: Artifact
+    points: Artifact
+
+
+def _sources(config: Config) -> _Sources:
     index = make_index(config)
     pixels = make_pixels(config, index)
-    points = make_points(config, index, pixels)
+    return _Sources(index, pixels, make_points(config, index, pixels))
+
+
+def _pretrained(config: Config, sources: _Sources) -> Artifact:
+    """The student of a configuration, whether it exists or not."""
     key = {
         **config.groups("model", "fusion", "train", "seed", "on_bad"),
         "objectives": {k: v for k, v in config.groups("objectives")["objectives"].items() if k != "segmentation"},
         "sensor_height_m": config.data.sensor_height_m,
         "resume": _digest(config.resume),
     }
-    student = Artifact.of(config.store, "student", key, [index, pixels, points])
-    if student.whole and student.done("model", config.verify):
-        return student
+    return Artifact.of(config.store, "student", key, [sources.index, sources.pixels, sources.points])
+
+
+def _pretrain(config: Config, sources: _Sources, student: Artifact) -> None:
+    pixels, points = sources.pixels, sources.points
     lost = {skip.frame for skip in points.skipped()}
-    frames = [frame for frame in training_frames(index, config) if frame.id not in lost]
+    frames = [frame for frame in training_frames(sources.index, config) if frame.id not in lost]
     text = torch.from_numpy(pixels.arrays("_text").get_tensor("text"))
     started, targets = time.time(), target_source(config.objectives.semantic.targets, pixels, points, config)
     with no_labels(frames):
@@ -67,8 +98,8 @@ def make_pretrained(config: Config) -> Artifact:
         terms = pretraining(network, text.to(device()), config.objectives)
         stripped = [dataclasses.replace(frame, labels=None) for frame in frames]
         bad = _fit(config, student, network, terms, text, stripped, targets, False, config.resume)
-    student.finish(["model"], config, started, points.skipped(), used_labels=False, bad_steps=bad)
-    return student
+    if rank() == 0:
+        student.finish(["model"], config, started, points.skipped(), used_labels=False, bad_steps=bad)
 
 
 def make_finetuned(config: Config) -> Artifact:
@@ -79,35 +110,51 @@ def make_finetuned(config: Config) -> Artifact:
 
     Raises:
         BadInput: the protocol, the student or a frame cannot be used.
+        NotFinite: the loss is not finite too often.
         Stopped: by a signal, after a checkpoint.
+        Incomplete: workers were lost too often.
     """
     if config.labels.truth:
         raise BadInput("labels.truth", "is for scoring alone", "fine-tune with labels.space of the label files")
-    index = make_index(config)
     if not config.student:
         raise BadInput("student", "is not set", "give student=FOLDER of a pre-trained student, or student=none")
-    source = "" if config.student == "none" else config.student
+    if wants_ray(config) and not _complete(_finetuned(config, make_index(config)), config):
+        on_ray(make_finetuned, config)
+    with joined(partial(make_index, config)) as index:
+        student = _finetuned(config, index)
+        if not _complete(student, config):
+            _finetune(config, index, student)
+    return student
+
+
+def _finetuned(config: Config, index: Artifact) -> Artifact:
+    """The fine-tuned student of a configuration, whether it exists or not."""
     key = {
         **config.groups("model", "train", "finetune", "protocol", "seed", "on_bad"),
         "segmentation": config.groups("objectives")["objectives"]["segmentation"],
         "sensor_height_m": config.data.sensor_height_m,
-        "student": _digest(source),
+        "student": _digest(_source(config)),
         "classes": load_space(config.labels).digest(),
     }
-    student = Artifact.of(config.store, "student", key, [index])
-    if student.whole and student.done("model", config.verify):
-        return student
+    return Artifact.of(config.store, "student", key, [index])
+
+
+def _source(config: Config) -> str:
+    return "" if config.student == "none" else config.student
+
+
+def _finetune(config: Config, index: Artifact, student: Artifact) -> None:
     frames = [frame for frame in training_frames(index, config) if frame.labels]
     if not frames:
         raise BadInput("data.train", "has no frame with labels", "unpack its labels")
     subset, space = labelled_subset(config.protocol, frames), load_space(config.labels)
     started = time.time()
-    network, text = _student_to_tune(config, source, len(space))
+    network, text = _student_to_tune(config, _source(config), len(space))
     targets = partial(truth_targets, space, config)
     bad = _fit(config, student, network, finetuning(network, config.objectives), text, subset, targets, True)
-    facts = {"used_labels": True, "protocol": config.protocol, "labelled_frames": [frame.id for frame in subset]}
-    student.finish(["model"], config, started, index.skipped(), bad_steps=bad, **facts)
-    return student
+    if rank() == 0:
+        facts = {"used_labels": True, "protocol": config.protocol, "labelled_frames": [frame.id for frame in subset]}
+        student.finish(["model"], config, started, index.skipped(), bad_steps=bad, **facts)
 
 
 def training_frames(index: Artifact, config: Config) -> list[Frame]:
@@ -120,6 +167,10 @@ def training_frames(index: Artifact, config: Config) -> list[Frame]:
     if not frames:
         raise BadInput("data.train", "no frame to learn from is left")
     return frames
+
+
+def _complete(student: Artifact, config: Config) -> bool:
+    return student.whole and student.done("model", config.verify)
 
 
 def _digest(student: str) -> str:
@@ -169,17 +220,38 @@ def _fit(
     Raises:
         Stopped: by a signal, after a checkpoint.
     """
-    out.sweep_orphans()
     learner = Learner(network, config.train, "classifier.", config.finetune.head_lr)
     if out.done("state", config.verify):
         load_learner(learner, out.shard("state"))
     elif resume:
         _start_from(Artifact.at(resume, "student"), learner, config, len(frames))
     steps = training_steps(config, len(frames))
-    names, height_m = load_space(config.labels).names, config.data.sensor_height_m
-    write_whole(out.path / "config.json", student_config(config.model, names, height_m, used_labels))
-    log = TrainingLog(out.path, learner.step, steps, config.run.progress)
-    saved_at = time.monotonic()
+    if rank() == 0:
+        out.sweep_orphans()
+        names, height_m = load_space(config.labels).names, config.data.sensor_height_m
+        write_whole(out.path / "config.json", student_config(config.model, names, height_m, used_labels))
+    batches = training_batches(frames, targets, config, learner.step)
+    with noted() as heard, _recorded(out, learner, steps, config) as on_step:
+        train(learner, terms, batches, steps, config.train, on_step, config.seed, lambda: bool(heard))
+    if learner.step < steps:
+        number = heard[0] if heard else signal.SIGTERM  # another worker's
+        raise Stopped(number, f"training stopped after step {learner.step} of {steps}")
+    learner.keep_average()
+    if rank() == 0:
+        out.commit("model", student_bytes(network, text))
+    return learner.bad
+
+
+@contextmanager
+def _recorded(out: Artifact, learner: Learner, steps: int, config: Config) -> Iterator[Callable[[Step], None]]:
+    """What hears of each step: logs it, and commits the learner every ``run.checkpoint_s`` and at the end.
+
+    Of several workers only the first writes.
+    """
+    if rank():
+        yield lambda step: None
+        return
+    log, saved_at = TrainingLog(out.path, learner.step, steps, config.run.progress), time.monotonic()
 
     def on_step(step: Step) -> None:
         nonlocal saved_at
@@ -188,15 +260,9 @@ def _fit(
             out.commit("state", learner_bytes(learner))
             saved_at = time.monotonic()
 
-    batches = training_batches(frames, targets, config, learner.step)
-    with closing(log), noted() as heard:
-        train(learner, terms, batches, steps, config.train, on_step, config.seed, lambda: bool(heard))
+    with closing(log):
+        yield on_step
         out.commit("state", learner_bytes(learner))
-    if learner.step < steps:
-        raise Stopped(heard[0], f"training stopped after step {learner.step} of {steps}")
-    learner.keep_average()
-    out.commit("model", student_bytes(network, text))
-    return learner.bad
 
 
 def _start_from(source: Artifact, learner: Learner, config: Config, frames: int) -> None:

@@ -20,9 +20,9 @@ class RunConfig:
     Attributes:
         executor: local does all in this process; ray spreads scenes over workers
         address: Ray cluster to join; empty starts one of its own on this machine and ends it afterwards (ray)
-        workers: workers that do scenes at the same time (ray)
-        gpus: GPUs of each labelling or predicting worker, fractions allowed (ray)
-        attempts: times that a scene may lose its worker before it is given up (ray)
+        workers: workers that do scenes at the same time (ray), and that train together on Ray Train
+        gpus: GPUs of each labelling or predicting worker, fractions allowed (ray); more than 0 trains on one each
+        attempts: times that a scene, or a training, may lose its worker before it is given up (ray)
         failures: scenes that may be given up before the whole run stops (ray)
         deadline_s: time after which a scene is also given to a second worker; the first to commit wins (ray) [s]
         loaders: processes that make training batches beside the training itself
@@ -32,7 +32,7 @@ class RunConfig:
 
     executor: Literal["local", "ray"] = "local"
     address: str = ""
-    workers: int = 2
+    workers: int = 1
     gpus: float = 0.0
     attempts: int = 3
     failures: int = 10

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from distill.ranks import share_of_mean
+
 
 @dataclass(frozen=True)
 class RegressionConfig:
@@ -20,12 +22,10 @@ class RegressionConfig:
 
 
 def regression(local: Float[Tensor, "m d"], pixel: Float[Tensor, "m d"]) -> Float[Tensor, ""]:
-    """``mean_i |p_i - x_i|`` on unit vectors (ScaLR, CVPR 2024, eq. 1); zero, with a gradient of zero, without pairs.
+    """``mean_i |p_i - x_i|`` on unit vectors (ScaLR, CVPR 2024, eq. 1): this process's share of it.
 
     Args:
         local: unit embeddings of the pairs' points.
         pixel: unit features of their pixels.
     """
-    if not len(local):
-        return local.sum() * 0.0
-    return (local.float() - pixel.float()).norm(dim=1).mean()
+    return share_of_mean((local.float() - pixel.float()).norm(dim=1))

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from distill.ranks import all_rows, ranks, share_of_mean
+
 
 @dataclass(frozen=True)
 class SegmentationConfig:
@@ -33,7 +35,12 @@ def lovasz_softmax(probability: Float[Tensor, "m c"], label: Int64[Tensor, " m"]
     Args:
         probability: softmax scores.
         label: class of each point.
+
+    Returns:
+        The loss; zero, with a gradient of zero, without points.
     """
+    if not len(label):
+        return probability.sum() * 0.0
     terms = []
     for c in label.unique().tolist():
         truth = (label == c).to(probability.dtype)
@@ -45,6 +52,11 @@ def lovasz_softmax(probability: Float[Tensor, "m c"], label: Int64[Tensor, " m"]
         jaccard = 1 - missed / either
         terms.append(errors @ torch.diff(jaccard, prepend=jaccard.new_zeros(1)))
     return torch.stack(terms).mean()
+
+
+def lovasz_share(probability: Float[Tensor, "m c"], label: Int64[Tensor, " m"]) -> Float[Tensor, ""]:
+    """This process's share of the Lovasz-softmax over the points of all: it depends on their common order."""
+    return lovasz_softmax(all_rows(probability), all_rows(label)) / ranks()
 
 
 def _falling(values: Float[Tensor, " m"]) -> Int64[Tensor, " m"]:
@@ -64,11 +76,10 @@ def _falling(values: Float[Tensor, " m"]) -> Int64[Tensor, " m"]:
 def segmentation(
     logits: Float[Tensor, "m c"], label: Int64[Tensor, " m"], config: SegmentationConfig
 ) -> dict[str, Tensor]:
-    """The weighted terms; zero, with a gradient of zero, when nothing is labelled."""
-    if not len(label):
-        return {"cross_entropy": logits.sum() * 0.0}
+    """This process's shares of the weighted terms; zero, with a gradient of zero, when nothing is labelled."""
     logits = logits.float()
-    terms = {"cross_entropy": config.cross_entropy * F.cross_entropy(logits, label)}
+    each = F.cross_entropy(logits, label, reduction="none")
+    terms = {"cross_entropy": config.cross_entropy * share_of_mean(each)}
     if config.lovasz:
-        terms["lovasz"] = config.lovasz * lovasz_softmax(logits.softmax(1), label)
+        terms["lovasz"] = config.lovasz * lovasz_share(logits.softmax(1), label)
     return terms

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from distill.objectives.segmentation import lovasz_softmax
+from distill.objectives.segmentation import lovasz_share
+from distill.ranks import all_rows, ranks, share_of_mean
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,12 @@ def infonce(
         label: class of each point.
         tau: temperature.
         kind: which of the three.
+
+    Returns:
+        The loss; zero, with a gradient of zero, without points.
     """
+    if not len(label):
+        return cosine.sum() * 0.0
     logits = cosine.float() / tau
     own = F.one_hot(label, logits.shape[1]).bool()
     present = own.any(0)
@@ -64,14 +70,14 @@ def infonce(
 
 
 def cross_entropy(cosine: Float[Tensor, "m c"], label: Int64[Tensor, " m"], scale: float) -> Float[Tensor, ""]:
-    """``mean_i -log softmax_c(scale <p_i, t_c>)[y_i]`` on unit embeddings."""
-    return F.cross_entropy(cosine.float() * scale, label)
+    """``mean_i -log softmax_c(scale <p_i, t_c>)[y_i]`` on unit embeddings: this process's share of it."""
+    return share_of_mean(F.cross_entropy(cosine.float() * scale, label, reduction="none"))
 
 
 def semantic(
     embedding: Float[Tensor, "m d"], label: Int64[Tensor, " m"], text: Float[Tensor, "c d"], config: SemanticConfig
 ) -> Float[Tensor, ""]:
-    """The configured term; zero, with a gradient of zero, when nothing is labelled.
+    """This process's share of the configured term; zero, with a gradient of zero, when nothing is labelled.
 
     ``ce_reference`` is what CLIP2Scene's published code computes: cross-entropy of ``p T^T`` with p as it comes and no
     temperature.
@@ -82,13 +88,11 @@ def semantic(
         text: unit embedding of each class.
         config: which term, and its constants.
     """
-    if not len(label):
-        return embedding.sum() * 0.0
     cosine = embedding @ text.T.to(embedding.dtype)
     if config.kind.startswith("infonce"):
-        return infonce(cosine, label, config.tau, config.kind)
+        return infonce(all_rows(cosine), all_rows(label), config.tau, config.kind) / ranks()
     scale = 1.0 if config.kind == "ce_reference" else config.scale
     value = cross_entropy(cosine, label, scale)
     if config.lovasz:
-        value = value + config.lovasz * lovasz_softmax((cosine.float() * scale).softmax(1), label)
+        value = value + config.lovasz * lovasz_share((cosine.float() * scale).softmax(1), label)
     return value

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from distill.ranks import share_of_mean, total
+
 _SLOTS = 8  # pairs of a cube that the published code hears
 
 
@@ -49,7 +51,7 @@ def spatiotemporal(
     cube: Int64[Tensor, " m"],
     config: SpatioTemporalConfig,
 ) -> Float[Tensor, ""]:
-    """The configured term over point-pixel pairs; zero, with a gradient of zero, without pairs.
+    """This process's share of the configured term over point-pixel pairs; zero, with a gradient of zero, without pairs.
 
     With ``a_i = exp(<x_i,t_i>/T) / Z_n`` and ``b_i = exp(<s_i,t_i>/T) / Z_n`` (``Z_n`` sums both kinds over cube n),
     the fused feature is ``f_n = sum_i a_i x_i + b_i p_i``; ``ours`` is the mean of ``1 - cos(p_i, f_n)``. Nothing flows
@@ -66,12 +68,11 @@ def spatiotemporal(
         cube: cube of the point, 0..cubes-1, every cube with a pair.
         config: which term.
     """
-    if not len(cube):
-        return local.sum() * 0.0
     local, semantic, pixel, text = (value.float() for value in (local, semantic, pixel, text))
-    cubes = int(cube.max()) + 1
+    cubes = int(cube.max()) + 1 if len(cube) else 0
+    of_all = total(torch.tensor(cubes, device=cube.device)).clamp(min=1)
     if config.kind == "reference":
-        return reference(local, text, cube, cubes)
+        return reference(local, text, cube, cubes) * cubes / of_all
     temperature = config.temperature if config.kind == "ours" else 1.0
     inside, said = (local, semantic) if config.kind == "paper" else (local.detach(), semantic.detach())
     if config.kind == "paper":
@@ -84,9 +85,9 @@ def spatiotemporal(
     fused = local.new_zeros(cubes, local.shape[1])
     fused = fused.index_add(0, cube, share[:, :1] * pixel + share[:, 1:] * inside)
     if config.kind == "paper":
-        return (1 - torch.sigmoid((local * fused[cube]).sum(1))).sum() / cubes
+        return (1 - torch.sigmoid((local * fused[cube]).sum(1))).sum() / of_all
     apart = 1 - F.cosine_similarity(local, fused[cube], dim=1)
-    return apart.mean() if config.mean == "pairs" else (apart / pairs[cube]).sum() / cubes
+    return share_of_mean(apart) if config.mean == "pairs" else (apart / pairs[cube]).sum() / of_all
 
 
 def reference(
@@ -109,4 +110,4 @@ def reference(
     share = segment_softmax(scores, cube_of, cubes)
     fused = local.new_zeros(cubes, local.shape[1]).index_add(0, cube_of, share * point)
     apart = (1 - torch.sigmoid((point * fused[cube_of]).sum(1))).sum()
-    return (apart + 0.5 * (_SLOTS * cubes - len(kept))) / (_SLOTS * cubes)
+    return (apart + 0.5 * (_SLOTS * cubes - len(kept))) / (_SLOTS * max(cubes, 1))

@@ -1,0 +1,86 @@
+"""Processes that train one student together: each has frames of its own, and all know the sums over everyone's.
+
+A loss is a sum of shares: each process computes its part of the loss over the frames of all, and gradients are added
+up. Alone, a share is the whole, and nothing is sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, distributed
+
+
+def ranks() -> int:
+    """Number of processes."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this one, from 0."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def total(values: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+    """Sum over all processes, without a gradient."""
+    if ranks() == 1:
+        return values.detach()
+    values = values.detach().clone()
+    distributed.all_reduce(values)
+    return values
+
+
+def share_of_mean(values: Float[Tensor, " m"]) -> Float[Tensor, ""]:
+    """This process's share of the mean over the values of all; 0, with a gradient of 0, where nobody has any."""
+    return values.sum() / total(torch.tensor(len(values), device=values.device)).clamp(min=1)
+
+
+def all_rows(rows: Shaped[Tensor, "m *k"]) -> Shaped[Tensor, "n *k"]:
+    """The rows of all processes, in order of rank.
+
+    What is computed from them is the same everywhere, so this process's share of it is one in ``ranks()``.
+    """
+    return rows if ranks() == 1 else _AllRows.apply(rows)
+
+
+class _AllRows(torch.autograd.Function):
+    """Gathers rows, however many each process has; all compute the same from them, so gradients need not be sent."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        counts = [torch.zeros((), dtype=torch.int64, device=rows.device) for _ in range(ranks())]
+        distributed.all_gather(counts, torch.tensor(len(rows), device=rows.device))
+        lengths = [int(count) for count in counts]
+        padded = rows.new_zeros(max(lengths), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in lengths]
+        distributed.all_gather(parts, padded)
+        ctx.own = slice(sum(lengths[: rank()]), sum(lengths[: rank() + 1]))
+        return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Tensor:
+        return grads[0][ctx.own] * ranks()
+
+
+def add_gradients(parameters: Iterable[Tensor]) -> None:
+    """Adds up the gradients of all processes in one message."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if ranks() == 1 or not gradients:
+        return
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    distributed.all_reduce(flat)
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def listed(names: Iterable[str]) -> list[str]:
+    """The distinct names that any process gives, in order of rank."""
+    lists: list[list[str]] = [list(names)]
+    if ranks() > 1:
+        ours, lists = lists[0], [[] for _ in range(ranks())]
+        distributed.all_gather_object(lists, ours)
+    return list(dict.fromkeys(name for names in lists for name in names))
