@@ -17,8 +17,8 @@ from torch import Tensor
 
 from distill.batch import Sample, channels, collate, voxelise
 from distill.student import ModelConfig, Student
-from distill.weights import hub_file
 from distill.train import Learner
+from distill.weights import hub_file
 from projection.errors import BadInput
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"

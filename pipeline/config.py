@@ -38,10 +38,13 @@ class FinetuneConfig:
     Attributes:
         head_lr: learning rate of the classifier, as a multiple of the rest's
         linear_probe: train the classifier alone
+        start: what the classifier starts as: the pre-trained student's own answer to the class names, or random weights
+            (as in the published protocols)
     """
 
     head_lr: float = 1.0
     linear_probe: bool = False
+    start: Literal["names", "random"] = "names"
 
 
 @dataclass(frozen=True)

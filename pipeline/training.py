@@ -183,16 +183,19 @@ def _new_student(config: Config, text_dim: int, classes: int | None = None) -> S
 
 
 def _student_to_tune(config: Config, source: str, classes: int) -> tuple[Student, Tensor]:
-    """A student with a fresh classifier, all else from ``source``; and the embeddings of its classes."""
+    """A student with a classifier to be trained, all else from ``source``; and the embeddings of its classes."""
     if not source:
         return _new_student(config, classes, classes), torch.eye(classes)
     trained = load_student(Artifact.at(source, "student").path)
     if trained.model != config.model:
         raise BadInput(source, f"was made with {trained.model}", f"the configuration says {config.model}")
     network = _new_student(config, trained.text.shape[1], classes)
-    weights = {k: v for k, v in trained.student.state_dict().items() if not k.startswith("classifier.")}
-    fresh = {k: v for k, v in network.state_dict().items() if k.startswith("classifier.")}
-    network.load_state_dict({**weights, **fresh})  # strict: a weight that does not fit is an error
+    weights = trained.student.state_dict()
+    if config.finetune.start == "names" and trained.names == load_space(config.labels).names and len(trained.text):
+        weights |= {f"classifier.{k}": trained.text @ weights[f"semantic.{k}"] for k in ("weight", "bias")}
+    else:
+        weights |= {k: v for k, v in network.state_dict().items() if k.startswith("classifier.")}
+    network.load_state_dict(weights)  # strict: a weight that does not fit is an error
     if config.finetune.linear_probe:
         for name, parameter in network.named_parameters():
             parameter.requires_grad = name.startswith("classifier.")

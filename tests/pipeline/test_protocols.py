@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from pipeline.guard import LabelLeak, no_labels
 from pipeline.protocols import labelled_subset
@@ -90,3 +92,23 @@ def test_finetuning_says_what_it_used(small_world: Path, tmp_path: Path, tool: R
     refused = tool("finetune", *given, f"student={pretrained}", "model.voxel_m=0.2")
     assert refused.status == 1
     assert "was made with" in refused.err
+
+
+def test_the_classifier_starts_from_the_names(small_world: Path, tmp_path: Path, tool: Run) -> None:
+    """Before the first step a student says of every point what it said before it was fine-tuned."""
+    given = settings(small_world, tmp_path / "store")
+    pretrained = tool("pretrain", *given).path
+
+    def said(student: Path) -> list[np.ndarray]:
+        tool("evaluate", *given, f"student={student}")
+        (predictions,) = (path for path in (tmp_path / "store").glob("predictions-*") if path.name not in before)
+        before.add(predictions.name)
+        return list(load_file(next(predictions.glob("*.safetensors"))).values())
+
+    before: set[str] = set()
+    alone = said(pretrained)
+    start = ("train.epochs=0", "protocol=frame@50%", f"student={pretrained}")
+    named = said(tool("finetune", *given, *start).path)
+    random = said(tool("finetune", *given, *start, "finetune.start=random").path)
+    assert all(np.array_equal(one, other) for one, other in zip(alone, named, strict=True))
+    assert not all(np.array_equal(one, other) for one, other in zip(alone, random, strict=True))
