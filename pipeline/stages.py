@@ -85,7 +85,7 @@ def make_demo(config: Config, root: Path) -> None:
         BadInput: something else is there, or a setting is out of its bounds.
     """
     said, wanted = root / "demo.json", {"kind": config.data.kind, **asdict(config.demo)}
-    if said.is_file() and json.loads(said.read_text()) == wanted:
+    if said.is_file() and {"kind": "nuscenes", **json.loads(said.read_text())} == wanted:  # older ones name no kind
         return
     if root.exists():
         raise BadInput(root, "holds something else than this demo world", "delete it, or give another data.root")
