@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from itertools import pairwise
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from distill.ranks import share_of_mean, total
+from distill.ranks import total
 
 _SLOTS = 8  # pairs of a cube that the published code hears
+_PARTS, _PART = 32, 1024  # pairs are looked at in so many parts, but none smaller than that
 
 
 @dataclass(frozen=True)
@@ -68,15 +71,67 @@ def spatiotemporal(
         cube: cube of the point, 0..cubes-1, every cube with a pair.
         config: which term.
     """
-    local, semantic, pixel, text = (value.float() for value in (local, semantic, pixel, text))
+    over_pairs = config.kind == "ours" and config.mean == "pairs"
     cubes = int(cube.max()) + 1 if len(cube) else 0
-    of_all = total(torch.tensor(cubes, device=cube.device)).clamp(min=1)
+    count = total(torch.tensor(len(cube) if over_pairs else cubes, device=cube.device)).clamp(min=1)
+    return _InParts.apply(local, semantic, pixel, text, cube, config) / count
+
+
+class _InParts(torch.autograd.Function):
+    """The sum over all cubes, some whole cubes at a time: no tensor of all pairs is kept but the gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        local: Tensor,
+        semantic: Tensor,
+        pixel: Tensor,
+        text: Tensor,
+        cube: Tensor,
+        config: SpatioTemporalConfig,
+    ) -> Tensor:
+        value, slope = torch.zeros((), device=local.device), torch.empty_like(local)
+        for rows, numbers in _parts(cube):
+            with torch.enable_grad():
+                own = local[rows].float().detach().requires_grad_()
+                part = _part(own, *(each[rows].float() for each in (semantic, pixel, text)), numbers, config)
+            slope[rows] = torch.autograd.grad(part, own)[0].to(slope.dtype)
+            value += part.detach()
+        ctx.slope = slope
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        slope, ctx.slope = ctx.slope, None  # scaled in its place, so there is no second time
+        return slope.mul_(grads[0]), None, None, None, None, None
+
+
+def _parts(cube: Int64[Tensor, " m"]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows of whole cubes in their order, about as many a time, and their cubes numbered from 0."""
+    size = max(_PART, len(cube) // _PARTS)
+    order = cube.argsort(stable=True)
+    ends = cube.bincount().cumsum(0)
+    targets = torch.arange(size, len(cube) + size, size, device=cube.device)
+    cuts = ends[torch.searchsorted(ends, targets.clamp(max=len(cube)))].unique().tolist()
+    for first, last in pairwise([0, *cuts]):
+        rows = order[first:last]
+        yield rows, cube[rows] - cube[rows[0]]
+
+
+def _part(
+    local: Float[Tensor, "m d"],
+    semantic: Float[Tensor, "m d"],
+    pixel: Float[Tensor, "m d"],
+    text: Float[Tensor, "m d"],
+    cube: Int64[Tensor, " m"],
+    config: SpatioTemporalConfig,
+) -> Float[Tensor, ""]:
+    """The sum over some cubes, numbered from 0."""
+    cubes = int(cube.max()) + 1
     if config.kind == "reference":
-        return reference(local, text, cube, cubes) * cubes / of_all
+        return reference(local, text, cube, cubes) * cubes
     temperature = config.temperature if config.kind == "ours" else 1.0
-    inside, said = (local, semantic) if config.kind == "paper" else (local.detach(), semantic.detach())
-    if config.kind == "paper":
-        said = local  # the paper has one point feature
+    inside, said = (local, local) if config.kind == "paper" else (local.detach(), semantic)  # the paper has one feature
     scores = torch.stack([(pixel * text).sum(1), (said * text).sum(1)], 1) / temperature
     pairs = cube.bincount(minlength=cubes)
     if config.kind == "ours":
@@ -85,9 +140,9 @@ def spatiotemporal(
     fused = local.new_zeros(cubes, local.shape[1])
     fused = fused.index_add(0, cube, share[:, :1] * pixel + share[:, 1:] * inside)
     if config.kind == "paper":
-        return (1 - torch.sigmoid((local * fused[cube]).sum(1))).sum() / of_all
+        return (1 - torch.sigmoid((local * fused[cube]).sum(1))).sum()
     apart = 1 - F.cosine_similarity(local, fused[cube], dim=1)
-    return share_of_mean(apart) if config.mean == "pairs" else (apart / pairs[cube]).sum() / of_all
+    return apart.sum() if config.mean == "pairs" else (apart / pairs[cube]).sum()
 
 
 def reference(
@@ -110,4 +165,4 @@ def reference(
     share = segment_softmax(scores, cube_of, cubes)
     fused = local.new_zeros(cubes, local.shape[1]).index_add(0, cube_of, share * point)
     apart = (1 - torch.sigmoid((point * fused[cube_of]).sum(1))).sum()
-    return (apart + 0.5 * (_SLOTS * cubes - len(kept))) / (_SLOTS * max(cubes, 1))
+    return (apart + 0.5 * (_SLOTS * cubes - len(kept))) / (_SLOTS * cubes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import replace
 
 import pytest
@@ -120,3 +121,25 @@ def test_without_pairs_it_is_zero_with_a_gradient(case: dict, kind: str) -> None
     loss = spatiotemporal(**empty, config=replace(SpatioTemporalConfig(), kind=kind))
     loss.backward()
     assert loss.item() == 0
+
+
+@pytest.mark.parametrize("kind", ["ours", "paper", "reference"])
+def test_parts_add_up(case: dict, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = SpatioTemporalConfig(kind=kind)
+
+    def value_and_slope() -> tuple[torch.Tensor, torch.Tensor]:
+        local = case["local"].clone().requires_grad_()
+        value = spatiotemporal(**{**case, "local": local}, config=config)
+        value.backward()
+        return value.detach(), local.grad
+
+    whole = value_and_slope()
+    module = sys.modules[spatiotemporal.__module__]
+    monkeypatch.setattr(module, "_PART", 7)
+    assert len(list(module._parts(case["cube"]))) > 3
+    for parts, one in zip(value_and_slope(), whole, strict=True):
+        torch.testing.assert_close(parts, one, atol=1e-6, rtol=1e-5)
+    step = 1e-3 * torch.randn(M, D, generator=torch.Generator().manual_seed(1)).double()
+    if kind != "ours":  # whose gradient is stopped where finite differences are not
+        ahead, behind = (spatiotemporal(**{**case, "local": case["local"] + s}, config=config) for s in (step, -step))
+        torch.testing.assert_close((ahead - behind) / 2, (whole[1] * step).sum().float(), rtol=1e-2, atol=1e-6)
