@@ -323,9 +323,12 @@ def collate_groups(groups: Sequence[Group]) -> Batch:
         batch = replace(
             batch, pixel=torch.from_numpy(np.concatenate(pixels)), pair_pixel=torch.from_numpy(np.concatenate(rows))
         )
-    cubes = [(i, s.pair_cube) for i, group in enumerate(groups) for s in group.sweeps if s.pair_cube is not None]
-    if cubes:
-        wide = np.concatenate([cube + (number << 32) for number, cube in cubes])
-        _, dense = np.unique(wide, return_inverse=True)  # a cube whose pairs were all cut has no number
-        batch = replace(batch, pair_cube=torch.from_numpy(dense.astype(np.int64)))
+    cubes = [[s.pair_cube for s in group.sweeps if s.pair_cube is not None] for group in groups]
+    if any(cubes):
+        sizes = [max((int(cube.max(initial=-1)) + 1 for cube in group), default=0) for group in cubes]
+        starts = np.cumsum([0, *sizes])
+        wide = np.concatenate([cube + start for group, start in zip(cubes, starts, strict=False) for cube in group])
+        seen = np.zeros(starts[-1], np.int64)
+        seen[wide] = 1  # a cube whose pairs were all cut gets no number
+        batch = replace(batch, pair_cube=torch.from_numpy((np.cumsum(seen) - 1)[wide]))
     return batch

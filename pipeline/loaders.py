@@ -157,7 +157,9 @@ class TrainingFrames(Dataset[Group | BadInput]):
         except BadInput as error:
             return error
         cube, passed = self._cubes(cloud, targets), cloud.sweep // merged
-        sweeps = [self._voxels(frame, cloud, targets, cube, passed == p, random) for p in np.unique(passed)]
+        sweeps = [
+            self._voxels(frame, cloud, targets, cube, passed == p, random) for p in np.flatnonzero(np.bincount(passed))
+        ]
         return Group(sweeps, targets.feature)
 
     def _cloud(self, frame: Frame) -> Cloud:
@@ -187,12 +189,14 @@ class TrainingFrames(Dataset[Group | BadInput]):
         random: np.random.Generator,
     ) -> Voxels:
         """Some points of a cloud, moved and cut into voxels, with their targets."""
-        mine, row = part[targets.point], np.cumsum(part) - 1
+        own, mine = np.flatnonzero(part), np.flatnonzero(part[targets.point])
+        row = np.empty(len(part), np.int64)
+        row[own] = np.arange(len(own))
         sample = Sample(
             frame=frame.id,
-            xyz=augment(cloud.xyz[part], self.config.train.augment, random),
-            intensity=cloud.intensity[part],
-            age_s=cloud.age_s[part],
+            xyz=augment(cloud.xyz[own], self.config.train.augment, random),
+            intensity=cloud.intensity[own],
+            age_s=cloud.age_s[own],
             pair_point=row[targets.point[mine]],
             pair_label=targets.label[mine],
             pair_score=targets.score[mine],

@@ -129,6 +129,8 @@ class Pairs:
 
     def __getitem__(self, rows: np.ndarray) -> Pairs:
         """The pairs at ``rows`` (a mask or indices)."""
+        if rows.dtype == np.bool_:
+            rows = np.flatnonzero(rows)  # once, not in every column
         return Pairs(self.point[rows], self.camera[rows], self.uv[rows], self.depth[rows])
 
     def __len__(self) -> int:
