@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -88,7 +89,11 @@ def on_ray(learn: Callable[[Config], object], config: Config) -> None:
     workers = min(config.run.workers, config.train.batch_size)
     store = Path(config.store).resolve()
     store.mkdir(parents=True, exist_ok=True)
-    with cluster(config.run), tempfile.TemporaryDirectory(prefix=".ray-train-", dir=store) as folder:
+    with (
+        redirect_stdout(sys.stderr),  # Ray prints there that a worker died
+        cluster(config.run),
+        tempfile.TemporaryDirectory(prefix=".ray-train-", dir=store) as folder,
+    ):
         trainer = TorchTrainer(
             partial(_from_here, learn, config, os.getcwd()),
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=config.run.gpus > 0),
