@@ -94,7 +94,8 @@ class _InParts(torch.autograd.Function):
         for rows, numbers in _parts(cube):
             with torch.enable_grad():
                 own = local[rows].float().detach().requires_grad_()
-                part = _part(own, *(each[rows].float() for each in (semantic, pixel, text)), numbers, config)
+                said, seen, words = (each[rows].float() for each in (semantic, pixel, text))
+                part = _part(own, said, seen, words, numbers, config)
             slope[rows] = torch.autograd.grad(part, own)[0].to(slope.dtype)
             value += part.detach()
         ctx.slope = slope
