@@ -53,8 +53,9 @@ def cluster(run: RunConfig) -> Iterator[None]:
                 cure = "check that it runs there, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
                 raise BadInput("run.address", f"{run.address} cannot be joined ({_first_line(error)})", cure) from None
         else:
-            # a token of its own, or Ray would write one where other users can read it
+            # a token of its own, or Ray would write one where other users can read it; and no word to Ray's makers
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             # "local" keeps it from joining another cluster; the paths of Ray's sockets must stay short
             cpus = max(run.workers, os.cpu_count() or 1)
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, _temp_dir=folder, **quiet)

@@ -38,7 +38,7 @@ def run_stage(
         Incomplete: scenes were given up (ray).
     """
     if config.run.executor == "ray" and config.run.address:
-        _check_shared(config)
+        check_shared(config)
     started = time.time()
     left = [scene for scene in scenes if not artifact.done(scene, config.verify)]
     if artifact.whole and not left:
@@ -61,7 +61,7 @@ def run_stage(
     return artifact
 
 
-def _check_shared(config: Config) -> None:
+def check_shared(config: Config) -> None:
     """Refuses relative folders: each node of a cluster would take them from where its own processes started."""
     for key, folder in (("store", config.store), ("data.root", config.data.root)):
         if not Path(folder).is_absolute():

@@ -24,7 +24,8 @@ def _checked_modules() -> list[str]:
     return [name for name in names if not name.endswith(plain)]
 
 
-os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * 64)  # read when Ray is imported
+# read when Ray is imported
+os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * 64, RAY_USAGE_STATS_ENABLED="0")
 torch.set_num_threads(1)  # small work: waiting for a second thread costs more than it gives
 install_import_hook(_checked_modules(), "beartype.beartype")
 

@@ -28,7 +28,7 @@ def test_labelling_and_skipping_open_the_same_files_for_each_scene(
     sys.addaudithook(count_opened)
     one = ("data.train=scene-0061", "data.eval=scene-0061")
     opened = []
-    for scenes in (2, 4, 8, 16):
+    for scenes in (1, 2, 4):
         monkeypatch.setitem(DATASETS, "nuscenes", DATASETS["nuscenes"])
         fleet.simulate(scenes)
         config = load_config([*settings(small_world, tmp_path / str(scenes)), *one])
@@ -41,5 +41,4 @@ def test_labelling_and_skipping_open_the_same_files_for_each_scene(
         assert len(list(pixels.path.glob("fleet-*.safetensors"))) == scenes
         opened.append(sum(str(tmp_path) in name for name in _opened))
     assert opened[2] - opened[1] == 2 * (opened[1] - opened[0])
-    assert opened[3] - opened[2] == 2 * (opened[2] - opened[1])
-    assert not done or opened[1] - opened[0] <= 2 * 2  # the marker alone; the interpreter tells of it twice
+    assert not done or opened[1] - opened[0] <= 2  # the marker alone; the interpreter tells of it twice
