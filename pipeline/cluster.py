@@ -129,9 +129,7 @@ class _Driver:
                 time.sleep(_POLL_S)  # every job waits for its next attempt
             for ref in ready:
                 self._land(self.flights.pop(ref), ref)
-            for ref, flight in list(self.flights.items()):
-                if not flight.overdue and time.monotonic() - flight.since > self.run.deadline_s:
-                    self._overdue(ref, flight)
+            self._check_deadlines()
 
     def _staff(self) -> int:
         return len(self.idle) + sum(not flight.overdue for flight in self.flights.values())
@@ -183,16 +181,20 @@ class _Driver:
         else:
             ray.kill(actor)
 
-    def _overdue(self, ref: Any, flight: _Flight) -> None:
-        """Lets a second worker try what the first has had for too long; whichever commits first wins."""
-        limit = f"not done within {self.run.deadline_s:g} s"
-        if flight.job is None:
-            del self.flights[ref]
-            ray.kill(flight.actor)
+    def _check_deadlines(self) -> None:
+        """Lets second workers try what first ones have had for too long; whichever commits first wins."""
+        begun, limit = time.monotonic() - self.run.deadline_s, f"not done within {self.run.deadline_s:g} s"
+        late = {ref: flight for ref, flight in self.flights.items() if flight.since < begun and not flight.overdue}
+        hung = [ref for ref, flight in self.flights.items() if flight.overdue]
+        builds = [ref for ref, flight in late.items() if flight.job is None]
+        for ref in [*builds, *(hung if builds else [])]:  # hung workers may hold the room that new ones wait for
+            ray.kill(self.flights.pop(ref).actor)
+        if builds and not hung:
             self._not_built(limit)
-        else:
-            flight.overdue = True
-            self._failed(flight.job, limit)
+        for ref, flight in late.items():
+            if flight.job and ref in self.flights:
+                flight.overdue = True
+                self._failed(flight.job, limit)
 
     def _not_built(self, reason: str) -> None:
         """Ends a run that gets no worker at all; while others work, one that cannot be placed is no harm."""

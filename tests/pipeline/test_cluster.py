@@ -136,13 +136,21 @@ def test_a_hung_scene_is_overtaken_and_one_that_always_hangs_given_up(
     nodes: Cluster, tmp_path: Path, worker: Faulty
 ) -> None:
     faults = {"scene-1": ("hung",), "scene-4": ("hung",) * 9}
-    with pytest.raises(Incomplete, match=r"1 of 6 scenes .* scene-4 after 2 attempt.*not done within 2 s"):
-        on_ray(tmp_path, replace(worker, faults=faults), attempts=2, deadline_s=2.0)
+    with pytest.raises(Incomplete, match=r"1 of 6 scenes .* scene-4 after 2 attempt.*not done within 6 s"):
+        on_ray(tmp_path, replace(worker, faults=faults), attempts=2, deadline_s=6.0)
     assert Artifact.of(str(tmp_path), "s", {}).done("scene-1", verify=True)
     assert [len(worker.calls(scene)) for scene in SCENES] == [1, 2, 1, 1, 2, 1]
     on_ray(tmp_path, worker)
     assert len(worker.calls()) == 9
     assert Artifact.of(str(tmp_path), "s", {}).manifest()["digest"] == clean_digest(tmp_path)
+
+
+def test_hung_workers_that_hold_all_the_room_are_replaced(nodes: Cluster, tmp_path: Path, worker: Faulty) -> None:
+    faults = dict.fromkeys(SCENES[:3], ("hung",))
+    artifact = on_ray(tmp_path, replace(worker, faults=faults), attempts=2, deadline_s=6.0)
+    assert artifact.whole
+    assert [len(worker.calls(scene)) for scene in SCENES] == [2, 2, 2, 1, 1, 1]
+    assert set(report(tmp_path)["retried"]) == set(SCENES[:3])
 
 
 def test_a_full_disk_stops_the_run_and_corrupts_nothing(nodes: Cluster, tmp_path: Path, worker: Faulty) -> None:
