@@ -19,9 +19,9 @@ from pipeline.config import Config
 from pipeline.datasets import DATASETS
 from pipeline.labels import LabelSpace
 from pipeline.store import Artifact
-from projection.cameras import look_up, project, visible
+from projection.cameras import look_up, pixel_rows, project, visible
 from projection.errors import BadInput
-from projection.frames import NONE, Camera, Cloud, Frame, Pairs, PixelLabels, PointLabels
+from projection.frames import NONE, Cloud, Frame, PixelLabels, PointLabels
 from projection.grid import cell_keys, index_cells
 from projection.sweeps import choose_sweeps, merge
 
@@ -72,28 +72,16 @@ def pixel_targets(pixels: Artifact, config: Config, frame: Frame, cloud: Cloud) 
     images = read_pixels(pixels, frame)
     label, score = look_up(pairs, frame.cameras, images)
     objectives = config.objectives
-    named = (label != NONE) | (not objectives.semantic.weight and not objectives.spatiotemporal.weight)
-    pairs = pairs[named]
-    targets = Targets(pairs.point.astype(np.int64), label[named].astype(np.int64), score[named])
+    if objectives.semantic.weight or objectives.spatiotemporal.weight:
+        named = np.flatnonzero(label != NONE)
+        pairs, label, score = pairs[named], label[named], score[named]
+    targets = Targets(pairs.point.astype(np.int64), label.astype(np.int64), score)
     features = [image.feature for image in images if image.feature is not None]
     if not objectives.needs_features() or len(features) < len(images):
         return targets
     pixel = pixel_rows(pairs, frame.cameras, [image.label.shape for image in images])
     flat = np.concatenate([feature.reshape(-1, feature.shape[-1]) for feature in features])
     return replace(targets, pixel=pixel, feature=flat)
-
-
-def pixel_rows(pairs: Pairs, cameras: Sequence[Camera], grids_hw: Sequence[tuple[int, ...]]) -> Int64[np.ndarray, " m"]:
-    """Row of each pair's grid pixel when the grids of all cameras are laid out one after the other."""
-    rows, start = np.zeros(len(pairs), np.int64), 0
-    for index, (camera, (height, width)) in enumerate(zip(cameras, grids_hw, strict=True)):
-        numbers = np.arange(height * width).reshape(height, width)
-        mine = pairs.camera == index
-        row = (pairs.uv[mine, 1] * np.float32(height / camera.size_hw[0])).astype(np.int64)
-        column = (pairs.uv[mine, 0] * np.float32(width / camera.size_hw[1])).astype(np.int64)
-        rows[mine] = start + numbers[row, column]
-        start += height * width
-    return rows
 
 
 def point_targets(points: Artifact, frame: Frame, cloud: Cloud) -> Targets:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Bool, Float32, Int64, UInt8
 
 from projection import kernels
-from projection.frames import NONE, Camera, Pairs, PixelLabels
+from projection.frames import Camera, Pairs, PixelLabels
 from projection.pose import Pose
 
 
@@ -83,19 +83,25 @@ def visible(
     return keep
 
 
+def pixel_rows(pairs: Pairs, cameras: Sequence[Camera], grids_hw: Sequence[tuple[int, ...]]) -> Int64[np.ndarray, " m"]:
+    """Row of each pair's grid pixel when the grids of all cameras are laid out one after the other.
+
+    That is row ``floor(v * h / H)`` and column ``floor(u * w / W)`` of a grid of ``h x w`` over an image of ``H x W``.
+    """
+    grid = np.array(grids_hw, np.int64).reshape(-1, 2)
+    scale = (grid / np.array([camera.size_hw for camera in cameras]).reshape(-1, 2)).astype(np.float32)
+    start = np.cumsum(grid.prod(1)) - grid.prod(1)
+    row = (pairs.uv[:, 1] * scale[:, 0][pairs.camera]).astype(np.int64)
+    column = (pairs.uv[:, 0] * scale[:, 1][pairs.camera]).astype(np.int64)
+    return start[pairs.camera] + row * grid[:, 1][pairs.camera] + column
+
+
 def look_up(
     pairs: Pairs, cameras: Sequence[Camera], pixels: Sequence[PixelLabels]
 ) -> tuple[UInt8[np.ndarray, " m"], Float32[np.ndarray, " m"]]:
-    """Label and score of each pair's pixel; the teacher's grid is stretched over the image.
-
-    Row ``floor(v * h / H)`` and column ``floor(u * w / W)`` of a grid of ``h x w`` over an image of ``H x W``.
-    """
-    label, score = np.full(len(pairs), NONE, np.uint8), np.zeros(len(pairs), np.float32)
-    for index, (camera, image) in enumerate(zip(cameras, pixels, strict=True)):
-        rows = pairs.camera == index
-        (height, width), (grid_h, grid_w) = camera.size_hw, image.label.shape
-        row = (pairs.uv[rows, 1] * np.float32(grid_h / height)).astype(np.int32)
-        column = (pairs.uv[rows, 0] * np.float32(grid_w / width)).astype(np.int32)
-        label[rows] = image.label[row, column]
-        score[rows] = image.score[row, column]
-    return label, score
+    """Label and score of each pair's pixel; see ``pixel_rows``."""
+    if not len(pairs):
+        return np.empty(0, np.uint8), np.empty(0, np.float32)
+    rows = pixel_rows(pairs, cameras, [image.label.shape for image in pixels])
+    label = np.concatenate([image.label.ravel() for image in pixels])[rows]
+    return label, np.concatenate([image.score.ravel() for image in pixels])[rows].astype(np.float32)

@@ -18,7 +18,6 @@ from pipeline.loaders import (
     TrainingFrames,
     batch_order,
     key_cloud,
-    pixel_rows,
     pixel_targets,
     read_pixels,
     target_source,
@@ -27,6 +26,7 @@ from pipeline.loaders import (
 )
 from pipeline.stages import make_index, make_pixels, make_points, scene_frames
 from pipeline.store import Artifact
+from projection.cameras import pixel_rows
 from projection.frames import Camera, Cloud, File, Frame, Pairs
 from projection.pose import Pose
 from tests.helpers import settings
