@@ -199,7 +199,6 @@ ABLATION: tuple[tuple[str, tuple[str, ...], Sequence[int]], ...] = (
     ("five sweeps", ("train.sweeps=5",), SEEDS[:1]),
     ("three sweeps merged into one input", (*_ONE_SWEEP, "model.sweeps=3"), SEEDS[:1]),
     ("without self-training", _NO_SELFTRAINING, SEEDS[:1]),
-    ("self-training however unsure", ("objectives.selftraining.min_confidence=0",), SEEDS[:1]),
     ("own predictions only after the warm-up", ("objectives.selftraining.probability=1",), SEEDS[:1]),
     ("the published code's losses", _PUBLISHED, SEEDS[:1]),
     ("the paper's printed losses", _PRINTED, SEEDS[:1]),
