@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,15 +103,17 @@ def load_space(config: LabelsConfig) -> LabelSpace:
     path = named("labels", config.space)
     tree = read_yaml(path)
     if config.names:
-        return _free_text(config.names, tuple(tree.get("negatives", ())))
+        return _free_text(config.names, _checked_words(path, "negatives", tree.get("negatives", [])))
     classes = tree.get("classes")
     if not isinstance(classes, list) or not 0 < len(classes) < _UNKNOWN:
         raise BadInput(path, "needs `classes`, a list of 1 to 253 classes")
     for row in classes:
         _check_class(path, row)
-    prompts, negatives = _words(config, classes, tree)
+    ignored = tree.get("ignored", [])
+    _check_ids(path, classes, ignored)
+    prompts, negatives = _words(config, classes, tree, path)
     class_of_raw = np.full(_RAW_IDS, _UNKNOWN, np.uint8)
-    class_of_raw[np.asarray(tree.get("ignored", []), np.int64)] = NONE
+    class_of_raw[np.asarray(ignored, np.int64)] = NONE
     for index, row in enumerate(classes):
         class_of_raw[np.asarray(row["raw"], np.int64)] = index
     return LabelSpace(
@@ -130,26 +132,81 @@ def load_space(config: LabelsConfig) -> LabelSpace:
 
 
 def _words(
-    config: LabelsConfig, classes: list[dict[str, Any]], tree: dict[str, Any]
+    config: LabelsConfig, classes: list[dict[str, Any]], tree: dict[str, Any], path: Path
 ) -> tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]:
     """The names that the teacher is asked for, class by class, and the negatives."""
     names = [row["name"] for row in classes]
     if not config.prompts:
-        return tuple(tuple(row.get("prompts", [row["name"]])) for row in classes), tuple(tree.get("negatives", ()))
-    path = named("prompts", config.prompts)
-    words = read_yaml(path)
-    asked = words.get("prompts", {})
+        asked = {row["name"]: row["prompts"] for row in classes if "prompts" in row}
+    else:
+        path = named("prompts", config.prompts)
+        tree = read_yaml(path)
+        asked = tree.get("prompts", {})
+        if not isinstance(asked, dict):
+            raise BadInput(path, f"prompts must map classes to lists of texts, not {asked!r}")
     unknown = [name for name in asked if name not in names]
     if unknown:
         raise BadInput(path, f"has prompts for {unknown[0]!r}, which is no class", f"classes are {', '.join(names)}")
-    return tuple(tuple(asked.get(name, [name])) for name in names), tuple(words.get("negatives", ()))
+    prompts = tuple(_checked_words(path, f"prompts of {name!r}", asked.get(name, [name])) for name in names)
+    return prompts, _checked_words(path, "negatives", tree.get("negatives", []))
+
+
+def _is_list(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(fits(item) for item in value)
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and 0 <= value < _RAW_IDS  # a bool is an int too
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+_IDS = f"from 0 to {_RAW_IDS - 1}"
+_CLASS_KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "name": (_is_text, "a text"),
+    "raw": (_is_list(_is_id), f"a list of ids {_IDS}"),
+    "export": (_is_id, f"an id {_IDS}"),
+    "color": (lambda v: _is_list(_is_id)(v) and len(v) == 3 and max(v) < 256, "three whole numbers from 0 to 255"),
+    "prompts": (lambda v: _is_list(_is_text)(v) and v, "a list of texts"),
+    "ground": (lambda v: isinstance(v, bool), "true or false"),
+    "max_height_m": (lambda v: type(v) in (int, float) and v > 0, "a height above 0 [m]"),
+}
+"""The keys of a class, what holds for their values, and how that is said."""
 
 
 def _check_class(path: Path, row: Any) -> None:
     if not isinstance(row, dict) or not {"name", "raw", "export", "color"} <= row.keys():
         raise BadInput(path, f"class {row!r} needs name, raw, export and color")
-    if not all(isinstance(i, int) and 0 <= i < _RAW_IDS for i in [*row["raw"], row["export"]]):
-        raise BadInput(path, f"class {row['name']}: raw and export must be ids from 0 to {_RAW_IDS - 1}")
+    for key, value in row.items():
+        if key not in _CLASS_KEYS:
+            raise BadInput(path, f"class {row['name']!r} has an unknown key {key!r}", f"keys: {', '.join(_CLASS_KEYS)}")
+        fits, what = _CLASS_KEYS[key]
+        if not fits(value):
+            raise BadInput(path, f"class {row['name']!r}: {key} must be {what}, not {value!r}")
+
+
+def _check_ids(path: Path, classes: list[dict[str, Any]], ignored: Any) -> None:
+    """No name and no raw id stands for two things."""
+    if not _is_list(_is_id)(ignored):
+        raise BadInput(path, f"ignored must be a list of ids {_IDS}, not {ignored!r}")
+    names: set[str] = set()
+    owner = dict.fromkeys(ignored, "the ignored")
+    for row in classes:
+        if row["name"] in names:
+            raise BadInput(path, f"has two classes with the name {row['name']!r}")
+        names.add(row["name"])
+        for raw in row["raw"]:
+            if raw in owner:
+                raise BadInput(path, f"class {row['name']!r}: raw id {raw} is one of {owner[raw]} already")
+            owner[raw] = row["name"]
+
+
+def _checked_words(path: Path, key: str, words: Any) -> tuple[str, ...]:
+    if not _is_list(_is_text)(words):
+        raise BadInput(path, f"{key} must be a list of texts, not {words!r}")
+    return tuple(words)
 
 
 def _free_text(text: str, negatives: tuple[str, ...]) -> LabelSpace:

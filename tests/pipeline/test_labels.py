@@ -106,18 +106,45 @@ def test_two_label_spaces_meet_in_names(kitti: str) -> None:
         load_scoring(LabelsConfig(truth=kitti), space, truth)
 
 
+CLASS = "name: a, raw: [1], export: 1, color: [0, 0, 0]"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("classes: []\n", "1 to 253"),
-        ("classes: [{name: a}]\n", "needs name, raw, export and color"),
-        ("classes: [{name: a, raw: [99999], export: 1, color: [0, 0, 0]}]\n", "65535"),
+        ("classes: []", "1 to 253"),
+        ("classes: [{name: a}]", "needs name, raw, export and color"),
+        ("classes: [{name: a, raw: [99999], export: 1, color: [0, 0, 0]}]", r"class 'a': raw must .* 65535, not"),
+        ("classes: [{name: a, raw: 3, export: 1, color: [0, 0, 0]}]", "class 'a': raw must be a list"),
+        ("classes: [{name: a, raw: [true], export: 1, color: [0, 0, 0]}]", "class 'a': raw must be a list of ids"),
+        ("classes: [{name: a, raw: [3], export: x, color: [0, 0, 0]}]", "class 'a': export must be an id"),
+        ("classes: [{name: 7, raw: [3], export: 1, color: [0, 0, 0]}]", "class 7: name must be a text"),
+        ("classes: [{name: a, raw: [3], export: 1, color: red}]", "class 'a': color must .*, not 'red'"),
+        ("classes: [{name: a, raw: [3], export: 1, color: [0, 0, 256]}]", "class 'a': color must be three"),
+        ("classes: [{name: a, raw: [3], export: 1, color: [0, 0]}]", "class 'a': color must be three"),
+        (f"classes: [{{{CLASS}, prompts: bus}}]", "class 'a': prompts must be a list of texts, not 'bus'"),
+        (f"classes: [{{{CLASS}, prompts: []}}]", "class 'a': prompts must be"),
+        (f"classes: [{{{CLASS}, ground: 1}}]", "class 'a': ground must be true or false"),
+        (f"classes: [{{{CLASS}, max_height_m: high}}]", "class 'a': max_height_m must be"),
+        (f"classes: [{{{CLASS}, max_heigth_m: 2}}]", "class 'a' has an unknown key 'max_heigth_m'"),
+        (f"classes: [{{{CLASS}}}, {{{CLASS}}}]", "two classes with the name 'a'"),
+        (f"classes: [{{{CLASS}}}, {{{CLASS.replace('a,', 'b,')}}}]", "class 'b': raw id 1 is one of a"),
+        (f"classes: [{{{CLASS}}}]\nignored: 0", "ignored must be a list of ids"),
+        (f"classes: [{{{CLASS}}}]\nignored: [1]", "class 'a': raw id 1 is one of the ignored"),
+        (f"classes: [{{{CLASS}}}]\nnegatives: sky", "negatives must be a list of texts"),
     ],
 )
 def test_a_malformed_space_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "bad.yaml").write_text(text)
     with pytest.raises(BadInput, match=message):
         load_space(LabelsConfig(space=str(tmp_path / "bad.yaml")))
+
+
+@pytest.mark.parametrize("text", ["prompts: [bus]", "prompts: {bus: lorry}", "negatives: sky"])
+def test_malformed_prompts_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(BadInput, match=r"lists? of texts"):
+        load_space(LabelsConfig(prompts=str(tmp_path / "bad.yaml")))
 
 
 def test_a_map_to_an_unknown_class_is_refused(tmp_path: Path) -> None:
