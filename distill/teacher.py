@@ -34,7 +34,7 @@ class TeacherConfig:
         map: what their ids mean, a file under configs/labels (precomputed)
         size_hw: size of the label images, or that images are stretched to; 0,0 takes 512,1024, or 224,416 [px]
         model: open_clip name, hf-hub:OWNER/NAME or local-dir:FOLDER (maskclip); timm name with tag (features)
-        weights: tag of open_clip's list, or a local checkpoint; a local checkpoint or empty (features)
+        weights: tag of open_clip's list, or a local checkpoint; empty takes openai, the folder's own, or timm's
         reading: how the last block is read; auto is naclip for a ViT, pool for a ResNet (maskclip)
         proxy: timm ViT whose attention the reading proxy takes (maskclip)
         proxy_weights: its local checkpoint; empty takes its tag's (maskclip)
@@ -53,7 +53,7 @@ class TeacherConfig:
     map: str = "cityscapes19"
     size_hw: tuple[int, int] = (0, 0)
     model: str = "ViT-B-16-quickgelu"
-    weights: str = "openai"
+    weights: str = ""
     reading: Literal["auto", "pure", "residual", "naclip", "proxy", "pool"] = "auto"
     proxy: str = "vit_base_patch8_224.dino"
     proxy_weights: str = ""

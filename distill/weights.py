@@ -81,11 +81,14 @@ def find_clip(model: str, weights: str) -> Source:
     Args:
         model: open_clip name, ``hf-hub:owner/name`` or ``local-dir:folder`` (the last two bring their own weights).
         weights: tag of open_clip's list, which also decides the activation, or a local checkpoint, whose activation
-            is the one that the model's name says.
+            is the one that the model's name says; empty takes OpenAI's, or the model's own.
 
     Raises:
-        BadInput: unknown name, tag or folder, or weights neither in the local cache nor to be had.
+        BadInput: unknown name, tag or folder, weights neither in the local cache nor to be had, or given twice.
     """
+    if weights and model.startswith((_LOCAL, _HUB)):
+        cure = "leave teacher.weights empty, or give open_clip's name of the architecture as teacher.model"
+        raise BadInput("teacher.weights", f"is {weights!r}, but {model} brings its own weights", cure)
     tree = clip_config(model)
     if model.startswith(_LOCAL):
         return _source(model, tree, _weights_in(Path(model.removeprefix(_LOCAL))))
@@ -93,7 +96,7 @@ def find_clip(model: str, weights: str) -> Source:
         return _source(model, tree, hub_file(model.removeprefix(_HUB), _HUB_WEIGHTS))
     if Path(weights).is_file():
         return _source(model, tree, Path(weights))
-    return _tagged(model, tree["model_cfg"], weights)
+    return _tagged(model, tree["model_cfg"], weights or "openai")
 
 
 def _tagged(model: str, config: dict[str, Any], weights: str) -> Source:

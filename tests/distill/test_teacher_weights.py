@@ -163,7 +163,14 @@ def test_unknown_names_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> N
         ("hf-hub:a/b/c", "", "is no repository name"),
         ("local-dir:/nowhere", "", "cannot be read"),
         ("ViT-B-16", "openai", "not in the local cache, and no network; give a local file"),
+        ("ViT-B-16", "", "not in the local cache, and no network"),
         ("hf-hub:me/tiny", "", "not in the local cache, and no network"),
+        (
+            "hf-hub:me/tiny",
+            "openai",
+            "'openai', but hf-hub:me/tiny brings its own weights; leave teacher.weights empty",
+        ),
+        ("local-dir:/nowhere", "a.safetensors", "brings its own weights"),
     ):
         with pytest.raises(BadInput, match=says):
             find_clip(model, tag)
