@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +35,8 @@ from distill.weights import build_clip, clip_config, clip_tokenizer, find_clip
 from projection.errors import BadInput
 from projection.frames import Camera, PixelLabels
 
+_ARTICLES = ("a", "an", "the")
+
 
 class MaskClip:
     """A teacher that names patches with a CLIP model.
@@ -43,7 +46,7 @@ class MaskClip:
 
     Args:
         model: open_clip name, ``hf-hub:owner/name`` or ``local-dir:folder`` (the last two bring their own weights).
-        weights: tag of open_clip's list, or a local checkpoint.
+        weights: tag of open_clip's list, or a local checkpoint; empty takes OpenAI's, or the model's own.
         prompts: for each class, its names; the best-scoring one speaks for the class.
         negatives: names whose patches get no label.
         reading: how the last block is read, see `DenseVit`; ``auto`` is ``naclip`` for a ViT, ``pool`` for a ResNet.
@@ -121,7 +124,11 @@ class MaskClip:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """All names, the negatives last, with their embeddings."""
+        """All names, the negatives last, with their embeddings.
+
+        Raises:
+            BadInput: the model has learnt no word of a name; of single words in one it warns.
+        """
         key = _digest([self._source.digest(), self._names, self._templates])
         embedding = cached(self._cache, key, len(self._names), self._embed)
         return Vocabulary(embedding, self._group, len(self._floor) - int(np.isinf(self._floor).sum()))
@@ -186,6 +193,8 @@ class MaskClip:
 
     def _embed(self) -> Float32[np.ndarray, "names d"]:
         encode = Encoder(self._model, clip_tokenizer(self._source), self._device)
+        for name in self._names:
+            _check_words(name, encode.unknown(name))
         return embed(encode, self._names, self._templates)
 
     def _network(self, images: Float[Tensor, "n 3 h w"]) -> Dense:
@@ -215,6 +224,16 @@ def _floor(min_score: float | Sequence[float], classes: int, negatives: int) -> 
     if own.shape not in ((), (classes,)) or not ((own >= 0) & (own <= 1)).all():
         raise BadInput("teacher.min_score", f"{min_score} is not in 0..1, one for all or one for each class")
     return np.append(np.broadcast_to(own, classes), np.full(negatives, np.inf, np.float32))
+
+
+def _check_words(name: str, unknown: Sequence[str]) -> None:
+    """Warns of words that mean nothing to the model; refuses a name in which nothing else is left."""
+    lost = [word for word in unknown if word.lower() not in _ARTICLES]
+    if not lost:
+        return
+    if all(word in lost or word.lower() in _ARTICLES for word in name.split()):
+        raise BadInput("labels", f"{name!r} means nothing to this model", "ask for something that it has learnt")
+    warnings.warn(f"{', '.join(lost)} in {name!r} means nothing to this model", stacklevel=2)
 
 
 def _share(name: str, value: float) -> float:

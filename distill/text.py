@@ -110,6 +110,18 @@ class Encoder:
         whole = torch.cat(parts)
         return torch.empty_like(whole).index_copy_(0, order, whole)
 
+    def unknown(self, name: str) -> list[str]:
+        """The words of a name that the model has never learnt: those with a token whose embedding is zero.
+
+        Training moves the embedding of every token that it sees; a small model's other rows may be kept as zeros.
+        """
+        table = getattr(self._model, "token_embedding", None)
+        if table is None:
+            return []
+        words = name.split()
+        learnt = table.weight[self._tokenizer(words).to(self._device)].any(-1).all(-1)
+        return [word for word, known in zip(words, learnt.tolist(), strict=True) if not known]
+
     def _encode(self, tokens: Tensor, length: int) -> Tensor:
         """As the model's own ``encode_text``, on the first ``length`` tokens where that is the same."""
         model = self._model

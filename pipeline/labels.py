@@ -27,7 +27,7 @@ class LabelsConfig:
     Attributes:
         space: label space, a name under configs/labels or a path to such a file
         prompts: words that the teacher is asked for: a name under configs/prompts or a path; empty takes the space's
-        names: free text instead: comma-separated things to look for; no truth and no official export then
+        names: free text: comma-separated things to look for, against all else in the space; no truth, no export
         eval: mapping to score with, a name under configs/labels or a path; empty scores with the space itself
         truth: label space of the label files to score against, where it is another one; needs eval
     """
@@ -102,8 +102,6 @@ def load_space(config: LabelsConfig) -> LabelSpace:
     """
     path = named("labels", config.space)
     tree = read_yaml(path)
-    if config.names:
-        return _free_text(config.names, _checked_words(path, "negatives", tree.get("negatives", [])))
     classes = tree.get("classes")
     if not isinstance(classes, list) or not 0 < len(classes) < _UNKNOWN:
         raise BadInput(path, "needs `classes`, a list of 1 to 253 classes")
@@ -112,6 +110,10 @@ def load_space(config: LabelsConfig) -> LabelSpace:
     ignored = tree.get("ignored", [])
     _check_ids(path, classes, ignored)
     prompts, negatives = _words(config, classes, tree, path)
+    if config.names:
+        known = [(row["name"], *row.get("prompts", ()), *words) for row, words in zip(classes, prompts, strict=True)]
+        rivals = [*zip(known, prompts, strict=True), *(((word,), (word,)) for word in negatives)]
+        return _free_text(config.names, rivals)
     class_of_raw = np.full(_RAW_IDS, _UNKNOWN, np.uint8)
     class_of_raw[np.asarray(ignored, np.int64)] = NONE
     for index, row in enumerate(classes):
@@ -209,17 +211,33 @@ def _checked_words(path: Path, key: str, words: Any) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _free_text(text: str, negatives: tuple[str, ...]) -> LabelSpace:
+def _free_text(text: str, rivals: Sequence[tuple[Sequence[str], Sequence[str]]]) -> LabelSpace:
+    """Classes of what is asked for, against everything else that the label space knows.
+
+    Without rivals every pixel would look most like something that is asked for. A rival that is asked for itself is
+    left out: one that has a word or phrase of its own within a name.
+
+    Args:
+        text: what is asked for, comma-separated.
+        rivals: for each class and negative, all that it is called, and what the teacher is asked for.
+    """
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     if not 0 < len(names) < _UNKNOWN or len(set(names)) < len(names):
         raise BadInput("labels.names", f"{text!r} gives {len(names)} names; 1 to 253 different ones are needed")
+    asked = [set(name.lower().split()) for name in names]
+    negatives = [
+        word
+        for known, words in rivals
+        if not any(set(phrase.lower().split()) <= name for phrase in known for name in asked)
+        for word in words
+    ]
     hue = np.arange(len(names)) * 0.618034 % 1  # golden-ratio steps keep neighbours apart
     colors = 127.5 + 127.5 * np.cos(2 * np.pi * (hue[:, None] + np.array([0, 1, 2]) / 3))
     return LabelSpace(
         name="free-text",
         names=names,
         prompts=tuple((name,) for name in names),
-        negatives=negatives,
+        negatives=tuple(negatives),
         colors=colors.astype(np.uint8),
         class_of_raw=np.full(_RAW_IDS, NONE, np.uint8),
         export=None,

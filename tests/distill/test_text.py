@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
 import open_clip
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from distill.maskclip import MaskClip
 from distill.text import Encoder, Vocabulary, cached, embed, group_max, group_names, sentences
 from distill.weights import build_clip, clip_tokenizer, find_clip
 from projection.errors import BadInput
@@ -50,6 +53,24 @@ def test_embeddings_of_a_custom_text_tower_follow_it_too(tmp_path: Path) -> None
     with torch.no_grad():
         theirs = model.encode_text(open_clip.get_tokenizer(name)(NAMES))
     torch.testing.assert_close(ours, theirs)
+
+
+def test_words_that_a_model_has_never_learnt_are_warned_of_and_names_of_nothing_else_refused(tmp_path: Path) -> None:
+    name = write_clip(tmp_path / "clip", VIT)
+    state = load_file(tmp_path / "clip/open_clip_model.safetensors")
+    tokenizer = clip_tokenizer(find_clip(name, ""))
+    for word in ("an", "yellow"):
+        state["token_embedding.weight"][tokenizer([word])[0, 1]] = 0
+    save_file(state, tmp_path / "clip/open_clip_model.safetensors")
+    source = find_clip(name, "")
+    assert Encoder(build_clip(source), tokenizer, torch.device("cpu")).unknown("an Yellow bus") == ["an", "Yellow"]
+    with pytest.warns(UserWarning, match="^yellow in 'a yellow bus' means nothing to this model"):
+        MaskClip(model=name, prompts=[["a yellow bus"]], templates="plain").text  # noqa: B018 - encodes the text
+    with pytest.raises(BadInput, match="'an yellow' means nothing to this model"):
+        MaskClip(model=name, prompts=[["bus"]], negatives=["an yellow"], templates="plain").text  # noqa: B018
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        MaskClip(model=name, prompts=[["an ambulance"]], templates="plain").text  # noqa: B018 - an article is no loss
 
 
 def test_names_are_grouped_in_order_and_negatives_stand_alone() -> None:

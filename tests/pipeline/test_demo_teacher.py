@@ -11,12 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
+from distill.maskclip import MaskClip
 from pipeline.demo import teach
 from pipeline.demo.crops import Album, draw_crops, render_album
-from pipeline.demo.render import render
+from pipeline.demo.render import View, render
 from pipeline.demo.rig import cameras
 from pipeline.demo.words import ABSENT, CLASS_OF_RAW, NAMES, SKY, SYNONYMS, THINGS
 from pipeline.demo.world import build_world
+from pipeline.demo.write import VAL_SEED
+from pipeline.labels import LabelsConfig, load_space
 
 TEACHER = Path(teach.__file__).parent / "teacher"
 stored = pytest.mark.skipif(not (TEACHER / "card.json").is_file(), reason="the teacher has not been trained yet")
@@ -95,10 +98,9 @@ def test_the_stored_teacher_is_noisy_but_informative() -> None:
 
 
 @stored
-def test_the_generic_maskclip_code_reads_it_without_a_special_case(tmp_path: Path) -> None:
-    maskclip = pytest.importorskip("distill.maskclip")
+def test_the_generic_maskclip_code_reads_it_without_a_special_case() -> None:
     world, rig = build_world(3_000_000, 1, 4.5), cameras(480, 270)
-    teacher = maskclip.MaskClip(
+    teacher = MaskClip(
         model=f"local-dir:{TEACHER}", prompts=[[name] for name in NAMES[:SKY]], negatives=["sky"], size_hw=(288, 512)
     )
     right = total = 0
@@ -112,3 +114,29 @@ def test_the_generic_maskclip_code_reads_it_without_a_special_case(tmp_path: Pat
         counted = (truth != 255) & (truth != SKY)
         right, total = right + (seen == truth)[counted].sum(), total + counted.sum()
     assert right / total > 0.6
+
+
+@stored
+def test_free_text_finds_buses_and_excavators() -> None:
+    space = load_space(LabelsConfig(names="a yellow bus, an excavator", prompts="demo"))
+    assert "a yellow bus" in space.names
+    teacher = MaskClip(
+        model=f"local-dir:{TEACHER}", prompts=space.prompts, negatives=space.negatives, size_hw=(256, 480)
+    )
+    with pytest.warns(UserWarning, match="yellow in 'a yellow bus' means nothing"):
+        teacher.text  # noqa: B018 - encodes the text
+    for scene, asked, kind in ((3, 0, "bus"), (2, 1, "construction vehicle")):
+        world = build_world(0, VAL_SEED + scene, 2.0)
+        views = [render(world, camera, time_s) for camera in cameras(480, 270) for time_s in (0.5, 1.5)]
+        found = np.stack([_labels(teacher, view) == asked for view in views])
+        true = np.stack([np.array(CLASS_OF_RAW)[view.label] == NAMES.index(kind) for view in views])
+        both = (found & true).sum()
+        assert both > 0.4 * true.sum() > 1000
+        assert both > 0.5 * found.sum()
+
+
+def _labels(teacher: MaskClip, view: View) -> np.ndarray:
+    """The class of every pixel of a view."""
+    picture = np.array(Image.fromarray(view.colour).resize((480, 256), Image.Resampling.BICUBIC))
+    label = teacher.relabel(teacher.features(picture[None])[0].half().numpy()).label
+    return label[np.arange(270) * label.shape[0] // 270][:, np.arange(480) * label.shape[1] // 480]

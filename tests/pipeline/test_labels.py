@@ -53,9 +53,22 @@ def test_free_text_has_no_official_ids() -> None:
     space = load_space(LabelsConfig(names="a red bus, a person pushing a bicycle"))
     assert space.names == ("a red bus", "a person pushing a bicycle")
     assert space.export is None
-    assert "sky" in space.negatives
+    assert space.negatives[-1] == "ambulance"
     with pytest.raises(BadInput, match="different"):
         load_space(LabelsConfig(names="bus, bus"))
+
+
+def test_free_text_stands_against_all_that_is_not_asked_for() -> None:
+    space = load_space(LabelsConfig(names="a yellow bus, an Excavator, an ambulance, a light for traffic"))
+    everything = load_space(LabelsConfig())
+    classes = {
+        name for name, words in zip(everything.names, everything.prompts, strict=True) if {*words} <= {*space.negatives}
+    }
+    assert {*everything.names} - classes == {"bus", "construction vehicle", "manmade"}
+    assert {"sky", "police car"} <= {*space.negatives}
+    assert "ambulance" not in space.negatives
+    by_name = load_space(LabelsConfig(names="an excavator", prompts="demo"))
+    assert by_name.negatives == (*(name for name in everything.names if name != "construction vehicle"), "sky")
 
 
 def test_prompts_come_from_the_space_or_a_file(tmp_path: Path) -> None:
