@@ -2,13 +2,13 @@
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Float32, Int64, UInt8
 from PIL import Image
 
 from pipeline.demo.lidar_kernels import count_in_boxes
@@ -93,6 +93,9 @@ class _Plan:
     def global_from_ego(self, time_us: int) -> Float[np.ndarray, "4 4"]:
         return self.world.drive.global_from_street @ self.world.drive.street_from_ego(self.seconds(time_us))
 
+    def fired_us(self, camera: RigCamera, sample_us: int) -> int:
+        return sample_us + round(camera.delay_s * 1e6)
+
     def seconds(self, time_us: int) -> float:
         return (time_us - self.start_us) * 1e-6
 
@@ -103,12 +106,7 @@ def write_demo(config: DemoConfig, out: Path) -> None:
     Raises:
         BadInput: a setting is out of its bounds, or `out` is already there.
     """
-
-    def write(root: Path) -> None:
-        version, train, val = split_names(config.train_scenes, config.val_scenes)
-        _write_nuscenes(config, root, version, [*enumerate(train), *enumerate(val, VAL_SEED)])
-
-    write_root(config, out, write)
+    write_root(config, out, lambda root: _write_nuscenes(config, root))
 
 
 def write_root(config: DemoConfig, out: Path, write: Callable[[Path], None]) -> None:
@@ -158,8 +156,24 @@ def _check(config: DemoConfig) -> None:
         raise BadInput("train_scenes, val_scenes", "are both 0", "there must be a scene")
 
 
-def _write_nuscenes(config: DemoConfig, root: Path, version: str, scenes: Sequence[tuple[int, str]]) -> None:
+def true_pixels(config: DemoConfig, scene: str) -> dict[tuple[str, int], UInt8[np.ndarray, "h w"]]:
+    """Raw nuScenes label of every pixel of a scene's images (0: sky), by camera and time [us], rendered again.
+
+    Raises:
+        BadInput: the demo has no such scene.
+    """
+    plan = next(_plans(config, Path(), scene), None)
+    if plan is None:
+        raise BadInput(scene, "is no scene of the demo", "see demo.train_scenes and demo.val_scenes")
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        shots = [(camera, plan.fired_us(camera, sample)) for camera in plan.cameras for sample in plan.samples_us]
+        views = pool.map(lambda shot: render(plan.world, shot[0], plan.seconds(shot[1])), shots)
+        return {(camera.channel, time_us): view.label for (camera, time_us), view in zip(shots, views, strict=True)}
+
+
+def _write_nuscenes(config: DemoConfig, root: Path) -> None:
     rig, spinner, tables = cameras(config.width_px, config.height_px), lidar(config.beams, config.azimuths), Tables()
+    version = split_names(config.train_scenes, config.val_scenes)[0]
     for folder in (version, "maps", f"lidarseg/{version}", *(f"samples/{c.channel}" for c in rig)):
         (root / folder).mkdir(parents=True)
     for kind in ("samples", "sweeps"):
@@ -167,13 +181,21 @@ def _write_nuscenes(config: DemoConfig, root: Path, version: str, scenes: Sequen
     Image.new("L", (8, 8)).save(root / "maps/demo.png")  # the devkit wants a file; the demo has no map layer
     add_fixed(tables, rig, spinner)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for number, (index, name) in enumerate(scenes):
+        for plan in _plans(config, root):
+            _write_scene(plan, tables, pool)
+    tables.save(root / version)
+
+
+def _plans(config: DemoConfig, root: Path, only: str = "") -> Iterator[_Plan]:
+    """The plan of every scene, or of one alone."""
+    rig, spinner = cameras(config.width_px, config.height_px), lidar(config.beams, config.azimuths)
+    version, train, val = split_names(config.train_scenes, config.val_scenes)
+    for number, (index, name) in enumerate([*enumerate(train), *enumerate(val, VAL_SEED)]):
+        if only in ("", name):
             world = build_world(config.seed, index, (config.key_frames - 1) * SWEEPS_PER_KEY * SPIN_S)
             start_us = FIRST_US + number * 100_000_000
             stamps_us = _stamps(world, start_us, config.key_frames)
-            plan = _Plan(name, world, rig, spinner, start_us, stamps_us, root, version)
-            _write_scene(plan, tables, pool)
-    tables.save(root / version)
+            yield _Plan(name, world, rig, spinner, start_us, stamps_us, root, version)
 
 
 def _stamps(world: World, start_us: int, key_frames: int) -> list[int]:
@@ -201,7 +223,7 @@ def _write_scene(plan: _Plan, tables: Tables, pool: ThreadPoolExecutor) -> None:
 
 
 def _take_picture(plan: _Plan, camera: RigCamera, sample: int) -> Shot:
-    time_us = plan.samples_us[sample] + round(camera.delay_s * 1e6)
+    time_us = plan.fired_us(camera, plan.samples_us[sample])
     file = f"samples/{camera.channel}/{log_name(plan.name)}__{camera.channel}__{time_us}.jpg"
     view = render(plan.world, camera, plan.seconds(time_us))
     Image.fromarray(view.colour).save(plan.root / file, quality=JPEG_QUALITY)

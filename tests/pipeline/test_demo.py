@@ -23,7 +23,7 @@ from pipeline.demo.rig import SPIN_S, cameras, inverse, lidar
 from pipeline.demo.spin import scan
 from pipeline.demo.tables import CATEGORIES, quaternion
 from pipeline.demo.world import World, build_world
-from pipeline.demo.write import DemoConfig, split_names, write_demo
+from pipeline.demo.write import DemoConfig, split_names, true_pixels, write_demo
 from projection.errors import BadInput
 
 SMALL = DemoConfig(seed=3, train_scenes=1, val_scenes=1, key_frames=2, width_px=240, height_px=135, azimuths=360)
@@ -207,6 +207,27 @@ def test_every_class_occurs_in_points_and_pixels() -> None:
 def test_the_same_seed_gives_the_same_bytes(root: Path, tmp_path: Path) -> None:
     write_demo(SMALL, tmp_path / "again")
     assert digest(tmp_path / "again") == digest(root)
+
+
+def test_true_pixels_are_those_of_the_written_images(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    views = []
+
+    def kept(*arguments: Any) -> render_module.View:
+        views.append(render(*arguments))
+        return views[-1]
+
+    monkeypatch.setattr("pipeline.demo.write.render", kept)
+    truth = true_pixels(SMALL, "scene-0103")
+    shots = [row for row in table(root, "sample_data").values() if row["filename"].endswith(".jpg")]
+    named = {(row["filename"].split("/")[1], row["timestamp"]): root / row["filename"] for row in shots}
+    assert truth.keys() <= named.keys()
+    assert len(truth) == 2 * 6
+    of_label = {id(view.label): view for view in views}
+    for shot, label in truth.items():
+        written = np.asarray(Image.open(named[shot])).astype(float)
+        assert np.abs(written - of_label[id(label)].colour).mean() < 8  # what JPEG changes
+    with pytest.raises(BadInput, match="scene-0916: is no scene of the demo"):
+        true_pixels(SMALL, "scene-0916")
 
 
 def test_another_seed_gives_another_world(world: World) -> None:
