@@ -64,6 +64,7 @@ class Config:
         absent_class: IoU of a class never true nor predicted: nan (not averaged), one (SLidR's), zero (SemanticKITTI's)
         format: official format to export to
         frame: id of the frame to draw; empty is the first
+        report: picture to draw of how good the labels are, as .png; a table of the same is printed
         out: file or folder to write, where a tool writes outside the store
         resume: folder of a student whose training goes on; empty takes up the own unfinished one
     """
@@ -90,6 +91,7 @@ class Config:
     absent_class: Literal["nan", "one", "zero"] = "nan"
     format: Literal["nuscenes", "semantickitti"] = "nuscenes"
     frame: str = ""
+    report: str = ""
     out: str = ""
     resume: str = ""
 

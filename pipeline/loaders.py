@@ -64,11 +64,16 @@ class Targets:
     feature: Float16[np.ndarray, "q d"] | None = None
 
 
-def pixel_targets(pixels: Artifact, config: Config, frame: Frame, cloud: Cloud) -> Targets:
-    """A target for each visible point-pixel pair whose pixel has a label, or a feature if nothing asks for labels."""
+def visible_pairs(config: Config, frame: Frame, cloud: Cloud) -> Pairs:
+    """Which points of a frame's cloud its cameras see, and where."""
     fusion = config.fusion
     pairs = project(cloud.xyz, frame.sweeps[0].global_from_lidar, frame.cameras, fusion.min_depth_m)
-    pairs = pairs[visible(pairs, frame.cameras, fusion.occlusion_px, fusion.occlusion_relative, fusion.occlusion_m)]
+    return pairs[visible(pairs, frame.cameras, fusion.occlusion_px, fusion.occlusion_relative, fusion.occlusion_m)]
+
+
+def pixel_targets(pixels: Artifact, config: Config, frame: Frame, cloud: Cloud) -> Targets:
+    """A target for each visible point-pixel pair whose pixel has a label, or a feature if nothing asks for labels."""
+    pairs = visible_pairs(config, frame, cloud)
     images = read_pixels(pixels, frame)
     label, score = look_up(pairs, frame.cameras, images)
     objectives = config.objectives

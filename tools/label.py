@@ -1,20 +1,30 @@
 """Labels the images with the teacher and fuses the labels on the points of the key sweeps.
 
-usage: python tools/label.py DATA.yaml LABEL.yaml [key=value ...]
+usage: python tools/label.py DATA.yaml LABEL.yaml [report=quality.png] [key=value ...]
 """
 
 import sys
+from pathlib import Path
 
-from pipeline.command import Made, main
+from pipeline.command import Made, main, say
 from pipeline.config import Config
+from pipeline.labels import load_space
+from pipeline.quality import draw_quality, look_over, quality_table
 from pipeline.stages import make_index, make_pixels, make_points
+from pipeline.views import save_figure
 
-KEYS = ("data", "labels", "teacher", "fusion", "run", "store", "on_bad", "verify")
+KEYS = ("data", "labels", "teacher", "fusion", "run", "store", "on_bad", "verify", "report")
 
 
 def run(config: Config) -> Made:
     index = make_index(config)
-    points = make_points(config, index, make_pixels(config, index))
+    pixels = make_pixels(config, index)
+    points = make_points(config, index, pixels)
+    if config.report:
+        space, title = load_space(config.labels), f"labels of {pixels.id} and {points.id}"
+        quality = look_over(config, index, pixels, points)
+        say(quality_table(quality, space, title))
+        save_figure(draw_quality(quality, space, title), Path(config.report))
     return Made(points.path, points.skipped())
 
 

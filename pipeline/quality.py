@@ -1,0 +1,241 @@
+"""Looks over labels before anybody learns from them: coverage, balance, confidence, agreement, truth where there is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Int64, UInt8
+from matplotlib.figure import Figure
+
+from distill.metrics import Confusion
+from pipeline.config import Config
+from pipeline.labels import LabelSpace, load_space
+from pipeline.loaders import key_cloud, read_pixels, read_points, read_truth, visible_pairs
+from pipeline.report import score_table
+from pipeline.stages import scene_frames, scenes_of
+from pipeline.store import Artifact
+from projection.cameras import look_up
+from projection.frames import NONE, Cloud, Frame, Pairs, PixelLabels
+from projection.grid import cell_keys
+from projection.pose import Pose
+from projection.votes import Votes, fuse
+
+_BINS = 20
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Quality:
+    """Counts of labels.
+
+    Agreement is counted in both directions, so that a class's IoU there is the share of those that either side calls
+    by its name which both do.
+
+    Attributes:
+        pixels: cells of the teacher's grid of each class, then those without label.
+        points: points of each class after fusion, then those without opinion; the car's own returns left out.
+        confidence: labelled grid cells by confidence, in equal bins over 0..1.
+        cameras: labels of points that two cameras see, one camera's against the other's.
+        frames: labels of points against what the key frame before says of their cell of space, moving things included.
+        pixels_truth: labels of the points' pixels against the points' true classes, in scenes of ``data.eval``.
+        points_truth: fused labels against the same.
+        sure: pairs of point and pixel with a true class by confidence: all, and those that are right.
+    """
+
+    pixels: Int64[np.ndarray, " c1"]
+    points: Int64[np.ndarray, " c1"]
+    confidence: Int64[np.ndarray, " bins"]
+    cameras: Confusion
+    frames: Confusion
+    pixels_truth: Confusion
+    points_truth: Confusion
+    sure: Int64[np.ndarray, "2 bins"]
+
+    def __add__(self, other: Quality) -> Quality:
+        return Quality(*(getattr(self, name) + getattr(other, name) for name in Quality.__slots__))
+
+
+def look_over(config: Config, index: Artifact, pixels: Artifact, points: Artifact) -> Quality:
+    """Counts the labels of all scenes; files with true labels are opened for scenes of ``data.eval`` only."""
+    space, lost = load_space(config.labels), {skip.frame for skip in points.skipped()}
+    scored = scenes_of(index, "eval")
+    total = _nothing(len(space))
+    for scene in scenes_of(index):
+        frames = [frame for frame in scene_frames(index, config, scene) if frame.id not in lost]
+        before: Votes | None = None
+        for frame in frames:
+            cloud = key_cloud(frame, config, config.data.ego_box_m)
+            images, fused = read_pixels(pixels, frame), read_points(points, frame).label
+            truth = read_truth(frame, space, config) if scene in scored else None
+            named = _named(config, frame, cloud, images)
+            scene_from_lidar = frames[0].sweeps[0].global_from_lidar.inverse() @ frame.sweeps[0].global_from_lidar
+            votes = named.votes(cloud, config.fusion.cell_m, scene_from_lidar)
+            total += _unchecked(len(space), images, fused[cloud.source], named, votes, before)
+            if truth is not None:
+                total += _checked(len(space), truth, fused, named, cloud)
+            before = votes
+    return total
+
+
+def _nothing(classes: int) -> Quality:
+    counts, bins, both = np.zeros(classes + 1, np.int64), np.zeros((2, _BINS), np.int64), Confusion.empty(classes)
+    return Quality(counts, counts, bins[0], both, both, both, both, bins)
+
+
+def _unchecked(
+    classes: int,
+    images: Sequence[PixelLabels],
+    fused: UInt8[np.ndarray, " n"],
+    named: _Named,
+    votes: Votes,
+    before: Votes | None,
+) -> Quality:
+    """What a frame's labels show without truth, and beside the votes of the key frame before."""
+    label = np.concatenate([image.label.ravel() for image in images])
+    score = np.concatenate([image.score.ravel() for image in images])
+    said = np.full_like(named.label, NONE) if before is None else fuse([before], votes.cell, classes).label
+    return replace(
+        _nothing(classes),
+        pixels=_count(label, classes),
+        points=_count(fused, classes),
+        confidence=_by_confidence(score[label != NONE]),
+        cameras=_both(*named.overlaps(), classes),
+        frames=_both(named.label, said, classes),
+    )
+
+
+def _checked(
+    classes: int, truth: UInt8[np.ndarray, " n"], fused: UInt8[np.ndarray, " n"], named: _Named, cloud: Cloud
+) -> Quality:
+    """What a frame's labels show beside the true classes of its key sweep's raw rows."""
+    true = truth[cloud.source[named.pairs.point]]
+    known, right = true != NONE, true == named.label
+    return replace(
+        _nothing(classes),
+        pixels_truth=Confusion.of(true, named.label, classes),
+        points_truth=Confusion.of(truth, fused, classes),
+        sure=np.stack([_by_confidence(named.score[known]), _by_confidence(named.score[known & right])]),
+    )
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Named:
+    """Pairs of point and pixel whose pixel has a label."""
+
+    pairs: Pairs
+    label: UInt8[np.ndarray, " m"]
+    score: Float32[np.ndarray, " m"]
+
+    def overlaps(self) -> tuple[UInt8[np.ndarray, " k"], UInt8[np.ndarray, " k"]]:
+        """Labels of points in two images: one camera's and the next one's."""
+        order = np.argsort(self.pairs.point, kind="stable")
+        point, label = self.pairs.point[order], self.label[order]
+        again = point[1:] == point[:-1]
+        return label[:-1][again], label[1:][again]
+
+    def votes(self, cloud: Cloud, cell_m: float, scene_from_lidar: Pose) -> Votes:
+        cell = cell_keys(cloud.xyz, cell_m, scene_from_lidar)[self.pairs.point]
+        return Votes(cell[:, None], self.label, self.score, self.score)
+
+
+def _named(config: Config, frame: Frame, cloud: Cloud, images: Sequence[PixelLabels]) -> _Named:
+    pairs = visible_pairs(config, frame, cloud)
+    label, score = look_up(pairs, frame.cameras, images)
+    named = label != NONE
+    return _Named(pairs[named], label[named], score[named])
+
+
+def _both(one: UInt8[np.ndarray, " k"], two: UInt8[np.ndarray, " k"], classes: int) -> Confusion:
+    """Two opinions on the same things, each held against the other, where there are both."""
+    return Confusion.of(one, two, classes).covered() + Confusion.of(two, one, classes).covered()
+
+
+def _count(label: np.ndarray, classes: int) -> Int64[np.ndarray, " c1"]:
+    return np.bincount(np.minimum(label, classes).ravel(), minlength=classes + 1)
+
+
+def _by_confidence(score: np.ndarray) -> Int64[np.ndarray, " bins"]:
+    return np.histogram(score, _BINS, (0, 1))[0].astype(np.int64)
+
+
+# --- table and picture -----------------------------------------------------------------------------------------------
+
+
+def quality_table(quality: Quality, space: LabelSpace, title: str) -> str:
+    """A line a class: shares of the labels, agreement, IoU; then what holds for all."""
+    shares = {"pixels": quality.pixels, "points": quality.points}
+    columns: dict[str, Mapping[str, float | None]] = {
+        name: {**_named_values(space, counts[:-1] / max(1, counts[:-1].sum())), "labelled": _labelled(counts)}
+        for name, counts in shares.items()
+    }
+    for name, counts in (("cameras", quality.cameras), ("frames", quality.frames)):
+        columns[name] = {**_named_values(space, counts.iou()), "agreeing": counts.accuracy}
+    for name, counts in (("pixel IoU", quality.pixels_truth), ("point IoU", quality.points_truth)):
+        if counts.points:
+            scores = {"mean": counts.miou(), "right": counts.accuracy}
+            columns[name] = {**_named_values(space, counts.iou()), **scores}
+    rows = [*space.names, "labelled", "agreeing", *(("mean", "right") if quality.points_truth.points else ())]
+    return score_table(title, columns, rows)
+
+
+def _named_values(space: LabelSpace, values: np.ndarray) -> dict[str, float]:
+    return dict(zip(space.names, values.tolist(), strict=True))
+
+
+def _labelled(counts: Int64[np.ndarray, " c1"]) -> float:
+    return float(counts[:-1].sum() / max(1, counts.sum()))
+
+
+def draw_quality(quality: Quality, space: LabelSpace, title: str) -> Figure:
+    """The table as a picture, with the histogram of confidence, and how often which confidence is right."""
+    figure = Figure(figsize=(16, 10), layout="constrained", dpi=110)
+    figure.suptitle(title)
+    axes: Any = figure.subplots(2, 2)
+    (balance, confidence), (agreement, truth) = axes
+    counts = {"pixels": quality.pixels, "fused points": quality.points}
+    shares = {
+        f"{name}, {100 * _labelled(n):.1f} % labelled": n[:-1] / max(1, n[:-1].sum()) for name, n in counts.items()
+    }
+    _bars(balance, space, shares, "share of the labels (logarithmic)")
+    balance.set_yscale("log")
+    balance.margins(y=0.2)
+    both = {"two cameras, same point": quality.cameras, "key frame before, same cell": quality.frames}
+    agreeing = {f"{name}, {100 * c.accuracy:.1f} % agree": c.iou() for name, c in both.items() if c.points}
+    _bars(agreement, space, agreeing, "of those that either calls so, both do")
+    against = {"pixels of points": quality.pixels_truth, "fused points": quality.points_truth}
+    right = {f"{name}, mIoU {100 * c.miou():.1f}": c.iou() for name, c in against.items() if c.points}
+    _bars(truth, space, right, "IoU with truth, scenes of data.eval" if right else "no truth")
+    for axis in (agreement, truth):
+        axis.set_ylim(0, 1.15)
+    _draw_confidence(confidence, quality)
+    return figure
+
+
+def _bars(axis: Any, space: LabelSpace, series: Mapping[str, np.ndarray], title: str) -> None:
+    """Bars side by side in the classes' colours, the second series hatched."""
+    colors, place = space.colors / 255.0, np.arange(len(space))
+    for number, (name, values) in enumerate(series.items()):
+        hatch = "" if number == 0 else "///"
+        axis.bar(place + 0.4 * number - 0.2, values, 0.38, color=colors, edgecolor="0.2", hatch=hatch, label=name)
+    axis.set_xticks(place, space.names, rotation=40, ha="right", fontsize=8)
+    axis.set_title(title, fontsize=10)
+    axis.grid(axis="y", alpha=0.3)
+    if series:
+        axis.legend(fontsize=8, loc="upper center", ncols=2)
+
+
+def _draw_confidence(axis: Any, quality: Quality) -> None:
+    edges = np.linspace(0, 1, _BINS + 1)
+    axis.stairs(quality.confidence / max(1, quality.confidence.sum()), edges, fill=True, color="0.75", label="pixels")
+    seen, right = quality.sure
+    if seen.any():
+        share = np.divide(right, seen, out=np.full(_BINS, np.nan), where=seen >= max(20, seen.sum() // 1000))
+        axis.plot((edges[1:] + edges[:-1]) / 2, share, "o-", color="0.1", label="share that is right")
+        axis.plot([0, 1], [0, 1], ":", color="0.5", label="right as often as sure")
+    axis.set_title("confidence of labelled pixels", fontsize=10)
+    axis.set_xlabel("confidence", fontsize=8)
+    axis.set_xlim(0, 1)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)

@@ -1,0 +1,115 @@
+"""The report on labels: its counts against plain loops, its table and its picture."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from distill.metrics import Confusion
+from pipeline import quality
+from pipeline.config import Config, load_config
+from pipeline.labels import load_space
+from pipeline.loaders import key_cloud, read_pixels, read_points, read_truth, visible_pairs
+from pipeline.quality import look_over
+from pipeline.stages import make_index, make_pixels, make_points, scene_frames, scenes_of
+from pipeline.store import Artifact
+from projection.frames import NONE, Frame
+from tests.helpers import Run, settings
+
+
+@pytest.fixture
+def made(world: Path, tmp_path: Path) -> tuple[Config, Artifact, Artifact, Artifact]:
+    """Labels of random blocks, so that cameras and frames disagree."""
+    random = np.random.default_rng(0)
+    for path in sorted((world / "labels2d").rglob("*.png")):
+        blocks = random.choice(np.array([0, 2, 8, 13, 255], np.uint8), (8, 16))
+        Image.fromarray(blocks.repeat(8, 0).repeat(8, 1)).save(path)
+    config = load_config(settings(world, tmp_path / "store"))
+    index = make_index(config)
+    pixels = make_pixels(config, index)
+    return config, index, pixels, make_points(config, index, pixels)
+
+
+def test_counts_are_those_of_plain_loops(made: tuple[Config, Artifact, Artifact, Artifact]) -> None:
+    config, index, pixels, points = made
+    space, found = load_space(config.labels), look_over(*made)
+    classes = len(space)
+    cameras, frames, truth, fused = (np.zeros((classes, classes + 2), np.int64) for _ in range(4))
+    labels = np.zeros(classes + 1, np.int64)
+    for scene in scenes_of(index):
+        before: dict[tuple[int, ...], int] = {}
+        first = scene_frames(index, config, scene)[0].sweeps[0].global_from_lidar
+        for frame in scene_frames(index, config, scene):
+            cloud, images = key_cloud(frame, config, config.data.ego_box_m), read_pixels(pixels, frame)
+            for image in images:
+                labels += np.bincount(
+                    np.where(image.label == NONE, classes, image.label).ravel(), minlength=classes + 1
+                )
+            true, of_points = read_truth(frame, space, config), read_points(points, frame).label
+            assert true is not None
+            xyz = (first.inverse() @ frame.sweeps[0].global_from_lidar).apply(cloud.xyz.astype(np.float64))
+            cells, seen = defaultdict(Counter), defaultdict(list)
+            pairs = visible_pairs(config, frame, cloud)
+            for point, camera, (u, v) in zip(pairs.point, pairs.camera, pairs.uv, strict=True):
+                grid, (height, width) = images[camera].label, frame.cameras[camera].size_hw
+                label = grid[int(v * np.float32(grid.shape[0] / height)), int(u * np.float32(grid.shape[1] / width))]
+                if label == NONE:
+                    continue
+                seen[point].append(label)
+                cell = tuple(np.floor(xyz[point] / config.fusion.cell_m).astype(int))
+                cells[cell][label] += 1
+                if cell in before:
+                    frames[label, before[cell]] += 1
+                    frames[before[cell], label] += 1
+                if scene in scenes_of(index, "eval") and true[cloud.source[point]] != NONE:
+                    truth[true[cloud.source[point]], label] += 1
+            for said in seen.values():
+                for one, two in pairwise(said):
+                    cameras[one, two] += 1
+                    cameras[two, one] += 1
+            before = {cell: max(sorted(votes), key=votes.__getitem__) for cell, votes in cells.items()}
+            if scene in scenes_of(index, "eval"):
+                fused += Confusion.of(true, of_points, classes).counts
+    np.testing.assert_array_equal(found.pixels, labels)
+    assert found.confidence.tolist() == [0] * 19 + [labels[:-1].sum()]
+    for counted, expected in (
+        (found.cameras, cameras),
+        (found.frames, frames),
+        (found.pixels_truth, truth),
+        (found.points_truth, fused),
+    ):
+        assert 0 < np.trace(expected) < expected.sum()
+        np.testing.assert_array_equal(counted.counts, expected)
+    assert found.sure.sum(1).tolist() == [truth.sum(), np.trace(truth)]
+
+
+def test_no_truth_of_training_scenes_is_opened(
+    made: tuple[Config, Artifact, Artifact, Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+
+    def watched(frame: Frame, *rest: object) -> None:
+        opened.append(frame.scene)
+
+    monkeypatch.setattr(quality, "read_truth", watched)
+    found = look_over(*made)
+    assert set(opened) == set(scenes_of(made[1], "eval")) < set(scenes_of(made[1]))
+    assert found.points_truth.points == found.sure.sum() == 0
+
+
+def test_the_report_is_printed_and_drawn(small_world: Path, tmp_path: Path, tool: Run) -> None:
+    given = [*settings(small_world, tmp_path / "store"), f"report={tmp_path / 'report.png'}"]
+    made = tool("label", *given)
+    assert made.path.name.startswith("points-")
+    rows = {line.split("  ")[0]: line.split()[-6:] for line in made.err.splitlines()}
+    assert rows["labelled"][2:] == ["-"] * 4
+    assert float(rows["labelled"][0]) == 100  # every pixel of these label images has a label
+    assert rows["car"] == ["0.0", "0.0", *rows["car"][2:]]
+    assert "point IoU" in made.err
+    assert (tmp_path / "report.png").stat().st_size > 50_000
+    assert "point IoU" not in tool("label", *given, "data.eval=[]").err
