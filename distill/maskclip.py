@@ -28,7 +28,7 @@ from distill.images import (
 )
 from distill.readings import Dense, DenseResNet, DenseVit, Reading, choose_reading, stride_of
 from distill.scoring import Scorer
-from distill.text import Encoder, Vocabulary, cached, embed, group_names, sentences
+from distill.text import Encoder, Vocabulary, cached, embed, group_names, sentences, words_of
 from distill.tiles import Tiles
 from distill.vit import PatchVit, find_vit
 from distill.weights import build_clip, clip_config, clip_tokenizer, find_clip
@@ -231,7 +231,7 @@ def _check_words(name: str, unknown: Sequence[str]) -> None:
     lost = [word for word in unknown if word.lower() not in _ARTICLES]
     if not lost:
         return
-    if all(word in lost or word.lower() in _ARTICLES for word in name.split()):
+    if all(word in lost or word.lower() in _ARTICLES for word in words_of(name)):
         raise BadInput("labels", f"{name!r} means nothing to this model", "ask for something that it has learnt")
     warnings.warn(f"{', '.join(lost)} in {name!r} means nothing to this model", stacklevel=2)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -84,6 +85,11 @@ def group_names(
     return flat, np.repeat(np.arange(len(groups)), [len(names) for names in groups])
 
 
+def words_of(name: str) -> list[str]:
+    """The runs of letters and digits in a name."""
+    return re.findall(r"[^\W_]+", name)
+
+
 class Encoder:
     """A CLIP model's text side: sentences to embeddings.
 
@@ -115,10 +121,9 @@ class Encoder:
 
         Training moves the embedding of every token that it sees; a small model's other rows may be kept as zeros.
         """
-        table = getattr(self._model, "token_embedding", None)
-        if table is None:
+        table, words = getattr(self._model, "token_embedding", None), words_of(name)
+        if table is None or not words:
             return []
-        words = name.split()
         learnt = table.weight[self._tokenizer(words).to(self._device)].any(-1).all(-1)
         return [word for word, known in zip(words, learnt.tolist(), strict=True) if not known]
 

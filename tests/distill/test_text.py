@@ -63,7 +63,7 @@ def test_words_that_a_model_has_never_learnt_are_warned_of_and_names_of_nothing_
         state["token_embedding.weight"][tokenizer([word])[0, 1]] = 0
     save_file(state, tmp_path / "clip/open_clip_model.safetensors")
     source = find_clip(name, "")
-    assert Encoder(build_clip(source), tokenizer, torch.device("cpu")).unknown("an Yellow bus") == ["an", "Yellow"]
+    assert Encoder(build_clip(source), tokenizer, torch.device("cpu")).unknown("an Yellow_bus") == ["an", "Yellow"]
     with pytest.warns(UserWarning, match="^yellow in 'a yellow bus' means nothing to this model"):
         MaskClip(model=name, prompts=[["a yellow bus"]], templates="plain").text  # noqa: B018 - encodes the text
     with pytest.raises(BadInput, match="'an yellow' means nothing to this model"):
