@@ -1,12 +1,13 @@
 """Measures what the design promises, as ratios to peers in one run, or runs experiments, and writes bench.json.
 
 usage: python tools/bench.py projection|sparse|teacher|training|ray [out=bench.json]
-       python tools/bench.py demo|fusion|ablation|shares [DATA.yaml ...] [key=value ...] [out=bench.json]
+       python tools/bench.py demo|fusion|ablation|shares|pixels [DATA.yaml ...] [key=value ...] [out=bench.json]
 
 projection, sparse and training need the sample data (CLIPSWEEP_DATA, default ../shared/data). The experiments take any
 data set with truth, and configs/demo.yaml when none is named (ablation: configs/ablation.yaml); what is trained already
 is not trained again. demo: labels before and after fusion, the student, and the lines below and above it. fusion: its
 steps. ablation: CLIP2Scene's own. shares: fine-tuning on 1 to 100 % of the labels against training from scratch.
+pixels: settings of the teacher, on every pixel of the demo's images.
 """
 
 import json
@@ -21,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.bench import experiments, fleet, projection, samples, sparse, teacher, training
+from pipeline.bench import experiments, fleet, pixels, projection, samples, sparse, teacher, training
 from pipeline.bench.experiments import Line
 from pipeline.bench.row import Row
 from pipeline.command import Made, main, say
@@ -93,6 +94,7 @@ EXPERIMENTS: dict[str, tuple[Callable[[Sequence[str]], Iterator[Line]], str]] = 
     "fusion": (experiments.fusion, "configs/demo.yaml"),
     "ablation": (experiments.ablation, "configs/ablation.yaml"),
     "shares": (experiments.shares, "configs/demo.yaml"),
+    "pixels": (pixels.teacher_settings, "configs/demo.yaml"),
 }
 
 if __name__ == "__main__":
