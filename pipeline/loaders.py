@@ -21,7 +21,7 @@ from pipeline.labels import LabelSpace
 from pipeline.store import Artifact
 from projection.cameras import look_up, pixel_rows, project, visible
 from projection.errors import BadInput
-from projection.frames import NONE, Cloud, Frame, PixelLabels, PointLabels
+from projection.frames import NONE, Cloud, Frame, Pairs, PixelLabels, PointLabels
 from projection.grid import cell_keys, index_cells
 from projection.sweeps import choose_sweeps, merge
 

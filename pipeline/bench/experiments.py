@@ -18,12 +18,12 @@ from jaxtyping import UInt8
 from distill.metrics import OTHER, Confusion
 from pipeline.config import Config, load_config
 from pipeline.labels import load_scoring, load_space
-from pipeline.loaders import key_cloud, read_pixels, read_points, read_truth
+from pipeline.loaders import key_cloud, read_pixels, read_points, read_truth, visible_pairs
 from pipeline.scoring import make_predictions, make_scores
 from pipeline.stages import make_index, make_pixels, make_points, scene_frames, scenes_of
 from pipeline.store import Artifact
 from pipeline.training import make_finetuned, make_pretrained
-from projection.cameras import look_up, project, visible
+from projection.cameras import look_up
 from projection.frames import NONE, Frame
 from projection.fusion import ClassLimits, FusionConfig, label_scene
 
@@ -96,9 +96,8 @@ def _lifting(config: Config, index: Artifact, pixels: Artifact, points: Artifact
 
 def lifted(config: Config, pixels: Artifact, frame: Frame) -> UInt8[np.ndarray, " n"]:
     """Labels of a key sweep's raw rows without any fusion: of the pixels that show a point, the surest one's."""
-    fusion, cloud = config.fusion, key_cloud(frame, config, config.data.ego_box_m)
-    pairs = project(cloud.xyz, frame.sweeps[0].global_from_lidar, frame.cameras, fusion.min_depth_m)
-    pairs = pairs[visible(pairs, frame.cameras, fusion.occlusion_px, fusion.occlusion_relative, fusion.occlusion_m)]
+    cloud = key_cloud(frame, config, config.data.ego_box_m)
+    pairs = visible_pairs(config, frame, cloud)
     label, score = look_up(pairs, frame.cameras, read_pixels(pixels, frame))
     order = np.argsort(np.where(label == NONE, -1, score), kind="stable")  # the surest is written last
     full = np.full(frame.sweeps[0].points.bytes // (4 * config.data.columns), NONE, np.uint8)
