@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -244,10 +244,10 @@ def _leave_signals_alone(worker: int) -> None:
 
 def training_batches(
     frames: Sequence[Frame], targets: Callable[[Frame, Cloud], Targets], config: Config, first_step: int = 0
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """The batches of all steps from ``first_step`` on, made by ``run.loaders`` processes beside the training.
 
-    Of several workers each gets its part of every batch.
+    Of several workers each gets its part of every batch. Close it: the processes live as long as it does.
 
     Raises:
         BadInput: a frame cannot be read, or there are more workers than frames in a batch.

@@ -233,8 +233,11 @@ def _fit(
         out.sweep_orphans()
         names, height_m = load_space(config.labels).names, config.data.sensor_height_m
         write_whole(out.path / "config.json", student_config(config.model, names, height_m, used_labels))
-    batches = training_batches(frames, targets, config, learner.step)
-    with noted() as heard, _recorded(out, learner, steps, config) as on_step:
+    with (
+        closing(training_batches(frames, targets, config, learner.step)) as batches,
+        noted() as heard,
+        _recorded(out, learner, steps, config) as on_step,
+    ):
         train(learner, terms, batches, steps, config.train, on_step, config.seed, lambda: bool(heard))
     if learner.step < steps:
         number = heard[0] if heard else signal.SIGTERM  # another worker's

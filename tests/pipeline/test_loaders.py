@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from multiprocessing import active_children
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 from distill.batch import Batch
 from distill.objectives import ObjectivesConfig
 from distill.objectives.spatiotemporal import SpatioTemporalConfig
+from pipeline import training
 from pipeline.config import Config, load_config
 from pipeline.loaders import (
     Targets,
@@ -26,6 +29,7 @@ from pipeline.loaders import (
 )
 from pipeline.stages import make_index, make_pixels, make_points, scene_frames
 from pipeline.store import Artifact
+from pipeline.training import make_pretrained
 from projection.cameras import pixel_rows
 from projection.frames import Camera, Cloud, File, Frame, Pairs
 from projection.pose import Pose
@@ -140,3 +144,20 @@ def test_labels_and_scores_come_back_as_stored(ready: tuple) -> None:
     assert all(image.label[0, 0] == 14 and image.label[-1, -1] == 10 for image in images)
     cloud = key_cloud(frames[0], config, 1.0)
     assert pixel_targets(pixels, config, frames[0], cloud).feature is None
+
+
+def test_a_training_that_fails_leaves_no_loader_behind(
+    small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python joins its children when it ends: a loader that still waits for work would keep it from ending."""
+
+    def fail(learner: object, terms_of: object, batches: Iterator[Batch], *rest: object) -> None:
+        next(batches)
+        assert active_children()
+        raise RuntimeError("in the middle")
+
+    monkeypatch.setattr(training, "train", fail)
+    with pytest.raises(RuntimeError, match="in the middle") as held:
+        make_pretrained(load_config([*settings(small_world, tmp_path / "store"), "run.loaders=1"]))
+    assert held.traceback  # whoever holds the error holds its frames
+    assert not active_children()
