@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, UInt8
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from distill.batch import Sample, channels, collate, voxelise
+from distill.batch import Reduce, Sample, channels, collate, voxelise
+from distill.sparse import Backend
 from distill.student import ModelConfig, Student
 from distill.train import Learner
 from distill.weights import hub_file
@@ -46,26 +49,33 @@ class Trained:
 
     def predict(
         self,
-        xyz: Float32[np.ndarray, "n 3"],
-        intensity: Float32[np.ndarray, " n"],
-        age_s: Float32[np.ndarray, " n"] | None = None,
+        xyz: np.ndarray,
+        intensity: np.ndarray,
+        age_s: np.ndarray | None = None,
         sensor_height_m: float | None = None,
     ) -> UInt8[np.ndarray, " n"]:
         """The class of every point, an index into ``names``.
 
         Args:
-            xyz: points in the LiDAR's frame, z up [m].
-            intensity: return strength, 0..1.
-            age_s: time of the newest sweep minus the point's, where several are merged [s]; None is one sweep.
+            xyz: (n, 3) points in the LiDAR's frame, z up [m].
+            intensity: (n,) return strength, 0..1.
+            age_s: (n,) time of the newest sweep minus the point's, where several are merged [s]; None is one sweep.
             sensor_height_m: height of this LiDAR above the ground [m]; None is that of the one it was trained with.
 
         Raises:
-            ValueError: a point is not finite, or the student has learnt features and no classes.
+            ValueError: shapes do not fit, a value is not finite, or the student has learnt features and no classes.
         """
-        if not len(xyz):
+        points = np.asarray(xyz, np.float32)
+        columns = [np.asarray(c, np.float32) for c in (intensity, np.zeros(len(points)) if age_s is None else age_s)]
+        if points.shape != (len(points), 3) or any(column.shape != (len(points),) for column in columns):
+            shapes = [array.shape for array in (points, *columns)]
+            raise ValueError(f"points must be (n, 3), intensity and age (n,), not {', '.join(map(str, shapes))}")
+        if not all(np.isfinite(array).all() for array in (points, *columns)):
+            raise ValueError("a coordinate, intensity or age is not finite")
+        if not len(points):
             return np.empty(0, np.uint8)
         voxels = voxelise(
-            Sample.of_points("", xyz, intensity, np.zeros(len(xyz), np.float32) if age_s is None else age_s),
+            Sample.of_points("", points, *columns),
             voxel_m=self.model.voxel_m,
             features=self.model.features,
             reduce=self.model.reduce,
@@ -122,7 +132,10 @@ def load_student(source: str | Path) -> Trained:
         text = tensors.pop("text")
         head = tensors.get("student.classifier.weight")
         student = make_student(model, text.shape[1], None if head is None else len(head))
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        names = tuple(str(name) for name in config["names"])
+        height_m, used_labels = float(config["sensor_height_m"]), bool(config["used_labels"])
+        _check(model, names, len(text) if head is None else len(head), [*tensors.values(), text])
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError, SafetensorError) as error:
         raise BadInput(
             source, f"is no readable student: {error}", "give the folder that tools/pretrain.py printed"
         ) from None
@@ -130,9 +143,20 @@ def load_student(source: str | Path) -> Trained:
         student.load_state_dict({name.removeprefix("student."): value for name, value in tensors.items()})
     except RuntimeError as error:
         raise BadInput(source, f"weights do not fit config.json: {' '.join(str(error).split())}") from None
-    return Trained(
-        student.eval(), text, tuple(config["names"]), model, config["sensor_height_m"], config["used_labels"]
-    )
+    return Trained(student.eval(), text, names, model, height_m, used_labels)
+
+
+def _check(model: ModelConfig, names: tuple[str, ...], classes: int, tensors: Sequence[Tensor]) -> None:
+    """Refuses what would only fail, or go wrong, in use."""
+    for key, allowed in (("reduce", Reduce), ("backend", Backend)):
+        if getattr(model, key) not in get_args(allowed):
+            raise ValueError(f"model.{key} is {getattr(model, key)!r}, not one of {', '.join(get_args(allowed))}")
+    if not 0 < float(model.voxel_m) < math.inf:
+        raise ValueError(f"model.voxel_m is {model.voxel_m}")
+    if classes not in (0, len(names)):  # features alone have no classes
+        raise ValueError(f"{len(names)} names for {classes} classes")
+    if not all(tensor.isfinite().all() for tensor in tensors):
+        raise ValueError("a weight is not finite")
 
 
 def learner_bytes(learner: Learner) -> bytes:

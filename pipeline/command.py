@@ -13,6 +13,7 @@ from distill.train import NotFinite
 from pipeline.config import Config, describe, load_config
 from pipeline.datasets.rows import Skip
 from pipeline.signals import Stopped
+from pipeline.store import Artifact
 from pipeline.work import Incomplete
 from projection.errors import BadInput
 
@@ -28,6 +29,13 @@ class Made:
 def say(text: str) -> None:
     """Tells the person at the terminal; stdout is kept for the one path."""
     sys.stderr.write(text + "\n")
+
+
+def say_bad_steps(student: Artifact) -> None:
+    """Tells of steps that a training left out."""
+    bad = student.manifest().get("bad_steps", 0)
+    if bad:
+        say(f"{student.path}: {bad} step(s) were left out because loss or gradient was not finite")
 
 
 def main(about: str, keys: Sequence[str], run: Callable[[Config], Made], arguments: Sequence[str] | None = None) -> int:

@@ -21,6 +21,7 @@ from pipeline.labels import load_scoring, load_space, load_truth
 from pipeline.loaders import key_cloud, read_points, read_truth
 from pipeline.stages import device, scene_frames, scenes_of, skip_or_raise
 from pipeline.store import Artifact, digest_files
+from pipeline.training import finished_student
 from pipeline.work import Shard
 from projection.errors import BadInput
 from projection.frames import NONE, Frame
@@ -36,9 +37,7 @@ def open_student(config: Config) -> tuple[Trained, str]:
     """
     if not config.student:
         raise BadInput("student", "is not set", "give student=FOLDER, as printed by tools/pretrain.py")
-    artifact = Artifact.at(config.student, "student")
-    if not artifact.done("model", verify=True):
-        raise BadInput(artifact.shard("model"), "is not the file that training wrote", "copy the folder again")
+    artifact = finished_student(config.student)
     trained = load_student(artifact.path)
     names = load_space(config.labels).names
     if trained.names != names:
@@ -47,6 +46,21 @@ def open_student(config: Config) -> tuple[Trained, str]:
         raise BadInput(artifact.path, "has learnt features and no names", "fine-tune it first: tools/finetune.py")
     trained.student.to(device())
     return trained, digest_files([artifact.shard("model"), artifact.path / "config.json"])
+
+
+def open_points(config: Config) -> Artifact:
+    """The fused points that ``points=`` names.
+
+    Raises:
+        BadInput: they are not whole, or their classes are not those of ``labels``.
+    """
+    points = Artifact.at(config.points, "points")
+    labels = points.manifest().get("config", {}).get("labels", {})
+    made = labels.get("space"), labels.get("names")
+    if made != (config.labels.space, config.labels.names):
+        said = " ".join(f"labels.{k}={v}" for k, v in zip(("space", "names"), made, strict=True) if v)
+        raise BadInput(config.points, f"was made with {said}", "score, draw and export it with the same")
+    return points
 
 
 class PredictWorker:

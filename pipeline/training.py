@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from distill.checkpoint import (
 from distill.objectives import Terms, finetuning, pretraining
 from distill.ranks import rank
 from distill.student import Student
-from distill.train import Learner, Step, train
+from distill.train import Learner, NotFinite, Step, train
 from pipeline.config import Config
 from pipeline.guard import no_labels
 from pipeline.labels import load_space
@@ -33,7 +34,7 @@ from pipeline.log import TrainingLog
 from pipeline.protocols import labelled_subset
 from pipeline.signals import Stopped, noted
 from pipeline.stages import device, make_index, make_pixels, make_points, scene_frames, scenes_of
-from pipeline.store import Artifact, write_whole
+from pipeline.store import Artifact, digest_files, write_whole
 from pipeline.trainers import joined, on_ray, wants_ray
 from projection.errors import BadInput
 from projection.frames import Cloud, Frame
@@ -99,7 +100,7 @@ def _pretrain(config: Config, sources: _Sources, student: Artifact) -> None:
         stripped = [dataclasses.replace(frame, labels=None) for frame in frames]
         bad = _fit(config, student, network, terms, text, stripped, targets, False, config.resume)
     if rank() == 0:
-        student.finish(["model"], config, started, points.skipped(), used_labels=False, bad_steps=bad)
+        _finish(student, config, started, points, used_labels=False, bad_steps=bad)
 
 
 def make_finetuned(config: Config) -> Artifact:
@@ -114,6 +115,10 @@ def make_finetuned(config: Config) -> Artifact:
         Stopped: by a signal, after a checkpoint.
         Incomplete: workers were lost too often.
     """
+    if config.labels.names:
+        raise BadInput("labels.names", "has no labels to learn from", "fine-tune with the data set's own classes")
+    if config.finetune.linear_probe and config.student == "none":
+        raise BadInput("finetune.linear_probe", "leaves random weights as they are", "give student=FOLDER")
     if config.labels.truth:
         raise BadInput("labels.truth", "is for scoring alone", "fine-tune with labels.space of the label files")
     if not config.student:
@@ -154,7 +159,12 @@ def _finetune(config: Config, index: Artifact, student: Artifact) -> None:
     bad = _fit(config, student, network, finetuning(network, config.objectives), text, subset, targets, True)
     if rank() == 0:
         facts = {"used_labels": True, "protocol": config.protocol, "labelled_frames": [frame.id for frame in subset]}
-        student.finish(["model"], config, started, index.skipped(), bad_steps=bad, **facts)
+        _finish(student, config, started, index, bad_steps=bad, **facts)
+
+
+def _finish(student: Artifact, config: Config, started: float, source: Artifact, **facts: Any) -> None:
+    digest = digest_files([student.path / "config.json"])
+    student.finish(["model"], config, started, source.skipped(), config_digest=digest, **facts)
 
 
 def training_frames(index: Artifact, config: Config) -> list[Frame]:
@@ -173,8 +183,22 @@ def _complete(student: Artifact, config: Config) -> bool:
     return student.whole and student.done("model", config.verify)
 
 
+def finished_student(path: str) -> Artifact:
+    """A student that a user named, as training wrote it.
+
+    Raises:
+        BadInput: there is none, or a file of it was changed since.
+    """
+    student = Artifact.at(path, "student")
+    if not student.done("model", verify=True):
+        raise BadInput(student.shard("model"), "is not the file that training wrote", "copy the folder again")
+    if student.manifest().get("config_digest") != digest_files([student.path / "config.json"]):
+        raise BadInput(student.path / "config.json", "is not the file that training wrote", "copy the folder again")
+    return student
+
+
 def _digest(student: str) -> str:
-    return str(Artifact.at(student, "student").manifest()["digest"]) if student else ""
+    return str(finished_student(student).manifest()["digest"]) if student else ""
 
 
 def _new_student(config: Config, text_dim: int, classes: int | None = None) -> Student:
@@ -186,7 +210,7 @@ def _student_to_tune(config: Config, source: str, classes: int) -> tuple[Student
     """A student with a classifier to be trained, all else from ``source``; and the embeddings of its classes."""
     if not source:
         return _new_student(config, classes, classes), torch.eye(classes)
-    trained = load_student(Artifact.at(source, "student").path)
+    trained = load_student(finished_student(source).path)
     if trained.model != config.model:
         raise BadInput(source, f"was made with {trained.model}", f"the configuration says {config.model}")
     network = _new_student(config, trained.text.shape[1], classes)
@@ -227,7 +251,7 @@ def _fit(
     if out.done("state", config.verify):
         load_learner(learner, out.shard("state"))
     elif resume:
-        _start_from(Artifact.at(resume, "student"), learner, config, len(frames))
+        _start_from(finished_student(resume), learner, config, len(frames))
     steps = training_steps(config, len(frames))
     if rank() == 0:
         out.sweep_orphans()
@@ -242,7 +266,11 @@ def _fit(
     if learner.step < steps:
         number = heard[0] if heard else signal.SIGTERM  # another worker's
         raise Stopped(number, f"training stopped after step {learner.step} of {steps}")
+    if learner.bad == steps > 0:
+        raise NotFinite(f"all {steps} steps were left out, because nothing was finite")
     learner.keep_average()
+    if not all(value.isfinite().all() for value in network.state_dict().values()):
+        raise NotFinite(f"weights are not finite after step {steps}")
     if rank() == 0:
         out.commit("model", student_bytes(network, text))
     return learner.bad
@@ -276,6 +304,8 @@ def _start_from(source: Artifact, learner: Learner, config: Config, frames: int)
     trained = load_student(source.path)
     if trained.model != config.model:
         raise BadInput(source.path, f"was made with {trained.model}", f"the configuration says {config.model}")
+    if not source.done("state", verify=True):
+        raise BadInput(source.shard("state"), "is not the file that training wrote", "copy the folder again")
     epochs = source.manifest()["config"]["train"]["epochs"]
     if epochs >= config.train.epochs:
         raise BadInput(source.path, f"has done {epochs} epochs already", "set train.epochs to more")

@@ -113,7 +113,16 @@ def _from_above(axis: Axes, xyz: Float32[np.ndarray, "n 3"], colors: Float32[np.
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Writes a figure as PNG or whatever the ending says."""
-    if path.suffix not in (".png", ".jpg", ".pdf", ".svg"):
+    check_picture(path)
+    figure.savefig(path)
+
+
+def check_picture(path: Path) -> None:
+    """Makes the folder of a picture that is to be written.
+
+    Raises:
+        BadInput: it cannot be written there, or is no picture.
+    """
+    if path.suffix.lower() not in (".png", ".jpg", ".pdf", ".svg") or path.is_dir():
         raise BadInput(path, "is no name of a picture", "end it in .png, .jpg, .pdf or .svg")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)

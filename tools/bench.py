@@ -27,6 +27,7 @@ from pipeline.bench.experiments import Line
 from pipeline.bench.row import Row
 from pipeline.command import Made, main, say
 from pipeline.config import Config
+from pipeline.store import write_whole
 from projection.errors import BadInput
 from projection.sweeps import merge
 
@@ -37,9 +38,11 @@ def run(name: str, arguments: Sequence[str], config: Config) -> Made:
     if name not in BENCHES and name not in EXPERIMENTS:
         raise BadInput(name, "is no benchmark", f"choose from {', '.join([*BENCHES, *EXPERIMENTS])}")
     say(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
-    rows = _ratios(name) if name in BENCHES else _table(name, arguments)
     out = Path(config.out or "bench.json")
-    out.write_text(json.dumps(rows, indent=1))
+    if not out.parent.is_dir():
+        raise BadInput(out.parent, "is no folder", "make it first")
+    rows = _ratios(name) if name in BENCHES else _table(name, arguments)
+    write_whole(out, json.dumps(rows, indent=1).encode())
     return Made(out)
 
 

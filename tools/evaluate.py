@@ -10,16 +10,15 @@ import sys
 from pipeline.command import Made, main, say
 from pipeline.config import Config
 from pipeline.report import score_table
-from pipeline.scoring import make_predictions, make_scores
+from pipeline.scoring import make_predictions, make_scores, open_points
 from pipeline.stages import make_index
-from pipeline.store import Artifact
 
 KEYS = ("data", "labels", "run", "store", "on_bad", "verify", "student", "points", "absent_class")
 
 
 def run(config: Config) -> Made:
     index = make_index(config)
-    said = Artifact.at(config.points, "points") if config.points else make_predictions(config, index)
+    said = open_points(config) if config.points else make_predictions(config, index)
     scores = make_scores(config, index, said)
     say(_table(json.loads(scores.shard("scores").read_text())))
     return Made(scores.path, scores.skipped())

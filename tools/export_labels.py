@@ -12,9 +12,8 @@ from pipeline.config import Config
 from pipeline.export import FORMATS, pseudo_labels, submission
 from pipeline.labels import load_space
 from pipeline.loaders import read_points
-from pipeline.scoring import labelled_frames, make_predictions
+from pipeline.scoring import labelled_frames, make_predictions, open_points
 from pipeline.stages import make_index
-from pipeline.store import Artifact
 
 KEYS = ("data", "labels", "run", "store", "on_bad", "verify", "student", "points", "format", "out")
 
@@ -23,7 +22,7 @@ def run(config: Config) -> Made:
     index, space = make_index(config), load_space(config.labels)
     split = config.data.eval[0] if len(config.data.eval) == 1 else "eval"
     if config.points:
-        said = Artifact.at(config.points, "points")
+        said = open_points(config)
         labels = ((frame, read_points(said, frame)) for frame, _ in labelled_frames(config, index, said))
         out = Path(config.out or f"{config.store}/export-{said.id}")
         pseudo_labels(FORMATS[config.format], out, split, space, labels)

@@ -5,7 +5,7 @@ usage: python tools/finetune.py DATA.yaml FINETUNE.yaml student=FOLDER|none [pro
 
 import sys
 
-from pipeline.command import Made, main
+from pipeline.command import Made, main, say_bad_steps
 from pipeline.config import Config
 from pipeline.training import make_finetuned
 
@@ -17,6 +17,7 @@ KEYS = (
 
 def run(config: Config) -> Made:
     student = make_finetuned(config)
+    say_bad_steps(student)
     return Made(student.path, student.skipped())
 
 

@@ -11,12 +11,14 @@ from pipeline.config import Config
 from pipeline.labels import load_space
 from pipeline.quality import draw_quality, look_over, quality_table
 from pipeline.stages import make_index, make_pixels, make_points
-from pipeline.views import save_figure
+from pipeline.views import check_picture, save_figure
 
 KEYS = ("data", "labels", "teacher", "fusion", "run", "store", "on_bad", "verify", "report")
 
 
 def run(config: Config) -> Made:
+    if config.report:
+        check_picture(Path(config.report))  # before hours of labelling
     index = make_index(config)
     pixels = make_pixels(config, index)
     points = make_points(config, index, pixels)

@@ -8,10 +8,12 @@ run.workers=N trains on N workers of Ray Train; torchrun --nproc-per-node=N tool
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-from pipeline.command import Made, main
+from pipeline.command import Made, main, say, say_bad_steps
 from pipeline.config import Config
+from pipeline.signals import Stopped, noted
 from pipeline.training import make_pretrained
 
 KEYS = (
@@ -22,13 +24,25 @@ KEYS = (
 
 def run(config: Config) -> Made:
     student = make_pretrained(config)
-    if (
-        config.evaluate and os.environ.get("RANK", "0") == "0"
-    ):  # a process of its own: training must never have truth in reach
-        tool = Path(__file__).with_name("evaluate.py")
-        arguments = [a for a in sys.argv[1:] if not a.startswith("-")]
-        subprocess.run([sys.executable, tool, *arguments, f"student={student.path}"], check=True, stdout=sys.stderr)
+    say_bad_steps(student)
+    if config.evaluate and os.environ.get("RANK", "0") == "0":
+        _evaluate(student.path)
     return Made(student.path, student.skipped())
+
+
+def _evaluate(student: Path) -> None:
+    """Scores in a process of its own: training must never have truth in reach."""
+    arguments = [a for a in sys.argv[1:] if not a.startswith("-")]
+    command = [sys.executable, str(Path(__file__).with_name("evaluate.py")), *arguments, f"student={student}"]
+    with noted() as heard, subprocess.Popen(command, stdout=sys.stderr) as child:
+        while child.poll() is None and not heard:
+            time.sleep(0.1)
+        if heard:
+            child.terminate()
+            raise Stopped(heard[0], f"{student} is trained, its scoring was stopped")
+    if child.returncode:
+        say(f"{student} is trained; it could not be scored, see above")
+        raise SystemExit(child.returncode)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ an interrupt the job is stopped.
 import asyncio
 import logging
 import os
+import re
 import shlex
 import sys
 import time
@@ -37,9 +38,10 @@ def run(tool: str, arguments: Sequence[str], config: Config) -> Made:
     status, log = _follow(address, command(tool, arguments), left_out(config))
     if status:
         raise SystemExit(status)  # the log has said why
-    made = [
-        line for line in log.splitlines() if line.startswith((f"{config.store}/", config.out or f"{config.store}/"))
-    ]
+    store = os.path.normpath(config.store)
+    made = [line for line in log.splitlines() if line.startswith((f"{store}/", config.out or f"{store}/"))]
+    if not made:
+        raise BadInput(tool, "ended well, but its log names nothing below store", "look for its result there")
     return Made(Path(made[-1]))
 
 
@@ -49,7 +51,7 @@ def command(tool: str, arguments: Sequence[str]) -> str:
     Raises:
         BadInput: there is no such tool, or a configuration file is not among what is sent.
     """
-    if tool == "submit" or not (ROOT / "tools" / f"{tool}.py").is_file():
+    if tool == "submit" or not re.fullmatch(r"[a-z]\w*", tool) or not (ROOT / "tools" / f"{tool}.py").is_file():
         raise BadInput(tool or "''", "is no tool", "name one of tools/, such as label")
     words = ["python", f"tools/{tool}.py"]
     for argument in arguments:

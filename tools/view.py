@@ -10,9 +10,8 @@ from pipeline.command import Made, main
 from pipeline.config import Config
 from pipeline.labels import load_space
 from pipeline.loaders import key_cloud, read_truth
-from pipeline.scoring import labelled_frames, make_predictions
+from pipeline.scoring import labelled_frames, make_predictions, open_points
 from pipeline.stages import make_index
-from pipeline.store import Artifact
 from pipeline.views import draw_frame, save_figure
 from projection.errors import BadInput
 
@@ -21,7 +20,7 @@ KEYS = ("data", "labels", "fusion", "store", "on_bad", "student", "points", "fra
 
 def run(config: Config) -> Made:
     index, space = make_index(config), load_space(config.labels)
-    said = Artifact.at(config.points, "points") if config.points else make_predictions(config, index)
+    said = open_points(config) if config.points else make_predictions(config, index)
     frames = ((f, label) for f, label in labelled_frames(config, index, said) if config.frame in ("", f.id))
     frame, label = next(frames, (None, None))
     if frame is None or label is None:

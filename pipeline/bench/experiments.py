@@ -17,13 +17,14 @@ from jaxtyping import UInt8
 
 from distill.metrics import OTHER, Confusion
 from pipeline.config import Config, load_config
-from pipeline.labels import load_scoring, load_space
+from pipeline.labels import LabelSpace, load_scoring, load_space
 from pipeline.loaders import key_cloud, read_pixels, read_points, read_truth, visible_pairs
 from pipeline.scoring import make_predictions, make_scores
 from pipeline.stages import make_index, make_pixels, make_points, scene_frames, scenes_of
 from pipeline.store import Artifact
 from pipeline.training import make_finetuned, make_pretrained
 from projection.cameras import look_up
+from projection.errors import BadInput
 from projection.frames import NONE, Frame
 from projection.fusion import ClassLimits, FusionConfig, label_scene
 
@@ -77,8 +78,7 @@ def _lifting(config: Config, index: Artifact, pixels: Artifact, points: Artifact
     counts = {name: Confusion.empty(len(space)) for name in ("one", "fused", "one, common", "fused, common")}
     for scene in scenes_of(index, "eval"):
         for frame in scene_frames(index, config, scene):
-            truth = read_truth(frame, space, config)
-            assert truth is not None
+            truth = _truth(frame, space, config)
             one, fused = lifted(config, pixels, frame), read_points(points, frame).label
             common = np.where((one != NONE) & (fused != NONE), truth, np.uint8(NONE))
             for name, true, said in (
@@ -92,6 +92,13 @@ def _lifting(config: Config, index: Artifact, pixels: Artifact, points: Artifact
     yield _counted("one pixel a point, common points", counts["one, common"], space.names, share)
     yield _counted("fused labels, common points", counts["fused, common"], space.names, share)
     yield _counted("one pixel a point, all points", counts["one"], space.names, "no opinion is wrong")
+
+
+def _truth(frame: Frame, space: LabelSpace, config: Config) -> UInt8[np.ndarray, " n"]:
+    truth = read_truth(frame, space, config)
+    if truth is None:
+        raise BadInput(frame.id, "has no labels to score against", "name scenes that have some as data.eval")
+    return truth
 
 
 def lifted(config: Config, pixels: Artifact, frame: Frame) -> UInt8[np.ndarray, " n"]:
@@ -172,8 +179,7 @@ def _opinions(
     counts = Confusion.empty(len(scoring.names))
     for scene in scenes_of(index, "eval"):
         for frame, said in label(scene_frames(index, config, scene)):
-            truth = read_truth(frame, space, config)
-            assert truth is not None
+            truth = _truth(frame, space, config)
             predicted = np.where((said != NONE) & (of_class[said] == NONE), np.uint8(OTHER), of_class[said])
             counts += Confusion.of(of_class[truth], predicted, len(scoring.names))
     seen = counts.covered()

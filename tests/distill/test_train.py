@@ -277,8 +277,15 @@ def test_a_student_predicts_every_point(tmp_path: Path) -> None:
     order = random.permutation(500)
     assert np.array_equal(trained.predict(xyz[order], intensity[order]), label[order])
     assert trained.predict(xyz[:0], intensity[:0]).shape == (0,)
-    with pytest.raises(ValueError, match="finite"):
-        trained.predict(np.full((1, 3), np.nan, np.float32), intensity[:1])
+    for bad, why in (
+        ((np.full((1, 3), np.nan), intensity[:1]), "finite"),
+        ((xyz, np.full(500, np.nan)), "finite"),
+        ((xyz, intensity[:9]), r"\(n, 3\)"),
+        ((np.zeros((500, 4)), intensity), r"\(n, 3\)"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            trained.predict(*bad)
+    assert np.array_equal(trained.predict(xyz.astype(float), intensity.astype(float)), label)
 
 
 def test_a_student_is_found_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,6 +306,20 @@ def test_classes_are_the_nearest_text(tmp_path: Path) -> None:
     torch.testing.assert_close(said.norm(dim=1), torch.ones(len(said)))
     text = F.normalize(torch.randn(5, 3, generator=torch.Generator().manual_seed(0)), dim=1)
     assert torch.equal(student.classify(batch, text), (said @ text.T).argmax(1).to(torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("names", None), ("names", ["low"]), ("model.voxel_m", -1), ("model.reduce", "zz"), ("model.backend", "evil")],
+)
+def test_a_config_that_would_fail_in_use_is_refused(tmp_path: Path, key: str, value: object) -> None:
+    write(tmp_path, make_student(MODEL, 3))
+    tree = json.loads((tmp_path / "config.json").read_text())
+    part = tree["model"] if key.startswith("model.") else tree
+    part[key.removeprefix("model.")] = value
+    (tmp_path / "config.json").write_text(json.dumps(tree))
+    with pytest.raises(BadInput, match="no readable student"):
+        load_student(tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["no config", "cut", "other size", "not json"])

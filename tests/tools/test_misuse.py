@@ -1,0 +1,87 @@
+"""Artifacts of one kind given for another, files changed behind the tools' back, and runs that made nothing."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import Run, settings
+
+
+@pytest.fixture
+def given(small_world: Path, tmp_path: Path) -> list[str]:
+    return settings(small_world, tmp_path / "store")
+
+
+def test_points_of_other_names_are_not_scored(given: list[str], tool: Run, tmp_path: Path) -> None:
+    points = tool("label", *given).path
+    names = "labels.names=vegetation,car"
+    for name, more in (("evaluate", ()), ("export_labels", ()), ("view", (f"out={tmp_path / 'a.png'}",))):
+        refused = tool(name, *given, names, f"points={points}", *more)
+        assert refused.status == 1
+        assert "was made with labels.space=nuscenes16" in refused.err
+
+
+def test_points_that_lack_a_frame_are_named(given: list[str], tool: Run) -> None:
+    points = tool("label", *given).path
+    for shard in points.glob("scene-*.safetensors"):
+        shard.write_bytes(b"\x02\0\0\0\0\0\0\0{}")  # a safetensors file with nothing in it
+    refused = tool("evaluate", *given, f"points={points}")
+    assert refused.status == 1
+    assert "has no labels of frame" in refused.err
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "state.safetensors"])
+def test_a_changed_student_is_not_taken_up(given: list[str], tool: Run, tmp_path: Path, file: str) -> None:
+    student = tool("pretrain", *given).path
+    copy = Path(shutil.copytree(student, tmp_path / "copy" / student.name))
+    data = bytearray((copy / file).read_bytes())
+    data[-9] ^= 1
+    (copy / file).write_bytes(data)
+    runs = {"pretrain": (f"resume={copy}", "train.epochs=2")}
+    if file != "state.safetensors":
+        runs |= {"finetune": (f"student={copy}", "protocol=scene@100%"), "evaluate": (f"student={copy}",)}
+    for name, more in runs.items():
+        refused = tool(name, *given, *more)
+        assert refused.status == 1, name
+        assert f"{file}: is not the file that training wrote" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [("finetune.linear_probe=true", "leaves random weights"), ("labels.names=car,truck", "no labels to learn from")],
+)
+def test_fine_tuning_on_nothing_is_refused(given: list[str], tool: Run, setting: str, said: str) -> None:
+    refused = tool("finetune", *given, "student=none", "protocol=scene@100%", setting)
+    assert refused.status == 1
+    assert said in refused.err
+
+
+def test_steps_that_were_left_out_are_told(given: list[str], tool: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One bad step of two is told; when all are bad there is no student."""
+    module = importlib.import_module("distill.objectives.semantic")  # a function goes by the same name
+    honest, calls = module.cross_entropy, iter(range(100))
+
+    def sometimes(cosine, label, scale):  # type: ignore[no-untyped-def]
+        value = honest(cosine, label, scale)
+        return value * float("nan") if next(calls) % 2 == 0 else value
+
+    monkeypatch.setattr(module, "cross_entropy", sometimes)
+    made = tool("pretrain", *given, "train.max_bad_steps=9", "train.epochs=2")
+    assert json.loads((made.path / "manifest.json").read_text())["bad_steps"] > 0
+    assert "step(s) were left out" in made.err
+    monkeypatch.setattr(module, "cross_entropy", lambda c, y, s: honest(c, y, s) * float("nan"))
+    refused = tool("pretrain", *given, "train.max_bad_steps=9", "seed=1")
+    assert refused.status == 1
+    assert "steps were left out, because nothing was finite" in refused.err
+
+
+def test_a_picture_that_cannot_be_is_refused_first(given: list[str], tool: Run, tmp_path: Path) -> None:
+    refused = tool("label", *given, f"report={tmp_path / 'x.xyz'}")
+    assert refused.status == 1
+    assert "is no name of a picture" in refused.err
+    assert not (tmp_path / "store").exists()
