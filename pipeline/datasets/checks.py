@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import stat
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -24,12 +25,16 @@ def pin(root: Path, name: str, hash_bytes: bool) -> File:
     """The file of a table's name with its present size, and its sha256 if asked for."""
     path = within(root, name)
     try:
-        size = path.stat().st_size
+        status = path.stat()
     except OSError as error:
-        raise BadInput(path, f"cannot be read ({error.strerror})") from None
-    if size == 0:
+        broken = isinstance(error, FileNotFoundError) and path.is_symlink()
+        problem = "is a broken link" if broken else f"cannot be read ({error.strerror})"
+        raise BadInput(path, problem, "copy the file again") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise BadInput(path, "is not a file", "copy the file again")
+    if status.st_size == 0:
         raise BadInput(path, "is empty", "copy the file again")
-    return File(path, size, hashlib.sha256(path.read_bytes()).hexdigest() if hash_bytes else "")
+    return File(path, status.st_size, hashlib.sha256(path.read_bytes()).hexdigest() if hash_bytes else "")
 
 
 def check_points(file: File, columns: int, fewest: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 from jaxtyping import Float64, UInt16
 
 from pipeline.datasets.checks import check_intrinsics, check_points, check_times, image_size, pin
-from pipeline.datasets.rows import MAX_SWEEPS, Row, Skip
+from pipeline.datasets.rows import MAX_SWEEPS, Row, Skip, within
 from projection.errors import BadInput
 from projection.frames import Camera, File, Frame, Sweep
 from projection.pose import Pose
@@ -28,16 +29,30 @@ SPLITS = {
 _PROJECTIONS = {f"image_{i}": f"P{i}" for i in range(4)}
 _CALIBRATED = (*_PROJECTIONS.values(), "Tr")
 _LABEL_BYTES = 4
+_RIG_MAX_M = 20.0
+_TIME_MAX_S = 1e10
+_UNPACK = "unpack the data set's archive of it again"
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Drive:
-    """One sequence: its name and what its three text files say, a row for each scan in the last two."""
+    """One sequence: what its three text files say, a row for each scan in the last two, and what lies in its folders.
+
+    Attributes:
+        name: number of the sequence.
+        scans: numbers of the scans on disk.
+        labelled: number of the last scan with a label file; -1: none has one.
+        calibration: what calib.txt says of each camera and of the LiDAR.
+        poses: of the first camera in its own frame at the first scan.
+        times_s: of the scans [s].
+    """
 
     name: str
+    scans: frozenset[int]
+    labelled: int
     calibration: Mapping[str, Float64[np.ndarray, "12"]]
     poses: Float64[np.ndarray, "n 12"]
-    times_s: Float64[np.ndarray, "m 1"]
+    times_s: Float64[np.ndarray, "n 1"]
 
     @property
     def folder(self) -> str:
@@ -48,32 +63,35 @@ def tables(config: DataConfig) -> list[Path]:
     """The text files and folders that the index is made from.
 
     Raises:
-        BadInput: a sequence, file or camera is missing.
+        BadInput: a sequence, file or camera is missing, or lies outside of the data root.
     """
-    folders = [Path(config.root) / "sequences" / name for name in _sequences(config, (*config.train, *config.eval))]
-    return [path for folder in folders for path in _sources(folder, config.camera)]
+    return [path for name in _sequences(config, (*config.train, *config.eval)) for path in _sources(config, name)]
 
 
 def index(config: DataConfig) -> Iterator[Row]:
     """Yields one row for each scan of the sequences in ``data.train`` and ``data.eval``, sequence by sequence.
+
+    A sequence may be labelled up to some scan only: scans after its last label file are frames without labels.
 
     ``poses.txt`` places the first (grey, left) camera, ``Tr`` brings the LiDAR into its frame, and ``P0`` .. ``P3`` are
     ``K [I | t]`` with the other cameras' offsets t. The global frame is that of a sequence's first LiDAR pose:
     ``global_from_lidar = inv(Tr) @ pose @ Tr``. A scan is taken as moved to the moment of its image, as KITTI's are.
 
     Raises:
-        BadInput: a split or sequence gives nothing, or a text file or camera is missing or malformed. What is wrong
-            with a single scan comes as a row with a ``Skip``.
+        BadInput: a split or sequence gives nothing, or a text file or camera is missing, malformed or outside of the
+            data root. What is wrong with a single scan, also that it is missing, comes as a row with a ``Skip``.
     """
     train, held = (_sequences(config, names) for names in (config.train, config.eval))
     for name in dict.fromkeys([*train, *held]):
         drive, read = _read_drive(config, name), dict[int, Sweep]()
-        for number in _scans(Path(config.root) / drive.folder / "velodyne"):
+        for number in sorted(drive.scans.union(range(len(drive.poses)))):
             earlier = range(number - 1, max(number - MAX_SWEEPS, -1), -1)
             older = [read[n] for n in earlier if n in read]
+            found: Frame | Skip = Skip(_id(drive, number), name, "scan is missing")
             try:
-                read[number] = _sweep(config, drive, number)
-                found: Frame | Skip = _frame(config, drive, number, (read[number], *older))
+                if number in drive.scans:
+                    read[number] = _sweep(config, drive, number)
+                    found = _frame(config, drive, number, (read[number], *older))
             except BadInput as error:
                 found = Skip(_id(drive, number), name, str(error))
             yield Row(found, name in train, name in held, len(earlier) - len(older))
@@ -86,7 +104,7 @@ def labels(data: bytes) -> UInt16[np.ndarray, " n"]:
 
 def _sequences(config: DataConfig, names: Sequence[str]) -> list[str]:
     """Names of the sequences on disk that splits and names stand for; a split's others are passed over."""
-    folder = Path(config.root) / "sequences"
+    folder = within(Path(config.root), "sequences")
     present = {path.name for path in folder.glob("*") if path.is_dir()}
     chosen: list[str] = []
     for name in names:
@@ -98,26 +116,34 @@ def _sequences(config: DataConfig, names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(chosen))
 
 
-def _sources(folder: Path, camera: str) -> list[Path]:
+def _sources(config: DataConfig, name: str) -> list[Path]:
     """The files and folders of a sequence."""
+    root, sequence, camera = Path(config.root), f"sequences/{name}", config.camera
     if camera and camera not in _PROJECTIONS:
         raise BadInput("data.camera", f"{camera!r} is no camera", f"give one of {', '.join(_PROJECTIONS)}")
-    needed = [folder / name for name in ("calib.txt", "poses.txt", "times.txt", "velodyne")]
+    needed = [within(root, f"{sequence}/{part}") for part in ("calib.txt", "poses.txt", "times.txt", "velodyne")]
     for path in needed:
         if not path.exists():
-            raise BadInput(path, "is missing", "unpack the data set's archive of it again")
-    if camera and not (folder / camera).is_dir():
-        present = ", ".join(name for name in _PROJECTIONS if (folder / name).is_dir()) or "no camera"
-        raise BadInput(folder / camera, "this camera is missing", f"it holds {present}: set data.camera")
-    optional = [folder / "labels", *([folder / camera] if camera else [])]
+            raise BadInput(path, "is missing", _UNPACK)
+    optional = [within(root, f"{sequence}/{part}") for part in ("labels", camera) if part]
+    if camera and not optional[-1].is_dir():
+        present = ", ".join(part for part in _PROJECTIONS if (root / sequence / part).is_dir()) or "no camera"
+        raise BadInput(optional[-1], "this camera is missing", f"it holds {present}: set data.camera")
     return [*needed, *(path for path in optional if path.is_dir())]
 
 
 def _read_drive(config: DataConfig, name: str) -> _Drive:
     folder = Path(config.root) / "sequences" / name
-    _sources(folder, config.camera)
+    _sources(config, name)
+    scans, labelled = _numbered(folder / "velodyne", ".bin"), _numbered(folder / "labels", ".label")
     poses, times_s = _numbers(folder / "poses.txt", 12), _numbers(folder / "times.txt", 1)
-    return _Drive(name, _read_calibration(folder / "calib.txt"), poses, times_s)
+    if not scans:
+        raise BadInput(folder / "velodyne", "holds no scan", _UNPACK)
+    if not labelled and os.path.lexists(folder / "labels") and name not in SPLITS["test"]:
+        raise BadInput(folder / "labels", "holds no label", f"{_UNPACK}, or remove this folder")
+    if len(poses) != len(times_s):
+        raise BadInput(folder, f"poses.txt has {len(poses)} rows, times.txt has {len(times_s)}", _UNPACK)
+    return _Drive(name, scans, max(labelled, default=-1), _read_calibration(folder / "calib.txt"), poses, times_s)
 
 
 def _numbers(path: Path, columns: int) -> Float64[np.ndarray, "n columns"]:
@@ -127,7 +153,13 @@ def _numbers(path: Path, columns: int) -> Float64[np.ndarray, "n columns"]:
 
 
 def _read_calibration(path: Path) -> dict[str, Float64[np.ndarray, "12"]]:
-    named = dict(line.split(":", 1) for line in _lines(path) if ":" in line)
+    named: dict[str, str] = {}
+    for line in _lines(path):
+        name, colon, numbers = line.partition(":")
+        if colon and name in named:
+            raise BadInput(path, f"has {name} twice", "keep the right one")
+        if colon:
+            named[name] = numbers
     for name in _CALIBRATED:
         if name not in named:
             raise BadInput(path, f"has no {name}", f"it needs {', '.join(_CALIBRATED)}, 12 numbers each")
@@ -151,13 +183,13 @@ def _floats(words: Sequence[str], count: int, where: str) -> Float64[np.ndarray,
     return numbers
 
 
-def _scans(folder: Path) -> list[int]:
-    """Numbers of the scans in a folder, rising."""
-    names = sorted(path.name for path in folder.glob("*.bin"))
-    odd = [name for name in names if not re.fullmatch(r"\d{6}\.bin", name)]
+def _numbered(folder: Path, suffix: str) -> frozenset[int]:
+    """Numbers of the scans that a folder has files of; none if there is no such folder."""
+    names = sorted(path.name for path in folder.glob(f"*{suffix}"))
+    odd = [name for name in names if not re.fullmatch(rf"\d{{6}}\{suffix}", name, re.ASCII)]
     if odd:
-        raise BadInput(folder / odd[0], "is not named like a scan", "scans are 000000.bin, 000001.bin, ...")
-    return [int(name[:6]) for name in names]
+        raise BadInput(folder / odd[0], "is not named like a scan", f"scans are 000000{suffix}, 000001{suffix}, ...")
+    return frozenset(int(name[:6]) for name in names)
 
 
 def _id(drive: _Drive, number: int) -> str:
@@ -166,14 +198,13 @@ def _id(drive: _Drive, number: int) -> str:
 
 def _sweep(config: DataConfig, drive: _Drive, number: int) -> Sweep:
     file = pin(Path(config.root), f"{drive.folder}/velodyne/{number:06d}.bin", config.hash)
-    for name, rows in (("poses.txt", drive.poses), ("times.txt", drive.times_s)):
-        if number >= len(rows):
-            raise BadInput(file.path, f"has no row in {name}, which ends after {len(rows)}", "copy the file again")
+    if number >= len(drive.poses):
+        raise BadInput(file.path, f"has no row in poses.txt, which ends after {len(drive.poses)}", _UNPACK)
     check_points(file, config.columns, 1)
     time_s = float(drive.times_s[number, 0])
-    if not np.isfinite(time_s):
-        raise BadInput(file.path, f"its time in times.txt is {time_s}")
-    cam_from_lidar = _calibrated(drive, "Tr")
+    if not 0 <= time_s < _TIME_MAX_S:
+        raise BadInput(file.path, f"its time in times.txt is {time_s:g} s", f"it must be in 0 .. {_TIME_MAX_S:g} s")
+    cam_from_lidar = _cam_from_lidar(drive)
     lidar_from_cam = cam_from_lidar.inverse()
     return Sweep(round(time_s * 1e6), lidar_from_cam @ _pose(drive, number) @ cam_from_lidar, file)
 
@@ -191,17 +222,27 @@ def _camera(config: DataConfig, drive: _Drive, number: int, time_us: int) -> Cam
     name = _PROJECTIONS[config.camera]
     projection = drive.calibration[name].reshape(3, 4)
     K = np.ascontiguousarray(projection[:, :3])
-    check_intrinsics(K, f"{drive.folder}/calib.txt, {name}")
-    first_from_cam = Pose(np.eye(3), -np.linalg.solve(K, projection[:, 3]))
-    global_from_first = _calibrated(drive, "Tr").inverse() @ _pose(drive, number)
+    where = f"{drive.folder}/calib.txt, {name}"
+    check_intrinsics(K, where)
+    first_from_cam = _mounted(np.column_stack([np.eye(3), -np.linalg.solve(K, projection[:, 3])]), where)
+    global_from_first = _cam_from_lidar(drive).inverse() @ _pose(drive, number)
     return Camera(config.camera, time_us, global_from_first @ first_from_cam, K, image_size(file), file)
 
 
-def _calibrated(drive: _Drive, name: str) -> Pose:
+def _cam_from_lidar(drive: _Drive) -> Pose:
+    return _mounted(drive.calibration["Tr"], f"{drive.folder}/calib.txt, Tr")
+
+
+def _mounted(matrix: Float64[np.ndarray, "..."], where: str) -> Pose:
+    """Pose of one sensor seen from another, of 12 numbers; refuses sensors too far apart to be on one car."""
     try:
-        return Pose.from_matrix(drive.calibration[name].tolist())
+        pose = Pose.from_matrix(matrix.ravel().tolist())
     except ValueError as error:
-        raise BadInput(f"{drive.folder}/calib.txt, {name}", str(error)) from None
+        raise BadInput(where, str(error)) from None
+    away_m = float(np.linalg.norm(pose.translation))
+    if away_m > _RIG_MAX_M:
+        raise BadInput(where, f"the sensor is {away_m:g} m away (at most {_RIG_MAX_M:g})", "offsets are in metres")
+    return pose
 
 
 def _pose(drive: _Drive, number: int) -> Pose:
@@ -213,10 +254,9 @@ def _pose(drive: _Drive, number: int) -> Pose:
 
 
 def _labels(config: DataConfig, drive: _Drive, number: int, points: int) -> File | None:
-    name = f"{drive.folder}/labels/{number:06d}.label"
-    if not (Path(config.root) / name).exists():
+    if number > drive.labelled:
         return None
-    file = pin(Path(config.root), name, config.hash)
+    file = pin(Path(config.root), f"{drive.folder}/labels/{number:06d}.label", config.hash)
     if file.bytes != _LABEL_BYTES * points:
         raise BadInput(file.path, f"labels {file.bytes / _LABEL_BYTES:g} points, the scan has {points}")
     return file

@@ -153,9 +153,13 @@ def test_new_files_make_a_new_index(root: Path) -> None:
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 
-def short_poses(folder: Path) -> str:
-    path = folder / "poses.txt"
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[:12]))
+def edit(path: Path, change: Callable[[list[str]], list[str]]) -> None:
+    path.write_text("".join(change(path.read_text().splitlines(keepends=True))))
+
+
+def short_tables(folder: Path) -> str:
+    for name in ("poses.txt", "times.txt"):
+        edit(folder / name, lambda lines: lines[:12])
     return r"000012.bin: has no row in poses.txt, which ends after 12"
 
 
@@ -176,25 +180,92 @@ def cut_image(folder: Path) -> str:
     return r"000012.png: is cut short"
 
 
+def folder_for_image(folder: Path) -> str:
+    path = folder / "image_2/000012.png"
+    path.unlink()
+    path.mkdir()
+    return r"000012.png: is not a file; copy the file again"
+
+
+def broken_link(folder: Path) -> str:
+    path = folder / "velodyne/000012.bin"
+    path.unlink()
+    path.symlink_to("gone.bin")
+    return r"000012.bin: is a broken link; copy the file again"
+
+
+def no_scan(folder: Path) -> str:
+    (folder / "velodyne/000012.bin").unlink()
+    return r"^scan is missing$"
+
+
 def skewed_pose(folder: Path) -> str:
-    path = folder / "poses.txt"
-    path.write_text("".join([*path.read_text().splitlines(keepends=True)[:12], line(np.ones(12))]))
+    edit(folder / "poses.txt", lambda lines: [*lines[:12], line(np.ones(12))])
     return r"poses.txt:13: matrix is not a rotation"
 
 
-@pytest.mark.parametrize("damage", [short_poses, short_label, no_image, cut_image, skewed_pose])
+def with_time(time: str) -> Callable[[Path], str]:
+    def damage(folder: Path) -> str:
+        edit(folder / "times.txt", lambda lines: [*lines[:12], time])
+        return r"000012.bin: its time in times.txt is \S+ s; it must be in 0 .. 1e\+10 s"
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(short_tables, short_label, no_image, cut_image, folder_for_image, broken_link, no_scan, skewed_pose),
+        *(with_time(time) for time in ("1e10", "-1", "inf", "nan", "1e300")),
+    ],
+)
 def test_a_bad_scan_is_left_out_by_name(root: Path, damage: Callable[[Path], str]) -> None:
     message = damage(root / "sequences/08")
     found = rows(made(root, train=("val",)))
     assert [isinstance(row.frame, Skip) for row in found] == [False] * 12 + [True]
     assert isinstance(found[-1].frame, Skip)
+    assert found[-1].frame.frame == "08/000012"
     assert re.search(message, found[-1].frame.reason)
+
+
+def test_a_gap_in_the_labels_is_a_bad_scan_and_their_end_is_not(root: Path) -> None:
+    for i in (3, 11, 12):
+        (root / f"sequences/08/labels/{i:06d}.label").unlink()
+    found = [row.frame for row in rows(made(root, train=("val",)))]
+    assert [i for i, frame in enumerate(found) if isinstance(frame, Skip)] == [3]
+    assert isinstance(found[3], Skip)
+    assert re.search(r"labels/000003.label: cannot be read", found[3].reason)
+    assert [frame.labels is None for frame in found[10:] if isinstance(frame, Frame)] == [False, True, True]
+
+
+def far(K: np.ndarray, away_m: float) -> np.ndarray:
+    return K @ np.column_stack([np.eye(3), [0.0, 0.0, away_m]])
+
+
+@pytest.mark.parametrize(
+    ("name", "matrix", "message"),
+    [
+        ("Tr", np.column_stack([TR[:, :3], [0.0, 0.0, 20.1]]), "calib.txt, Tr: the sensor is 20.1 m away"),
+        ("P2", far(K, -20.1), "calib.txt, P2: the sensor is 20.1 m away"),
+        ("P2", far(K, np.nan), "calib.txt, P2: pose has entries that are not finite"),
+    ],
+)
+def test_an_impossible_rig_is_refused(root: Path, name: str, matrix: np.ndarray, message: str) -> None:
+    given = f"{name}: {line(matrix)}\n"
+    edit(
+        root / "sequences/08/calib.txt",
+        lambda lines: [given if text.startswith(name) else text for text in lines],
+    )
+    for row in rows(made(root, train=("val",))):
+        assert isinstance(row.frame, Skip)
+        assert message in row.frame.reason
 
 
 def test_a_missing_scan_is_counted_as_missing_sweeps(root: Path) -> None:
     (root / "sequences/08/velodyne/000005.bin").unlink()
     found = rows(made(root, train=("val",)))
-    assert [row.missing_sweeps for row in found] == [0] * 5 + [1] * 7
+    assert [row.missing_sweeps for row in found] == [0] * 6 + [1] * 7
+    assert found[5].frame == Skip("08/000005", "08", "scan is missing")
 
 
 def test_a_missing_camera_names_those_there(root: Path) -> None:
@@ -210,13 +281,45 @@ def test_a_missing_camera_names_those_there(root: Path) -> None:
         ("calib.txt", "P0: 1 2 3", "has no P1"),
         ("poses.txt", "1 0 0 0\n", r"poses.txt:1: holds 4 numbers instead of 12"),
         ("times.txt", "noon\n", "something else than numbers"),
+        ("times.txt", "0\n0.1\n", r"08: poses.txt has 13 rows, times.txt has 2"),
+        ("calib.txt", "P0: 1\nP0: 2\n", "calib.txt: has P0 twice"),
         ("velodyne/scan.bin", "", "not named like a scan"),
+        ("labels/scan.label", "", "not named like a scan"),
     ],
 )
 def test_a_bad_sequence_ends_the_run(root: Path, name: str, text: str, message: str) -> None:
     (root / "sequences/08" / name).write_text(text)
     with pytest.raises(BadInput, match=message):
         rows(made(root))
+
+
+@pytest.mark.parametrize("name", ["velodyne", "labels"])
+def test_an_empty_folder_ends_the_run(root: Path, name: str) -> None:
+    for path in (root / "sequences/08" / name).iterdir():
+        path.unlink()
+    with pytest.raises(BadInput, match=rf"08/{name}: holds no"):
+        rows(made(root))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("sequences", "sequences/08"),
+        *(f"sequences/08/{part}" for part in ("calib.txt", "poses.txt", "times.txt", "velodyne", "labels", "image_2")),
+    ],
+)
+def test_what_lies_outside_of_the_root_is_refused_unread(root: Path, tmp_path: Path, name: str) -> None:
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    (root / "sequences").rename(inside / "sequences")
+    outside = (inside / name).rename(tmp_path / "outside")
+    if outside.is_file():
+        outside.write_text("secret")
+    (inside / name).symlink_to(outside)
+    for read in (DATASETS["semantickitti"].tables, rows):
+        with pytest.raises(BadInput, match="leaves the data root") as refused:
+            read(made(inside))
+        assert "secret" not in str(refused.value)
 
 
 def test_a_missing_text_file_ends_the_run(root: Path) -> None:
