@@ -227,12 +227,13 @@ def _floor(min_score: float | Sequence[float], classes: int, negatives: int) -> 
 
 
 def _check_words(name: str, unknown: Sequence[str]) -> None:
-    """Warns of words that mean nothing to the model; refuses a name in which nothing else is left."""
+    """Warns of words that mean nothing to the model; refuses a name without a letter or with nothing else in it."""
     lost = [word for word in unknown if word.lower() not in _ARTICLES]
+    nothing = lost and all(word in lost or word.lower() in _ARTICLES for word in words_of(name))
+    if nothing or not any(letter.isalpha() for letter in name):
+        raise BadInput("labels", f"{name!r} means nothing to this model", "ask for something that it has learnt")
     if not lost:
         return
-    if all(word in lost or word.lower() in _ARTICLES for word in words_of(name)):
-        raise BadInput("labels", f"{name!r} means nothing to this model", "ask for something that it has learnt")
     warnings.warn(f"{', '.join(lost)} in {name!r} means nothing to this model", stacklevel=2)
 
 

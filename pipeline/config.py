@@ -12,7 +12,6 @@ from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -26,7 +25,7 @@ from pipeline.datasets.rows import MAX_SWEEPS
 from pipeline.demo.write import DemoConfig
 from pipeline.labels import LabelsConfig
 from pipeline.work import RunConfig
-from pipeline.yaml_files import read_yaml
+from pipeline.yaml_files import read_yaml, split_texts
 from projection.errors import BadInput
 from projection.fusion import FusionConfig
 
@@ -105,11 +104,14 @@ _TINY, _MANY = 1e-3, 1e9
 _BOUNDS: dict[str, tuple[float, float]] = {
     "data.columns": (4, 64),
     "data.intensity_scale": (_TINY, _MANY),
+    "data.sensor_height_m": (0, 100),
     "data.ego_box_m": (0, 100),
     "data.bad_share": (0, 1),
     "data.min_points": (1, _MANY),
     "teacher.batch": (1, 4096),
     "teacher.min_score": (0, 1),
+    "teacher.key_smoothing": (0, 1),
+    "teacher.denoising": (0, 1),
     "teacher.tile_overlap": (0, 0.9),
     "fusion.min_depth_m": (0, 100),
     "fusion.occlusion_px": (1, 1000),
@@ -122,6 +124,9 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "fusion.window_s": (0, _MANY),
     "fusion.vote_sweeps": (1, MAX_SWEEPS),
     "fusion.ground_sweeps": (1, MAX_SWEEPS),
+    "fusion.ground_m": (0, 100),
+    "fusion.flush_m": (0, 100),
+    "fusion.standing_m": (0, 100),
     "fusion.min_support": (1, _MANY),
     "fusion.min_agreement": (0, 1),
     "model.voxel_m": (_TINY, 100),
@@ -130,6 +135,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "train.epochs": (0, _MANY),
     "train.batch_size": (1, 128),
     "train.lr": (0, 100),
+    "train.weight_decay": (0, 10),
     "train.warmup": (0, 1),
     "train.clip_norm": (0, _MANY),
     "train.accumulate": (1, 1024),
@@ -149,6 +155,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "objectives.spatiotemporal.cell_m": (_TINY, 100),
     "objectives.selftraining.probability": (0, 1),
     "objectives.selftraining.start": (0, 1),
+    "objectives.selftraining.min_confidence": (0, 1),
     "objectives.regression.weight": (0, _MANY),
     "objectives.segmentation.cross_entropy": (_TINY, _MANY),
     "objectives.segmentation.lovasz": (0, _MANY),
@@ -162,6 +169,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "run.loaders": (0, 256),
     "run.checkpoint_s": (0, _MANY),
 }
+"""Every number's range; those of the demo are checked where it is written."""
 
 
 def load_config(arguments: Sequence[str]) -> Config:
@@ -197,17 +205,19 @@ def _with_includes(path: Path, above: tuple[Path, ...]) -> Iterator[tuple[Path, 
     if path.resolve() in above:
         raise BadInput(path, "includes itself")
     values = read_yaml(path)
-    for name in values.pop("include", []):
+    included = values.pop("include", [])
+    included = [included] if isinstance(included, str) else included
+    if not isinstance(included, list) or not all(isinstance(name, str) for name in included):
+        raise BadInput(path, f"include must be a list of files, not {included!r}")
+    for name in included:
         yield from _with_includes(path.parent / name, (*above, path.resolve()))
     yield path, values
 
 
 def _from_pair(argument: str) -> dict[str, Any]:
+    """The text as it was typed, below its key; what it means is for the key's type to say."""
     key, _, text = argument.partition("=")
-    try:
-        value: Any = yaml.safe_load(text) if len(text) < 10_000 else text
-    except yaml.YAMLError:
-        value = text
+    value: Any = text
     for part in reversed(key.split(".")):
         value = {part: value}
     assert isinstance(value, dict)
@@ -223,7 +233,7 @@ def _merge(tree: Any, values: Mapping[str, Any], source: str) -> Any:
 
 
 def _checked(values: Mapping[str, Any], kind: type, prefix: str, source: str) -> dict[str, Any]:
-    """The values with every key known, and a text given for a list taken as comma-separated."""
+    """The values with every key known, a text given for a list split at its commas, and texts where texts belong."""
     types = typing.get_type_hints(kind)
     checked: dict[str, Any] = {}
     for key, value in values.items():
@@ -235,13 +245,21 @@ def _checked(values: Mapping[str, Any], kind: type, prefix: str, source: str) ->
                 raise BadInput(source, f"{prefix}{key} is a group of keys, not {value!r}")
             value = _checked(value, typing.cast(type, inner), f"{prefix}{key}.", source)
         elif typing.get_origin(inner) is tuple and isinstance(value, str):
-            value = [part.strip() for part in value.split(",") if part.strip()]
-        elif typing.get_origin(inner) is tuple and str in typing.get_args(inner) and isinstance(value, int):
-            value = [str(value)]  # a sequence's number
-        elif inner is str and not isinstance(value, str):
-            value = "" if value is None else str(value)
+            value = split_texts(value)
+        elif typing.get_origin(inner) is tuple and str in typing.get_args(inner):
+            values_in = value if isinstance(value, list) else [value]  # one sequence's number
+            value = [_text(each, f"{prefix}{key}", source) for each in values_in]
+        elif inner is str:
+            value = _text(value, f"{prefix}{key}", source)
         checked[key] = value
     return checked
+
+
+def _text(value: Any, key: str, source: str) -> str:
+    """What YAML read where a text belongs: numbers and nothing are texts too."""
+    if isinstance(value, bool | list | Mapping):
+        raise BadInput(source, f"{key} must be a text, not {value!r}", "put it in quotes")
+    return "" if value is None else str(value)
 
 
 def _did_you_mean(key: str) -> str:

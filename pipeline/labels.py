@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8, UInt16
 
-from pipeline.yaml_files import named, read_yaml
+from pipeline.yaml_files import named, read_yaml, split_texts
 from projection.errors import BadInput
 from projection.frames import NONE
 from projection.fusion import ClassLimits
@@ -101,7 +101,7 @@ def load_space(config: LabelsConfig) -> LabelSpace:
         BadInput: the file is missing or malformed; the text names the class and the key.
     """
     path = named("labels", config.space)
-    tree = read_yaml(path)
+    tree = _read(path, "classes", "ignored", "negatives")
     classes = tree.get("classes")
     if not isinstance(classes, list) or not 0 < len(classes) < _UNKNOWN:
         raise BadInput(path, "needs `classes`, a list of 1 to 253 classes")
@@ -142,7 +142,7 @@ def _words(
         asked = {row["name"]: row["prompts"] for row in classes if "prompts" in row}
     else:
         path = named("prompts", config.prompts)
-        tree = read_yaml(path)
+        tree = _read(path, "prompts", "negatives")
         asked = tree.get("prompts", {})
         if not isinstance(asked, dict):
             raise BadInput(path, f"prompts must map classes to lists of texts, not {asked!r}")
@@ -151,6 +151,15 @@ def _words(
         raise BadInput(path, f"has prompts for {unknown[0]!r}, which is no class", f"classes are {', '.join(names)}")
     prompts = tuple(_checked_words(path, f"prompts of {name!r}", asked.get(name, [name])) for name in names)
     return prompts, _checked_words(path, "negatives", tree.get("negatives", []))
+
+
+def _read(path: Path, *keys: str) -> dict[str, Any]:
+    """The mapping in a file that may have these keys."""
+    tree = read_yaml(path)
+    for key in tree:
+        if key not in keys:
+            raise BadInput(path, f"has an unknown key {key!r}", f"keys: {', '.join(keys)}")
+    return tree
 
 
 def _is_list(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -221,8 +230,9 @@ def _free_text(text: str, rivals: Sequence[tuple[Sequence[str], Sequence[str]]])
         text: what is asked for, comma-separated.
         rivals: for each class and negative, all that it is called, and what the teacher is asked for.
     """
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    if not 0 < len(names) < _UNKNOWN or len(set(names)) < len(names):
+    names = tuple(split_texts(text))
+    alike = {" ".join(name.casefold().split()) for name in names}  # a CLIP model does not tell them apart
+    if not 0 < len(names) < _UNKNOWN or len(alike) < len(names):
         raise BadInput("labels.names", f"{text!r} gives {len(names)} names; 1 to 253 different ones are needed")
     asked = [set(name.lower().split()) for name in names]
     negatives = [
@@ -257,7 +267,8 @@ def load_scoring(config: LabelsConfig, space: LabelSpace, truth: LabelSpace) -> 
     ``space: {class: name}``. Names are all that two data sets must share to score a student of one on the other.
 
     Raises:
-        BadInput: the mapping names a class that is not in the space, or is missing where truth has other classes.
+        BadInput: the mapping's file is malformed, names a class that is not in the space, or is missing where truth has
+            other classes.
     """
     if not config.eval:
         if truth.names != space.names:
@@ -265,8 +276,8 @@ def load_scoring(config: LabelsConfig, space: LabelSpace, truth: LabelSpace) -> 
         own = np.arange(len(space), dtype=np.uint8)
         return Scoring(space.name, space.names, own, own)
     path = named("labels", config.eval)
-    tree = read_yaml(path)
-    names, mapping = tuple(tree.get("names", ())), tree.get("from", {})
+    tree = _read(path, "names", "from")
+    names, mapping = _table(path, tree, _UNKNOWN - 1), tree.get("from")
 
     def of(said: LabelSpace) -> UInt8[np.ndarray, " classes"]:
         own = mapping.get(said.name, mapping) if isinstance(mapping, dict) else mapping
@@ -279,23 +290,33 @@ def load_teacher_map(name: str, space: LabelSpace) -> UInt8[np.ndarray, "256"]:
     """Class of each id of a teacher's label images (``configs/labels/cityscapes19.yaml``), 255 = none.
 
     Raises:
-        BadInput: the file has no map to this label space, or the map names an unknown class.
+        BadInput: the file is malformed or has no map to this label space, or the map names an unknown class.
     """
     path = named("labels", name)
-    tree = read_yaml(path)
-    mapping = tree.get("to", {}).get(space.name)
+    tree = _read(path, "names", "to")
+    names, maps = _table(path, tree, 256), tree.get("to", {})
+    if not isinstance(maps, dict):
+        raise BadInput(path, f"to must map label spaces to mappings, not {maps!r}")
+    mapping = maps.get(space.name)
     if mapping is None:
         raise BadInput(path, f"has no map to the label space {space.name}", f"add `to: {space.name}: {{...}}`")
     table = np.full(256, NONE, np.uint8)
-    names = tuple(tree.get("names", ()))
     table[: len(names)] = _mapping(path, mapping, names, space.names)
     return table
+
+
+def _table(path: Path, tree: dict[str, Any], most: int) -> tuple[str, ...]:
+    """The names that a mapping's file maps between."""
+    names: Any = tree.get("names")
+    if not _is_list(_is_text)(names) or not 0 < len(names) <= most or len(set(names)) < len(names):
+        raise BadInput(path, f"names must be a list of 1 to {most} different texts, not {str(names)[:100]}")
+    return tuple(names)
 
 
 def _mapping(path: Path, mapping: Any, sources: Sequence[str], targets: Sequence[str]) -> UInt8[np.ndarray, " s"]:
     """Index among ``targets`` of each source name; 255 for those the mapping leaves out."""
     if not isinstance(mapping, dict):
-        raise BadInput(path, "its map must be a mapping of names to names")
+        raise BadInput(path, f"its map must be a mapping of names to names, not {mapping!r}")
     for source, target in mapping.items():
         if source not in sources or target not in targets:
             raise BadInput(path, f"maps {source!r} to {target!r}; one of them is not a class")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from fractions import Fraction
 
 from projection.errors import BadInput
 from projection.frames import Frame
 
-_FORM = re.compile(r"(scene|frame)@(\d+(?:\.\d+)?)%")
+_FORM = re.compile(r"(scene|frame)@([0-9]{1,3}(?:\.[0-9]{1,9})?)%")
 
 
 def labelled_subset(protocol: str, frames: Sequence[Frame]) -> list[Frame]:
@@ -23,13 +24,14 @@ def labelled_subset(protocol: str, frames: Sequence[Frame]) -> list[Frame]:
         frames: the training frames in official order of scenes, then of time.
 
     Raises:
-        BadInput: no protocol of that form, or no share of labels between 0 and 100 %.
+        BadInput: no protocol of that form, or a share of labels that does not divide 100 % or is below 0.01 %.
     """
     match = _FORM.fullmatch(protocol)
-    step = round(100 / float(match[2])) if match and 0 < float(match[2]) <= 100 else 0
-    if not match or not step or abs(step * float(match[2]) - 100) > 1e-6 * step:
+    share = Fraction(match[2]) if match else Fraction(0)
+    if not match or not Fraction(1, 100) <= share <= 100 or 100 % share:
         shares = "a share that divides 100: 1, 5, 10, 25, 50, 100, ..."
         raise BadInput("protocol", f"{protocol!r} is none", f"write scene@1% or frame@1%, with {shares}")
+    step = int(100 / share)
     if match[1] == "frame":
         return list(frames[::step])
     scenes = list(dict.fromkeys(frame.scene for frame in frames))[::step]

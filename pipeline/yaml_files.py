@@ -14,19 +14,27 @@ _BYTES_MAX = 1 << 20
 
 
 class _Loader(yaml.SafeLoader):
-    """A safe loader that refuses aliases (a few lines of them can expand to gigabytes)."""
+    """A safe loader that refuses aliases (a few lines of them can expand to gigabytes) and a key given twice."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
             raise yaml.YAMLError("aliases are not supported")
         return super().compose_node(parent, index)
 
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        if len(mapping) < len(node.value):
+            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+            twice = next(key for index, key in enumerate(keys) if key in keys[:index])
+            raise yaml.YAMLError(f"the key {twice!r} is given twice")
+        return mapping
+
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Raises:
-        BadInput: no such file, larger than 1 MiB, not YAML, or not a mapping.
+        BadInput: no such file, larger than 1 MiB, not YAML, a key given twice, or not a mapping.
     """
     try:
         data = path.read_bytes()
@@ -36,11 +44,22 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise BadInput(path, f"has {len(data)} bytes; configuration files have at most {_BYTES_MAX}")
     try:
         tree = yaml.load(data, _Loader)  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a date such as 2020-13-45
         raise BadInput(path, f"is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise BadInput(path, "holds no mapping at its top level")
     return tree
+
+
+def split_texts(text: str) -> list[str]:
+    """The parts of a comma-separated text, which may stand in [ ] and each in quotes; empty ones are left out."""
+    text = text.strip()
+    inside = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    parts = (part.strip() for part in inside.split(","))
+    bare = (
+        part[1:-1].strip() if part[:1] in "'\"" and part[:1] == part[-1:] and len(part) > 1 else part for part in parts
+    )
+    return [part for part in bare if part]
 
 
 def named(folder: str, name: str) -> Path:

@@ -68,6 +68,9 @@ def test_words_that_a_model_has_never_learnt_are_warned_of_and_names_of_nothing_
         MaskClip(model=name, prompts=[["a yellow bus"]], templates="plain").text  # noqa: B018 - encodes the text
     with pytest.raises(BadInput, match="'an yellow' means nothing to this model"):
         MaskClip(model=name, prompts=[["bus"]], negatives=["an yellow"], templates="plain").text  # noqa: B018
+    for nothing in ("!!!", "\N{AUTOMOBILE}", "42"):
+        with pytest.raises(BadInput, match=f"'{nothing}' means nothing to this model"):
+            MaskClip(model=name, prompts=[["bus"], [nothing]], templates="plain").text  # noqa: B018
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         MaskClip(model=name, prompts=[["an ambulance"]], templates="plain").text  # noqa: B018 - an article is no loss

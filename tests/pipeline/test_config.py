@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
 
 import pytest
 
-from pipeline.config import Config, describe, load_config
+from pipeline.config import _BOUNDS, Config, describe, load_config
 from pipeline.yaml_files import CONFIGS
 from projection.errors import BadInput
 
@@ -30,6 +33,39 @@ def test_lists_may_be_typed_with_commas() -> None:
     assert load_config(["data.train=mini_train, scene-0061"]).data.train == ("mini_train", "scene-0061")
     assert load_config(["data.train=[a,b]"]).data.train == ("a", "b")
     assert load_config(["data.train=10"]).data.train == ("10",)
+    assert load_config(["data.train=['010', \"no\" ,]"]).data.train == ("010", "no")
+    assert load_config(["teacher.size_hw=[224, 416]"]).teacher.size_hw == (224, 416)
+
+
+@pytest.mark.parametrize("text", ["12:30", "0012", "no", "2020-13-45", "[car,truck]", "1e3", "null", "{a: b}", "a=b"])
+def test_a_text_is_what_was_typed(text: str) -> None:
+    assert load_config([f"store={text}"]).store == text
+    assert load_config(["data.train=010"]).data.train == ("010",)
+
+
+def test_a_number_in_a_file_may_stand_for_a_text(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("data: {train: [7, a], eval: 8}\nframe: 12\nout:\n")
+    config = load_config([str(tmp_path / "a.yaml")])
+    assert (config.data.train, config.data.eval, config.frame, config.out) == (("7", "a"), ("8",), "12", "")
+
+
+def numbers(group: object, prefix: str = "") -> Iterator[str]:
+    for item in dataclasses.fields(group):  # type: ignore[arg-type]
+        value = getattr(group, item.name)
+        if dataclasses.is_dataclass(value):
+            yield from numbers(value, f"{prefix}{item.name}.")
+        elif type(value) in (int, float):
+            yield f"{prefix}{item.name}"
+
+
+def test_every_number_has_bounds() -> None:
+    assert {key for key in numbers(Config()) if not key.startswith("demo.")} == {*_BOUNDS}
+
+
+@pytest.mark.parametrize("key", [key for key in _BOUNDS if type(reduce(getattr, key.split("."), Config())) is float])
+def test_no_number_may_be_nan(key: str) -> None:
+    with pytest.raises(BadInput, match=key):
+        load_config([f"{key}=nan"])
 
 
 @pytest.mark.parametrize(
@@ -45,6 +81,9 @@ def test_lists_may_be_typed_with_commas() -> None:
         ("train.batch_size=0", "from 1 to 128"),
         ("model.voxel_m=-0.1", "from 0.001"),
         ("fusion.cell_m=.nan", "fusion.cell_m"),
+        ("data.sensor_height_m=-2", "from 0 to 100"),
+        ("train.weight_decay=inf", "from 0 to 10"),
+        ("seed.x=1", "seed"),
         ("model.features=[]", "model.features"),
         ("model.features=[colour]", "intensity"),
         ("objectives.semantic.weight=0", "nothing to learn from"),
@@ -64,6 +103,20 @@ def test_wrong_keys_and_values_are_named(argument: str, message: str) -> None:
         ("a: [", "not valid YAML"),
         ("# " + "x" * (1 << 20), "bytes"),
         ("include: [bad.yaml]\n", "includes itself"),
+        ("include: bad.yaml\n", "includes itself"),
+        ("include: 3\n", "include must be a list of files, not 3"),
+        ("include: [[a.yaml]]\n", "include must be a list of files"),
+        ("include:\n", "include must be a list of files, not None"),
+        ("seed: 1\nseed: 2\n", "key 'seed' is given twice"),
+        ("train: {lr: 1, epochs: 2, lr: 3}\n", "key 'lr' is given twice"),
+        ("? [a]\n: 1\n", "not valid YAML"),
+        ("store: 2020-13-45\n", "not valid YAML"),
+        ("seed: " + "[" * 5000, "not valid YAML"),
+        ("labels: {names: [car, truck]}\n", "labels.names must be a text"),
+        ("labels: {names: no}\n", "labels.names must be a text, not False; put it in quotes"),
+        ("store: {a: b}\n", "store must be a text"),
+        ("data: {train: [no]}\n", "data.train must be a text"),
+        ("data: {train: {a: b}}\n", "data.train must be a text"),
     ],
 )
 def test_hostile_files_are_refused(tmp_path: Path, text: str, message: str) -> None:

@@ -54,8 +54,10 @@ def test_free_text_has_no_official_ids() -> None:
     assert space.names == ("a red bus", "a person pushing a bicycle")
     assert space.export is None
     assert space.negatives[-1] == "ambulance"
-    with pytest.raises(BadInput, match="different"):
-        load_space(LabelsConfig(names="bus, bus"))
+    assert load_space(LabelsConfig(names="[car,'fire truck']")).names == ("car", "fire truck")
+    for twice in ("bus, bus", "Car,car", "a red bus,a  Red bus"):
+        with pytest.raises(BadInput, match="different"):
+            load_space(LabelsConfig(names=twice))
 
 
 def test_free_text_stands_against_all_that_is_not_asked_for() -> None:
@@ -145,6 +147,8 @@ CLASS = "name: a, raw: [1], export: 1, color: [0, 0, 0]"
         (f"classes: [{{{CLASS}}}]\nignored: 0", "ignored must be a list of ids"),
         (f"classes: [{{{CLASS}}}]\nignored: [1]", "class 'a': raw id 1 is one of the ignored"),
         (f"classes: [{{{CLASS}}}]\nnegatives: sky", "negatives must be a list of texts"),
+        (f"classes: [{{{CLASS}}}]\nnegativs: [sky]", "unknown key 'negativs'; keys: classes, ignored, negatives"),
+        ("classes: [{name: a, name: b}]", "'name' is given twice"),
     ],
 )
 def test_a_malformed_space_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -158,6 +162,46 @@ def test_malformed_prompts_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "bad.yaml").write_text(text)
     with pytest.raises(BadInput, match=r"lists? of texts"):
         load_space(LabelsConfig(prompts=str(tmp_path / "bad.yaml")))
+
+
+BAD_NAMES = ["names: road", "names: [road, road]", "names: [7]", "names: []", "names: {road: 1}", "to: {}"]
+LONG = [f"n{index}" for index in range(257)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        *((text.replace("to:", "from:"), "names must be a list of 1 to 253") for text in BAD_NAMES),
+        (f"names: {LONG[:254]}", "names must be a list of 1 to 253"),
+        ("names: [road]", "mapping of names to names, not None"),
+        ("names: [road]\nfrom: road", "mapping of names to names, not 'road'"),
+        ("names: [road]\nfrom: {nuscenes16: [road]}", "mapping of names to names"),
+        ("names: [road]\nfrom: {car: [road]}", "one of them is not a class"),
+        ("names: [road]\nfrm: {}", "unknown key 'frm'; keys: names, from"),
+    ],
+)
+def test_a_malformed_mapping_to_score_with_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "bad.yaml").write_text(text)
+    space = load_space(LabelsConfig())
+    with pytest.raises(BadInput, match=message):
+        load_scoring(LabelsConfig(eval=str(tmp_path / "bad.yaml")), space, space)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        *((text, "names must be a list of 1 to 256") for text in BAD_NAMES),
+        (f"names: {LONG}", "names must be a list of 1 to 256"),
+        ("names: [road]\nto: nuscenes16", "to must map label spaces to mappings, not 'nuscenes16'"),
+        ("names: [road]\nto: {nuscenes16: road}", "mapping of names to names, not 'road'"),
+        ("names: [road]\nfrom: {}", "unknown key 'from'; keys: names, to"),
+        ("names: [road]\nto: {nuscenes16: {road: sidewalk, road: sidewalk}}", "'road' is given twice"),
+    ],
+)
+def test_a_malformed_teacher_map_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(BadInput, match=message):
+        load_teacher_map(str(tmp_path / "bad.yaml"), load_space(LabelsConfig()))
 
 
 def test_a_map_to_an_unknown_class_is_refused(tmp_path: Path) -> None:

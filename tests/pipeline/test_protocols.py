@@ -29,6 +29,7 @@ def test_scene_fractions_take_every_nth_scene_whole() -> None:
 def test_frame_fractions_take_every_nth_frame() -> None:
     every = frames(30, 10)
     assert labelled_subset("frame@25%", every) == every[::4]
+    assert labelled_subset("frame@12.5%", every) == every[::8]
     assert labelled_subset("scene@100%", every) == every == labelled_subset("frame@100%", every)
 
 
@@ -37,7 +38,13 @@ def test_there_is_always_something(kind: str) -> None:
     assert len(labelled_subset(f"{kind}@1%", frames(3, 2))) in (1, 2)
 
 
-@pytest.mark.parametrize("protocol", ["1%", "scene@0%", "scene@101%", "frame@67%", "point@1%", "scene@1"])
+@pytest.mark.parametrize(
+    "protocol",
+    [
+        *("1%", "scene@0%", "scene@101%", "frame@67%", "point@1%", "scene@1", "scene@\u0661%", "scene@99.99999999%"),
+        *("scene@0.0000001%", "scene@33.333333%", "scene@0.009%"),
+    ],
+)
 def test_other_protocols_are_refused(protocol: str) -> None:
     with pytest.raises(BadInput, match="scene@1%"):
         labelled_subset(protocol, frames(3, 2))
