@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from numba import njit
@@ -40,13 +43,30 @@ class _SharedCacheFile(IndexDataCacheFile):
             return {}
 
 
-def jit(function: Callable[..., Any]) -> Any:
-    """Numba's ``njit`` with division as in NumPy; cached where there is a place to write, else compiled per process."""
+def jit(function: Callable[..., Any], **options: Any) -> Any:
+    """Numba's ``njit`` with division as in NumPy; cached where there is a place to write, else compiled per process.
+
+    Args:
+        function: to be compiled.
+        options: more of ``njit``'s.
+    """
+    options = {"nogil": True, "error_model": "numpy", **options}
     try:
-        compiled: Any = njit(nogil=True, error_model="numpy", cache=True)(function)
+        compiled: Any = njit(cache=True, **options)(function)
     except RuntimeError:  # neither the source's folder nor the user's cache folder can be written
-        return njit(nogil=True, error_model="numpy")(function)
+        return njit(**options)(function)
     file = getattr(compiled._cache, "_cache_file", None)
     if type(file) is IndexDataCacheFile:
         file.__class__ = _SharedCacheFile
+        file._source_stamp = (file._source_stamp, _sources(Path(function.__code__.co_filename).parent))
     return compiled
+
+
+@cache
+def _sources(folder: Path) -> str:
+    """Digest of what a function in this folder may have compiled into it.
+
+    Numba looks at a function's own file alone, and goes on with old code of what it calls or reads from others.
+    """
+    kernels = Path(__file__).parents[1].glob("*/**/*kernels.py")
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted({*folder.glob("*.py"), *kernels}))).hexdigest()

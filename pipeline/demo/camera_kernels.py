@@ -5,14 +5,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
-from numba import njit
 
 from pipeline.demo.ground import Ground
 from pipeline.demo.paint_kernels import ground_colour, part_colour, sky_colour
 from pipeline.demo.parts import Primitives
 from pipeline.demo.ray_kernels import bound_m, hit_ground, hit_part, kernel, normal, to_local
+from projection.jit import jit
 
-_jit = njit(nogil=True, cache=True, error_model="numpy")
 TILE_PX = 16
 SHADE_STEP_M = 0.25
 _NEAR_M = 0.1
@@ -39,7 +38,7 @@ class Stage(NamedTuple):
     corner: Float[np.ndarray, "2"]
 
 
-@_jit
+@jit
 def near_to_far(prims: Any, centre: Any, origin: Any) -> Any:
     """Parts by growing distance of their boxes from a point, and that distance for each part [m]."""
     near = np.empty(len(centre))
@@ -83,7 +82,7 @@ def _image_box(corners: Any, K: Any) -> Any:
     return u0, v0, u1, v1
 
 
-@_jit
+@jit
 def fill_tiles(prims: Any, centre: Any, order: Any, eye: Any, h: Any, w: Any) -> Any:
     """Starts and items of the parts that may show in each tile of an image (see Lists)."""
     n, rows, columns = len(order), (h + TILE_PX - 1) // TILE_PX, (w + TILE_PX - 1) // TILE_PX

@@ -5,12 +5,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from numba import njit
 
 from pipeline.demo.ground import NO_PAINT, OTHER_FLAT, SIDEWALK, TERRAIN
 from pipeline.demo.ray_kernels import bound_m, cell_of, hit_ground, hit_part, kernel, normal, to_local
+from projection.jit import jit
 
-_jit = njit(nogil=True, cache=True, error_model="numpy")
 BINS = 128
 RANGE_M = 80.0
 EGO = 31
@@ -41,7 +40,7 @@ def cast_car(car: Any, at: Any, rays: Any, out: Any) -> Any:
                 out[c, r] = min(out[c, r], hit_part(car, i, x, y, z, rays[c, r, 0], rays[c, r, 1], rays[c, r, 2]))
 
 
-@_jit
+@jit
 def fill_bins(prims: Any, origin: Any, time_s: Any, reach_m: Any) -> Any:
     """Starts, items and near of the parts that a ray of each of BINS azimuths of the street frame may meet (see Lists).
 
@@ -157,7 +156,7 @@ def _ground_reflect(ground: Any, surface: Any, x: Any, y: Any) -> Any:
     return 0.09 if ground.paint[row, column] == NO_PAINT else 0.55
 
 
-@_jit
+@jit
 def count_in_boxes(xyz: Any, centre: Any, half: Any, yaw: Any) -> Any:
     """How many points lie in each upright box: its centre, half sides and yaw in the points' frame [m, rad]."""
     counts = np.zeros(len(centre), np.int64)

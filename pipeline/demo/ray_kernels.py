@@ -1,17 +1,17 @@
 """Rays against primitives and the ground: distances and normals."""
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int64
-from numba import njit
 
 from pipeline.demo.ground import DRIVEABLE, KERB_M, STEP_M
 from pipeline.demo.parts import BOX, ELLIPSOID
+from projection.jit import jit
 
-_OPTIONS: Any = {"nogil": True, "cache": True, "error_model": "numpy", "forceinline": True, "_nrt": False}
-kernel = njit(**_OPTIONS)
+kernel = partial(jit, forceinline=True, _nrt=False)
 """For functions called per ray: inlined, and without numba's reference counting of arrays, which is all that they
 would otherwise spend their time on (five to ten times slower); in return they must not allocate."""
 _NEAR_M = 1e-4

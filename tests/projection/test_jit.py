@@ -55,6 +55,23 @@ def test_torn_files_and_full_disks_stop_nobody(tmp_path):
     cache_file(tmp_path / "not" / "there").save("key", "code")
 
 
+def test_code_of_what_is_called_is_part_of_the_stamp(tmp_path):
+    """Numba's own stamp is of the caller's file: a changed callee went on as it was."""
+    (tmp_path / "callee.py").write_text("from projection.jit import jit\n\n@jit\ndef f(x):\n    return x + 1\n")
+    caller = "from callee import f\nfrom projection.jit import jit\n\n@jit\ndef g(x):\n    return f(x)\n"
+    (tmp_path / "caller.py").write_text(caller)
+    paths = os.pathsep.join([str(tmp_path), os.getcwd()])
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": paths}
+
+    def answer() -> str:
+        command = [sys.executable, "-c", "from caller import g; print(g(1))"]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert answer() == "2"
+    (tmp_path / "callee.py").write_text("from projection.jit import jit\n\n@jit\ndef f(x):\n    return x + 10\n")
+    assert answer() == "11"
+
+
 def test_kernels_use_it():
     assert type(kernels.project._cache._cache_file) is jit._SharedCacheFile
 
