@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from distill.teacher import MaskClip, Precomputed, Teacher, VitFeatures
+from pipeline.command import say
 from pipeline.config import Config
 from pipeline.datasets import DATASETS
 from pipeline.datasets.rows import Row, Skip, read_frames, read_images, read_scenes, to_parquet
@@ -89,6 +90,7 @@ def make_demo(config: Config, root: Path) -> None:
         return
     if root.exists():
         raise BadInput(root, "holds something else than this demo world", "delete it, or give another data.root")
+    say(f"writing the demo world to {root}, which takes a minute or two")
     try:
         _DEMOS[config.data.kind](config.demo, root)
     except ValueError as error:

@@ -24,7 +24,7 @@ from distill.checkpoint import (
 )
 from distill.objectives import Terms, finetuning, pretraining
 from distill.ranks import rank
-from distill.student import Student
+from distill.student import ModelConfig, Student
 from distill.train import Learner, NotFinite, Step, train
 from pipeline.config import Config
 from pipeline.guard import no_labels
@@ -211,8 +211,7 @@ def _student_to_tune(config: Config, source: str, classes: int) -> tuple[Student
     if not source:
         return _new_student(config, classes, classes), torch.eye(classes)
     trained = load_student(finished_student(source).path)
-    if trained.model != config.model:
-        raise BadInput(source, f"was made with {trained.model}", f"the configuration says {config.model}")
+    _same_network(source, trained.model, config.model)
     network = _new_student(config, trained.text.shape[1], classes)
     weights = trained.student.state_dict()
     if config.finetune.start == "names" and trained.names == load_space(config.labels).names and len(trained.text):
@@ -224,6 +223,16 @@ def _student_to_tune(config: Config, source: str, classes: int) -> tuple[Student
         for name, parameter in network.named_parameters():
             parameter.requires_grad = name.startswith("classifier.")
     return network, trained.text
+
+
+def _same_network(student: str, made: ModelConfig, wanted: ModelConfig) -> None:
+    pairs = [(f.name, getattr(made, f.name), getattr(wanted, f.name)) for f in dataclasses.fields(ModelConfig)]
+    other = [(name, one, two) for name, one, two in pairs if one != two]
+    if other:
+        said = " ".join(f"model.{name}={one}" for name, one, _ in other)
+        raise BadInput(
+            student, f"was made with {said}", f"not {', '.join(str(two) for *_, two in other)}: give the same"
+        )
 
 
 def _fit(
@@ -302,8 +311,7 @@ def _recorded(out: Artifact, learner: Learner, steps: int, config: Config) -> It
 def _start_from(source: Artifact, learner: Learner, config: Config, frames: int) -> None:
     """Takes up the training of another student after its last epoch."""
     trained = load_student(source.path)
-    if trained.model != config.model:
-        raise BadInput(source.path, f"was made with {trained.model}", f"the configuration says {config.model}")
+    _same_network(str(source.path), trained.model, config.model)
     if not source.done("state", verify=True):
         raise BadInput(source.shard("state"), "is not the file that training wrote", "copy the folder again")
     epochs = source.manifest()["config"]["train"]["epochs"]

@@ -1,4 +1,4 @@
-"""Labels the points of a drive by what the pixels of its key frames say of their place (method.md section 5)."""
+"""Labels the points of a drive by what the pixels of its key frames say of their place."""
 
 from __future__ import annotations
 

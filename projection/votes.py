@@ -168,7 +168,7 @@ def fuse(
     min_agreement: float = 0.0,
     fine_share: float = 1.0,
 ) -> Opinions:
-    """Lets all votes in a cell decide on the cell's label (method.md section 5, "consolidated point labels").
+    """Lets all votes in a cell decide on the cell's label.
 
     Args:
         votes: of as many key frames, cameras and sweeps as shall be heard, cells cut in one global grid.
