@@ -10,6 +10,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+
+# The default arguments of these functions hold the process group that exists when they are imported, which the first
+# optimizer does; a group that is held outlives destroy_process_group, and its threads then abort the process at exit.
+import torch.distributed.nn.functional
 from jaxtyping import Float, Shaped
 from torch import Tensor, distributed
 
