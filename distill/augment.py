@@ -29,6 +29,6 @@ def augment(
     """A moved copy of points [m] in the LiDAR frame; heights change by the scale only."""
     angle = np.deg2rad(random.uniform(-config.rotate_deg, config.rotate_deg))
     size = random.uniform(1 - config.scale, 1 + config.scale)
-    signs = random.choice([-1.0, 1.0], 2) if config.flip else np.ones(2)
+    signs = 2.0 * random.integers(0, 2, 2) - 1.0 if config.flip else np.ones(2)
     turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
-    return (xyz @ (size * np.diag([*signs, 1.0]) @ turn).T.astype(np.float32)).astype(np.float32)
+    return (xyz @ (size * np.diag([*signs, 1.0]) @ turn).T.astype(np.float32)).astype(np.float32, copy=False)

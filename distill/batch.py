@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float16, Float32, Int32, Int64
+from jaxtyping import Float16, Float32, Int32, Int64, UInt64
 from torch import Tensor
 
 from projection import grid, kernels
@@ -146,13 +146,15 @@ class Batch:
 
 def _offset(xyz: np.ndarray, sample: Sample, voxel_m: float, height_m: float) -> np.ndarray:
     cells = xyz / voxel_m
-    return cells - np.floor(cells) - 0.5
+    cells -= np.floor(cells)
+    cells -= 0.5
+    return cells
 
 
 FEATURES: dict[str, Callable[[np.ndarray, Sample, float, float], np.ndarray]] = {
     "intensity": lambda xyz, sample, voxel_m, height_m: sample.intensity[:, None],
     "height": lambda xyz, sample, voxel_m, height_m: xyz[:, 2:] + height_m,
-    "range": lambda xyz, sample, voxel_m, height_m: np.linalg.norm(xyz, axis=1, keepdims=True),
+    "range": lambda xyz, sample, voxel_m, height_m: np.sqrt(np.einsum("ij,ij->i", xyz, xyz))[:, None],
     "age": lambda xyz, sample, voxel_m, height_m: sample.age_s[:, None],
     "offset": _offset,
 }
@@ -180,26 +182,25 @@ def _nearest(
     return np.sort(np.argsort(distance, kind="stable")[:limit])
 
 
-def _sorted_cells(keys: np.ndarray) -> tuple[grid.CellIndex, Int32[np.ndarray, " n"]]:
-    """Distinct cells in order of their keys, so that cells that touch stand near each other in memory."""
+def _sorted_cells(keys: UInt64[np.ndarray, " n"]) -> tuple[UInt64[np.ndarray, " v"], Int32[np.ndarray, " n"]]:
+    """Distinct keys in order, so that cells that touch stand near each other in memory, and each key's place there."""
     index, inverse = grid.index_cells(keys)
     order = np.argsort(index.keys)
     rank = np.empty(len(order), np.int32)
     rank[order] = np.arange(len(order), dtype=np.int32)
-    index, _ = grid.index_cells(index.keys[order])
-    return index, rank[inverse]
+    return index.keys[order], rank[inverse]
 
 
 def _cut(
-    sample: Sample, keys: np.ndarray, limit: int, generator: np.random.Generator | None
-) -> tuple[Sample, grid.CellIndex, Int32[np.ndarray, " n"], int]:
-    """Indexes the voxels and, when they are too many, leaves some out with their points and targets."""
-    index, inverse = _sorted_cells(keys)
-    count = len(index)
+    sample: Sample, keys: UInt64[np.ndarray, " n"], limit: int, generator: np.random.Generator | None
+) -> tuple[Sample, UInt64[np.ndarray, " v"], Int32[np.ndarray, " left"], int]:
+    """Finds the voxels and, when they are too many, leaves some out with their points and targets."""
+    cells, inverse = _sorted_cells(keys)
+    count = len(cells)
     if not limit or count <= limit:
-        return sample, index, inverse, 0
+        return sample, cells, inverse, 0
     left = np.zeros(count, bool)
-    left[_nearest(index.coords()[:, 1:], limit, generator)] = True
+    left[_nearest(grid.key_coords(cells)[:, 1:], limit, generator)] = True
     points = left[inverse]
     targets = points[sample.pair_point]
     row = np.cumsum(points) - 1
@@ -214,8 +215,8 @@ def _cut(
         None if sample.pair_pixel is None else sample.pair_pixel[targets],
         None if sample.pair_cube is None else sample.pair_cube[targets],
     )
-    index, inverse = _sorted_cells(keys[points])
-    return sample, index, inverse, count - len(index)
+    cells, inverse = _sorted_cells(keys[points])
+    return sample, cells, inverse, count - len(cells)
 
 
 def voxelise(
@@ -247,7 +248,7 @@ def voxelise(
     """
     width = channels(features)
     keys = grid.cell_keys(sample.xyz, voxel_m)
-    sample, index, inverse, cut = _cut(sample, keys, max_voxels, generator)
+    sample, cells, inverse, cut = _cut(sample, keys, max_voxels, generator)
     xyz = sample.xyz.astype(np.float64)
     values = np.empty((len(xyz), width), np.float32)
     np.concatenate(
@@ -256,13 +257,14 @@ def voxelise(
         out=values,
         casting="same_kind",
     )
-    feats = np.empty((len(index), width), np.float32)
-    kernels.reduce_rows(values, inverse, _MODES[reduce], feats, np.zeros(len(index), np.int32))
+    feats = np.empty((len(cells), width), np.float32)
+    kernels.reduce_rows(values, inverse, _MODES[reduce], feats, np.zeros(len(cells), np.int32))
     around = None
     if trilinear:
         around = np.empty((len(xyz), 8), np.int32), np.empty((len(xyz), 8), np.float32)
-        kernels.corners(sample.xyz, voxel_m, index.keys, index.table, *around)
-    coords = np.ascontiguousarray(index.coords()[:, 1:])
+        index, _ = grid.index_cells(cells)
+        kernels.corners(sample.xyz, voxel_m, cells, index.table, *around)
+    coords = np.ascontiguousarray(grid.key_coords(cells)[:, 1:])
     pairs = (sample.pair_point, sample.pair_label, sample.pair_score)
     return Voxels(sample.frame, coords, feats, inverse, around, *pairs, cut, sample.pair_pixel, sample.pair_cube)
 
@@ -286,7 +288,7 @@ def collate(frames: Sequence[Voxels]) -> Batch:
         if shift is None:
             return torch.from_numpy(np.concatenate(parts))
         return torch.from_numpy(
-            np.concatenate([part.astype(np.int64) + s for part, s in zip(parts, shift, strict=False)])
+            np.concatenate([np.add(part, s, dtype=np.int64) for part, s in zip(parts, shift, strict=False)])
         )
 
     around = [frame.corners for frame in frames if frame.corners is not None]

@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float16, Float32, Int64, UInt8
+from jaxtyping import Float16, Float32, Int64, UInt8
 from torch.utils.data import DataLoader, Dataset
 
 from distill.augment import augment
@@ -79,14 +79,14 @@ def pixel_targets(pixels: Artifact, config: Config, frame: Frame, cloud: Cloud) 
     images = read_pixels(pixels, frame)
     label, score = look_up(pairs, frame.cameras, images)
     objectives = config.objectives
+    named: slice | np.ndarray = slice(None)
     if objectives.semantic.weight or objectives.spatiotemporal.weight:
         named = np.flatnonzero(label != NONE)
-        pairs, label, score = pairs[named], label[named], score[named]
-    targets = Targets(pairs.point.astype(np.int64), label.astype(np.int64), score)
+    targets = Targets(pairs.point[named].astype(np.int64), label[named].astype(np.int64), score[named])
     features = [image.feature for image in images if image.feature is not None]
     if not objectives.needs_features() or len(features) < len(images):
         return targets
-    pixel = pixel_rows(pairs, frame.cameras, [image.label.shape for image in images])
+    pixel = pixel_rows(pairs, frame.cameras, [image.label.shape for image in images])[named]
     flat = np.concatenate([feature.reshape(-1, feature.shape[-1]) for feature in features])
     return replace(targets, pixel=pixel, feature=flat)
 
@@ -152,9 +152,9 @@ class TrainingFrames(Dataset[Group | BadInput]):
         except BadInput as error:
             return error
         cube, passed = self._cubes(cloud, targets), cloud.sweep // merged
-        sweeps = [
-            self._voxels(frame, cloud, targets, cube, passed == p, random) for p in np.flatnonzero(np.bincount(passed))
-        ]
+        ends = np.cumsum(np.bincount(passed))
+        parts = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False) if start < end]
+        sweeps = [self._voxels(frame, cloud, targets, cube, part, random) for part in parts]
         return Group(sweeps, targets.feature)
 
     def _cloud(self, frame: Frame) -> Cloud:
@@ -171,7 +171,7 @@ class TrainingFrames(Dataset[Group | BadInput]):
         wanted = self.config.objectives.spatiotemporal
         if not wanted.weight:
             return None
-        _, cube = index_cells(cell_keys(cloud.xyz[targets.point], wanted.cell_m))
+        _, cube = index_cells(cell_keys(cloud.xyz, wanted.cell_m)[targets.point])
         return cube.astype(np.int64)
 
     def _voxels(
@@ -180,19 +180,17 @@ class TrainingFrames(Dataset[Group | BadInput]):
         cloud: Cloud,
         targets: Targets,
         cube: Int64[np.ndarray, " m"] | None,
-        part: Bool[np.ndarray, " n"],
+        part: slice,
         random: np.random.Generator,
     ) -> Voxels:
-        """Some points of a cloud, moved and cut into voxels, with their targets."""
-        own, mine = np.flatnonzero(part), np.flatnonzero(part[targets.point])
-        row = np.empty(len(part), np.int64)
-        row[own] = np.arange(len(own))
+        """Some rows of a cloud, moved and cut into voxels, with their targets."""
+        mine = np.flatnonzero((targets.point >= part.start) & (targets.point < part.stop))
         sample = Sample(
             frame=frame.id,
-            xyz=augment(cloud.xyz[own], self.config.train.augment, random),
-            intensity=cloud.intensity[own],
-            age_s=cloud.age_s[own],
-            pair_point=row[targets.point[mine]],
+            xyz=augment(cloud.xyz[part], self.config.train.augment, random),
+            intensity=cloud.intensity[part],
+            age_s=cloud.age_s[part],
+            pair_point=targets.point[mine] - part.start,
             pair_label=targets.label[mine],
             pair_score=targets.score[mine],
             pair_pixel=None if targets.pixel is None else targets.pixel[mine],

@@ -90,10 +90,9 @@ def pixel_rows(pairs: Pairs, cameras: Sequence[Camera], grids_hw: Sequence[tuple
     """
     grid = np.array(grids_hw, np.int64).reshape(-1, 2)
     scale = (grid / np.array([camera.size_hw for camera in cameras]).reshape(-1, 2)).astype(np.float32)
-    start = np.cumsum(grid.prod(1)) - grid.prod(1)
-    row = (pairs.uv[:, 1] * scale[:, 0][pairs.camera]).astype(np.int64)
-    column = (pairs.uv[:, 0] * scale[:, 1][pairs.camera]).astype(np.int64)
-    return start[pairs.camera] + row * grid[:, 1][pairs.camera] + column
+    rows = np.empty(len(pairs), np.int64)
+    kernels.pixel_rows(pairs.camera, pairs.uv, scale, np.cumsum(grid.prod(1)) - grid.prod(1), grid[:, 1], rows)
+    return rows
 
 
 def look_up(

@@ -131,7 +131,7 @@ class Pairs:
         """The pairs at ``rows`` (a mask or indices)."""
         if rows.dtype == np.bool_:
             rows = np.flatnonzero(rows)  # once, not in every column
-        return Pairs(self.point[rows], self.camera[rows], self.uv[rows], self.depth[rows])
+        return Pairs(self.point[rows], self.camera[rows], self.uv.take(rows, axis=0), self.depth[rows])
 
     def __len__(self) -> int:
         return len(self.point)

@@ -35,9 +35,14 @@ class CellIndex:
 
     def coords(self) -> Int32[np.ndarray, "v 4"]:
         """Batch index and integer coordinates of each cell."""
-        coords = np.empty((len(self.keys), 4), np.int32)
-        kernels.unpack(self.keys, coords)
-        return coords
+        return key_coords(self.keys)
+
+
+def key_coords(keys: UInt64[np.ndarray, " v"]) -> Int32[np.ndarray, "v 4"]:
+    """Batch index and integer coordinates of packed keys."""
+    coords = np.empty((len(keys), 4), np.int32)
+    kernels.unpack(keys, coords)
+    return coords
 
 
 def index_cells(keys: UInt64[np.ndarray, " n"]) -> tuple[CellIndex, Int32[np.ndarray, " n"]]:

@@ -118,6 +118,14 @@ def project(
 
 
 @jit
+def pixel_rows(camera: Any, uv: Any, scale: Any, start: Any, width: Any, rows: Any) -> None:
+    """Writes the row of each pair's grid pixel: ``scale (k,2) f32`` is grid over image size, height and width."""
+    for i in range(len(camera)):
+        c = camera[i]
+        rows[i] = start[c] + np.int64(uv[i, 1] * scale[c, 0]) * width[c] + np.int64(uv[i, 0] * scale[c, 1])
+
+
+@jit
 def visible(
     camera: Any, uv: Any, depth: Any, grid_hw: Any, cell_px: float, relative: float, absolute: float, reach: int,
     keep: Any,
@@ -351,12 +359,14 @@ def reduce_rows(values: Any, inverse: Any, mode: int, out: Any, count: Any) -> N
     """
     for i in range(values.shape[0]):
         v = inverse[i]
-        for j in range(values.shape[1]):
-            if count[v] == 0:
+        if count[v] == 0:
+            for j in range(values.shape[1]):
                 out[v, j] = values[i, j]
-            elif mode == 1:
+        elif mode == 1:
+            for j in range(values.shape[1]):
                 out[v, j] += values[i, j]
-            elif mode == 2:
+        elif mode == 2:
+            for j in range(values.shape[1]):
                 out[v, j] = max(out[v, j], values[i, j])
         count[v] += 1
     if mode == 1:

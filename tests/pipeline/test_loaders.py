@@ -30,9 +30,7 @@ from pipeline.loaders import (
 from pipeline.stages import make_index, make_pixels, make_points, scene_frames
 from pipeline.store import Artifact
 from pipeline.training import make_pretrained
-from projection.cameras import pixel_rows
-from projection.frames import Camera, Cloud, File, Frame, Pairs
-from projection.pose import Pose
+from projection.frames import Cloud, Frame
 from tests.helpers import settings
 
 
@@ -128,13 +126,6 @@ def test_a_frame_without_targets_passes(ready: tuple) -> None:
     batches = list(training_batches(frames, nothing, config, 0))
     assert len(batches) == 3
     assert all(len(batch.pair_point) == 0 < len(batch.coords) for batch in batches)
-
-
-def test_pixel_rows_follow_the_stretched_grids() -> None:
-    camera = Camera("c", 0, Pose.identity(), np.eye(3), (100, 200), File(Path("x"), 0))
-    uv = np.array([[0.5, 0.5], [199.5, 99.5], [100.5, 50.5]], np.float32)
-    pairs = Pairs(np.arange(3, dtype=np.int32), np.array([0, 1, 1], np.uint8), uv, np.ones(3, np.float32))
-    assert pixel_rows(pairs, [camera, camera], [(2, 4), (3, 5)]).tolist() == [0, 8 + 14, 8 + 1 * 5 + 2]
 
 
 def test_labels_and_scores_come_back_as_stored(ready: tuple) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from projection.cameras import look_up, project, visible
+from projection.cameras import look_up, pixel_rows, project, visible
 from projection.frames import Pairs
 from projection.pose import Pose
 from tests.projection.scenes import camera, pixels, pose, shift
@@ -96,6 +96,16 @@ def test_the_teachers_grid_is_stretched_over_the_image():
     found, score = look_up(pairs_at(uv, np.ones(6)), [camera(shift(0))], [pixels(label, 0.5)])
     np.testing.assert_array_equal(found, [0, 1, 2, 3, 4, 5])
     np.testing.assert_array_equal(score, np.full(6, 0.5))
+
+
+def test_pixel_rows_equal_a_loop():
+    random, grids, front = np.random.default_rng(0), [(2, 3), (7, 5), (90, 160)], camera(shift(0))
+    pairs = pairs_at(random.uniform([1, 1], [159, 89], (500, 2)), np.ones(500))
+    pairs = replace(pairs, camera=random.integers(0, 3, 500).astype(np.uint8))
+    laid = [(c, row, column) for c, (h, w) in enumerate(grids) for row in range(h) for column in range(w)]
+    for row, c, (u, v) in zip(pixel_rows(pairs, [front] * 3, grids), pairs.camera, pairs.uv, strict=True):
+        height, width = grids[c]
+        assert laid[row] == (c, int(v / 90 * height), int(u / 160 * width))
 
 
 def test_far_from_the_origin_nothing_is_lost():
