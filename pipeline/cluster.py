@@ -11,22 +11,19 @@ import json
 import logging
 import os
 import secrets
-import signal
 import sys
 import tempfile
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from pipeline.signals import Stopped
+from pipeline.signals import raised
 from pipeline.store import Artifact, write_whole
 from pipeline.work import Incomplete, RunConfig, Worker, do_scene
 from projection.errors import BadInput
@@ -63,28 +60,11 @@ def cluster(run: RunConfig) -> Iterator[None]:
             # "local" keeps it from joining another cluster; the paths of Ray's sockets must stay short
             cpus = max(run.workers, os.cpu_count() or 1)
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, _temp_dir=folder, **quiet)
-        with _ended_by_sigterm():
+        with raised("work on Ray was stopped"):  # Ray's own answer ends the process with a status that says nothing
             try:
                 yield
             finally:
                 ray.shutdown()
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Within, SIGTERM raises ``Stopped``: Ray's own answer ends the process with a status that says nothing."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Stopped(number, "work on Ray was stopped")
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class _Actor:

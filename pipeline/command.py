@@ -12,7 +12,7 @@ from pathlib import Path
 from distill.train import NotFinite
 from pipeline.config import Config, describe, load_config
 from pipeline.datasets.rows import Skip
-from pipeline.signals import Stopped
+from pipeline.signals import Stopped, raised
 from pipeline.store import Artifact
 from pipeline.work import Incomplete
 from projection.errors import BadInput
@@ -57,7 +57,8 @@ def main(about: str, keys: Sequence[str], run: Callable[[Config], Made], argumen
         say(f"unknown option {unknown[0]}; settings are key=value, see --help")
         return 2
     try:
-        made = run(load_config([argument for argument in given if not argument.startswith("-")]))
+        with raised("stopped"):
+            made = run(load_config([argument for argument in given if not argument.startswith("-")]))
     except (BadInput, Incomplete, NotFinite, OSError) as error:
         if show_trace:
             traceback.print_exc()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from pipeline.labels import LabelSpace
+from pipeline.store import write_folder
 from projection.errors import BadInput
 from projection.frames import Frame, PointLabels
 
@@ -65,7 +65,7 @@ def submission(
             _place(folder, format.file(split, frame)).write_bytes(table[label].tobytes())
         format.seal(folder, split)
 
-    _whole(out, write)
+    write_folder(out, write)
 
 
 def pseudo_labels(
@@ -87,7 +87,7 @@ def pseudo_labels(
             path.write_bytes(table[points.label].tobytes())
             np.savez(path.with_suffix(".npz"), score=points.score, agreement=points.agreement)
 
-    _whole(out, write)
+    write_folder(out, write)
 
 
 def _official(format: Format, space: LabelSpace) -> np.ndarray:
@@ -104,20 +104,6 @@ def _place(folder: Path, name: str) -> Path:
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
-
-
-def _whole(out: Path, write: Callable[[Path], None]) -> None:
-    """Writes a folder under a temporary name and renames it when it is whole."""
-    if out.exists():
-        raise BadInput(out, "exists already", "delete it or give another out=")
-    temporary = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        write(temporary)
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _lidarseg_file(split: str, frame: Frame) -> str:

@@ -131,7 +131,7 @@ def make_scores(config: Config, index: Artifact, said: Artifact) -> Artifact:
     space, truths = load_space(config.labels), load_truth(config.labels)
     scoring = load_scoring(config.labels, space, truths)
     key = {
-        **config.groups("absent_class"),
+        **config.groups("absent_class", "on_bad"),
         "classes": [scoring.names, scoring.of_class.tolist(), scoring.of_truth.tolist(), truths.digest()],
         "said": said.manifest()["digest"],
     }
@@ -142,8 +142,13 @@ def make_scores(config: Config, index: Artifact, said: Artifact) -> Artifact:
     true_class[: len(truths)] = scoring.of_truth
     said_class[: len(space)] = np.where(scoring.of_class == NONE, OTHER, scoring.of_class)
     confusion, frames = Confusion.empty(len(scoring.names)), 0
+    skipped = _of_eval(said, scenes_of(index, "eval"))
     for frame, label in labelled_frames(config, index, said):
-        truth = read_truth(frame, truths, config)
+        try:
+            truth = read_truth(frame, truths, config)
+        except BadInput as error:
+            skipped.append(skip_or_raise(error, frame, config))
+            continue
         if truth is None:
             continue
         if len(truth) != len(label):
@@ -154,7 +159,7 @@ def make_scores(config: Config, index: Artifact, said: Artifact) -> Artifact:
         raise BadInput("data.eval", "no frame has labels to score against", "unpack its labels, or score val")
     tree = _scores(config, confusion, frames, scoring.names, said)
     scores.commit("scores", json.dumps(tree, indent=1).encode())
-    scores.finish(["scores"], config, started, _of_eval(said, scenes_of(index, "eval")))
+    scores.finish(["scores"], config, started, skipped)
     return scores
 
 

@@ -1,4 +1,4 @@
-"""Signals that ask a training to end: the step in hand is finished and a checkpoint written first."""
+"""Signals that ask a run to end: what is half written is removed, a training writes a checkpoint first."""
 
 from __future__ import annotations
 
@@ -49,3 +49,23 @@ def noted() -> Iterator[Sequence[int]]:
         yield heard
     finally:
         restore()
+
+
+@contextmanager
+def raised(said: str) -> Iterator[None]:
+    """While this lasts SIGTERM raises ``Stopped``: its own answer would leave half-written folders behind.
+
+    Outside of the main thread, where Python hears no signals, nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped(number, said)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

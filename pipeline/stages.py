@@ -57,7 +57,7 @@ def make_index(config: Config) -> Artifact:
     if index.whole and index.done("index", config.verify):
         return index
     skipped: list[Skip] = []
-    counts = {"frames": 0, "missing_sweeps": 0}
+    counts = {"frames": 0, "labelled": 0, "missing_sweeps": 0}
 
     def usable() -> Iterator[Row]:
         for row in reader.index(config.data):
@@ -66,6 +66,7 @@ def make_index(config: Config) -> Artifact:
                 skipped.append(row.frame)
             else:
                 counts["frames"] += 1
+                counts["labelled"] += row.frame.labels is not None
                 yield row
 
     table = to_parquet(usable(), root)
@@ -73,6 +74,8 @@ def make_index(config: Config) -> Artifact:
         raise BadInput(f"frame {skipped[0].frame} of {skipped[0].scene}", skipped[0].reason, _skip_hint(len(skipped)))
     if not counts["frames"]:
         raise BadInput(root, "no frame can be used", skipped[0].reason if skipped else "")
+    if 0 < counts["labelled"] < counts["frames"]:
+        say(f"{root}: {counts['labelled']} of {counts['frames']} frames have labels")
     index.sweep_orphans()
     index.commit("index", table, skipped=skipped, counts=counts)
     index.finish(["index"], config, started)

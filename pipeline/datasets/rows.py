@@ -128,10 +128,14 @@ def within(root: Path, name: str) -> Path:
     """The path of a file named in a table.
 
     Raises:
-        BadInput: the name leaves the data root, by dots, as an absolute path or through a link.
+        BadInput: the name leaves the data root, by dots, as an absolute path or through a link, or leads in a circle.
     """
     path = root / name
-    if not path.resolve().is_relative_to(root.resolve()):
+    try:
+        resolved = path.resolve()
+    except RuntimeError:  # before Python 3.13
+        raise BadInput(path, "is a link that leads back to itself") from None
+    if not resolved.is_relative_to(root.resolve()):
         raise BadInput(name, "this file name in a table leaves the data root", f"it must lie under {root}")
     return path
 

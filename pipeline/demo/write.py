@@ -1,7 +1,6 @@
 """Writes the demo: a nuScenes data root with tables, images, LiDAR sweeps, point labels and boxes."""
 
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from pipeline.demo.tables import (
     token,
 )
 from pipeline.demo.world import World, build_world
+from pipeline.store import write_folder
 from projection.errors import BadInput
 
 MINI_TRAIN = (
@@ -116,14 +116,7 @@ def write_root(config: DemoConfig, out: Path, write: Callable[[Path], None]) -> 
         BadInput: a setting is out of its bounds, or `out` is already there.
     """
     _check(config)
-    if out.exists():
-        raise BadInput(out, "is already there", "remove it or choose another folder")
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    try:
-        write(partial)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    write_folder(out, write)
 
 
 def split_names(train_scenes: int, val_scenes: int) -> tuple[str, Sequence[str], Sequence[str]]:
