@@ -92,10 +92,13 @@ def make_student(model: ModelConfig, text_dim: int, classes: int | None = None) 
     return Student(model.size, channels(model.features), text_dim, classes, model.backend, model.checkpointing)
 
 
-def student_config(model: ModelConfig, names: tuple[str, ...], sensor_height_m: float, used_labels: bool) -> bytes:
+def student_config(
+    student: Student, model: ModelConfig, names: tuple[str, ...], sensor_height_m: float, used_labels: bool
+) -> bytes:
     """The bytes of ``config.json``."""
     tree = {
         "model": asdict(model),
+        "named": student.named,
         "names": list(names),
         "sensor_height_m": sensor_height_m,
         "used_labels": used_labels,
@@ -132,9 +135,10 @@ def load_student(source: str | Path) -> Trained:
         text = tensors.pop("text")
         head = tensors.get("student.classifier.weight")
         student = make_student(model, text.shape[1], None if head is None else len(head))
+        student.named = config["named"]
         names = tuple(str(name) for name in config["names"])
         height_m, used_labels = float(config["sensor_height_m"]), bool(config["used_labels"])
-        _check(model, names, len(text) if head is None else len(head), [*tensors.values(), text])
+        _check(student, model, names, len(text) if head is None else len(head), [*tensors.values(), text])
     except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError, SafetensorError) as error:
         raise BadInput(
             source, f"is no readable student: {error}", "give the folder that tools/pretrain.py printed"
@@ -146,8 +150,12 @@ def load_student(source: str | Path) -> Trained:
     return Trained(student.eval(), text, names, model, height_m, used_labels)
 
 
-def _check(model: ModelConfig, names: tuple[str, ...], classes: int, tensors: Sequence[Tensor]) -> None:
+def _check(
+    student: Student, model: ModelConfig, names: tuple[str, ...], classes: int, tensors: Sequence[Tensor]
+) -> None:
     """Refuses what would only fail, or go wrong, in use."""
+    if student.named not in ("semantic", "local"):
+        raise ValueError(f"named is {student.named!r}, not one of semantic, local")
     for key, allowed in (("reduce", Reduce), ("backend", Backend)):
         if getattr(model, key) not in get_args(allowed):
             raise ValueError(f"model.{key} is {getattr(model, key)!r}, not one of {', '.join(get_args(allowed))}")

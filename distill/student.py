@@ -165,7 +165,12 @@ class Student(nn.Module):
         classes: number of classes of the classifier, None before fine-tuning.
         backend: who computes the sparse convolutions.
         checkpointing: keep less memory and compute each residual block twice.
+
+    Attributes:
+        named: the head whose embeddings are compared with the class names: the one that was trained.
     """
+
+    named: Literal["semantic", "local"] = "semantic"
 
     def __init__(
         self,
@@ -215,7 +220,7 @@ class Student(nn.Module):
     def classify(self, batch: Batch, text: Float[Tensor, "k d"] | None = None) -> UInt8[Tensor, " n"]:
         """The best class of every point: by the classifier, or with ``text`` by the nearest class embedding.
 
-        The argmax of ``<p / |p|, t>`` is that of ``<p, t>``, so the semantic head and the class embeddings melt into
+        The argmax of ``<p / |p|, t>`` is that of ``<p, t>``, so the head ``named`` and the class embeddings melt into
         one small linear map, and no embedding of a point is ever made.
 
         Raises:
@@ -223,8 +228,8 @@ class Student(nn.Module):
         """
         feats = self.voxel_features(batch).float()
         if text is not None:
-            text = text.to(feats)
-            scores = functional.linear(feats, text @ self.semantic.weight, text @ self.semantic.bias)
+            text, head = text.to(feats), {"semantic": self.semantic, "local": self.local}[self.named]
+            scores = functional.linear(feats, text @ head.weight, text @ head.bias)
         elif self.classifier is not None:
             scores = functional.linear(feats, self.classifier.weight, self.classifier.bias)
         else:

@@ -282,14 +282,15 @@ def _backward(
 
 
 def _problem(learner: Learner, passes: Sequence[_Pass], config: TrainConfig) -> str:
-    """Clips the gradients; says what must not be learnt from, if anything. fp16's scaler minds its own overflows."""
+    """Clips the gradients; says what must not be learnt from, if anything."""
     bad = [p for p in passes if not math.isfinite(p.loss)]
     if bad:
         return f"loss is {bad[0].loss}, frames {_listed(bad)}"
     learner.scaler.unscale_(learner.optimizer)
     norm = nn.utils.clip_grad_norm_(learner.student.parameters(), config.clip_norm or math.inf)
-    if learner.scaler.is_enabled() or torch.isfinite(norm):
-        return ""
+    if torch.isfinite(norm) or (learner.scaler.is_enabled() and learner.scaler.get_scale() >= 1):
+        return ""  # the scaler leaves a step out itself and halves its scale, which cures what is too large for fp16
+    learner.scaler.update()
     return f"the gradient's norm is {norm.item()}, frames {_listed(passes)}"
 
 

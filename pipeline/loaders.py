@@ -80,7 +80,7 @@ def pixel_targets(pixels: Artifact, config: Config, frame: Frame, cloud: Cloud) 
     label, score = look_up(pairs, frame.cameras, images)
     objectives = config.objectives
     named: slice | np.ndarray = slice(None)
-    if objectives.semantic.weight or objectives.spatiotemporal.weight:
+    if objectives.needs_labels():
         named = np.flatnonzero(label != NONE)
     targets = Targets(pairs.point[named].astype(np.int64), label[named].astype(np.int64), score[named])
     features = [image.feature for image in images if image.feature is not None]

@@ -53,6 +53,7 @@ def make_pretrained(config: Config) -> Artifact:
         Stopped: by a signal, after a checkpoint.
         Incomplete: scenes or workers were lost too often.
     """
+    _check_teacher(config)
     if wants_ray(config) and not _complete(_pretrained(config, _sources(config)), config):
         on_ray(make_pretrained, config)
     with joined(partial(_sources, config)) as sources:
@@ -60,6 +61,15 @@ def make_pretrained(config: Config) -> Artifact:
         if not _complete(student, config):
             _pretrain(config, sources, student)
     return student
+
+
+def _check_teacher(config: Config) -> None:
+    """Refuses objectives that the teacher has nothing to say to."""
+    teacher, objectives = config.teacher, config.objectives
+    if teacher.kind == "features" and objectives.needs_labels():
+        raise BadInput("teacher.kind", "features names no class to learn", "see configs/pretrain/scalr.yaml")
+    if teacher.kind == "maskclip" and objectives.needs_features() and not teacher.keep_features:
+        raise BadInput("teacher.keep_features", "is false, but points shall be compared with pixels", "set it true")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -92,10 +102,13 @@ def _pretrain(config: Config, sources: _Sources, student: Artifact) -> None:
     pixels, points = sources.pixels, sources.points
     lost = {skip.frame for skip in points.skipped()}
     frames = [frame for frame in training_frames(sources.index, config) if frame.id not in lost]
+    if not frames:
+        raise BadInput("data.train", f"all frames were left out, first: {points.skipped()[0].reason}")
     text = torch.from_numpy(pixels.arrays("_text").get_tensor("text"))
     started, targets = time.time(), target_source(config.objectives.semantic.targets, pixels, points, config)
     with no_labels(frames):
         network = _new_student(config, text.shape[1])
+        network.named = "semantic" if config.objectives.semantic.weight else "local"
         terms = pretraining(network, text.to(device()), config.objectives)
         stripped = [dataclasses.replace(frame, labels=None) for frame in frames]
         bad = _fit(config, student, network, terms, text, stripped, targets, False, config.resume)
@@ -211,14 +224,18 @@ def _student_to_tune(config: Config, source: str, classes: int) -> tuple[Student
     if not source:
         return _new_student(config, classes, classes), torch.eye(classes)
     trained = load_student(finished_student(source).path)
+    if trained.used_labels:
+        raise BadInput(source, "has learnt from labels already", "give the pre-trained one, or student=none")
     _same_network(source, trained.model, config.model)
     network = _new_student(config, trained.text.shape[1], classes)
     weights = trained.student.state_dict()
     if config.finetune.start == "names" and trained.names == load_space(config.labels).names and len(trained.text):
-        weights |= {f"classifier.{k}": trained.text @ weights[f"semantic.{k}"] for k in ("weight", "bias")}
+        named = trained.student.named
+        weights |= {f"classifier.{k}": trained.text @ weights[f"{named}.{k}"] for k in ("weight", "bias")}
     else:
         weights |= {k: v for k, v in network.state_dict().items() if k.startswith("classifier.")}
     network.load_state_dict(weights)  # strict: a weight that does not fit is an error
+    network.named = trained.student.named
     if config.finetune.linear_probe:
         for name, parameter in network.named_parameters():
             parameter.requires_grad = name.startswith("classifier.")
@@ -254,6 +271,8 @@ def _fit(
         Number of steps that were left out because their loss was not finite.
 
     Raises:
+        BadInput: the whole training met no target.
+        NotFinite: steps without a finite loss, too many or all, or weights that are not.
         Stopped: by a signal, after a checkpoint.
     """
     learner = Learner(network, config.train, "classifier.", config.finetune.head_lr)
@@ -261,22 +280,30 @@ def _fit(
         load_learner(learner, out.shard("state"))
     elif resume:
         _start_from(finished_student(resume), learner, config, len(frames))
-    steps = training_steps(config, len(frames))
+    steps, first, targeted = training_steps(config, len(frames)), learner.step, 0
+
+    def counted(step: Step) -> None:
+        nonlocal targeted
+        targeted += step.points
+        on_step(step)
+
     if rank() == 0:
         out.sweep_orphans()
         names, height_m = load_space(config.labels).names, config.data.sensor_height_m
-        write_whole(out.path / "config.json", student_config(config.model, names, height_m, used_labels))
+        write_whole(out.path / "config.json", student_config(network, config.model, names, height_m, used_labels))
     with (
         closing(training_batches(frames, targets, config, learner.step)) as batches,
         noted() as heard,
         _recorded(out, learner, steps, config) as on_step,
     ):
-        train(learner, terms, batches, steps, config.train, on_step, config.seed, lambda: bool(heard))
+        train(learner, terms, batches, steps, config.train, counted, config.seed, lambda: bool(heard))
     if learner.step < steps:
         number = heard[0] if heard else signal.SIGTERM  # another worker's
         raise Stopped(number, f"training stopped after step {learner.step} of {steps}")
     if learner.bad == steps > 0:
         raise NotFinite(f"all {steps} steps were left out, because nothing was finite")
+    if first == 0 < steps and not targeted:
+        raise BadInput("data.train", "no point of any frame has a target", "look at the labels with tools/view.py")
     learner.keep_average()
     if not all(value.isfinite().all() for value in network.state_dict().values()):
         raise NotFinite(f"weights are not finite after step {steps}")

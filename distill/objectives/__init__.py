@@ -33,10 +33,22 @@ class ObjectivesConfig:
         """Refuses to learn from nothing."""
         if not any(part.weight for part in (self.semantic, self.spatiotemporal, self.regression)):
             raise ValueError("objectives: every weight is 0, there is nothing to learn from")
+        if self.semantic.targets == "points" and self.needs_pairs():
+            raise ValueError("objectives: fused points have no pixels to compare with; set semantic.targets=pixels")
+
+    def needs_pairs(self) -> bool:
+        """Whether points are compared with each other or with pixels, which the local head learns from."""
+        return self.spatiotemporal.weight > 0 or self.regression.weight > 0
 
     def needs_features(self) -> bool:
-        """Whether pixel features are wanted beside labels."""
-        return self.spatiotemporal.weight > 0 or self.regression.weight > 0
+        """Whether the features of pixels are wanted; the published code's consistency does without."""
+        return self.regression.weight > 0 or (
+            self.spatiotemporal.weight > 0 and self.spatiotemporal.kind != "reference"
+        )
+
+    def needs_labels(self) -> bool:
+        """Whether pixels must have a class."""
+        return self.semantic.weight > 0 or self.spatiotemporal.weight > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +75,15 @@ def pretraining(student: Student, text: Float[Tensor, "c d"], config: Objectives
     def terms(batch: Batch, moment: Moment) -> dict[str, Tensor]:
         own = switched(config.selftraining, moment.progress, moment.coin)
         everywhere = own and config.selftraining.unpaired
-        heads: list[HeadName] = ["semantic", "local"] if config.needs_features() else ["semantic"]
+        heads: list[HeadName] = ["semantic", "local"] if config.needs_pairs() else ["semantic"]
         said = student(batch, points=None if everywhere else batch.pair_point, heads=heads, unit=False)
         pairs = _rows(said, batch.pair_point) if everywhere else said
         found = {}
-        if config.semantic.weight:
-            found["semantic"] = config.semantic.weight * _semantic(said, pairs, batch, text, config, own)
-        if config.needs_features():
-            found |= _with_pixels(pairs, batch, text, config)
+        with torch.autocast(text.device.type, enabled=False):  # products of unit vectors are too fine for 8 bits
+            if config.semantic.weight:
+                found["semantic"] = config.semantic.weight * _semantic(said, pairs, batch, text, config, own)
+            if config.needs_pairs():
+                found |= _with_pixels(pairs, batch, text, config)
         return found
 
     return terms

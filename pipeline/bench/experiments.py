@@ -208,7 +208,6 @@ ABLATION: tuple[tuple[str, tuple[str, ...], Sequence[int]], ...] = (
     ("the published code's losses", _PUBLISHED, SEEDS[:1]),
     ("the paper's printed losses", _PRINTED, SEEDS[:1]),
     ("semantic term alone, fused labels", (*_ONE_SWEEP, *_NO_CONSISTENCY, *_NO_SELFTRAINING, *_FUSED), SEEDS),
-    ("full method, fused labels", _FUSED, SEEDS[:1]),
 )
 """Name, overrides, seeds: the lines of CLIP2Scene's own ablation, and the readings of its losses."""
 

@@ -105,6 +105,8 @@ def test_classify_is_the_argmax_of_the_embeddings(trilinear: bool) -> None:
     out = student(batch)
     assert torch.equal(student.classify(batch, text), (out.semantic @ text.t()).argmax(1).to(torch.uint8))
     assert torch.equal(student.classify(batch), out.logits.argmax(1).to(torch.uint8))
+    student.named = "local"
+    assert torch.equal(student.classify(batch, text), (out.local @ text.t()).argmax(1).to(torch.uint8))
     student.classifier = None
     with pytest.raises(ValueError, match="pass text"):
         student.classify(batch)

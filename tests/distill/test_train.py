@@ -205,6 +205,16 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bytes(tmp_path: Path, optimizer
         assert end(resumed) == whole
 
 
+def test_gradients_that_are_never_finite_end_a_training_in_fp16() -> None:
+    config, learner = TrainConfig(precision="fp16"), Learner(student(), TrainConfig(precision="fp16"))
+
+    def terms(batch: Batch, moment: Moment) -> dict[str, torch.Tensor]:
+        return {"semantic": (learner.student.semantic.weight.sum() * 0.0).sqrt()}  # 0, with a slope of 0 / 0
+
+    with pytest.raises(NotFinite, match=r"step 18: the gradient's norm is nan"):  # the scale starts at 2 ** 16
+        train(learner, terms, batches(20), 20, config, lambda step: None)
+
+
 def test_training_halts_after_a_step() -> None:
     learner = Learner(student(), TrainConfig())
     terms = pretraining(learner.student, TEXT, ObjectivesConfig())
@@ -249,13 +259,14 @@ def test_vectors_are_not_decayed() -> None:
 
 def write(folder: Path, student: Student) -> None:
     folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_bytes(student_config(MODEL, ("low", "middle", "high"), 1.8, False))
+    (folder / "config.json").write_bytes(student_config(student, MODEL, ("low", "middle", "high"), 1.8, False))
     (folder / "model.safetensors").write_bytes(student_bytes(student, TEXT))
 
 
 def test_a_student_comes_back_from_disk(tmp_path: Path) -> None:
     student = make_student(MODEL, 3)
     run(student, TrainConfig(epochs=1))
+    student.named = "local"
     write(tmp_path, student)
     trained = load_student(tmp_path)
     batch = next(batches(1))
