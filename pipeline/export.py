@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
@@ -16,6 +17,8 @@ from pipeline.labels import LabelSpace
 from pipeline.store import write_folder
 from projection.errors import BadInput
 from projection.frames import Frame, PointLabels
+
+T = TypeVar("T")
 
 _META = {
     "use_camera": True,  # the student takes LiDAR alone, but cameras taught it
@@ -54,12 +57,13 @@ def submission(
     """Writes an entry to the data set's challenge: an official id for every point of every frame.
 
     Raises:
-        BadInput: ``out`` exists, a point has no class, or the space or a frame's id is not of this format.
+        BadInput: ``out`` exists, there is no frame, a point has no class, or the space or a frame's id is not of this
+            format.
     """
     table = _official(format, space)
 
     def write(folder: Path) -> None:
-        for frame, label in predictions:
+        for frame, label in _some(predictions):
             if (label >= len(space)).any():
                 raise BadInput(frame.id, "has points without a class; 0 is forbidden in a submission")
             _place(folder, format.file(split, frame)).write_bytes(table[label].tobytes())
@@ -77,17 +81,27 @@ def pseudo_labels(
     this is training material, not an entry.
 
     Raises:
-        BadInput: ``out`` exists, or the space or a frame's id is not of this format.
+        BadInput: ``out`` exists, there is no frame, or the space or a frame's id is not of this format.
     """
     table = _official(format, space)
 
     def write(folder: Path) -> None:
-        for frame, points in labels:
+        for frame, points in _some(labels):
             path = _place(folder, format.file(split, frame))
             path.write_bytes(table[points.label].tobytes())
             np.savez(path.with_suffix(".npz"), score=points.score, agreement=points.agreement)
 
     write_folder(out, write)
+
+
+def _some(labels: Iterable[T]) -> Iterator[T]:
+    """All of them, of which there must be one."""
+    empty = True
+    for each in labels:
+        empty = False
+        yield each
+    if empty:
+        raise BadInput("data.eval", "has no frame to export")
 
 
 def _official(format: Format, space: LabelSpace) -> np.ndarray:

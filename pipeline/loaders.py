@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -15,15 +15,17 @@ from torch.utils.data import DataLoader, Dataset
 from distill.augment import augment
 from distill.batch import Batch, Group, Sample, Voxels, collate_groups, voxelise
 from distill.ranks import rank, ranks
+from pipeline.command import say
 from pipeline.config import Config
 from pipeline.datasets import DATASETS
+from pipeline.datasets.rows import Skip
 from pipeline.labels import LabelSpace
 from pipeline.store import Artifact
 from projection.cameras import look_up, pixel_rows, project, visible
 from projection.errors import BadInput
 from projection.frames import NONE, Cloud, Frame, Pairs, PixelLabels, PointLabels
 from projection.grid import cell_keys, index_cells
-from projection.sweeps import choose_sweeps, merge
+from projection.sweeps import choose_sweeps, merge, read_sweep
 
 
 def read_pixels(pixels: Artifact, frame: Frame) -> list[PixelLabels]:
@@ -123,10 +125,72 @@ def truth_targets(space: LabelSpace, config: Config, frame: Frame, cloud: Cloud)
     return Targets(rows, label[label != NONE].astype(np.int64), np.ones(len(rows), np.float32))
 
 
+def readable(
+    frames: Sequence[Frame], config: Config, read: Callable[[Frame], object]
+) -> tuple[list[Frame], list[Skip]]:
+    """The frames that can be read, and with ``on_bad=skip`` word of the others.
+
+    Raises:
+        BadInput: a frame cannot be read and ``on_bad=fail``.
+    """
+    good: list[Frame] = []
+    skipped: list[Skip] = []
+    for frame in frames:
+        try:
+            read(frame)
+            good.append(frame)
+        except BadInput as error:
+            skipped.append(skip_or_raise(error, frame, config))
+    return good, skipped
+
+
+def skip_or_raise(error: BadInput, frame: Frame, config: Config) -> Skip:
+    """What ``on_bad`` says is to be done about a frame: word of it, or its error raised."""
+    if config.on_bad == "fail":
+        raise error
+    return Skip(frame.id, frame.scene, str(error))
+
+
+def note_older(skipped: list[Skip], scene: str, error: BadInput) -> None:
+    """Writes an older sweep of a scene down that was left out; several frames share it."""
+    if all(str(error) != skip.reason for skip in skipped):
+        skipped.append(Skip("(an older sweep)", scene, str(error)))
+
+
 def key_cloud(frame: Frame, config: Config, ego_box_m: float, sweeps: int = 1) -> Cloud:
     """The key sweep of a frame, with older ones merged into it if so many are asked for."""
     data = config.data
     return merge(frame, sweeps, data.columns, data.intensity_scale, ego_box_m, data.bad_share)
+
+
+def usable_cloud(
+    frame: Frame, config: Config, ego_box_m: float, sweeps: int, left_out: Callable[[BadInput], None]
+) -> Cloud:
+    """As ``key_cloud``; with ``on_bad=skip`` without the older sweeps that are bad, which ``left_out`` hears of.
+
+    Raises:
+        BadInput: the key sweep is bad, or an older one is and ``on_bad=fail``.
+    """
+    try:
+        return key_cloud(frame, config, ego_box_m, sweeps)
+    except BadInput:
+        if config.on_bad == "fail":
+            raise
+    good = [frame.sweeps[0]]
+    for sweep in frame.sweeps[1:sweeps]:
+        try:
+            read_sweep(sweep, config.data.columns, config.data.bad_share)
+            good.append(sweep)
+        except BadInput as error:
+            left_out(error)
+    return key_cloud(replace(frame, sweeps=tuple(good)), config, ego_box_m, len(good))
+
+
+def _say_older(error: BadInput) -> None:
+    _say_once(f"left out an older sweep: {error}")
+
+
+_say_once = cache(say)
 
 
 @dataclass(frozen=True)
@@ -147,7 +211,7 @@ class TrainingFrames(Dataset[Group | BadInput]):
         settings, merged = self.config.train, self.config.model.sweeps
         try:
             frame = choose_sweeps(self.frames[number], settings.sweeps * merged, settings.sweeps_among, random=random)
-            cloud = self._cloud(frame)
+            cloud = usable_cloud(frame, self.config, self.config.data.ego_box_m, len(frame.sweeps), _say_older)
             targets = self.targets(frame, cloud)
         except BadInput as error:
             return error
@@ -156,15 +220,6 @@ class TrainingFrames(Dataset[Group | BadInput]):
         parts = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False) if start < end]
         sweeps = [self._voxels(frame, cloud, targets, cube, part, random) for part in parts]
         return Group(sweeps, targets.feature)
-
-    def _cloud(self, frame: Frame) -> Cloud:
-        """All sweeps of a frame; the key sweep alone where an older one is bad and may be left out."""
-        try:
-            return key_cloud(frame, self.config, self.config.data.ego_box_m, len(frame.sweeps))
-        except BadInput:
-            if self.config.on_bad == "fail" or len(frame.sweeps) == 1:
-                raise
-            return key_cloud(frame, self.config, self.config.data.ego_box_m)
 
     def _cubes(self, cloud: Cloud, targets: Targets) -> Int64[np.ndarray, " m"] | None:
         """The cube of each target, cut before any augmentation, numbered over all sweeps."""

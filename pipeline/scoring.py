@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -18,8 +18,8 @@ from pipeline.config import Config
 from pipeline.datasets.rows import Skip
 from pipeline.executor import run_stage
 from pipeline.labels import load_scoring, load_space, load_truth
-from pipeline.loaders import key_cloud, read_points, read_truth
-from pipeline.stages import device, scene_frames, scenes_of, skip_or_raise
+from pipeline.loaders import note_older, read_points, read_truth, skip_or_raise, usable_cloud
+from pipeline.stages import device, scene_frames, scenes_of
 from pipeline.store import Artifact, digest_files
 from pipeline.training import finished_student
 from pipeline.work import Shard
@@ -55,11 +55,10 @@ def open_points(config: Config) -> Artifact:
         BadInput: they are not whole, or their classes are not those of ``labels``.
     """
     points = Artifact.at(config.points, "points")
-    labels = points.manifest().get("config", {}).get("labels", {})
-    made = labels.get("space"), labels.get("names")
-    if made != (config.labels.space, config.labels.names):
-        said = " ".join(f"labels.{k}={v}" for k, v in zip(("space", "names"), made, strict=True) if v)
-        raise BadInput(config.points, f"was made with {said}", "score, draw and export it with the same")
+    made, names = points.manifest()["key"].get("classes"), list(load_space(config.labels).names)
+    if made != names:
+        said = f"has the classes {', '.join(made or ())}"
+        raise BadInput(config.points, said, f"labels has {', '.join(names)}: score, draw and export it with the same")
     return points
 
 
@@ -74,16 +73,17 @@ class PredictWorker:
         """The predictions of a scene's key sweeps."""
         arrays: dict[str, np.ndarray] = {}
         skipped: list[Skip] = []
+
         for frame in scene_frames(self.index, self.config, scene):
             try:
-                arrays[frame.id] = self.predict(frame)
+                arrays[frame.id] = self.predict(frame, partial(note_older, skipped, scene))
             except BadInput as error:
                 skipped.append(skip_or_raise(error, frame, self.config))
         return Shard(arrays, skipped, {"frames": len(arrays), "points": sum(map(len, arrays.values()))})
 
-    def predict(self, frame: Frame) -> UInt8[np.ndarray, " n"]:
+    def predict(self, frame: Frame, left_out: Callable[[BadInput], None]) -> UInt8[np.ndarray, " n"]:
         """Class of every raw row; rows that are no points (``data.bad_share``) get the frame's most frequent one."""
-        cloud = key_cloud(frame, self.config, 0.0, self.trained.model.sweeps)
+        cloud = usable_cloud(frame, self.config, 0.0, self.trained.model.sweeps, left_out)
         height_m = self.config.data.sensor_height_m  # above the ground of the data's own rig
         label = self.trained.predict(cloud.xyz, cloud.intensity, cloud.age_s, height_m)
         rows = frame.sweeps[0].points.bytes // (4 * self.config.data.columns)

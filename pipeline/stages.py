@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from pipeline.demo.kitti import write_kitti_demo
 from pipeline.demo.write import write_demo
 from pipeline.executor import run_stage
 from pipeline.labels import LabelSpace, load_space, load_teacher_map
-from pipeline.loaders import key_cloud, read_pixels
+from pipeline.loaders import key_cloud, note_older, read_pixels, readable, skip_or_raise
 from pipeline.store import Artifact, digest_files, digest_of, write_whole
 from pipeline.work import Shard
 from projection.errors import BadInput
@@ -189,13 +189,6 @@ class PixelWorker:
                 yield self.teacher.relabel(image.feature)
 
 
-def skip_or_raise(error: BadInput, frame: Frame, config: Config) -> Skip:
-    """What ``on_bad`` says is to be done about a frame: word of it, or its error raised."""
-    if config.on_bad == "fail":
-        raise error
-    return Skip(frame.id, frame.scene, str(error))
-
-
 def make_pixels(config: Config, index: Artifact) -> Artifact:
     """Labels every image of the index; the shard ``_text`` holds the classes' embeddings.
 
@@ -213,14 +206,21 @@ def make_pixels(config: Config, index: Artifact) -> Artifact:
         "feature_digest": features,
         "files": _label_files(config, index) if wanted.kind == "precomputed" else "",
     }
-    pixels = Artifact.of(config.store, "pixels", key, [index])
+    pixels, kept = Artifact.of(config.store, "pixels", key, [index]), None
     shards = ["_text", *scenes_of(index)]
-    if all(pixels.done(shard, config.verify) for shard in shards) and pixels.whole:
+    if not _all_done(pixels, shards, config) and features and not wanted.key_smoothing:
+        kept = _kept_features(config, index, features)
+        if kept:  # its features are rounded to 16 bits, so that a score may differ in its last digit
+            pixels = Artifact.of(config.store, "pixels", {**key, "relabelled": True}, [index])
+    if _all_done(pixels, shards, config):
         return pixels
-    kept = _kept_features(config, index, features) if features and not wanted.key_smoothing else None
     if not pixels.done("_text", config.verify):
         pixels.commit_arrays("_text", {"text": teacher.text})
     return run_stage(pixels, shards, partial(PixelWorker, config, index, kept), config, index.skipped(), gpu=True)
+
+
+def _all_done(artifact: Artifact, shards: Sequence[str], config: Config) -> bool:
+    return all(artifact.done(shard, config.verify) for shard in shards) and artifact.whole
 
 
 def _kept_features(config: Config, index: Artifact, features: str) -> Artifact | None:
@@ -262,14 +262,10 @@ class FuseWorker:
     def __call__(self, scene: str) -> Shard:
         """The fused labels of a scene's key sweeps."""
         data, classes = self.config.data, len(self.space)
-        frames, skipped = self._readable([f for f in self._frames(scene) if f.id not in self.lost])
+        frames = [frame for frame in scene_frames(self.index, self.config, scene) if frame.id not in self.lost]
+        frames, skipped = readable(frames, self.config, partial(key_cloud, config=self.config, ego_box_m=0.0))
         arrays: dict[str, np.ndarray] = {}
         labelled = 0
-
-        def left_out(error: BadInput) -> None:
-            if all(str(error) != skip.reason for skip in skipped):
-                skipped.append(Skip("(an older sweep)", scene, str(error)))
-
         for frame, said in label_scene(
             frames,
             lambda frame: read_pixels(self.pixels, frame),
@@ -279,7 +275,7 @@ class FuseWorker:
             data.ego_box_m,
             data.bad_share,
             self.space.limits,
-            left_out if self.config.on_bad == "skip" else None,
+            partial(note_older, skipped, scene) if self.config.on_bad == "skip" else None,
         ):
             for name in ("label", "score", "agreement"):
                 arrays[f"{frame.id}/{name}"] = getattr(said, name)
@@ -287,27 +283,14 @@ class FuseWorker:
         points = sum(len(array) for name, array in arrays.items() if name.endswith("/label"))
         return Shard(arrays, skipped, {"points": points, "labelled": labelled})
 
-    def _frames(self, scene: str) -> list[Frame]:
-        return scene_frames(self.index, self.config, scene)
-
-    def _readable(self, frames: list[Frame]) -> tuple[list[Frame], list[Skip]]:
-        """The frames whose key sweep can be used: one bad sweep must not spoil the scene's others."""
-        good: list[Frame] = []
-        skipped: list[Skip] = []
-        for frame in frames:
-            try:
-                key_cloud(frame, self.config, 0.0)
-                good.append(frame)
-            except BadInput as error:
-                skipped.append(skip_or_raise(error, frame, self.config))
-        return good, skipped
-
 
 def make_points(config: Config, index: Artifact, pixels: Artifact) -> Artifact:
     """Fuses pixel labels into point labels, scene by scene."""
-    limits = load_space(config.labels).limits
+    space = load_space(config.labels)
+    limits = space.limits
     key = {
         **config.groups("fusion", "on_bad"),
+        "classes": space.names,
         "ground": limits.ground.tolist(),
         "max_height_m": limits.max_height_m.tolist(),
     }

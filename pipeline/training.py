@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -27,9 +27,18 @@ from distill.ranks import rank
 from distill.student import ModelConfig, Student
 from distill.train import Learner, NotFinite, Step, train
 from pipeline.config import Config
+from pipeline.datasets.rows import Skip
 from pipeline.guard import no_labels
-from pipeline.labels import load_space
-from pipeline.loaders import Targets, target_source, training_batches, training_steps, truth_targets
+from pipeline.labels import LabelSpace, load_space
+from pipeline.loaders import (
+    Targets,
+    key_cloud,
+    readable,
+    target_source,
+    training_batches,
+    training_steps,
+    truth_targets,
+)
 from pipeline.log import TrainingLog
 from pipeline.protocols import labelled_subset
 from pipeline.signals import Stopped, noted
@@ -113,7 +122,7 @@ def _pretrain(config: Config, sources: _Sources, student: Artifact) -> None:
         stripped = [dataclasses.replace(frame, labels=None) for frame in frames]
         bad = _fit(config, student, network, terms, text, stripped, targets, False, config.resume)
     if rank() == 0:
-        _finish(student, config, started, points, used_labels=False, bad_steps=bad)
+        _finish(student, config, started, points.skipped(), used_labels=False, bad_steps=bad)
 
 
 def make_finetuned(config: Config) -> Artifact:
@@ -165,19 +174,28 @@ def _finetune(config: Config, index: Artifact, student: Artifact) -> None:
     frames = [frame for frame in training_frames(index, config) if frame.labels]
     if not frames:
         raise BadInput("data.train", "has no frame with labels", "unpack its labels")
-    subset, space = labelled_subset(config.protocol, frames), load_space(config.labels)
+    subset, space, skipped = labelled_subset(config.protocol, frames), load_space(config.labels), list[Skip]()
+    if config.on_bad == "skip":
+        subset, skipped = readable(subset, config, partial(_labelled_cloud, space, config))
+        if not subset:
+            raise BadInput("data.train", f"all labelled frames were left out, first: {skipped[0].reason}")
     started = time.time()
     network, text = _student_to_tune(config, _source(config), len(space))
     targets = partial(truth_targets, space, config)
     bad = _fit(config, student, network, finetuning(network, config.objectives), text, subset, targets, True)
     if rank() == 0:
         facts = {"used_labels": True, "protocol": config.protocol, "labelled_frames": [frame.id for frame in subset]}
-        _finish(student, config, started, index, bad_steps=bad, **facts)
+        _finish(student, config, started, [*index.skipped(), *skipped], bad_steps=bad, **facts)
 
 
-def _finish(student: Artifact, config: Config, started: float, source: Artifact, **facts: Any) -> None:
+def _labelled_cloud(space: LabelSpace, config: Config, frame: Frame) -> None:
+    """Reads what a frame is fine-tuned on, to see whether that can be done."""
+    truth_targets(space, config, frame, key_cloud(frame, config, config.data.ego_box_m))
+
+
+def _finish(student: Artifact, config: Config, started: float, skipped: Sequence[Skip], **facts: Any) -> None:
     digest = digest_files([student.path / "config.json"])
-    student.finish(["model"], config, started, source.skipped(), config_digest=digest, **facts)
+    student.finish(["model"], config, started, skipped, config_digest=digest, **facts)
 
 
 def training_frames(index: Artifact, config: Config) -> list[Frame]:

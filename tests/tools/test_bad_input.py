@@ -116,6 +116,13 @@ def link_leaves_root(root: Path) -> str:
     return "leaves the data root"
 
 
+def link_in_a_circle(root: Path) -> str:
+    path = key_image(root)
+    path.unlink()
+    path.symlink_to(path.name)
+    return path.name
+
+
 def jump(root: Path) -> str:
     data = json.loads((root / "v1.0-mini/sample_data.json").read_text())
     token = next(row["ego_pose_token"] for row in data if key_sweep(root).name in row["filename"])
@@ -129,7 +136,7 @@ def jump(root: Path) -> str:
 
 FRAMES = [
     *(cut_points, empty_points, fewer_points, few_points, nan_points, cut_jpeg, html_jpeg, other_jpeg_size),
-    *(other_label_size, no_label_image, no_rotation, leaves_root, link_leaves_root, jump),
+    *(other_label_size, no_label_image, no_rotation, leaves_root, link_leaves_root, link_in_a_circle, jump),
 ]
 
 
@@ -228,6 +235,50 @@ def test_a_few_bad_points_may_be_allowed(world: Path, tmp_path: Path, tool: Run)
         r["token"] for r in json.loads((world / "v1.0-mini/sample_data.json").read_text()) if path.name in r["filename"]
     )
     assert np.fromfile(next(out.rglob(f"{token}*.bin")), np.uint8).size == len(points)
+
+
+def older_sweep(root: Path) -> Path:
+    return sorted((root / "sweeps/LIDAR_TOP").glob("*.bin"))[3]
+
+
+def test_a_bad_older_sweep_is_left_out_alone(world: Path, tmp_path: Path, tool: Run) -> None:
+    path = older_sweep(world)
+    points = np.fromfile(path, np.float32)
+    points[::20] = np.nan
+    points.tofile(path)
+    given = [*settings(world, tmp_path / "store"), "data.eval=mini_train,mini_val", "model.sweeps=10"]
+    tool("label", *given, "on_bad=skip")
+    refused = tool("pretrain", *given, "on_bad=fail")
+    assert refused.status == 1
+    assert path.name in refused.err
+    made = tool("pretrain", *given, "on_bad=skip")
+    assert f"left out an older sweep: {path}" in made.err
+    scored = tool("evaluate", *given, "on_bad=skip", f"student={made.path}")
+    assert json.loads((scored.path / "scores.json").read_text())["frames"] == 6  # none of them lost
+    assert {skip.frame for skip in Artifact(scored.path).skipped()} == {"(an older sweep)"}
+
+
+def test_fine_tuning_leaves_bad_frames_out(world: Path, tmp_path: Path, tool: Run) -> None:
+    named, given = nan_points(world), [*settings(world, tmp_path / "store"), "student=none", "protocol=frame@100%"]
+    refused = tool("finetune", *given)
+    assert refused.status == 1
+    assert named in refused.err
+    tuned = tool("finetune", *given, "on_bad=skip")
+    assert named in tuned.err.strip().splitlines()[-1]
+    assert len(Artifact(tuned.path).manifest()["labelled_frames"]) == 2
+
+
+def test_unknown_ids_in_a_label_file_cost_its_frame(world: Path, tmp_path: Path, tool: Run) -> None:
+    given = [*settings(world, tmp_path / "store"), "data.eval=mini_train,mini_val"]
+    points = tool("label", *given).path
+    path = sorted((world / "lidarseg/v1.0-mini").glob("*.bin"))[0]
+    path.write_bytes(b"\x63" + path.read_bytes()[1:])
+    refused = tool("evaluate", *given, f"points={points}")
+    assert refused.status == 1
+    assert "99" in refused.err
+    scored = tool("evaluate", *given, f"points={points}", "on_bad=skip")
+    assert scored.err.strip().splitlines()[-1].startswith("left out 1 frame(s)")
+    assert json.loads((scored.path / "scores.json").read_text())["frames"] == 5
 
 
 def test_traceback_on_demand(tmp_path: Path, tool: Run) -> None:

@@ -7,9 +7,12 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
+from PIL import Image
 
-from tests.helpers import Run, settings
+from tests.helpers import LABELS_HW, Run, settings
 
 
 @pytest.fixture
@@ -23,7 +26,20 @@ def test_points_of_other_names_are_not_scored(given: list[str], tool: Run, tmp_p
     for name, more in (("evaluate", ()), ("export_labels", ()), ("view", (f"out={tmp_path / 'a.png'}",))):
         refused = tool(name, *given, names, f"points={points}", *more)
         assert refused.status == 1
-        assert "was made with labels.space=nuscenes16" in refused.err
+        assert "has the classes barrier, bicycle, bus" in refused.err
+
+
+def test_points_whose_classes_stand_in_another_order_are_not_scored(
+    given: list[str], tool: Run, tmp_path: Path
+) -> None:
+    points, space = tool("label", *given).path, yaml.safe_load(Path("configs/labels/nuscenes16.yaml").read_text())
+    space["classes"] = [*space["classes"][1:], space["classes"][0]]
+    (tmp_path / "turned.yaml").write_text(yaml.safe_dump(space))
+    turned = tool("evaluate", *given, f"labels.space={tmp_path / 'turned.yaml'}", f"points={points}")
+    assert (turned.status, turned.out) == (1, "")
+    assert "labels has bicycle, bus" in turned.err
+    (tmp_path / "same.yaml").write_text(Path("configs/labels/nuscenes16.yaml").read_text())
+    assert tool("evaluate", *given, f"labels.space={tmp_path / 'same.yaml'}", f"points={points}").status == 0
 
 
 def test_points_that_lack_a_frame_are_named(given: list[str], tool: Run) -> None:
@@ -85,3 +101,49 @@ def test_a_picture_that_cannot_be_is_refused_first(given: list[str], tool: Run, 
     assert refused.status == 1
     assert "is no name of a picture" in refused.err
     assert not (tmp_path / "store").exists()
+
+
+def test_nothing_is_learnt_from_images_without_a_class(world: Path, tmp_path: Path, tool: Run) -> None:
+    for path in (world / "labels2d").rglob("*.png"):
+        Image.fromarray(np.full(LABELS_HW, 255, np.uint8)).save(path)
+    refused = tool("pretrain", *settings(world, tmp_path / "store"))
+    assert (refused.status, refused.out) == (1, "")
+    assert "no point of any frame has a target" in refused.err
+
+
+def test_nothing_is_learnt_when_all_frames_were_left_out(world: Path, tmp_path: Path, tool: Run) -> None:
+    shutil.rmtree(world / "labels2d")
+    refused = tool("pretrain", *settings(world, tmp_path / "store"), "on_bad=skip")
+    assert (refused.status, refused.out) == (1, "")
+    assert "all frames were left out, first: " in refused.err
+
+
+def test_labels_once_learnt_are_not_hidden_behind_a_smaller_protocol(given: list[str], tool: Run) -> None:
+    student = tool("finetune", *given, "student=none", "protocol=scene@100%").path
+    refused = tool("finetune", *given, f"student={student}", "protocol=frame@1%")
+    assert refused.status == 1
+    assert "has learnt from labels already" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        (("teacher.kind=maskclip", "objectives.regression.weight=1"), "keep_features"),
+        (("teacher.kind=features", "teacher.model=test_vit"), "names no class"),
+        (("objectives.regression.weight=1", "objectives.semantic.targets=points"), "no pixels"),
+    ],
+)
+def test_objectives_that_the_teacher_cannot_serve_are_refused(
+    given: list[str], tool: Run, wanted: tuple[str, ...], said: str
+) -> None:
+    refused = tool("pretrain", *given, *wanted)
+    assert refused.status == 1
+    assert said in refused.err
+
+
+def test_no_frame_makes_no_submission(given: list[str], tool: Run, tmp_path: Path) -> None:
+    student = tool("pretrain", *given).path
+    refused = tool("export_labels", *given, f"student={student}", "data.eval=[]", f"out={tmp_path / 'out'}")
+    assert refused.status == 1
+    assert "has no frame to export" in refused.err
+    assert not list(tmp_path.glob("*out*"))

@@ -138,6 +138,22 @@ def test_a_signal_ends_a_training_with_a_checkpoint(
     assert steps == list(range(1, 19))
 
 
+@pytest.mark.slow
+def test_a_signal_leaves_no_half_a_world_behind(tmp_path: Path) -> None:
+    command = [sys.executable, "tools/demo.py", "demo.train_scenes=8", f"out={tmp_path / 'world'}"]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not any(tmp_path.rglob("*.jpg")):
+        assert time.monotonic() < deadline
+        assert child.poll() is None
+        time.sleep(0.01)
+    child.terminate()
+    _, said = child.communicate(timeout=60)
+    assert child.returncode == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM" in said
+    assert not list(tmp_path.iterdir())
+
+
 def test_resume_starts_from_another_student(small_world: Path, tmp_path: Path, tool: Run) -> None:
     given = settings(small_world, tmp_path / "store")
     first = tool("pretrain", *given).path
