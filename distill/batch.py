@@ -29,7 +29,6 @@ class Sample:
         age_s: key sweep's time minus the point's [s].
         pair_point: row of the point of each target.
         pair_label: its class.
-        pair_score: its confidence, 0..1.
         pair_pixel: row of its pixel among the frame's pixel features, where there are any.
         pair_cube: its cube of space-time in the frame, where objectives ask for cubes.
     """
@@ -40,7 +39,6 @@ class Sample:
     age_s: Float32[np.ndarray, " n"]
     pair_point: Int64[np.ndarray, " m"]
     pair_label: Int64[np.ndarray, " m"]
-    pair_score: Float32[np.ndarray, " m"]
     pair_pixel: Int64[np.ndarray, " m"] | None = None
     pair_cube: Int64[np.ndarray, " m"] | None = None
 
@@ -48,7 +46,7 @@ class Sample:
     def of_points(cls, frame: str, xyz: np.ndarray, intensity: np.ndarray, age_s: np.ndarray) -> Sample:
         """A frame without targets, to predict."""
         nothing = np.empty(0, np.int64)
-        return cls(frame, xyz, intensity, age_s, nothing, nothing, np.empty(0, np.float32))
+        return cls(frame, xyz, intensity, age_s, nothing, nothing)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -63,7 +61,6 @@ class Voxels:
         corners: the eight voxels around each point and their weights, where trilinear features are asked for.
         pair_point: row of the point of each target, among the points that are left.
         pair_label: its class.
-        pair_score: its confidence, 0..1.
         cut: number of voxels left out to keep the limit.
         pair_pixel: row of its pixel among the frame's pixel features, where there are any.
         pair_cube: its cube of space-time in the frame, where objectives ask for cubes.
@@ -76,7 +73,6 @@ class Voxels:
     corners: tuple[Int32[np.ndarray, "n 8"], Float32[np.ndarray, "n 8"]] | None
     pair_point: Int64[np.ndarray, " m"]
     pair_label: Int64[np.ndarray, " m"]
-    pair_score: Float32[np.ndarray, " m"]
     cut: int
     pair_pixel: Int64[np.ndarray, " m"] | None = None
     pair_cube: Int64[np.ndarray, " m"] | None = None
@@ -105,7 +101,6 @@ class Batch:
         inverse: voxel of each point.
         pair_point: row of the point of each target.
         pair_label: its class.
-        pair_score: its confidence, 0..1.
         frames: ids of the frames.
         cut: number of voxels left out to keep the limit.
         corner: the eight voxels around each point, where trilinear features are asked for.
@@ -120,7 +115,6 @@ class Batch:
     inverse: Int64[Tensor, " n"]
     pair_point: Int64[Tensor, " m"]
     pair_label: Int64[Tensor, " m"]
-    pair_score: Float32[Tensor, " m"]
     frames: tuple[str, ...]
     cut: int
     corner: Int64[Tensor, "n 8"] | None = None
@@ -211,7 +205,6 @@ def _cut(
         sample.age_s[points],
         row[sample.pair_point[targets]],
         sample.pair_label[targets],
-        sample.pair_score[targets],
         None if sample.pair_pixel is None else sample.pair_pixel[targets],
         None if sample.pair_cube is None else sample.pair_cube[targets],
     )
@@ -265,7 +258,7 @@ def voxelise(
         index, _ = grid.index_cells(cells)
         kernels.corners(sample.xyz, voxel_m, cells, index.table, *around)
     coords = np.ascontiguousarray(grid.key_coords(cells)[:, 1:])
-    pairs = (sample.pair_point, sample.pair_label, sample.pair_score)
+    pairs = sample.pair_point, sample.pair_label
     return Voxels(sample.frame, coords, feats, inverse, around, *pairs, cut, sample.pair_pixel, sample.pair_cube)
 
 
@@ -298,7 +291,6 @@ def collate(frames: Sequence[Voxels]) -> Batch:
         join([frame.inverse for frame in frames], voxels),
         join([frame.pair_point for frame in frames], points),
         join([frame.pair_label for frame in frames]),
-        join([frame.pair_score for frame in frames]),
         tuple(frame.frame for frame in frames),
         sum(frame.cut for frame in frames),
         join([cell for cell, _ in around], voxels) if around else None,

@@ -136,10 +136,12 @@ class Norm(nn.Module):
             return _Normalise.apply(x.contiguous(), norm.weight, norm.bias, add, relu, moments, everywhere)
         if self.training and len(x) < 2 and not isinstance(norm, nn.SyncBatchNorm):
             out = x * 0 + norm.bias.to(x.dtype)
-        elif self.training and getattr(_local, "again", False) and not isinstance(norm, nn.SyncBatchNorm):
-            out = functional.batch_norm(x, None, None, norm.weight, norm.bias, True, 0.0, norm.eps)
         else:
+            again = self.training and getattr(_local, "again", False)
+            known = [buffer.clone() for buffer in norm.buffers()] if again else []
             out = norm(x)
+            for buffer, value in zip(norm.buffers(), known, strict=False):
+                buffer.copy_(value)
         out = out if add is None else out + add
         return functional.relu(out) if relu else out
 

@@ -18,6 +18,7 @@ from distill.batch import Batch
 from distill.objectives import Moment, Terms
 from distill.ranks import add_gradients, listed, ranks, total
 from distill.student import Student
+from projection.errors import BadInput
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Step:
         terms: each objective's weighted value.
         lr: learning rate used.
         points: labelled points, or point-pixel pairs, learnt from.
+        cut: voxels that ``model.max_voxels`` left out.
     """
 
     step: int
@@ -77,6 +79,7 @@ class Step:
     terms: Mapping[str, float]
     lr: float
     points: int
+    cut: int
 
 
 class NotFinite(RuntimeError):
@@ -152,6 +155,9 @@ class Learner:
         head: parameters whose names start with this learn at a rate of their own.
         head_lr: that rate, as a multiple of the others'.
 
+    Raises:
+        BadInput: the backend of the sparse convolutions does not know the precision.
+
     Attributes:
         scaler: of losses in fp16.
         average: running mean of the student's weights and statistics, None with ``ema=0``.
@@ -160,6 +166,9 @@ class Learner:
     """
 
     def __init__(self, student: Student, config: TrainConfig, head: str = "", head_lr: float = 1.0) -> None:
+        cuda = next(student.parameters()).is_cuda
+        if config.precision == "bf16" and (student.backend == "spconv" or (cuda and student.backend == "auto")):
+            raise BadInput("train.precision", "is bf16, which spconv lacks", "take fp16, or model.backend=native")
         self.student = nn.SyncBatchNorm.convert_sync_batchnorm(student) if ranks() > 1 else student
         self.optimizer = make_optimizer(student, config, head, head_lr)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
@@ -210,6 +219,7 @@ class _Pass:
     frames: tuple[str, ...]
     terms: dict[str, float]
     points: int
+    cut: int
 
     @property
     def loss(self) -> float:
@@ -260,7 +270,8 @@ def train(
         learner.step += 1
         if not problem:
             terms = {name: sum(p.terms[name] for p in passes) / len(passes) for name in passes[0].terms}
-            on_step(Step(learner.step, sum(terms.values()), terms, now.lr, sum(p.points for p in passes)))
+            points, cut = sum(p.points for p in passes), sum(p.cut for p in passes)
+            on_step(Step(learner.step, sum(terms.values()), terms, now.lr, points, cut))
         if total(torch.tensor(int(halt()), device=learner.device)):
             return
 
@@ -275,8 +286,9 @@ def _backward(
             terms = terms_of(batch.to(learner.device), moment)
         values = torch.stack(list(terms.values()))
         learner.scaler.scale(values.sum() / config.accumulate).backward()
-        *said, points = total(torch.cat([values.double(), values.new_tensor([len(batch.pair_point)])])).tolist()
-        passes.append(_Pass(batch.frames, dict(zip(terms, said, strict=True)), int(points)))
+        counts = torch.tensor([len(batch.pair_point), batch.cut], device=values.device)
+        *said, points, cut = total(torch.cat([values.double(), counts])).tolist()
+        passes.append(_Pass(batch.frames, dict(zip(terms, said, strict=True)), int(points), int(cut)))
     add_gradients(learner.student.parameters())
     return passes
 

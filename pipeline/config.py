@@ -101,6 +101,7 @@ class Config:
 
 
 _TINY, _MANY = 1e-3, 1e9
+_FINE_M = 0.002  # 2 ** 18 of these reach farther than a point may lie
 _BOUNDS: dict[str, tuple[float, float]] = {
     "data.columns": (4, 64),
     "data.intensity_scale": (_TINY, _MANY),
@@ -118,8 +119,8 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "fusion.occlusion_relative": (0, _MANY),
     "fusion.occlusion_m": (0, _MANY),
     "fusion.unclear_weight": (0, 1),
-    "fusion.cell_m": (_TINY, 100),
-    "fusion.coarse_cell_m": (_TINY, 100),
+    "fusion.cell_m": (0.05, 100),
+    "fusion.coarse_cell_m": (0.05, 100),
     "fusion.cell_share": (0, 1),
     "fusion.window_s": (0, _MANY),
     "fusion.vote_sweeps": (1, MAX_SWEEPS),
@@ -129,7 +130,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "fusion.standing_m": (0, 100),
     "fusion.min_support": (1, _MANY),
     "fusion.min_agreement": (0, 1),
-    "model.voxel_m": (_TINY, 100),
+    "model.voxel_m": (_FINE_M, 100),
     "model.sweeps": (1, MAX_SWEEPS),
     "model.max_voxels": (0, _MANY),
     "train.epochs": (0, _MANY),
@@ -152,7 +153,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "objectives.semantic.lovasz": (0, _MANY),
     "objectives.spatiotemporal.weight": (0, _MANY),
     "objectives.spatiotemporal.temperature": (_TINY, _MANY),
-    "objectives.spatiotemporal.cell_m": (_TINY, 100),
+    "objectives.spatiotemporal.cell_m": (_FINE_M, 100),
     "objectives.selftraining.probability": (0, 1),
     "objectives.selftraining.start": (0, 1),
     "objectives.selftraining.min_confidence": (0, 1),

@@ -9,7 +9,7 @@ from functools import cache, partial
 
 import numpy as np
 import torch
-from jaxtyping import Float16, Float32, Int64, UInt8
+from jaxtyping import Float16, Int64, UInt8
 from torch.utils.data import DataLoader, Dataset
 
 from distill.augment import augment
@@ -21,9 +21,10 @@ from pipeline.datasets import DATASETS
 from pipeline.datasets.rows import Skip
 from pipeline.labels import LabelSpace
 from pipeline.store import Artifact
-from projection.cameras import look_up, pixel_rows, project, visible
+from projection.cameras import pixel_rows
 from projection.errors import BadInput
-from projection.frames import NONE, Cloud, Frame, Pairs, PixelLabels, PointLabels
+from projection.frames import NONE, Cloud, Frame, PixelLabels, PointLabels
+from projection.fusion import visible_pairs
 from projection.grid import cell_keys, index_cells
 from projection.sweeps import choose_sweeps, merge, read_sweep
 
@@ -56,41 +57,32 @@ class Targets:
     Attributes:
         point: row of the point.
         label: its class.
-        score: confidence, 0..1.
         pixel: row of its pixel in ``feature``, if there are features.
         feature: unit features of the pixels of all the frame's images.
     """
 
     point: Int64[np.ndarray, " m"]
     label: Int64[np.ndarray, " m"]
-    score: Float32[np.ndarray, " m"]
     pixel: Int64[np.ndarray, " m"] | None = None
     feature: Float16[np.ndarray, "q d"] | None = None
 
 
-def visible_pairs(config: Config, frame: Frame, cloud: Cloud) -> Pairs:
-    """Which points of a frame's cloud its cameras see, and where."""
-    fusion = config.fusion
-    pairs = project(cloud.xyz, frame.sweeps[0].global_from_lidar, frame.cameras, fusion.min_depth_m)
-    return pairs[visible(pairs, frame.cameras, fusion.occlusion_px, fusion.occlusion_relative, fusion.occlusion_m)]
-
-
 def pixel_targets(pixels: Artifact, config: Config, frame: Frame, cloud: Cloud) -> Targets:
     """A target for each visible point-pixel pair whose pixel has a label, or a feature if nothing asks for labels."""
-    pairs = visible_pairs(config, frame, cloud)
+    pairs = visible_pairs(frame, cloud.xyz, config.fusion)
     images = read_pixels(pixels, frame)
-    label, score = look_up(pairs, frame.cameras, images)
+    pixel = pixel_rows(pairs, frame.cameras, [image.label.shape for image in images])
+    label = np.concatenate([image.label.ravel() for image in images] or [np.empty(0, np.uint8)])[pixel]
     objectives = config.objectives
     named: slice | np.ndarray = slice(None)
     if objectives.needs_labels():
         named = np.flatnonzero(label != NONE)
-    targets = Targets(pairs.point[named].astype(np.int64), label[named].astype(np.int64), score[named])
+    targets = Targets(pairs.point[named].astype(np.int64), label[named].astype(np.int64))
     features = [image.feature for image in images if image.feature is not None]
     if not objectives.needs_features() or len(features) < len(images):
         return targets
-    pixel = pixel_rows(pairs, frame.cameras, [image.label.shape for image in images])[named]
     flat = np.concatenate([feature.reshape(-1, feature.shape[-1]) for feature in features])
-    return replace(targets, pixel=pixel, feature=flat)
+    return replace(targets, pixel=pixel[named], feature=flat)
 
 
 def point_targets(points: Artifact, frame: Frame, cloud: Cloud) -> Targets:
@@ -99,8 +91,7 @@ def point_targets(points: Artifact, frame: Frame, cloud: Cloud) -> Targets:
     key = np.flatnonzero(cloud.sweep == 0)
     label = said.label[cloud.source[key]]
     rows = key[label != NONE]
-    score = said.score[cloud.source[rows]].astype(np.float32)
-    return Targets(rows, label[label != NONE].astype(np.int64), score)
+    return Targets(rows, label[label != NONE].astype(np.int64))
 
 
 def read_truth(frame: Frame, space: LabelSpace, config: Config) -> UInt8[np.ndarray, " n"] | None:
@@ -122,7 +113,7 @@ def truth_targets(space: LabelSpace, config: Config, frame: Frame, cloud: Cloud)
     key = np.flatnonzero(cloud.sweep == 0)
     label = truth[cloud.source[key]]
     rows = key[label != NONE]
-    return Targets(rows, label[label != NONE].astype(np.int64), np.ones(len(rows), np.float32))
+    return Targets(rows, label[label != NONE].astype(np.int64))
 
 
 def readable(
@@ -247,7 +238,6 @@ class TrainingFrames(Dataset[Group | BadInput]):
             age_s=cloud.age_s[part],
             pair_point=targets.point[mine] - part.start,
             pair_label=targets.label[mine],
-            pair_score=targets.score[mine],
             pair_pixel=None if targets.pixel is None else targets.pixel[mine],
             pair_cube=None if cube is None else cube[mine],
         )
@@ -310,6 +300,8 @@ def training_batches(
     size = config.train.batch_size
     if size < ranks():
         raise BadInput("train.batch_size", f"is {size}", f"{ranks()} workers need as many frames")
+    if -(-size // ranks()) * config.train.sweeps > 128:
+        raise BadInput("train.batch_size", f"{size} frames of {config.train.sweeps} sweeps are too many", "128 in all")
     steps = range(first_step, training_steps(config, len(frames)))
     batches = range(steps.start * config.train.accumulate, steps.stop * config.train.accumulate)
     loader = DataLoader(

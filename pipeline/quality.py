@@ -13,12 +13,13 @@ from matplotlib.figure import Figure
 from distill.metrics import Confusion
 from pipeline.config import Config
 from pipeline.labels import LabelSpace, load_space
-from pipeline.loaders import key_cloud, read_pixels, read_points, read_truth, visible_pairs
+from pipeline.loaders import key_cloud, read_pixels, read_points, read_truth
 from pipeline.report import score_table
 from pipeline.stages import scene_frames, scenes_of
 from pipeline.store import Artifact
 from projection.cameras import look_up
 from projection.frames import NONE, Cloud, Frame, Pairs, PixelLabels
+from projection.fusion import visible_pairs
 from projection.grid import cell_keys
 from projection.pose import Pose
 from projection.votes import Votes, fuse
@@ -141,7 +142,7 @@ class _Named:
 
 
 def _named(config: Config, frame: Frame, cloud: Cloud, images: Sequence[PixelLabels]) -> _Named:
-    pairs = visible_pairs(config, frame, cloud)
+    pairs = visible_pairs(frame, cloud.xyz, config.fusion)
     label, score = look_up(pairs, frame.cameras, images)
     named = label != NONE
     return _Named(pairs[named], label[named], score[named])

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float32, UInt64
 
 from projection.cameras import look_up, project, visible
 from projection.errors import BadInput
-from projection.frames import NONE, Cloud, Frame, PixelLabels, PointLabels, Sweep
+from projection.frames import NONE, Cloud, Frame, Pairs, PixelLabels, PointLabels, Sweep
 from projection.grid import cell_keys
 from projection.ground import Site, SweepPoints, survey
 from projection.kernels import COORD_BITS
@@ -62,6 +62,17 @@ class FusionConfig:
     standing_m: float = 0.5
     min_support: int = 1
     min_agreement: float = 0.0
+
+    @property
+    def tolerance(self) -> tuple[float, float, float]:
+        """The z-buffer's, as ``projection.cameras.visible`` takes it."""
+        return self.occlusion_px, self.occlusion_relative, self.occlusion_m
+
+
+def visible_pairs(frame: Frame, xyz: Float32[np.ndarray, "n 3"], config: FusionConfig) -> Pairs:
+    """Which points of the key sweep's LiDAR frame [m] the cameras of its frame see, and where."""
+    pairs = project(xyz, frame.sweeps[0].global_from_lidar, frame.cameras, config.min_depth_m)
+    return pairs[visible(pairs, frame.cameras, *config.tolerance)]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -204,14 +215,12 @@ class _Drive:
         config = self.reader.config
         pose = frame.sweeps[0].global_from_lidar
         cloud = self.reader.merged(frame, config.vote_sweeps)
-        pairs = project(cloud.xyz, pose, frame.cameras, config.min_depth_m)
-        tolerance = config.occlusion_px, config.occlusion_relative, config.occlusion_m
-        pairs = pairs[visible(pairs, frame.cameras, *tolerance)]
-        clear = visible(pairs, frame.cameras, *tolerance, _NEAR_CELLS)
+        pairs = visible_pairs(frame, cloud.xyz, config)
+        clear = visible(pairs, frame.cameras, *config.tolerance, _NEAR_CELLS)
         label, score = look_up(pairs, frame.cameras, pixels)
         weight = score * np.where(clear, np.float32(1), np.float32(config.unclear_weight))
         places = self._places(cloud.xyz, pose)
-        counts = np.flatnonzero(label != NONE)
+        counts = np.flatnonzero((label != NONE) & (weight > 0))
         counts = counts[places.allowed[pairs.point[counts], label[counts]]]
         return Votes(places.cell[pairs.point[counts]], label[counts], weight[counts], score[counts])
 

@@ -12,6 +12,8 @@ from typing import Any
 from numba import njit
 from numba.core.caching import IndexDataCacheFile
 
+_PACKAGES = ("projection", "distill", "pipeline")
+
 
 class _SharedCacheFile(IndexDataCacheFile):
     """Numba's cache of one function, with names that no other process chooses and no error that stops the caller.
@@ -68,5 +70,6 @@ def _sources(folder: Path) -> str:
 
     Numba looks at a function's own file alone, and goes on with old code of what it calls or reads from others.
     """
-    kernels = Path(__file__).parents[1].glob("*/**/*kernels.py")
+    root = Path(__file__).parents[1]  # which may be a folder of other packages, or hold data
+    kernels = (path for package in _PACKAGES for path in (root / package).rglob("*kernels.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted({*folder.glob("*.py"), *kernels}))).hexdigest()

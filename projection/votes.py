@@ -141,6 +141,7 @@ class Poll:
             )
         support, score = np.zeros(n, np.int32), np.zeros(n, np.float32)
         heard = np.flatnonzero(label != NONE)
+        heard = heard[at[-1][heard] >= 0]  # rounding, or cells that do not nest: a vote in the fine cell alone
         where = at[-1][heard], label[heard]
         support[heard] = self._support[where]
         score[heard] = self._scores[where] / (np.maximum(support[heard], 1) * _ONE)

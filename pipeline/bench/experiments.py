@@ -18,7 +18,7 @@ from jaxtyping import UInt8
 from distill.metrics import OTHER, Confusion
 from pipeline.config import Config, load_config
 from pipeline.labels import LabelSpace, load_scoring, load_space
-from pipeline.loaders import key_cloud, read_pixels, read_points, read_truth, visible_pairs
+from pipeline.loaders import key_cloud, read_pixels, read_points, read_truth
 from pipeline.scoring import make_predictions, make_scores
 from pipeline.stages import make_index, make_pixels, make_points, scene_frames, scenes_of
 from pipeline.store import Artifact
@@ -26,7 +26,7 @@ from pipeline.training import make_finetuned, make_pretrained
 from projection.cameras import look_up
 from projection.errors import BadInput
 from projection.frames import NONE, Frame
-from projection.fusion import ClassLimits, FusionConfig, label_scene
+from projection.fusion import ClassLimits, FusionConfig, label_scene, visible_pairs
 
 SEEDS = (0, 1, 2)
 
@@ -104,7 +104,7 @@ def _truth(frame: Frame, space: LabelSpace, config: Config) -> UInt8[np.ndarray,
 def lifted(config: Config, pixels: Artifact, frame: Frame) -> UInt8[np.ndarray, " n"]:
     """Labels of a key sweep's raw rows without any fusion: of the pixels that show a point, the surest one's."""
     cloud = key_cloud(frame, config, config.data.ego_box_m)
-    pairs = visible_pairs(config, frame, cloud)
+    pairs = visible_pairs(frame, cloud.xyz, config.fusion)
     label, score = look_up(pairs, frame.cameras, read_pixels(pixels, frame))
     order = np.argsort(np.where(label == NONE, -1, score), kind="stable")  # the surest is written last
     full = np.full(frame.sweeps[0].points.bytes // (4 * config.data.columns), NONE, np.uint8)

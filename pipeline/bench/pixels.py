@@ -16,11 +16,12 @@ from pipeline.config import Config, load_config
 from pipeline.demo.render import SKY
 from pipeline.demo.write import true_pixels
 from pipeline.labels import LabelSpace, load_space
-from pipeline.loaders import key_cloud, read_truth, visible_pairs
+from pipeline.loaders import key_cloud, read_truth
 from pipeline.stages import make_index, make_teacher, scene_frames, scenes_of
 from projection.cameras import look_up
 from projection.errors import BadInput
 from projection.frames import Frame, PixelLabels
+from projection.fusion import visible_pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,7 @@ def _lifted(config: Config, space: LabelSpace, frame: Frame, images: Sequence[Pi
     """The pixel of each point that a camera sees against the point's true class."""
     cloud, truth = key_cloud(frame, config, config.data.ego_box_m), read_truth(frame, space, config)
     assert truth is not None
-    pairs = visible_pairs(config, frame, cloud)
+    pairs = visible_pairs(frame, cloud.xyz, config.fusion)
     label, _ = look_up(pairs, frame.cameras, images)
     return Confusion.of(truth[cloud.source[pairs.point]], label, len(space))
 

@@ -29,7 +29,6 @@ def sample(count: int, seed: int = 0, pairs: int = 20, spread: float = 3.0) -> S
         random.uniform(0, 0.5, count).astype(np.float32),
         points,
         random.integers(0, 4, len(points)),
-        random.uniform(size=len(points)).astype(np.float32),
     )
 
 
@@ -136,7 +135,6 @@ def test_limit_of_voxels(count: int, limit: int, drawn: bool, seed: int) -> None
     targets = stays[one.pair_point]
     np.testing.assert_array_equal(np.flatnonzero(stays)[part.pair_point], one.pair_point[targets])
     np.testing.assert_array_equal(part.pair_label, one.pair_label[targets])
-    np.testing.assert_array_equal(part.pair_score, one.pair_score[targets])
 
 
 def test_without_generator_the_nearest_stay() -> None:

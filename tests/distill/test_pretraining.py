@@ -35,7 +35,6 @@ def batch() -> Batch:
             age_s=np.zeros(200, np.float32),
             pair_point=paired,
             pair_label=random.integers(0, 4, 100),
-            pair_score=np.ones(100, np.float32),
             pair_pixel=random.integers(0, 50, 100),
             pair_cube=random.integers(0, 30, 100),
         )

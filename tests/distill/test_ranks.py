@@ -54,7 +54,6 @@ def frame(number: int) -> Group:
         age_s=np.zeros(400, np.float32),
         pair_point=np.arange(pairs),
         pair_label=random.integers(0, 4, pairs),
-        pair_score=np.ones(pairs, np.float32),
         pair_pixel=random.integers(0, 30, pairs),
         pair_cube=random.integers(0, 20, pairs),
     )

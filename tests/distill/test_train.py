@@ -38,7 +38,7 @@ def batches(count: int) -> Iterator[Batch]:
         xyz = random.uniform(-4, 4, (300, 3)).astype(np.float32)
         label = np.digitize(xyz[:, 2], [-1.5, 1.5]).astype(np.int64)
         ones = np.ones(300, np.float32)
-        sample = Sample(f"frame-{number}", xyz, ones, 0 * ones, np.arange(300), label, ones)
+        sample = Sample(f"frame-{number}", xyz, ones, 0 * ones, np.arange(300), label)
         settings = {"features": MODEL.features, "reduce": MODEL.reduce, "sensor_height_m": 0.0}
         yield collate([voxelise(sample, voxel_m=MODEL.voxel_m, **settings)])
 
@@ -215,6 +215,11 @@ def test_gradients_that_are_never_finite_end_a_training_in_fp16() -> None:
         train(learner, terms, batches(20), 20, config, lambda step: None)
 
 
+def test_bf16_is_refused_where_spconv_would_take_16_bits_of_another_kind() -> None:
+    with pytest.raises(BadInput, match="bf16, which spconv lacks"):
+        Learner(make_student(replace(MODEL, backend="spconv"), 3), TrainConfig(precision="bf16"))
+
+
 def test_training_halts_after_a_step() -> None:
     learner = Learner(student(), TrainConfig())
     terms = pretraining(learner.student, TEXT, ObjectivesConfig())
@@ -241,7 +246,7 @@ def test_without_pairs_nothing_is_learnt_and_nothing_breaks(semantic: SemanticCo
         selftraining=SelfTrainingConfig(probability=1.0, start=0.5),
     )
     none = torch.empty(0, dtype=torch.int64)
-    empty = {"pair_point": none, "pair_label": none, "pair_score": torch.empty(0), "pair_cube": none}
+    empty = {"pair_point": none, "pair_label": none, "pair_cube": none}
     stream = (replace(batch, **empty) for batch in batches(2))
     network, config = student(), TrainConfig(weight_decay=0.0)
     before, steps = [p.clone() for p in network.parameters()], []

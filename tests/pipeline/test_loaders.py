@@ -71,7 +71,7 @@ def test_targets_are_the_labels_of_points(ready: tuple, kind: str) -> None:
     cloud = key_cloud(frames[0], config, 1.0)
     targets = target_source(kind, pixels, points, config)(frames[0], cloud)
     assert set(np.unique(targets.label)) <= {10, 14}  # road below, buildings above
-    assert len(targets.point) == len(targets.label) == len(targets.score) > 100
+    assert len(targets.point) == len(targets.label) > 100
     assert targets.point.max() < len(cloud.xyz)
     low = cloud.xyz[targets.point, 2] < -1.7
     assert (targets.label[low] == 10).mean() > 0.9
@@ -121,7 +121,7 @@ def test_a_frame_without_targets_passes(ready: tuple) -> None:
     config, _, _, frames = ready
 
     def nothing(frame: Frame, cloud: Cloud) -> Targets:
-        return Targets(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
+        return Targets(np.empty(0, np.int64), np.empty(0, np.int64))
 
     batches = list(training_batches(frames, nothing, config, 0))
     assert len(batches) == 3

@@ -14,11 +14,12 @@ from distill.metrics import Confusion
 from pipeline import quality
 from pipeline.config import Config, load_config
 from pipeline.labels import load_space
-from pipeline.loaders import key_cloud, read_pixels, read_points, read_truth, visible_pairs
+from pipeline.loaders import key_cloud, read_pixels, read_points, read_truth
 from pipeline.quality import look_over
 from pipeline.stages import make_index, make_pixels, make_points, scene_frames, scenes_of
 from pipeline.store import Artifact
 from projection.frames import NONE, Frame
+from projection.fusion import visible_pairs
 from tests.helpers import Run, settings
 
 
@@ -54,7 +55,7 @@ def test_counts_are_those_of_plain_loops(made: tuple[Config, Artifact, Artifact,
             assert true is not None
             xyz = (first.inverse() @ frame.sweeps[0].global_from_lidar).apply(cloud.xyz.astype(np.float64))
             cells, seen = defaultdict(Counter), defaultdict(list)
-            pairs = visible_pairs(config, frame, cloud)
+            pairs = visible_pairs(frame, cloud.xyz, config.fusion)
             for point, camera, (u, v) in zip(pairs.point, pairs.camera, pairs.uv, strict=True):
                 grid, (height, width) = images[camera].label, frame.cameras[camera].size_hw
                 label = grid[int(v * np.float32(grid.shape[0] / height)), int(u * np.float32(grid.shape[1] / width))]

@@ -103,6 +103,14 @@ def test_the_coarse_cell_decides_where_the_fine_one_is_thin():
     np.testing.assert_allclose(fine_first.agreement, [0.91, 0.99, 0.9, 0], atol=1e-6)
 
 
+def test_a_fine_cell_without_its_coarse_one_is_no_opinion():
+    """Rounding at a border, or cells that do not nest, lead there; the counts of some other cell are none of its."""
+    votes = Votes(np.array([[3, 1]], np.uint64), np.uint8([2]), np.float32([1]), np.float32([0.9]))
+    said = fuse([votes], np.array([[3, 1], [3, 9]], np.uint64), CLASSES, fine_share=0.3)
+    assert said.label.tolist() == [2, 255]
+    assert said.support.tolist() == [1, 0]
+
+
 def test_weight_decides_and_a_tie_goes_to_the_lower_class():
     heavy, light = vote([0], [3], 0.9), vote([0, 0], [1, 1], 0.4)
     cell = np.zeros((1, 1), np.uint64)
