@@ -111,11 +111,12 @@ def tally(cell, label, amount, one, shape) -> np.ndarray:
 class Decided(NamedTuple):
     label: np.ndarray
     agreement: np.ndarray
+    shares: np.ndarray
 
 
 def decide(fine, coarse, fine_sums, coarse_sums, fine_share, allowed) -> Decided:
     """Mixes the shares of the fine and the coarse cell and takes the best allowed class, 255 where nobody voted."""
-    label, agreement = np.full(len(fine), 255, np.uint8), np.zeros(len(fine))
+    label, shares = np.full(len(fine), 255, np.uint8), np.zeros((len(fine), fine_sums.shape[1]))
     for i, (near, far) in enumerate(zip(fine, coarse, strict=True)):
         rows = [(fine_sums[near] if near >= 0 else None, fine_share)]
         rows += [(coarse_sums[far] if far >= 0 else None, 1 - fine_share)]
@@ -123,10 +124,10 @@ def decide(fine, coarse, fine_sums, coarse_sums, fine_share, allowed) -> Decided
         if not heard:
             continue
         mix = sum(row * share for row, share in heard) if len(heard) == 2 else heard[0][0]
-        mix = mix * allowed[min(i, len(allowed) - 1)]
-        if mix.max() > 0:
-            label[i], agreement[i] = mix.argmax(), mix.max()
-    return Decided(label, agreement)
+        shares[i] = mix * allowed[min(i, len(allowed) - 1)]
+        if shares[i].max() > 0:
+            label[i] = shares[i].argmax()
+    return Decided(label, shares.max(axis=1), shares)
 
 
 # --- ground ----------------------------------------------------------------------------------------------------------
