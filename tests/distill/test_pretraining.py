@@ -13,7 +13,7 @@ from distill.checkpoint import make_student
 from distill.objectives import Moment, ObjectivesConfig, pretraining
 from distill.objectives.regression import RegressionConfig
 from distill.objectives.selftraining import SelfTrainingConfig, switched
-from distill.objectives.semantic import SemanticConfig
+from distill.objectives.semantic import SemanticConfig, semantic
 from distill.objectives.spatiotemporal import SpatioTemporalConfig
 from distill.student import ModelConfig, Student
 
@@ -115,8 +115,17 @@ def test_a_student_agrees_more_with_itself_than_with_its_teacher(student: Studen
     assert kept.item() == pytest.approx(terms(batch, EARLY)["semantic"].item())
 
 
-def test_unpaired_points_add_a_term_of_their_own(student: Student, batch: Batch) -> None:
-    config = SelfTrainingConfig(probability=1.0, unpaired=True)
-    paired = pretraining(student.eval(), TEXT, ObjectivesConfig(selftraining=replace(config, unpaired=False)))
-    everyone = pretraining(student, TEXT, ObjectivesConfig(selftraining=config))
-    assert everyone(batch, LATE)["semantic"] > paired(batch, LATE)["semantic"]
+@torch.no_grad()
+def test_unpaired_points_that_are_sure_add_a_term_of_their_own(student: Student, batch: Batch) -> None:
+    said = student.eval()(batch, points=None, heads=("semantic",)).semantic
+    unpaired = torch.tensor(sorted({*range(len(said))} - {*batch.pair_point.tolist()}))
+    confidence, own = (16.0 * said[unpaired] @ TEXT.T).softmax(1).max(1)
+    sure = confidence >= confidence.median()
+    expected = semantic(said[unpaired][sure], own[sure], TEXT, SemanticConfig())
+
+    def value(unpaired: bool) -> float:
+        config = SelfTrainingConfig(probability=1.0, min_confidence=confidence.median().item(), unpaired=unpaired)
+        return pretraining(student, TEXT, ObjectivesConfig(selftraining=config))(batch, LATE)["semantic"].item()
+
+    assert 0 < sure.sum() < len(sure) == 400
+    assert value(True) - value(False) == pytest.approx(expected.item(), rel=1e-4)
