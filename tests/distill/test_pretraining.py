@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +18,7 @@ from distill.objectives.selftraining import SelfTrainingConfig, switched
 from distill.objectives.semantic import SemanticConfig, semantic
 from distill.objectives.spatiotemporal import SpatioTemporalConfig
 from distill.student import ModelConfig, Student
+from pipeline.config import load_config
 
 MODEL, TEXT = ModelConfig(size="tiny", voxel_m=0.5), torch.eye(4)
 EARLY, LATE = Moment(0.0, 0.0), Moment(0.9, 0.0)
@@ -129,3 +132,46 @@ def test_unpaired_points_that_are_sure_add_a_term_of_their_own(student: Student,
 
     assert 0 < sure.sum() < len(sure) == 400
     assert value(True) - value(False) == pytest.approx(expected.item(), rel=1e-4)
+
+
+@torch.no_grad()
+def test_the_reference_recipe_gives_the_published_values(student: Student, batch: Batch) -> None:
+    """The published code's formulas as literal loops in float64 on the same embeddings."""
+    objectives = load_config(["configs/pretrain/clip2scene_reference.yaml"]).objectives
+    random = torch.Generator().manual_seed(1)
+    student.eval().semantic.weight.mul_(100)
+    student.local.weight.mul_(100)
+    text = torch.nn.functional.normalize(torch.randn(4, 4, generator=random), dim=1)
+    cube = torch.cat([torch.arange(50), torch.randint(1, 50, (350,), generator=random)])  # one pair in cube 0
+    cube = cube[torch.randperm(400, generator=random)]
+    batch = replace(batch, pair_cube=cube)
+    found = pretraining(student, text, objectives)(batch, EARLY)
+
+    said = student(batch, points=batch.pair_point, heads=("semantic", "local"), unit=False)
+    points, local, words = said.semantic.tolist(), said.local.tolist(), text.tolist()
+    labels = batch.pair_label.tolist()
+    entropy = 0.0
+    for point, label in zip(points, labels, strict=True):
+        logits = [inner(point, word) for word in words]
+        entropy += math.log(sum(map(math.exp, logits))) - logits[label]
+    cubes: dict[int, list[int]] = {}
+    for pair, number in enumerate(cube.tolist()):
+        cubes.setdefault(number, []).append(pair)
+    apart = 0.0
+    for pairs in cubes.values():
+        slots = [local[pair] for pair in pairs[:8]]
+        attention = [math.exp(inner(slot, words[labels[pairs[0]]])) for slot in slots]
+        fused = [sum(a * slot[k] for a, slot in zip(attention, slots, strict=True)) / sum(attention) for k in range(4)]
+        slots += [[0.0] * 4] * (8 - len(slots))
+        apart += sum(1 - 1 / (1 + math.exp(-inner(slot, fused))) for slot in slots)
+    expected = {"semantic": entropy / len(points), "spatiotemporal": apart / (8 * len(cubes))}
+
+    sizes = Counter(map(len, cubes.values()))
+    assert sizes[1] >= 1
+    assert 5 < sum(count for size, count in sizes.items() if size > 8) < 45
+    assert {name: value.item() for name, value in found.items()} == pytest.approx(expected, rel=1e-6)
+    assert sum(found.values()).item() == pytest.approx(sum(expected.values()), rel=1e-6)
+
+
+def inner(a: list[float], b: list[float]) -> float:
+    return sum(x * y for x, y in zip(a, b, strict=True))
