@@ -41,7 +41,7 @@ class TeacherConfig:
         tile_hw: size of tiles laid over size_hw; 0,0 takes all at once (maskclip) [px]
         tile_overlap: share of a tile that its neighbour repeats, 0..1 (maskclip)
         templates: sentences that names are put into (maskclip)
-        min_score: confidence below which a pixel has no label, 0..1 (maskclip)
+        min_score: confidence below which a pixel has no label, 0..1; labels.prompts may set it by class (maskclip)
         key_smoothing: patches under this confidence take the average of those with like keys; 0 = off (maskclip)
         denoising: classes that reach this confidence nowhere in an image are dropped from it; 0 = off (maskclip)
         batch: images per forward pass (maskclip, features)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ class LabelsConfig:
 
     Attributes:
         space: label space, a name under configs/labels or a path to such a file
-        prompts: words that the teacher is asked for: a name under configs/prompts or a path; empty takes the space's
+        prompts: the teacher's words, and min_score by class: a name under configs/prompts or a path; empty: the space's
         names: free text: comma-separated things to look for, against all else in the space; no truth, no export
         eval: mapping to score with, a name under configs/labels or a path; empty scores with the space itself
         truth: label space of the label files to score against, where it is another one; needs eval
@@ -48,6 +48,7 @@ class LabelSpace:
         names: class names in order.
         prompts: for each class, the names that the teacher is asked for.
         negatives: names whose pixels get no label.
+        min_score: confidence that a label of a class needs, 0..1, where it is not ``teacher.min_score``.
         colors: RGB of each class.
         class_of_raw: class of each raw id of the official label files; 255 ignored, 254 unknown.
         export: official id of each class in a submission, or None for free text.
@@ -58,6 +59,7 @@ class LabelSpace:
     names: tuple[str, ...]
     prompts: tuple[tuple[str, ...], ...]
     negatives: tuple[str, ...]
+    min_score: Mapping[str, float]
     colors: UInt8[np.ndarray, "c 3"]
     class_of_raw: UInt8[np.ndarray, " ids"]
     export: UInt16[np.ndarray, " c"] | None
@@ -109,10 +111,10 @@ def load_space(config: LabelsConfig) -> LabelSpace:
         _check_class(path, row)
     ignored = tree.get("ignored", [])
     _check_ids(path, classes, ignored)
-    prompts, negatives = _words(config, classes, tree, path)
+    words = _words(config, classes, tree, path)
     if config.names:
-        known = [(row["name"], *row.get("prompts", ()), *words) for row, words in zip(classes, prompts, strict=True)]
-        rivals = [*zip(known, prompts, strict=True), *(((word,), (word,)) for word in negatives)]
+        known = [(row["name"], *row.get("prompts", ()), *own) for row, own in zip(classes, words.prompts, strict=True)]
+        rivals = [*zip(known, words.prompts, strict=True), *(((word,), (word,)) for word in words.negatives)]
         return _free_text(config.names, rivals)
     class_of_raw = np.full(_RAW_IDS, _UNKNOWN, np.uint8)
     class_of_raw[np.asarray(ignored, np.int64)] = NONE
@@ -121,8 +123,9 @@ def load_space(config: LabelsConfig) -> LabelSpace:
     return LabelSpace(
         name=path.stem,
         names=tuple(row["name"] for row in classes),
-        prompts=prompts,
-        negatives=negatives,
+        prompts=words.prompts,
+        negatives=words.negatives,
+        min_score=words.min_score,
         colors=np.array([row["color"] for row in classes], np.uint8),
         class_of_raw=class_of_raw,
         export=np.array([row["export"] for row in classes], np.uint16),
@@ -133,24 +136,38 @@ def load_space(config: LabelsConfig) -> LabelSpace:
     )
 
 
-def _words(
-    config: LabelsConfig, classes: list[dict[str, Any]], tree: dict[str, Any], path: Path
-) -> tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]:
-    """The names that the teacher is asked for, class by class, and the negatives."""
+@dataclass(frozen=True, slots=True)
+class _Words:
+    """What the teacher is asked for, as in ``LabelSpace``."""
+
+    prompts: tuple[tuple[str, ...], ...]
+    negatives: tuple[str, ...]
+    min_score: Mapping[str, float]
+
+
+def _words(config: LabelsConfig, classes: list[dict[str, Any]], tree: dict[str, Any], path: Path) -> _Words:
+    """The words of the prompts' file, or of the space's own."""
     names = [row["name"] for row in classes]
-    if not config.prompts:
-        asked = {row["name"]: row["prompts"] for row in classes if "prompts" in row}
-    else:
+    asked: Any = {row["name"]: row["prompts"] for row in classes if "prompts" in row}
+    sure: Any = {}
+    if config.prompts:
         path = named("prompts", config.prompts)
-        tree = _read(path, "prompts", "negatives")
-        asked = tree.get("prompts", {})
-        if not isinstance(asked, dict):
-            raise BadInput(path, f"prompts must map classes to lists of texts, not {asked!r}")
-    unknown = [name for name in asked if name not in names]
-    if unknown:
-        raise BadInput(path, f"has prompts for {unknown[0]!r}, which is no class", f"classes are {', '.join(names)}")
-    prompts = tuple(_checked_words(path, f"prompts of {name!r}", asked.get(name, [name])) for name in names)
-    return prompts, _checked_words(path, "negatives", tree.get("negatives", []))
+        tree = _read(path, "prompts", "negatives", "min_score")
+        asked, sure = tree.get("prompts", {}), tree.get("min_score", {})
+    for key, said, what in (("prompts", asked, "lists of texts"), ("min_score", sure, "numbers from 0 to 1")):
+        if not isinstance(said, dict):
+            raise BadInput(path, f"{key} must map classes to {what}, not {said!r}")
+        unknown = [name for name in said if name not in names]
+        if unknown:
+            raise BadInput(path, f"has {key} for {unknown[0]!r}, which is no class", f"classes are {', '.join(names)}")
+    for name, value in sure.items():
+        if type(value) not in (int, float) or not 0 <= value <= 1:  # a bool is an int too
+            raise BadInput(path, f"min_score of {name!r} must be a number from 0 to 1, not {value!r}")
+    return _Words(
+        tuple(_checked_words(path, f"prompts of {name!r}", asked.get(name, [name])) for name in names),
+        _checked_words(path, "negatives", tree.get("negatives", [])),
+        {name: float(value) for name, value in sure.items()},
+    )
 
 
 def _read(path: Path, *keys: str) -> dict[str, Any]:
@@ -248,6 +265,7 @@ def _free_text(text: str, rivals: Sequence[tuple[Sequence[str], Sequence[str]]])
         names=names,
         prompts=tuple((name,) for name in names),
         negatives=tuple(negatives),
+        min_score={},
         colors=colors.astype(np.uint8),
         class_of_raw=np.full(_RAW_IDS, NONE, np.uint8),
         export=None,

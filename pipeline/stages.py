@@ -140,7 +140,7 @@ def make_teacher(config: Config, space: LabelSpace) -> Teacher:
         tile_hw=teacher.tile_hw,
         tile_overlap=teacher.tile_overlap,
         templates=teacher.templates,
-        min_score=teacher.min_score,
+        min_score=[space.min_score.get(name, teacher.min_score) for name in space.names],
         key_smoothing=teacher.key_smoothing,
         denoising=teacher.denoising,
         batch=teacher.batch,

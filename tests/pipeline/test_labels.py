@@ -7,8 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from distill.teacher import Teacher
+from pipeline.config import load_config
 from pipeline.labels import LabelsConfig, load_scoring, load_space, load_teacher_map, load_truth
+from pipeline.stages import make_teacher
 from projection.errors import BadInput
+from projection.frames import NONE
+from tests.distill.tiny_clip import VIT, write_camera, write_clip
 
 # raw ids of nuScenes lidarseg and the challenge's id of each (1..16; the rest 0), written out from its documentation
 CHALLENGE = {
@@ -87,6 +92,26 @@ def test_prompts_come_from_the_space_or_a_file(tmp_path: Path) -> None:
         load_space(LabelsConfig(prompts=str(tmp_path / "mine.yaml")))
 
 
+def test_a_prompts_file_sets_thresholds_by_class(tmp_path: Path) -> None:
+    model, path = write_clip(tmp_path / "clip", VIT, seed=1), tmp_path / "sure.yaml"
+    camera = write_camera(tmp_path / "a.png", (64, 96))
+
+    def teacher(min_score: str, default: float = 0.0) -> Teacher:
+        path.write_text(f"min_score: {min_score}")
+        given = [f"teacher.model={model}", "teacher.size_hw=[64,96]", "teacher.templates=short", f"store={tmp_path}"]
+        config = load_config([*given, f"labels.prompts={path}", f"teacher.min_score={default}"])
+        return make_teacher(config, load_space(config.labels))
+
+    free = teacher("{}")([camera])[0].label
+    most = int(np.bincount(free.ravel()).argmax())
+    name = load_space(LabelsConfig()).names[most]
+    strict = teacher(f"{{{name}: 1}}")
+    assert 0 < (free == most).sum() < free.size
+    np.testing.assert_array_equal(strict([camera])[0].label, np.where(free == most, NONE, free))
+    np.testing.assert_array_equal(teacher(f"{{{name}: 0}}", 1.0)([camera])[0].label == most, free == most)
+    assert strict.digest() != teacher("{}").digest()
+
+
 def test_cityscapes_says_nothing_of_sky_and_riders() -> None:
     space = load_space(LabelsConfig())
     table = load_teacher_map("cityscapes19", space)
@@ -157,10 +182,18 @@ def test_a_malformed_space_is_refused(tmp_path: Path, text: str, message: str) -
         load_space(LabelsConfig(space=str(tmp_path / "bad.yaml")))
 
 
-@pytest.mark.parametrize("text", ["prompts: [bus]", "prompts: {bus: lorry}", "negatives: sky"])
-def test_malformed_prompts_are_refused(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        *((text, "lists? of texts") for text in ("prompts: [bus]", "prompts: {bus: lorry}", "negatives: sky")),
+        ("min_score: 0.3", "min_score must map classes to numbers from 0 to 1, not 0.3"),
+        ("min_score: {cra: 0.3}", "has min_score for 'cra', which is no class; classes are barrier, "),
+        *((f"min_score: {{car: {bad}}}", "min_score of 'car' must be") for bad in ("1.1", "-0.1", ".nan", "x", "true")),
+    ],
+)
+def test_malformed_prompts_are_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "bad.yaml").write_text(text)
-    with pytest.raises(BadInput, match=r"lists? of texts"):
+    with pytest.raises(BadInput, match=message):
         load_space(LabelsConfig(prompts=str(tmp_path / "bad.yaml")))
 
 
