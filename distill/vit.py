@@ -83,6 +83,8 @@ def find_vit(name: str, weights: str = "") -> VitSource:
     if not weights and not config.hf_hub_id:
         raise BadInput(name, "timm has no weights for it", "add a tag to the name, or give a local checkpoint")
     checkpoint = Path(weights) if weights else hub_file(config.hf_hub_id, _HUB_WEIGHTS)
+    if not checkpoint.is_file():
+        raise BadInput(checkpoint, "is no file", f"give a local checkpoint of {name}")
     return VitSource(name, tuple(config.mean), tuple(config.std), int(patch[0]), checkpoint)
 
 

@@ -13,7 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
+import torch
+from safetensors.torch import save_file
 
+from distill.checkpoint import load_student, make_student
 from pipeline.store import Artifact
 from tests.helpers import Run, settings
 
@@ -43,6 +47,23 @@ def test_from_logs_to_a_scored_student_and_its_export(small_world: Path, tmp_pat
         assert label.min() >= 1
         assert label.max() <= 16
     assert json.loads((out / "mini_val/submission.json").read_text())["meta"]["use_lidar"] is True
+
+
+def test_a_teacher_without_words_teaches_the_local_head(small_world: Path, tmp_path: Path, tool: Run) -> None:
+    vit = tmp_path / "vit.safetensors"
+    save_file(timm.create_model("test_vit").state_dict(), vit)
+    given = ("configs/pretrain/scalr.yaml", *settings(small_world, tmp_path / "store"), "teacher.kind=features")
+    student = tool("pretrain", *given, "teacher.model=test_vit", f"teacher.weights={vit}").path
+    for line in (student / "metrics.jsonl").read_text().splitlines():
+        step = json.loads(line)
+        assert 0 < step["loss"] < 2
+        assert step["points"] > 1000
+    trained = load_student(student)
+    torch.manual_seed(0)
+    untrained = make_student(trained.model, 64)
+    assert trained.text.shape == (0, 64)
+    assert not torch.equal(trained.student.local.weight, untrained.local.weight)
+    assert torch.equal(trained.student.semantic.weight, untrained.semantic.weight)
 
 
 def test_fused_labels_are_scored_and_exported(small_world: Path, tmp_path: Path, tool: Run) -> None:
