@@ -1,6 +1,6 @@
 """Compiled code of sweeps, cameras, grids and votes: flat arrays in, flat arrays out, no GIL, no Python objects.
 
-Every function here has a readable NumPy twin in ``tests/projection/twins.py`` that the tests hold it against.
+The tests hold all of it against readable NumPy: kernel by kernel (``tests/projection/twins.py``) or through its caller.
 """
 
 from __future__ import annotations
@@ -190,8 +190,8 @@ def pack_rows(coords: Any, keys: Any) -> bool:
     inside = True
     for i in range(coords.shape[0]):
         b, c0, c1, c2 = coords[i, 0], coords[i, 1], coords[i, 2], coords[i, 3]
-        far = max(abs(c0), max(abs(c1), abs(c2)))
-        inside = inside and far < _HALF - 1 and b >= 0 and b < (1 << BATCH_BITS)
+        low, high = min(c0, min(c1, c2)), max(c0, max(c1, c2))  # abs() of the least int32 is negative
+        inside = inside and low > 1 - _HALF and high < _HALF - 1 and b >= 0 and b < (1 << BATCH_BITS)
         keys[i] = pack(np.int64(b), np.int64(c0), np.int64(c1), np.int64(c2))
     return inside
 

@@ -109,7 +109,7 @@ def test_pack_and_unpack(run):
     assert int(run(kernels.pack, *(int(c) for c in rows[0]))) == int(keys[0])
     run(kernels.unpack, keys, back)
     np.testing.assert_array_equal(back, rows)
-    for wrong in ([128, 0, 0, 0], [-1, 0, 0, 0], [0, 2**18, 0, 0], [0, 0, -(2**18), 0]):
+    for wrong in ([128, 0, 0, 0], [-1, 0, 0, 0], [0, 2**18, 0, 0], [0, 0, -(2**18), 0], [0, 0, 0, -(2**31)]):
         assert not run(kernels.pack_rows, np.array([wrong], np.int32), np.zeros(1, np.uint64))
 
 
