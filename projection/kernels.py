@@ -261,7 +261,7 @@ def tally(cell: Any, label: Any, amount: Any, one: float, sign: int, sums: Any) 
 
 @jit
 def count(cell: Any, label: Any, sign: int, support: Any) -> None:
-    """Counts (sign 1) or forgets (-1) each vote in ``support (v,c) i32``."""
+    """Counts (sign 1) or forgets (-1) each vote in ``support (v,c) i64``."""
     for i in range(len(cell)):
         support[cell[i], label[i]] += sign
 

@@ -154,7 +154,7 @@ def test_hash_probes_past_full_slots(run):
 def test_tally_adds_and_takes_away(run):
     random = np.random.default_rng(0)
     cell, label = random.integers(0, 5, 60).astype(np.int32), random.integers(0, 4, 60).astype(np.uint8)
-    amount, sums, support = random.random(60, np.float32), np.zeros((5, 4), np.int64), np.zeros((5, 4), np.int32)
+    amount, sums, support = random.random(60, np.float32), np.zeros((5, 4), np.int64), np.zeros((5, 4), np.int64)
     run(kernels.tally, cell, label, amount, 1024.0, 1, sums)
     run(kernels.count, cell, label, 1, support)
     np.testing.assert_array_equal(sums, twins.tally(cell, label, amount, 1024, (5, 4)))
