@@ -28,6 +28,7 @@ class TrainConfig:
     Attributes:
         sweeps: sweeps of a frame that are learnt from, each with its own augmentation and its own pass
         sweeps_among: the others are drawn from the newest so many; at most ``sweeps`` takes the newest
+        max_age_s: age that an older sweep may have; 0 is no limit [s]
         epochs: passes over the training frames
         batch_size: frames that go through the network together, on all workers
         accumulate: batches a step; the step follows the mean of their losses
@@ -45,6 +46,7 @@ class TrainConfig:
 
     sweeps: int = 1
     sweeps_among: int = 0
+    max_age_s: float = 0.0
     epochs: int = 20
     batch_size: int = 4
     accumulate: int = 1

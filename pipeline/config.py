@@ -59,7 +59,7 @@ class Config:
         protocol: whose labels fine-tuning may use: scene@1%, frame@10%, ... of data.train
         student: folder of a student to score, export or start from; none starts fine-tuning from random weights
         points: folder of fused point labels to score, export or draw
-        evaluate: score the student in a child process after pre-training
+        evaluate: score and draw the student in child processes after pre-training
         absent_class: IoU of a class never true nor predicted: nan (not averaged), one (SLidR's), zero (SemanticKITTI's)
         format: official format to export to
         frame: id of the frame to draw; empty is the first
@@ -145,6 +145,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "train.max_bad_steps": (0, _MANY),
     "train.sweeps": (1, MAX_SWEEPS),
     "train.sweeps_among": (0, MAX_SWEEPS),
+    "train.max_age_s": (0, _MANY),
     "train.augment.rotate_deg": (0, 180),
     "train.augment.scale": (0, 0.9),
     "objectives.semantic.weight": (0, _MANY),

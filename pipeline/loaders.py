@@ -201,7 +201,8 @@ class TrainingFrames(Dataset[Group | BadInput]):
         random = np.random.default_rng([self.config.seed, epoch, number])
         settings, merged = self.config.train, self.config.model.sweeps
         try:
-            frame = choose_sweeps(self.frames[number], settings.sweeps * merged, settings.sweeps_among, random=random)
+            count, among, age_s = settings.sweeps * merged, settings.sweeps_among, settings.max_age_s or np.inf
+            frame = choose_sweeps(self.frames[number], count, among, age_s, random)
             cloud = usable_cloud(frame, self.config, self.config.data.ego_box_m, len(frame.sweeps), _say_older)
             targets = self.targets(frame, cloud)
         except BadInput as error:

@@ -26,23 +26,25 @@ def run(config: Config) -> Made:
     student = make_pretrained(config)
     say_bad_steps(student)
     if config.evaluate and os.environ.get("RANK", "0") == "0":
-        _evaluate(student.path)
+        _show(student.path)
     return Made(student.path, student.skipped())
 
 
-def _evaluate(student: Path) -> None:
-    """Scores in a process of its own: training must never have truth in reach."""
+def _show(student: Path) -> None:
+    """Scores and draws in processes of their own: training must never have truth in reach."""
     arguments = [a for a in sys.argv[1:] if not a.startswith("-")]
-    command = [sys.executable, str(Path(__file__).with_name("evaluate.py")), *arguments, f"student={student}"]
-    with noted() as heard, subprocess.Popen(command, stdout=sys.stderr) as child:
-        while child.poll() is None and not heard:
-            time.sleep(0.1)
-        if heard:
-            child.terminate()
-            raise Stopped(heard[0], f"{student} is trained, its scoring was stopped")
-    if child.returncode:
-        say(f"{student} is trained; it could not be scored, see above")
-        raise SystemExit(child.returncode)
+    say(f"{student} is trained; its scores and a picture of the first frame that they are of:")
+    for tool in ("evaluate", "view"):
+        command = [sys.executable, str(Path(__file__).with_name(f"{tool}.py")), *arguments, f"student={student}"]
+        with noted() as heard, subprocess.Popen(command, stdout=sys.stderr) as child:
+            while child.poll() is None and not heard:
+                time.sleep(0.1)
+            if heard:
+                child.terminate()
+                raise Stopped(heard[0], f"{student} is trained, tools/{tool}.py was stopped")
+        if child.returncode:
+            say(f"{student} is trained; tools/{tool}.py failed, see above")
+            raise SystemExit(child.returncode)
 
 
 if __name__ == "__main__":

@@ -107,6 +107,14 @@ def test_sweeps_pass_apart_and_share_cubes(ready: tuple) -> None:
     assert (shared > 1).any()
 
 
+def test_older_sweeps_than_asked_for_are_not_drawn(ready: tuple) -> None:
+    config, pixels, points, frames = ready
+    config = replace(config, train=replace(config.train, sweeps=6, max_age_s=0.12))  # sweeps are 0.05 s apart
+    last = max(frames, key=lambda frame: frame.time_us)
+    groups = TrainingFrames(frames, target_source("pixels", pixels, points, config), config)
+    assert len(groups[0, frames.index(last)].sweeps) == 3
+
+
 def test_merged_sweeps_are_one_cloud(ready: tuple) -> None:
     config, pixels, points, frames = ready
     config = replace(config, model=replace(config.model, sweeps=3), train=replace(config.train, batch_size=1))
