@@ -2,12 +2,14 @@
 
 usage: python tools/bench.py projection|sparse|teacher|training|ray [out=bench.json]
        python tools/bench.py demo|fusion|ablation|shares|pixels [DATA.yaml ...] [key=value ...] [out=bench.json]
+       python tools/bench.py transfer [key=value ...] [out=bench.json]
 
 projection, sparse and training need the sample data (CLIPSWEEP_DATA, default ../shared/data). The experiments take any
 data set with truth, and configs/demo.yaml when none is named (ablation: configs/ablation.yaml); what is trained already
 is not trained again. demo: labels before and after fusion, the student, and the lines below and above it. fusion: its
 steps. ablation: CLIP2Scene's own. shares: fine-tuning on 1 to 100 % of the labels against training from scratch.
-pixels: settings of the teacher, on every pixel of the demo's images.
+transfer: students of the demo's two rigs on the streets of both. pixels: settings of the teacher, on every pixel of the
+demo's images.
 """
 
 import json
@@ -61,7 +63,7 @@ def _table(name: str, arguments: Sequence[str]) -> list[dict[str, Any]]:
     experiment, recipe = EXPERIMENTS[name]
     named = any("=" not in argument for argument in arguments)
     lines: list[Line] = []
-    for line in experiment([*([] if named else [recipe]), "run.progress=false", *arguments]):
+    for line in experiment([*([] if named or not recipe else [recipe]), "run.progress=false", *arguments]):
         if not lines:
             say(experiments.head(line))
         say(str(line))
@@ -97,6 +99,7 @@ EXPERIMENTS: dict[str, tuple[Callable[[Sequence[str]], Iterator[Line]], str]] = 
     "fusion": (experiments.fusion, "configs/demo.yaml"),
     "ablation": (experiments.ablation, "configs/ablation.yaml"),
     "shares": (experiments.shares, "configs/demo.yaml"),
+    "transfer": (experiments.transfer, ""),
     "pixels": (pixels.teacher_settings, "configs/demo.yaml"),
 }
 

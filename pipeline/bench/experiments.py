@@ -239,6 +239,25 @@ def shares(arguments: Sequence[str]) -> Iterator[Line]:
                 yield _line(f"{unit}@{share}%, {name}", trees)
 
 
+# --- another rig -----------------------------------------------------------------------------------------------------
+
+RIGS = {"nuScenes-like": "configs/demo.yaml", "KITTI-like": "configs/demo_kitti.yaml"}
+
+
+def transfer(arguments: Sequence[str]) -> Iterator[Line]:
+    """A student of each demo rig, annotation-free, on the held-out streets of both: the classes that they share."""
+    for learnt, recipe in RIGS.items():
+        config = load_config([recipe, *arguments])
+        student = make_pretrained(config).path
+        for scored, other in RIGS.items():
+            there = load_config([other, *arguments, "labels.eval=shared12", f"student={student}"])
+            truth = "" if there.labels.space == config.labels.space else there.labels.space
+            labels = dataclasses.replace(there.labels, space=config.labels.space, truth=truth)
+            there = dataclasses.replace(there, labels=labels)
+            index = make_index(there)
+            yield _line(f"{learnt}, scored on {scored}", [_score(there, index, make_predictions(there, index))])
+
+
 # --- one training ----------------------------------------------------------------------------------------------------
 
 

@@ -57,6 +57,20 @@ def test_an_ablation_line_is_the_mean_of_its_seeds(
 
 
 @pytest.mark.slow
+def test_transfer_scores_on_what_two_rigs_share(
+    small_world: Path, tmp_path: Path, tool: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, recipe = settings(small_world, tmp_path / "store"), tmp_path / "rig.yaml"
+    recipe.write_text("seed: 3\n")
+    monkeypatch.setattr(experiments, "RIGS", {"here": str(recipe)})
+    (line,) = experiments.transfer(given)
+    student = tool("pretrain", str(recipe), *given).path
+    scored = tool("evaluate", str(recipe), *given, f"student={student}", "labels.eval=shared12").path
+    assert line.miou == [pytest.approx(json.loads((scored / "scores.json").read_text())["miou"])]
+    assert (line.name, len(line.iou)) == ("here, scored on here", 12)
+
+
+@pytest.mark.slow
 def test_shares_start_from_the_same_seed(small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(experiments, "SHARES", {"100": 1})
     monkeypatch.setattr(experiments, "SEEDS", (0,))
