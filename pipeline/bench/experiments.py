@@ -252,7 +252,7 @@ def transfer(arguments: Sequence[str]) -> Iterator[Line]:
         for scored, other in RIGS.items():
             there = load_config([other, *arguments, "labels.eval=shared12", f"student={student}"])
             truth = "" if there.labels.space == config.labels.space else there.labels.space
-            labels = dataclasses.replace(there.labels, space=config.labels.space, truth=truth)
+            labels = dataclasses.replace(config.labels, eval=there.labels.eval, truth=truth)
             there = dataclasses.replace(there, labels=labels)
             index = make_index(there)
             yield _line(f"{learnt}, scored on {scored}", [_score(there, index, make_predictions(there, index))])
