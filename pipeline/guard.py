@@ -4,38 +4,62 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-from projection.frames import Frame
+from pipeline.datasets import DATASETS, DataConfig
+from pipeline.datasets.rows import read_label_files
+from pipeline.store import Artifact
 
 
 class LabelLeak(RuntimeError):
     """A file of human labels was opened in an annotation-free training."""
 
 
+_OPEN_FILES = "/proc/self/fd"
 _forbidden: set[str] = set()
 
 
 def _watch(event: str, arguments: tuple[object, ...]) -> None:
     if event == "open" and _forbidden and isinstance(arguments[0], str | bytes | os.PathLike):
-        folder = os.path.dirname(os.path.abspath(os.fsdecode(arguments[0])))
-        if folder in _forbidden:
-            raise LabelLeak(f"{os.fsdecode(arguments[0])} was opened in an annotation-free training")
+        name = os.fsdecode(arguments[0])
+        if any(os.path.dirname(path) in _forbidden for path in _meant(name)):
+            raise LabelLeak(f"{name} was opened in an annotation-free training")
+
+
+def _meant(name: str) -> Iterator[str]:
+    """Every file that a name may stand for.
+
+    The audit event tells of no ``dir_fd``, so a relative name may lie below any folder that is open.
+    """
+    yield os.path.abspath(name)
+    yield os.path.realpath(name)
+    if not os.path.isabs(name):
+        for number in os.listdir(_OPEN_FILES):
+            yield os.path.realpath(f"{_OPEN_FILES}/{number}/{name}")
 
 
 sys.addaudithook(_watch)
 
 
-@contextmanager
-def no_labels(frames: Sequence[Frame]) -> Iterator[None]:
-    """While this lasts, opening any file beside the frames' label files raises ``LabelLeak``, in worker processes too.
+def label_folders(data: DataConfig, index: Artifact) -> list[Path]:
+    """The folders that hold human labels of any split: those of the layout, and those that the index names."""
+    root = Path(data.root)
+    named = {(root / name).parent for name in read_label_files(index.shard("index"))}
+    return sorted(named.union(*(root.glob(pattern) for pattern in DATASETS[data.kind].label_folders)))
 
-    It is an audit hook of the interpreter, so it does not matter which library opens the file.
+
+@contextmanager
+def no_labels(folders: Iterable[Path]) -> Iterator[None]:
+    """While this lasts, opening any file in these folders raises ``LabelLeak``, in worker processes too.
+
+    It is an audit hook of the interpreter: whichever Python code opens the file is heard, a library that opens it in
+    C or Rust by itself is not.
     """
-    folders = {os.path.dirname(os.path.abspath(frame.labels.path)) for frame in frames if frame.labels}
-    _forbidden.update(folders)
+    names = {name(folder) for folder in folders for name in (os.path.abspath, os.path.realpath)}
+    _forbidden.update(names)
     try:
         yield
     finally:
-        _forbidden.difference_update(folders)
+        _forbidden.difference_update(names)

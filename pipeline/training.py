@@ -28,7 +28,7 @@ from distill.student import ModelConfig, Student
 from distill.train import Learner, NotFinite, Step, train
 from pipeline.config import Config
 from pipeline.datasets.rows import Skip
-from pipeline.guard import no_labels
+from pipeline.guard import label_folders, no_labels
 from pipeline.labels import LabelSpace, load_space
 from pipeline.loaders import (
     Targets,
@@ -115,7 +115,7 @@ def _pretrain(config: Config, sources: _Sources, student: Artifact) -> None:
         raise BadInput("data.train", f"all frames were left out, first: {points.skipped()[0].reason}")
     text = torch.from_numpy(pixels.arrays("_text").get_tensor("text"))
     started, targets = time.time(), target_source(config.objectives.semantic.targets, pixels, points, config)
-    with no_labels(frames):
+    with no_labels(label_folders(config.data, sources.index)):
         network = _new_student(config, text.shape[1])
         network.named = "semantic" if config.objectives.semantic.weight else "local"
         terms = pretraining(network, text.to(device()), config.objectives)

@@ -22,7 +22,7 @@ import torch
 from pipeline import stages
 from pipeline.bench.row import Row as BenchRow
 from pipeline.config import Config, load_config
-from pipeline.datasets import DATASETS, DataConfig, Reader, nuscenes
+from pipeline.datasets import DATASETS, DataConfig, nuscenes
 from pipeline.datasets.rows import Row
 from pipeline.demo.write import DemoConfig, write_demo
 from pipeline.executor import run_stage
@@ -133,7 +133,7 @@ def simulate(scenes: int) -> None:
                 named = replace(frame, id=f"{number:06d}{frame.id[6:]}", scene=f"fleet-{number:06d}")
                 yield Row(named, train=number % 5 > 0, eval=number % 5 == 0)
 
-    DATASETS["nuscenes"] = Reader(nuscenes.tables, repeated, nuscenes.labels)
+    DATASETS["nuscenes"] = replace(DATASETS["nuscenes"], index=repeated)
 
 
 def label(config: Config) -> Artifact:

@@ -56,14 +56,16 @@ class Reader:
         tables: the files and folders that its index is made from (``pipeline.store.digest_files``).
         index: the rows of the index.
         labels: official ids of the points in the bytes of a label file.
+        label_folders: patterns of the folders below the data root that hold human labels, of every split.
     """
 
     tables: Callable[[DataConfig], list[Path]]
     index: Callable[[DataConfig], Iterator[Row]]
     labels: Callable[[bytes], np.ndarray]
+    label_folders: tuple[str, ...]
 
 
 DATASETS: dict[str, Reader] = {
-    "nuscenes": Reader(nuscenes.tables, nuscenes.index, nuscenes.labels),
-    "semantickitti": Reader(semantickitti.tables, semantickitti.index, semantickitti.labels),
+    "nuscenes": Reader(nuscenes.tables, nuscenes.index, nuscenes.labels, ("lidarseg/*", "panoptic/*")),
+    "semantickitti": Reader(semantickitti.tables, semantickitti.index, semantickitti.labels, ("sequences/*/labels",)),
 }

@@ -174,6 +174,12 @@ def read_images(index: Path) -> Iterator[str]:
             yield from batch["cameras"].flatten().field("path").to_pylist()
 
 
+def read_label_files(index: Path) -> list[str]:
+    """Names of all label files of the index, below the data root."""
+    column = pq.read_table(index, columns=["labels"])["labels"]
+    return [labels["path"] for labels in column.to_pylist() if labels]
+
+
 def read_scenes(index: Path, roles: Sequence[str] = ("train", "eval")) -> dict[str, int]:
     """Scenes of the index that have a role, in its order, with their number of frames."""
     table = pq.read_table(index, columns=["scene", *roles])

@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from pipeline.guard import LabelLeak, no_labels
+from pipeline.datasets import DataConfig
+from pipeline.datasets.rows import Row, to_parquet
+from pipeline.guard import LabelLeak, label_folders, no_labels
 from pipeline.protocols import labelled_subset
+from pipeline.store import Artifact
 from projection.errors import BadInput
-from projection.frames import File, Frame
+from projection.frames import File, Frame, Sweep
+from projection.pose import Pose
 from tests.helpers import Run, settings
 
 
@@ -50,16 +54,30 @@ def test_other_protocols_are_refused(protocol: str) -> None:
         labelled_subset(protocol, frames(3, 2))
 
 
-def test_the_guard_stops_any_way_of_opening(tmp_path: Path) -> None:
-    labels = tmp_path / "lidarseg" / "x_lidarseg.bin"
-    labels.parent.mkdir()
+def test_the_guard_stops_any_way_of_opening(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels, link = tmp_path / "lidarseg" / "x_lidarseg.bin", tmp_path / "link.bin"
+    for name in ("lidarseg", "work"):
+        (tmp_path / name).mkdir()
     labels.write_bytes(b"123")
-    frame = Frame("x", "s", 0, (), (), File(labels, 3))
-    with no_labels([frame]):
-        for attempt in (labels.read_bytes, labels.open, lambda: os.open(labels, os.O_RDONLY)):
+    link.symlink_to(labels)
+    monkeypatch.chdir(tmp_path / "work")
+    above = os.open(tmp_path, os.O_RDONLY)
+    inside = os.open(labels.parent, os.O_RDONLY)
+    attempts = [
+        *(labels.read_bytes, labels.open, link.read_bytes, lambda: os.open(labels, os.O_RDONLY)),
+        *(Path("../lidarseg/x_lidarseg.bin").read_bytes, lambda: os.open(os.fsencode(labels), os.O_RDONLY)),
+        lambda: os.open("x_lidarseg.bin", os.O_RDONLY, dir_fd=inside),
+        lambda: os.open("lidarseg/x_lidarseg.bin", os.O_RDONLY, dir_fd=above),
+    ]
+    with no_labels([labels.parent]):
+        (tmp_path / "other").write_text("is nobody's label")
+        for attempt in attempts:
             with pytest.raises(LabelLeak, match="annotation-free"):
                 attempt()
+        os.close(inside)
+        os.close(os.open("other", os.O_RDONLY, dir_fd=above))
     assert labels.read_bytes() == b"123"
+    os.close(above)
 
 
 def test_a_leak_planted_in_pretraining_ends_it(
@@ -78,6 +96,18 @@ def test_a_leak_planted_in_pretraining_ends_it(
     monkeypatch.setattr(loaders, "merge", peeking)
     with pytest.raises(LabelLeak, match=planted.name):
         tool("pretrain", *settings(small_world, tmp_path / "store"))
+
+
+def test_every_label_folder_is_guarded_in_the_index_or_not(tmp_path: Path) -> None:
+    """KITTI has a label folder a sequence; 08 is not in the index."""
+    for name in ("00", "08"):
+        (tmp_path / f"sequences/{name}/labels").mkdir(parents=True)
+    index = Artifact(tmp_path / "index-0", suffix=".parquet")
+    labels = File(tmp_path / "elsewhere/000000.label", 4)
+    frame = Frame("00/000000", "00", 0, (Sweep(0, Pose.identity(), File(tmp_path / "x.bin", 4)),), (), labels)
+    index.commit("index", to_parquet([Row(frame, True, False)], tmp_path))
+    found = label_folders(DataConfig(kind="semantickitti", root=str(tmp_path)), index)
+    assert found == [tmp_path / "elsewhere", *(tmp_path / f"sequences/{name}/labels" for name in ("00", "08"))]
 
 
 def test_finetuning_says_what_it_used(small_world: Path, tmp_path: Path, tool: Run) -> None:
