@@ -28,6 +28,7 @@ _TABLES = (
     *("sample_annotation", "sample_data", "scene", "sensor", "visibility"),
 )
 _SENSOR_OFFSET_MAX_M = 20.0
+_UNPACK = "unpack the metadata archive again"
 
 
 def tables(config: DataConfig) -> list[Path]:
@@ -41,7 +42,7 @@ def tables(config: DataConfig) -> list[Path]:
         raise BadInput(folder, "no such folder", "set data.root and data.version")
     for name in _TABLES:
         if not (folder / f"{name}.json").is_file():
-            raise BadInput(folder / f"{name}.json", "this table is missing", "unpack the metadata archive again")
+            raise BadInput(folder / f"{name}.json", "this table is missing", _UNPACK)
     return sorted(folder.glob("*.json"))
 
 
@@ -52,8 +53,8 @@ def index(config: DataConfig) -> Iterator[Row]:
     tables do not hold are passed over.
 
     Raises:
-        BadInput: the tables cannot be loaded, or a split or scene gives nothing. What is wrong with a single frame
-            comes as a row with a ``Skip``.
+        BadInput: the tables cannot be loaded, a split or scene gives nothing, or a scene's chain of samples is broken.
+            What is wrong with a single frame comes as a row with a ``Skip``.
     """
     tables(config)
     nusc = _load(config)
@@ -69,6 +70,13 @@ def labels(data: bytes) -> UInt8[np.ndarray, " n"]:
     return np.frombuffer(data, np.uint8)
 
 
+def splits() -> dict[str, list[str]]:
+    """The scenes of each official split."""
+    from nuscenes.utils.splits import create_splits_scenes
+
+    return create_splits_scenes()
+
+
 def _load(config: DataConfig) -> NuScenes:
     from nuscenes.nuscenes import NuScenes
 
@@ -79,13 +87,11 @@ def _load(config: DataConfig) -> NuScenes:
 
 
 def _scenes(nusc: NuScenes, config: DataConfig, names: Sequence[str]) -> list[str]:
-    from nuscenes.utils.splits import create_splits_scenes
-
     present = {scene["name"] for scene in nusc.scene}
-    splits = create_splits_scenes()
+    official = splits()
     chosen: list[str] = []
     for name in names:
-        found = [scene for scene in ([name] if name in present else splits.get(name, ())) if scene in present]
+        found = [scene for scene in ([name] if name in present else official.get(name, ())) if scene in present]
         if not found:
             held = f"it holds {', '.join(sorted(present)[:5])}" + (" ..." if len(present) > 5 else "")
             raise BadInput(Path(config.root) / config.version, f"has no scene of {name!r}", held)
@@ -93,12 +99,25 @@ def _scenes(nusc: NuScenes, config: DataConfig, names: Sequence[str]) -> list[st
     return list(dict.fromkeys(chosen))
 
 
-def _samples(nusc: NuScenes, scene: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    token, seen = scene["first_sample_token"], 0
-    while token and seen < scene["nbr_samples"]:
-        sample = nusc.get("sample", token)
-        yield sample
-        token, seen = sample["next"], seen + 1
+def _samples(nusc: NuScenes, scene: dict[str, Any]) -> list[dict[str, Any]]:
+    """The samples of a scene in order.
+
+    Raises:
+        BadInput: their chain breaks off, or has another length than the scene says.
+    """
+    chain: list[dict[str, Any]] = []
+    try:
+        token, count = scene["first_sample_token"], scene["nbr_samples"]
+        while token and len(chain) <= count:
+            chain.append(nusc.get("sample", token))
+            token = chain[-1]["next"]
+    except (KeyError, TypeError) as error:
+        broken = f"after {len(chain)} samples a row is missing or malformed ({error!r})"
+        raise BadInput(f"scene {scene['name']}", broken, _UNPACK) from None
+    if len(chain) != count:
+        held = f"over {count}" if len(chain) > count else f"{len(chain)}"
+        raise BadInput(f"scene {scene['name']}", f"its chain holds {held} samples, nbr_samples says {count}", _UNPACK)
+    return chain
 
 
 def _row(nusc: NuScenes, config: DataConfig, scene: str, sample: dict[str, Any], train: bool, held: bool) -> Row:

@@ -114,3 +114,23 @@ def test_a_cycle_of_sweeps_ends(world: Path) -> None:
     path.write_text(json.dumps(table))
     found = rows(small(world))
     assert any(isinstance(row.frame, Skip) and "do not rise" in row.frame.reason for row in found)
+
+
+@pytest.mark.parametrize(
+    ("following", "message"),
+    [
+        ("", "its chain holds 1 samples, nbr_samples says 3"),
+        ("nowhere", "after 1 samples a row is missing or malformed"),
+        (None, "its chain holds over 3 samples, nbr_samples says 3"),
+    ],
+)
+def test_a_broken_chain_of_samples_is_named(world: Path, following: str | None, message: str) -> None:
+    """That ends early, leads nowhere, or back to where it began."""
+    scenes = json.loads((world / "v1.0-mini/scene.json").read_text())
+    first = next(scene["first_sample_token"] for scene in scenes if scene["name"] == "scene-0061")
+    path = world / "v1.0-mini/sample.json"
+    table = json.loads(path.read_text())
+    next(row for row in table if row["token"] == first)["next"] = first if following is None else following
+    path.write_text(json.dumps(table))
+    with pytest.raises(BadInput, match=f"scene scene-0061: {message}"):
+        rows(small(world))
