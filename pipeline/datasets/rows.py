@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,30 +162,49 @@ def _to_frame(row: dict[str, Any], root: Path) -> Frame:
     return Frame(row["id"], row["scene"], row["time_us"], tuple(sweeps), tuple(cameras), labels)
 
 
+@contextmanager
+def _undamaged(index: Path) -> Iterator[None]:
+    """Turns whatever reading a damaged index raises within into ``BadInput``."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise BadInput(index, f"is damaged ({reason})", "run the same command again with verify=true") from None
+
+
 def read_frames(index: Path, root: Path, scene: str) -> list[Frame]:
-    """The frames of one scene in time order, paths resolved under the data root."""
-    table = pq.read_table(index, schema=SCHEMA, filters=[("scene", "=", scene)])
-    return [_to_frame(row, root) for row in table.to_pylist()]
+    """The frames of one scene in time order, paths resolved under the data root.
+
+    Raises:
+        BadInput: the index is damaged, as for the functions below, or names a file outside of the data root.
+    """
+    with _undamaged(index):
+        table = pq.read_table(index, schema=SCHEMA, filters=[("scene", "=", scene)])
+        return [_to_frame(row, root) for row in table.to_pylist()]
 
 
 def read_images(index: Path) -> Iterator[str]:
     """Names of all images of the index, below the data root, read piece by piece: a fleet has a million."""
-    with pq.ParquetFile(index) as file:
+    with _undamaged(index), pq.ParquetFile(index) as file:
         for batch in file.iter_batches(1024, columns=["cameras.list.element.path"]):
             yield from batch["cameras"].flatten().field("path").to_pylist()
 
 
 def read_label_files(index: Path) -> list[str]:
     """Names of all label files of the index, below the data root."""
-    column = pq.read_table(index, columns=["labels"])["labels"]
-    return [labels["path"] for labels in column.to_pylist() if labels]
+    with _undamaged(index):
+        column = pq.read_table(index, columns=["labels"])["labels"]
+        return [labels["path"] for labels in column.to_pylist() if labels]
 
 
 def read_scenes(index: Path, roles: Sequence[str] = ("train", "eval")) -> dict[str, int]:
     """Scenes of the index that have a role, in its order, with their number of frames."""
-    table = pq.read_table(index, columns=["scene", *roles])
-    counts: dict[str, int] = {}
-    for row in zip(*(table[name].to_pylist() for name in ["scene", *roles]), strict=True):
-        if any(row[1:]):
-            counts[row[0]] = counts.get(row[0], 0) + 1
-    return counts
+    with _undamaged(index):
+        table = pq.read_table(index, columns=["scene", *roles])
+        counts: dict[str, int] = {}
+        for row in zip(*(table[name].to_pylist() for name in ["scene", *roles]), strict=True):
+            if any(row[1:]):
+                counts[row[0]] = counts.get(row[0], 0) + 1
+        return counts
