@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from projection.frames import Frame, PixelLabels
 from projection.fusion import label_scene
 
 _DEMOS = {"nuscenes": write_demo, "semantickitti": write_kitti_demo}
+_DEMO_SAID = "demo.json"
 
 
 def device() -> torch.device:
@@ -43,25 +45,67 @@ def device() -> torch.device:
 def make_index(config: Config) -> Artifact:
     """Reads the data set's tables once into ``index.parquet``; with ``make_demo``, writes the demo world first.
 
+    The tables name the index, and files beside them may change. With ``verify`` all is read again; where that gives
+    another index it gets a name of its own, so that nothing made from the old one is taken for new, and is the one from
+    then on.
+
     Raises:
         BadInput: the tables or, with ``on_bad=fail``, any frame cannot be used.
     """
-    started = time.time()
-    reader, root = DATASETS[config.data.kind], Path(config.data.root)
+    started, root = time.time(), Path(config.data.root)
     if config.make_demo:
         make_demo(config, root)
     data = config.groups("data")["data"]
     del data["root"]
-    key = {"data": data, "on_bad": config.on_bad, "tables": digest_files(reader.tables(config.data))}
-    index = Artifact.of(config.store, "index", key, suffix=".parquet")
-    if index.whole and index.done("index", config.verify):
+    tables = DATASETS[config.data.kind].tables(config.data)
+    key = {"data": data, "on_bad": config.on_bad, "tables": digest_files(tables)}
+    first = Artifact.of(config.store, "index", key, suffix=".parquet")
+    successor = first.path / "successor"
+    index = _succeeding(first, successor.read_text()) if successor.is_file() else first
+    if index.whole and index.done("index") and not config.verify:
         return index
-    skipped: list[Skip] = []
+    rows = _read_rows(config, root)
+    digest = hashlib.sha256(rows.parquet).hexdigest()
+    if first.whole and first.manifest()["shards"]["index"]["sha256"] != digest:
+        index = _succeeding(first, digest)
+        say(f"{root}: other files than when {first.id} was made; {index.id} takes its place")
+        write_whole(successor, digest.encode())
+    else:
+        index = first
+        successor.unlink(missing_ok=True)
+    if not index.whole or not index.done("index", verify=True):
+        index.sweep_orphans()
+        index.commit("index", rows.parquet, skipped=rows.skipped, counts=rows.counts)
+        index.finish(["index"], config, started)
+    return index
+
+
+def _succeeding(first: Artifact, digest: str) -> Artifact:
+    """The index, of that sha256, that stands for changed files beside the same tables."""
+    return Artifact.of(str(first.path.parent), "index", {**first.key, "index": digest}, suffix=first.suffix)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Rows:
+    """What a reader made of a data root: the bytes of ``index.parquet``, frames left out, and counts."""
+
+    parquet: bytes
+    skipped: list[Skip]
+    counts: dict[str, int]
+
+
+def _read_rows(config: Config, root: Path) -> _Rows:
+    """Reads all rows; says what is not there, if it can be done without."""
+    reader, skipped = DATASETS[config.data.kind], list[Skip]()
     counts = {"frames": 0, "labelled": 0, "missing_sweeps": 0}
+    seen: dict[str, set[str]] = {"train": set(), "eval": set()}
 
     def usable() -> Iterator[Row]:
         for row in reader.index(config.data):
             counts["missing_sweeps"] += row.missing_sweeps
+            for role, scenes in seen.items():
+                if getattr(row, role):
+                    scenes.add(row.frame.scene)
             if isinstance(row.frame, Skip):
                 skipped.append(row.frame)
             else:
@@ -69,17 +113,32 @@ def make_index(config: Config) -> Artifact:
                 counts["labelled"] += row.frame.labels is not None
                 yield row
 
-    table = to_parquet(usable(), root)
+    parquet = to_parquet(usable(), root)
     if skipped and config.on_bad == "fail":
         raise BadInput(f"frame {skipped[0].frame} of {skipped[0].scene}", skipped[0].reason, _skip_hint(len(skipped)))
     if not counts["frames"]:
         raise BadInput(root, "no frame can be used", skipped[0].reason if skipped else "")
     if 0 < counts["labelled"] < counts["frames"]:
         say(f"{root}: {counts['labelled']} of {counts['frames']} frames have labels")
-    index.sweep_orphans()
-    index.commit("index", table, skipped=skipped, counts=counts)
-    index.finish(["index"], config, started)
-    return index
+    if counts["missing_sweeps"]:
+        missing = f"{counts['missing_sweeps']} earlier sweeps are missing, and frames go without them"
+        say(f"{root}: {missing}; once they are there, run with verify=true")
+    demo = (root / _DEMO_SAID).is_file()  # whose splits have as many scenes as it was told
+    for role, scenes in seen.items():
+        counts[f"absent_{role}"] = 0 if demo else _absent(config, role, scenes)
+    return _Rows(parquet, skipped, counts)
+
+
+def _absent(config: Config, role: str, present: set[str]) -> int:
+    """Number of scenes of the official splits in ``data.train`` or ``data.eval`` that are not there; says so."""
+    official, absent = DATASETS[config.data.kind].splits(), 0
+    for name in getattr(config.data, role):
+        scenes = official.get(name, ())
+        here = sum(scene in present for scene in scenes)
+        if here < len(scenes):
+            say(f"data.{role}: {here} of {len(scenes)} scenes of {name!r} are there")
+        absent += len(scenes) - here
+    return absent
 
 
 def make_demo(config: Config, root: Path) -> None:
@@ -88,7 +147,7 @@ def make_demo(config: Config, root: Path) -> None:
     Raises:
         BadInput: something else is there, or a setting is out of its bounds.
     """
-    said, wanted = root / "demo.json", {"kind": config.data.kind, **asdict(config.demo)}
+    said, wanted = root / _DEMO_SAID, {"kind": config.data.kind, **asdict(config.demo)}
     if said.is_file() and {"kind": "nuscenes", **json.loads(said.read_text())} == wanted:  # older ones name no kind
         return
     if root.exists():

@@ -30,7 +30,9 @@ torch.set_num_threads(1)  # small work: waiting for a second thread costs more t
 install_import_hook(_checked_modules(), "beartype.beartype")
 
 from pipeline.command import main  # noqa: E402 - after the hook, as all of the packages
-from pipeline.demo.write import DemoConfig, write_demo  # noqa: E402
+from pipeline.config import Config  # noqa: E402
+from pipeline.demo.write import DemoConfig  # noqa: E402
+from pipeline.stages import make_demo  # noqa: E402
 from tests.helpers import LABELS_HW, Outcome, Run  # noqa: E402
 
 
@@ -53,7 +55,8 @@ def _at_root(monkeypatch: pytest.MonkeyPatch) -> None:
 def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A demo world of two short scenes, with label images beside it: buildings above, road below."""
     root = tmp_path_factory.mktemp("world") / "data"
-    write_demo(DemoConfig(train_scenes=1, val_scenes=1, key_frames=3, width_px=160, height_px=90, azimuths=240), root)
+    sizes = DemoConfig(train_scenes=1, val_scenes=1, key_frames=3, width_px=160, height_px=90, azimuths=240)
+    make_demo(Config(demo=sizes), root)
     ids = np.full(LABELS_HW, 2, np.uint8)
     ids[LABELS_HW[0] // 2 :] = 0
     for image in (root / "samples").glob("CAM_*/*.jpg"):

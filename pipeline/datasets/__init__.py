@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -56,16 +56,30 @@ class Reader:
         tables: the files and folders that its index is made from (``pipeline.store.digest_files``).
         index: the rows of the index.
         labels: official ids of the points in the bytes of a label file.
+        splits: the scenes of each official split.
         label_folders: patterns of the folders below the data root that hold human labels, of every split.
     """
 
     tables: Callable[[DataConfig], list[Path]]
     index: Callable[[DataConfig], Iterator[Row]]
     labels: Callable[[bytes], np.ndarray]
+    splits: Callable[[], Mapping[str, Sequence[str]]]
     label_folders: tuple[str, ...]
 
 
 DATASETS: dict[str, Reader] = {
-    "nuscenes": Reader(nuscenes.tables, nuscenes.index, nuscenes.labels, ("lidarseg/*", "panoptic/*")),
-    "semantickitti": Reader(semantickitti.tables, semantickitti.index, semantickitti.labels, ("sequences/*/labels",)),
+    "nuscenes": Reader(
+        tables=nuscenes.tables,
+        index=nuscenes.index,
+        labels=nuscenes.labels,
+        splits=nuscenes.splits,
+        label_folders=("lidarseg/*", "panoptic/*"),
+    ),
+    "semantickitti": Reader(
+        tables=semantickitti.tables,
+        index=semantickitti.index,
+        labels=semantickitti.labels,
+        splits=semantickitti.splits,
+        label_folders=("sequences/*/labels",),
+    ),
 }

@@ -102,6 +102,11 @@ def labels(data: bytes) -> UInt16[np.ndarray, " n"]:
     return (np.frombuffer(data, "<u4") & 0xFFFF).astype(np.uint16)
 
 
+def splits() -> dict[str, tuple[str, ...]]:
+    """The sequences of each official split."""
+    return SPLITS
+
+
 def _sequences(config: DataConfig, names: Sequence[str]) -> list[str]:
     """Names of the sequences on disk that splits and names stand for; a split's others are passed over."""
     folder = within(Path(config.root), "sequences")

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.config import load_config
+from pipeline.config import Config, load_config
 from pipeline.datasets import DATASETS, DataConfig
 from pipeline.datasets.rows import Row, Skip
 from pipeline.datasets.semantickitti import SPLITS, labels
 from pipeline.labels import LabelsConfig, load_space
+from pipeline.stages import make_index
 from pipeline.store import digest_files
 from projection.cameras import project
 from projection.errors import BadInput
@@ -136,6 +137,12 @@ def test_splits_names_and_test_sequences(root: Path) -> None:
     assert not any(frame.cameras for frame in tested)
     with pytest.raises(BadInput, match="no sequence of '05'"):
         rows(made(root, eval=("05",)))
+
+
+def test_sequences_that_a_split_lacks_are_told(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    index = make_index(Config(data=made(root, train=("01",), eval=("test",)), store=str(root / "store")))
+    assert "data.eval: 1 of 11 scenes of 'test' are there\n" in capsys.readouterr().err
+    assert index.manifest()["counts"]["absent_eval"] == 10
 
 
 def test_instances_stay_out() -> None:
