@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,8 @@ from jaxtyping import Float32, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from PIL import Image
 
+from distill.images import decode
 from pipeline.labels import LabelSpace
 from projection.cameras import project, visible
 from projection.errors import BadInput
@@ -61,7 +60,7 @@ def draw_frame(
         camera = frame.cameras[index]
         here = pairs[pairs.camera == index]
         named = here[label[here.point] != NONE]
-        axis.imshow(Image.open(io.BytesIO(camera.image.read())).convert("RGB"))  # grey images too
+        axis.imshow(decode(camera, camera.size_hw))
         axis.scatter(named.uv[:, 0], named.uv[:, 1], s=2, c=space.colors[label[named.point]] / 255.0, linewidths=0)
         axis.set_title(camera.name, fontsize=8)
     panels = {"labels": _class_colors(label, space)}

@@ -52,11 +52,11 @@ def check_points(file: File, columns: int, fewest: int) -> int:
 def image_size(file: File) -> tuple[int, int]:
     """Height and width of an image as its header tells [px]; refuses one that is none, or that is cut short."""
     try:
-        with Image.open(file.path) as image:
+        with Image.open(file.path, formats=tuple(_END_OF_IMAGE)) as image:
             width, height = image.size
-            end = _END_OF_IMAGE.get(image.format or "", b"")
+            end = _END_OF_IMAGE[image.format or ""]
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError):
-        raise BadInput(file.path, "is not an image", "copy the file again") from None
+        raise BadInput(file.path, "is no JPEG or PNG image", "copy the file again") from None
     if height * width > _PIXELS_MAX:
         raise BadInput(file.path, f"is {width}x{height} pixels, more than {_PIXELS_MAX}")
     with file.path.open("rb") as stream:

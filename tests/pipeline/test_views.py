@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from pipeline.datasets.checks import image_size
 from pipeline.labels import LabelsConfig, load_space
 from pipeline.views import draw_frame
+from projection.errors import BadInput
 from projection.frames import Camera, Cloud, File, Frame, Sweep
 from projection.fusion import FusionConfig
 from projection.pose import Pose
@@ -32,3 +35,22 @@ def test_one_grey_camera_is_drawn_grey_and_alone(tmp_path: Path) -> None:
     assert (drawn == drawn[:, :, :1]).all()
     assert axis.collections[0].get_offsets().tolist() == [[4, 3]]
     assert len(below.axes) == 1
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 6\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+def test_only_jpeg_and_png_are_opened(tmp_path: Path) -> None:
+    """Pillow would start Ghostscript for PostScript under any name."""
+    path = tmp_path / "000000.png"
+    path.write_bytes(EPS)
+    file = File(path, len(EPS))
+    with pytest.raises(BadInput, match="is no JPEG or PNG"):
+        image_size(file)
+    camera = Camera("image_0", 0, Pose.identity(), np.eye(3) + 3 * np.diag([1.0, 1, 0]), (6, 8), file)
+    frame = Frame("00/000000", "00", 0, (Sweep(0, Pose.identity(), file),), (camera,), None)
+    nothing = np.zeros(0, np.float32)
+    cloud = Cloud(np.zeros((0, 3), np.float32), nothing, nothing, np.zeros(0, np.uint8), np.zeros(0, np.int32))
+    space = load_space(LabelsConfig(space="semantickitti19"))
+    with pytest.raises(BadInput, match="cannot be decoded"):
+        draw_frame(frame, cloud, np.zeros(0, np.uint8), None, space, FusionConfig(), "title")
