@@ -40,8 +40,11 @@ def cluster(run: RunConfig) -> Iterator[None]:
     It never joins a cluster that nobody named, whatever runs on the machine or stands in ``RAY_ADDRESS``.
 
     Raises:
-        BadInput: the cluster cannot be joined.
+        BadInput: the cluster cannot be joined, or the address names none.
     """
+    if run.address in ("auto", "local"):
+        cure = 'give HOST:PORT, or "${RAY_ADDRESS:?}" inside a job of Ray'
+        raise BadInput("run.address", f"{run.address!r} names no cluster, but whichever runs here", cure)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if ray.is_initialized():
         yield
@@ -65,6 +68,22 @@ def cluster(run: RunConfig) -> Iterator[None]:
                 yield
             finally:
                 ray.shutdown()
+
+
+def check_room(workers: int, gpu: bool) -> None:
+    """Refuses a training that the cluster, as it is now, has no room for: Ray would wait for room without a word.
+
+    Args:
+        workers: each takes one CPU, or one GPU.
+        gpu: whether it is a GPU.
+
+    Raises:
+        BadInput: there are fewer.
+    """
+    kind = "GPU" if gpu else "CPU"
+    if ray.cluster_resources().get(kind, 0) < workers:
+        asked = f"{workers} training workers take a whole {kind} each, of {_resources()}"
+        raise BadInput("run.workers", asked, "take fewer" + ", or run.gpus=0" * gpu)
 
 
 class _Actor:

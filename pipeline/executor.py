@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
@@ -34,7 +35,8 @@ def run_stage(
         gpu: whether a worker runs a network.
 
     Raises:
-        BadInput: from a worker, when ``on_bad=fail`` (local); a path that other nodes would read differently (ray).
+        BadInput: from a worker, when ``on_bad=fail`` (local); a path that other nodes would read differently, or Ray is
+            not installed (ray).
         Incomplete: scenes were given up (ray).
     """
     if config.run.executor == "ray" and config.run.address:
@@ -49,7 +51,8 @@ def run_stage(
         quiet = not config.run.progress
         with tqdm(total=len(scenes), initial=done, desc=artifact.stage, unit="scene", disable=quiet) as bar:
             if config.run.executor == "ray":
-                from pipeline.cluster import run_on_ray
+                with needs_ray("run.executor"):
+                    from pipeline.cluster import run_on_ray
 
                 run_on_ray(artifact, left, make_worker, config.run, gpu, bar.update, done)
             else:
@@ -59,6 +62,15 @@ def run_stage(
                     bar.update()
     artifact.finish(scenes, config, started, inherited)
     return artifact
+
+
+@contextmanager
+def needs_ray(where: str) -> Iterator[None]:
+    """Turns a failed import of Ray within into ``BadInput`` with the installation as its cure."""
+    try:
+        yield
+    except ImportError as error:
+        raise BadInput(where, f"needs Ray ({error})", 'pip install -e ".[ray]"') from None
 
 
 def check_shared(config: Config) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import tempfile
@@ -16,9 +17,12 @@ import torch
 from torch import distributed
 from torch.distributed.rendezvous import rendezvous
 
+from distill.ranks import rank
 from distill.train import NotFinite
 from pipeline.config import Config
+from pipeline.executor import check_shared, needs_ray
 from pipeline.guard import LabelLeak
+from pipeline.store import write_whole
 from pipeline.work import Incomplete
 from projection.errors import BadInput
 
@@ -65,28 +69,29 @@ def wants_ray(config: Config) -> bool:
 def on_ray(learn: Callable[[Config], object], config: Config) -> None:
     """Runs a training on Ray Train, on ``run.workers`` workers but no more than a batch has frames.
 
-    When a worker is lost, all are started anew up to ``run.attempts`` times and go on from the last checkpoint.
+    When a worker is lost, all are started anew up to ``run.attempts`` times and go on from the last checkpoint. What
+    another attempt would not mend ends the training at once.
 
     Args:
         learn: the training; its result is an artifact in the store, which all workers see.
         config: of the training.
 
     Raises:
-        BadInput: from a worker, or Ray Train is not installed.
+        BadInput: from a worker; Ray is not installed, the cluster has no room, or its nodes share no store.
         NotFinite: from a worker.
+        LabelLeak: from a worker.
         Incomplete: the workers were lost too often.
     """
-    try:
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
+    with needs_ray("run.workers"):
+        from ray.train import RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
+        from ray.train.v2.api.config import FailureConfig
         from ray.train.v2.api.exceptions import TrainingFailedError
-    except ImportError as error:
-        raise BadInput(
-            "run.workers", f"{config.run.workers} need Ray Train ({error})", 'pip install -e ".[ray]"'
-        ) from None
-    from pipeline.cluster import cluster
 
-    workers = min(config.run.workers, config.train.batch_size)
+        from pipeline.cluster import check_room, cluster
+    if config.run.address:
+        check_shared(config)
+    workers, attempts = min(config.run.workers, config.train.batch_size), config.run.attempts
     store = Path(config.store).resolve()
     store.mkdir(parents=True, exist_ok=True)
     with (
@@ -94,28 +99,59 @@ def on_ray(learn: Callable[[Config], object], config: Config) -> None:
         cluster(config.run),
         tempfile.TemporaryDirectory(prefix=".ray-train-", dir=store) as folder,
     ):
+        check_room(workers, config.run.gpus > 0)
+        outcome = Path(folder) / "outcome.json"
+        failures = FailureConfig(max_failures=attempts, controller_failure_limit=attempts)
         trainer = TorchTrainer(
-            partial(_from_here, learn, config, os.getcwd()),
+            partial(_from_here, learn, config, os.getcwd(), outcome),
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=config.run.gpus > 0),
-            run_config=RunConfig(storage_path=folder, failure_config=FailureConfig(max_failures=config.run.attempts)),
+            run_config=RunConfig(storage_path=folder, failure_config=failures),
         )
+        lost: Exception | None = None
         try:
             trainer.fit()
         except TrainingFailedError as error:
-            raise _cause(error) from None
+            lost = error
+        if not outcome.exists():
+            raise _gave_up(lost) if lost else _not_shared(store)
+        _raise_final(outcome)
 
 
-def _from_here(learn: Callable[[Config], object], config: Config, folder: str) -> None:
+_FINAL: dict[str, type[Exception]] = {kind.__name__: kind for kind in (BadInput, NotFinite, LabelLeak)}
+"""What no other attempt would mend."""
+
+
+def _from_here(learn: Callable[[Config], object], config: Config, folder: str, outcome: Path) -> None:
+    """Learns as one of the workers, and leaves word in the store of how the training ended, if it ended for good.
+
+    A worker that fails must raise, or the others would wait for it; Ray Train then starts all of them once more.
+    """
+    if outcome.exists():
+        return
     os.chdir(folder)  # Ray Train starts its workers elsewhere; configurations name files from here
-    learn(config)
+    try:
+        learn(config)
+    except tuple(_FINAL.values()) as error:
+        write_whole(outcome, json.dumps([type(error).__name__, error.__reduce__()[1]]).encode())
+        raise
+    if rank() == 0:
+        write_whole(outcome, b"[]")
 
 
-def _cause(error: Exception) -> Exception:
-    """What a worker said, if it said anything worth hearing; the others only lost touch with it."""
+def _raise_final(outcome: Path) -> None:
+    """Raises what a worker raised, if it did."""
+    said = json.loads(outcome.read_text())
+    if said:
+        kind, arguments = said
+        raise _FINAL[kind](*arguments)
+
+
+def _not_shared(store: Path) -> BadInput:
+    return BadInput("store", f"the workers ended well, but left nothing in {store}", "give a folder that nodes share")
+
+
+def _gave_up(error: Exception) -> Incomplete:
+    """What the first worker that failed said."""
     failures = getattr(error, "worker_failures", {}).values()
-    for failure in failures:
-        for found in (failure, getattr(failure, "cause", None), failure.__cause__):
-            if isinstance(found, BadInput | NotFinite | LabelLeak):
-                return found
     said = str(next(iter(failures), error)).strip().splitlines()
     return Incomplete(f"training was given up ({said[0] if said else error!r}); run the same command again to go on")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.config import Config
 from pipeline.work import Shard
 from projection.errors import BadInput
 
@@ -64,3 +65,9 @@ class Faulty:
             raise BadInput("x.jpg", "is no JPEG", "copy it again")
         elif fault == "full disk":
             os.fsync = full_disk
+
+
+def bad_training(notes: Path, config: Config) -> None:
+    """A training whose input is bad; each start leaves a file in ``notes``."""
+    (notes / uuid.uuid4().hex).touch()
+    raise BadInput("x.bin", "is cut short", "copy it again")

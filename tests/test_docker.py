@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import configparser
+import os
 import re
+import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +117,7 @@ def test_the_rayjob_has_the_fields_of_its_kind() -> None:
 
 
 def test_the_rayjob_runs_a_tool_that_is_in_the_image_with_paths_that_nodes_share() -> None:
-    words = load("rayjob.yaml")["spec"]["entrypoint"].split()
+    words = shlex.split(shlex.split(load("rayjob.yaml")["spec"]["entrypoint"])[-1])
     folder = next(line.split()[1] for line in instructions("gpu") if line.startswith("WORKDIR"))
     files = [word for word in words if word.startswith(folder)]
     assert len(files) == 3
@@ -122,6 +125,21 @@ def test_the_rayjob_runs_a_tool_that_is_in_the_image_with_paths_that_nodes_share
     given = dict(word.split("=") for word in words if "=" in word)
     (mount,) = {m["mountPath"] for m in _mounts() if m["name"] == "clipsweep"}
     assert all(given[key].startswith(f"{mount}/") for key in ("store", "data.root"))
+
+
+def test_the_rayjob_joins_its_own_cluster() -> None:
+    """The pod that submits has a shell read the line, Ray quotes the words anew, and the job's shell reads them."""
+    given, knows = load("rayjob.yaml")["spec"]["entrypoint"], {"PATH": os.environ["PATH"]}
+    words = run_shell(f"printf '%s\\0' {given}", knows).split("\0")[:-1]
+    assert words[:2] == ["sh", "-c"]
+    shown = words[2].replace("exec python", "printf '%s\\n'")
+    said = run_shell(shlex.join([*words[:2], shown]), {**knows, "RAY_ADDRESS": "10.0.0.1:6379"})
+    assert "run.address=10.0.0.1:6379" in said.splitlines()
+
+
+def run_shell(line: str, environment: dict[str, str]) -> str:
+    done = subprocess.run(["bash", "-c", line], env=environment, capture_output=True, text=True, check=True)
+    return done.stdout
 
 
 def _mounts() -> list[dict[str, str]]:

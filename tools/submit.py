@@ -20,7 +20,7 @@ from pathlib import Path
 
 from pipeline.command import Made, main, say
 from pipeline.config import Config
-from pipeline.executor import check_shared
+from pipeline.executor import check_shared, needs_ray
 from projection.errors import BadInput
 
 KEYS = ("run", "store", "data")
@@ -73,7 +73,8 @@ def left_out(config: Config) -> list[str]:
 
 def _follow(address: str, job: str, excludes: list[str]) -> tuple[int, str]:
     """The exit status of a job, and its log."""
-    from ray.job_submission import JobStatus, JobSubmissionClient
+    with needs_ray("tools/submit.py"):
+        from ray.job_submission import JobStatus, JobSubmissionClient
 
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:

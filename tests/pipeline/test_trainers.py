@@ -7,7 +7,11 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -15,9 +19,12 @@ import pytest
 
 from pipeline.config import load_config
 from pipeline.loaders import training_batches
-from pipeline.trainers import wants_ray
+from pipeline.trainers import on_ray, wants_ray
+from pipeline.work import RunConfig
 from projection.errors import BadInput
+from tests.faults import bad_training
 from tests.helpers import Run, settings
+from tools import submit
 
 STEPS = 21
 
@@ -73,6 +80,65 @@ def test_a_lost_worker_of_ray_train_changes_nothing(small_world: Path, two: Path
     assert (student / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
+def test_bad_input_is_not_tried_again(tmp_path: Path) -> None:
+    pytest.importorskip("ray.train", exc_type=ImportError)
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    with pytest.raises(BadInput, match=r"x\.bin: is cut short; copy it again"):
+        on_ray(partial(bad_training, notes), load_config([f"store={tmp_path / 'store'}", "run.workers=1"]))
+    assert len(list(notes.iterdir())) == 1
+
+
+class Trainer:
+    """Stands in for Ray Train's: calls the training once for all workers, or loses it."""
+
+    def __init__(self, learn: Callable[[], None], scaling_config: Any, run_config: Any) -> None:
+        self.learn, self.failures = learn, run_config.failure_config
+
+    def fit(self) -> None:
+        assert self.failures.controller_failure_limit == self.failures.max_failures == 3
+        self.learn()
+
+
+class Unshared(Trainer):
+    def fit(self) -> None:
+        """All goes well on other disks."""
+
+
+@pytest.fixture
+def ray_of_four(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster of 4 CPUs and a GPU that needs no starting."""
+    pytest.importorskip("ray.train", exc_type=ImportError)
+    monkeypatch.setattr("pipeline.cluster.cluster", lambda run: nullcontext())
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 4.0, "GPU": 1.0})
+    monkeypatch.setattr("ray.train.torch.TorchTrainer", Trainer)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["run.workers=5"], r"5 training workers take a whole CPU each, of the cluster's 4 CPUs and 1 GPUs"),
+        (["run.workers=2", "run.gpus=0.25"], r"2 training workers take a whole GPU each.*or run\.gpus=0"),
+        (["run.workers=2", "run.address=10.0.0.1:6379", "store=artifacts"], r"store.*relative"),
+    ],
+)
+def test_a_cluster_without_room_or_shared_folder_is_refused(
+    ray_of_four: None, tmp_path: Path, given: list[str], message: str
+) -> None:
+    config = load_config([f"store={tmp_path}", "train.batch_size=8", *given])
+    with pytest.raises(BadInput, match=message):
+        on_ray(lambda config: None, config)
+
+
+def test_how_a_training_ended_comes_back(ray_of_four: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config([f"store={tmp_path}", "run.workers=2", "run.attempts=3"])
+    on_ray(lambda config: None, config)
+    monkeypatch.setattr("ray.train.torch.TorchTrainer", Unshared)
+    with pytest.raises(BadInput, match=r"left nothing in .*nodes share"):
+        on_ray(lambda config: None, config)
+
+
 def test_who_starts_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not wants_ray(load_config([]))
     several = load_config(["run.workers=2"])
@@ -85,3 +151,27 @@ def test_each_worker_needs_a_frame(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.loaders.ranks", lambda: 3)
     with pytest.raises(BadInput, match="3 workers"):
         next(training_batches([], lambda frame, cloud: None, load_config(["train.batch_size=2"])))  # type: ignore
+
+
+@pytest.mark.parametrize("address", ["auto", "local"])
+def test_only_a_named_cluster_is_joined(address: str) -> None:
+    from pipeline.cluster import cluster
+
+    refused = pytest.raises(BadInput, match=rf"run\.address: '{address}' names no cluster")
+    with refused, cluster(RunConfig(address=address)):
+        pass
+
+
+def test_without_ray_its_installation_is_told(
+    small_world: Path, tmp_path: Path, tool: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ray", "ray.train", "ray.job_submission"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, "pipeline.cluster", raising=False)
+    given = [*settings(small_world, tmp_path), "run.address=http://127.0.0.1:1"]
+    refused = tool("label", *given, "run.executor=ray")
+    assert refused.status == 1
+    assert refused.err.endswith('; pip install -e ".[ray]"\n')
+    for run in (partial(on_ray, print), partial(submit.run, "label", [])):
+        with pytest.raises(BadInput, match="needs Ray"):
+            run(load_config(given))
