@@ -16,6 +16,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,6 +30,7 @@ from pipeline.datasets.rows import Skip
 from projection.errors import BadInput
 
 _PACKAGES = ("clipsweep", "numpy", "numba", "torch", "spconv-cu120", "spconv-cu126", "open_clip_torch", "ray")
+_ORPHANED_S = 3600.0
 _NAME = re.compile(r"[\w.+-]+")
 
 
@@ -206,9 +208,11 @@ class Artifact:
             raise BadInput(self.shard(name), f"is damaged ({error})", cure) from None
 
     def sweep_orphans(self) -> None:
-        """Removes temporary files that killed writers left behind."""
+        """Removes temporary files that killed writers left behind; young ones may be another run's, at work."""
         for path in self.path.glob("**/.*.tmp"):
-            path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                if path.stat().st_mtime < time.time() - _ORPHANED_S:
+                    path.unlink()
 
     def finish(
         self, shards: Sequence[str], config: Any, started: float, inherited: Sequence[Skip] = (), **facts: Any

@@ -123,9 +123,10 @@ def test_a_writer_killed_at_any_point_of_a_commit_leaves_no_partial_file(tmp_pat
     assert killed.returncode == -signal.SIGKILL
     artifact, again = Artifact.of(str(tmp_path), "s", {}), Counting()
     assert artifact.done("x") == artifact.done("x", verify=True) == ((call, nth) == ("fsync", 4))
-    assert len(list(tmp_path.rglob("*.tmp"))) == ((call, nth) not in (("fsync", 2), ("fsync", 4)))
+    left = list(tmp_path.rglob("*.tmp"))
+    assert len(left) == ((call, nth) not in (("fsync", 2), ("fsync", 4)))
     run_stage(artifact, ["x"], lambda: again, QUIET)
-    assert not list(tmp_path.rglob("*.tmp"))
+    assert list(tmp_path.rglob("*.tmp")) == left  # too young to be swept
     assert again.scenes == ["x"] * ((call, nth) != ("fsync", 4))
     assert artifact.done("x", verify=True)
 
@@ -144,13 +145,16 @@ def test_writers_with_the_same_process_number_do_not_meet(tmp_path: Path, monkey
     assert path.read_bytes() == b"one"
 
 
-def test_orphans_of_killed_writers_are_swept(tmp_path: Path) -> None:
+def test_orphans_of_killed_writers_are_swept_and_files_of_live_ones_are_not(tmp_path: Path) -> None:
     artifact = Artifact.of(str(tmp_path), "s", {})
     artifact.commit_arrays("x", ARRAYS)
-    orphan = artifact.path / ".x.safetensors.999.tmp"
+    orphan, young = (artifact.path / f".x.safetensors.{number}.tmp" for number in (998, 999))
     orphan.write_bytes(b"half")
+    young.write_bytes(b"half")
+    os.utime(orphan, (time.time() - 3700,) * 2)
     run_stage(artifact, ["x", "y"], Counting, QUIET)
     assert not orphan.exists()
+    assert young.exists()
 
 
 KILLED_WRITER = """
