@@ -9,6 +9,7 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -100,6 +101,7 @@ class Config:
         return {name: tree[name] for name in names}
 
 
+_FILES_MAX = 100
 _TINY, _MANY = 1e-3, 1e9
 _FINE_M = 0.002  # 2 ** 18 of these reach farther than a point may lie
 _BOUNDS: dict[str, tuple[float, float]] = {
@@ -182,7 +184,7 @@ def load_config(arguments: Sequence[str]) -> Config:
     """
     tree: Any = OmegaConf.structured(Config)
     for argument in (a for a in arguments if "=" not in a):
-        for path, values in _with_includes(Path(argument), ()):
+        for path, values in list(_with_includes(Path(argument), (), count(1))):
             tree = _merge(tree, values, str(path))
     for argument in (a for a in arguments if "=" in a):
         tree = _merge(tree, _from_pair(argument), "command line")
@@ -202,8 +204,12 @@ def load_config(arguments: Sequence[str]) -> Config:
     return config
 
 
-def _with_includes(path: Path, above: tuple[Path, ...]) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The files that a file includes, then itself."""
+def _with_includes(path: Path, above: tuple[Path, ...], number: Iterator[int]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The files that a file includes, then itself; ``number`` counts what is read."""
+    if next(number) > _FILES_MAX:
+        raise BadInput(
+            path, f"is one of more than {_FILES_MAX} included files", "a file counts as often as it is named"
+        )
     if path.resolve() in above:
         raise BadInput(path, "includes itself")
     values = read_yaml(path)
@@ -212,7 +218,7 @@ def _with_includes(path: Path, above: tuple[Path, ...]) -> Iterator[tuple[Path, 
     if not isinstance(included, list) or not all(isinstance(name, str) for name in included):
         raise BadInput(path, f"include must be a list of files, not {included!r}")
     for name in included:
-        yield from _with_includes(path.parent / name, (*above, path.resolve()))
+        yield from _with_includes(path.parent / name, (*above, path.resolve()), number)
     yield path, values
 
 

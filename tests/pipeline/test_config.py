@@ -125,6 +125,17 @@ def test_hostile_files_are_refused(tmp_path: Path, text: str, message: str) -> N
         load_config([str(tmp_path / "bad.yaml")])
 
 
+@pytest.mark.parametrize(("times", "levels"), [(1, 1100), (2, 8)])
+def test_including_without_end_is_refused(tmp_path: Path, times: int, levels: int) -> None:
+    """A long chain of files, and a short one that doubles at each level."""
+    for level in range(levels):
+        names = ", ".join([f"{level + 1}.yaml"] * times)
+        (tmp_path / f"{level}.yaml").write_text(f"include: [{names}]\n")
+    (tmp_path / f"{levels}.yaml").write_text("seed: 1\n")
+    with pytest.raises(BadInput, match=r"\.yaml: is one of more than 100 included files"):
+        load_config([str(tmp_path / "0.yaml")])
+
+
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(BadInput, match=r"nowhere\.yaml"):
         load_config(["nowhere.yaml"])
