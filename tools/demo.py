@@ -1,23 +1,32 @@
 """Writes the embedded world as a data root of nuScenes or SemanticKITTI: images, sweeps, poses, exact point labels.
 
 usage: python tools/demo.py [configs/demo.yaml|configs/demo_kitti.yaml] [out=FOLDER] [key=value ...]
+
+Without a file it takes configs/demo.yaml; without out= it writes to data.root, where the other tools look for it.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.command import Made, main
 from pipeline.config import Config
 from pipeline.stages import make_demo
+from pipeline.yaml_files import CONFIGS
 
-KEYS = ("demo", "data.kind", "out")
+KEYS = ("demo", "data.kind", "data.root", "out")
 
 
 def run(config: Config) -> Made:
-    root = Path(config.out or "demo-data")
+    root = Path(config.out or config.data.root)
     make_demo(config, root)
     return Made(root)
 
 
+def with_recipe(arguments: Sequence[str]) -> list[str]:
+    named = any("=" not in argument and not argument.startswith("-") for argument in arguments)
+    return [*([] if named else [str(CONFIGS / "demo.yaml")]), *arguments]
+
+
 if __name__ == "__main__":
-    sys.exit(main(__doc__, KEYS, run))
+    sys.exit(main(__doc__, KEYS, run, with_recipe(sys.argv[1:])))

@@ -9,7 +9,7 @@ from pipeline.command import Made, main
 from pipeline.config import Config
 from pipeline.stages import make_index
 
-KEYS = ("data", "store", "on_bad", "verify")
+KEYS = ("data", "make_demo", "demo", "store", "on_bad", "verify")
 
 
 def run(config: Config) -> Made:

@@ -13,7 +13,7 @@ from pipeline.quality import draw_quality, look_over, quality_table
 from pipeline.stages import make_index, make_pixels, make_points
 from pipeline.views import check_picture, save_figure
 
-KEYS = ("data", "labels", "teacher", "fusion", "run", "store", "on_bad", "verify", "report")
+KEYS = ("data", "make_demo", "demo", "labels", "teacher", "fusion", "run", "store", "on_bad", "verify", "report")
 
 
 def run(config: Config) -> Made:

@@ -17,7 +17,7 @@ from pipeline.signals import Stopped, noted
 from pipeline.training import make_pretrained
 
 KEYS = (
-    *("data", "labels", "teacher", "fusion", "model", "objectives", "train", "run"),
+    *("data", "make_demo", "demo", "labels", "teacher", "fusion", "model", "objectives", "train", "run"),
     *("store", "seed", "on_bad", "verify", "evaluate", "resume"),
 )
 

@@ -25,7 +25,7 @@ from projection.errors import BadInput
 
 KEYS = ("run", "store", "data")
 ROOT = Path(__file__).resolve().parents[1]
-_LEFT_OUT = (".git", ".venv*", "__pycache__", "*.egg-info", "/artifacts", "/demo-data")
+_LEFT_OUT = (".git", ".venv*", "__pycache__", "*.egg-info", "/artifacts", "/demo-*/")
 _POLL_S = 0.5
 
 

@@ -15,7 +15,7 @@ from pipeline.stages import make_index
 from pipeline.views import draw_frame, save_figure
 from projection.errors import BadInput
 
-KEYS = ("data", "labels", "fusion", "store", "on_bad", "student", "points", "frame", "out")
+KEYS = ("data", "labels", "fusion", "run", "store", "on_bad", "student", "points", "frame", "out")
 
 
 def run(config: Config) -> Made:
