@@ -35,7 +35,7 @@ def _meant(name: str) -> Iterator[str]:
     """
     yield os.path.abspath(name)
     yield os.path.realpath(name)
-    if not os.path.isabs(name):
+    if not os.path.isabs(name) and not os.path.exists(name):
         for number in os.listdir(_OPEN_FILES):
             yield os.path.realpath(f"{_OPEN_FILES}/{number}/{name}")
 

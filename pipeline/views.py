@@ -14,10 +14,9 @@ from matplotlib.lines import Line2D
 
 from distill.images import decode
 from pipeline.labels import LabelSpace
-from projection.cameras import project, visible
 from projection.errors import BadInput
 from projection.frames import NONE, Cloud, Frame
-from projection.fusion import FusionConfig
+from projection.fusion import FusionConfig, visible_pairs
 
 mpl.use("Agg")
 _ORDER = ("FRONT_LEFT", "FRONT", "FRONT_RIGHT", "BACK_LEFT", "BACK", "BACK_RIGHT")
@@ -52,8 +51,7 @@ def draw_frame(
     halves: Any = figure.subfigures(2, 1, height_ratios=(3.5 * rows, 6.5))
     upper, lower = halves
     axes = upper.subplots(rows, columns, squeeze=False).ravel()
-    pairs = project(cloud.xyz, frame.sweeps[0].global_from_lidar, frame.cameras, fusion.min_depth_m)
-    pairs = pairs[visible(pairs, frame.cameras, fusion.occlusion_px, fusion.occlusion_relative, fusion.occlusion_m)]
+    pairs = visible_pairs(frame, cloud.xyz, fusion)
     for axis in axes:
         axis.set_axis_off()
     for axis, index in zip(axes, _camera_order(frame), strict=False):
