@@ -7,7 +7,7 @@ usage: python tools/export_labels.py DATA.yaml student=FOLDER [format=NAME] [out
 import sys
 from pathlib import Path
 
-from pipeline.command import Made, main
+from pipeline.command import Made, main, say
 from pipeline.config import Config
 from pipeline.export import FORMATS, pseudo_labels, submission
 from pipeline.labels import load_space
@@ -30,6 +30,9 @@ def run(config: Config) -> Made:
         said = make_predictions(config, index)
         out = Path(config.out or f"{config.store}/export-{said.id}")
         submission(FORMATS[config.format], out, split, space, labelled_frames(config, index, said))
+        absent = index.manifest()["counts"]["absent_eval"]
+        if absent:
+            say(f"{out}: {absent} scene(s) of the split are not there; an evaluation server will want them all")
     return Made(out, said.skipped())
 
 
