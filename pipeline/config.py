@@ -56,7 +56,7 @@ class Config:
         store: folder of all artifacts
         seed: seed of everything random
         on_bad: what to do with a frame that cannot be used: fail, or skip it and say so
-        verify: check the sha256 of every shard that is already there, not its size alone
+        verify: check the sha256 of every shard that is already there, not its size alone, and index the data set again
         protocol: whose labels fine-tuning may use: scene@1%, frame@10%, ... of data.train
         student: folder of a student to score, export or start from; none starts fine-tuning from random weights
         points: folder of fused point labels to score, export or draw

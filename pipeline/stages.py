@@ -73,10 +73,9 @@ def make_index(config: Config) -> Artifact:
     else:
         index = first
         successor.unlink(missing_ok=True)
-    if not index.whole or not index.done("index", verify=True):
-        index.sweep_orphans()
-        index.commit("index", rows.parquet, skipped=rows.skipped, counts=rows.counts)
-        index.finish(["index"], config, started)
+    index.sweep_orphans()
+    index.commit("index", rows.parquet, skipped=rows.skipped, counts=rows.counts)
+    index.finish(["index"], config, started)
     return index
 
 
