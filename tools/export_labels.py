@@ -30,7 +30,7 @@ def run(config: Config) -> Made:
         said = make_predictions(config, index)
         out = Path(config.out or f"{config.store}/export-{said.id}")
         submission(FORMATS[config.format], out, split, space, labelled_frames(config, index, said))
-        absent = index.manifest()["counts"]["absent_eval"]
+        absent = index.manifest()["counts"].get("absent_eval", 0)
         if absent:
             say(f"{out}: {absent} scene(s) of the split are not there; an evaluation server will want them all")
     return Made(out, said.skipped())
