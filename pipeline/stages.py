@@ -266,12 +266,14 @@ def make_pixels(config: Config, index: Artifact) -> Artifact:
     }
     pixels, kept = Artifact.of(config.store, "pixels", key, [index]), None
     shards = ["_text", *scenes_of(index)]
-    if not _all_done(pixels, shards, config) and features and not wanted.key_smoothing:
-        kept = _kept_features(config, index, features)
-        if kept:  # its features are rounded to 16 bits, so that a score may differ in its last digit
-            pixels = Artifact.of(config.store, "pixels", {**key, "relabelled": True}, [index])
     if _all_done(pixels, shards, config):
         return pixels
+    if features and not wanted.key_smoothing:
+        kept = _kept_features(config, index, features)
+    if kept:  # its features are rounded to 16 bits, so that a score may differ in its last digit
+        pixels = Artifact.of(config.store, "pixels", {**key, "relabelled": True}, [index])
+        if _all_done(pixels, shards, config):
+            return pixels
     if not pixels.done("_text", config.verify):
         pixels.commit_arrays("_text", {"text": teacher.text})
     return run_stage(pixels, shards, partial(PixelWorker, config, index, kept), config, index.skipped(), gpu=True)

@@ -79,7 +79,7 @@ def test_no_number_may_be_nan(key: str) -> None:
         ("data=3", "group of keys"),
         ("nonsense=1", "unknown key nonsense"),
         ("train.batch_size=0", "from 1 to 128"),
-        ("model.voxel_m=-0.1", "from 0.001"),
+        ("model.voxel_m=-0.1", "from 0.002"),
         ("fusion.cell_m=.nan", "fusion.cell_m"),
         ("data.sensor_height_m=-2", "from 0 to 100"),
         ("train.weight_decay=inf", "from 0 to 10"),

@@ -328,7 +328,7 @@ def test_a_failed_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_what_is_there_is_not_overwritten(root: Path) -> None:
-    with pytest.raises(BadInput, match="remove it"):
+    with pytest.raises(BadInput, match="exists already"):
         write_demo(SMALL, root)
 
 
