@@ -46,7 +46,9 @@ def read_points(points: Artifact, frame: Frame) -> PointLabels:
     """The fused labels of a frame's key sweep."""
     file = points.arrays(frame.scene)
     if f"{frame.id}/label" not in file.keys():  # noqa: SIM118 - not a mapping
-        raise BadInput(points.path, f"has no labels of frame {frame.id}", "label again with verify=true: the data changed since")
+        raise BadInput(
+            points.path, f"has no labels of frame {frame.id}", "label again with verify=true: the data changed since"
+        )
     return PointLabels(*(file.get_tensor(f"{frame.id}/{name}") for name in ("label", "score", "agreement")))
 
 

@@ -40,13 +40,19 @@ class File:
         try:
             data = self.path.read_bytes()
         except OSError as error:
-            raise BadInput(self.path, f"cannot be read ({error.strerror})", "restore the file, or run again with verify=true") from None
+            raise BadInput(
+                self.path, f"cannot be read ({error.strerror})", "restore the file, or run again with verify=true"
+            ) from None
         if len(data) != self.bytes:
             raise BadInput(
-                self.path, f"has {len(data)} bytes, {self.bytes} when indexed", "restore the file, or run again with verify=true"
+                self.path,
+                f"has {len(data)} bytes, {self.bytes} when indexed",
+                "restore the file, or run again with verify=true",
             )
         if self.sha256 and hashlib.sha256(data).hexdigest() != self.sha256:
-            raise BadInput(self.path, "its sha256 is not the indexed one", "restore the file, or run again with verify=true")
+            raise BadInput(
+                self.path, "its sha256 is not the indexed one", "restore the file, or run again with verify=true"
+            )
         return data
 
 

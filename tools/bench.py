@@ -1,10 +1,10 @@
 """Measures what the design promises, as ratios to peers in one run, or runs experiments, and writes bench.json.
 
-usage: python tools/bench.py projection|sparse|teacher|training|ray [out=bench.json]
+usage: python tools/bench.py projection|sparse|teacher|input|ray [out=bench.json]
        python tools/bench.py demo|fusion|ablation|shares|pixels [DATA.yaml ...] [key=value ...] [out=bench.json]
        python tools/bench.py transfer [key=value ...] [out=bench.json]
 
-projection, sparse and training need the sample data (CLIPSWEEP_DATA, default ../shared/data). The experiments take any
+projection, sparse and input need the sample data (CLIPSWEEP_DATA, default ../shared/data). The experiments take any
 data set with truth, and configs/demo.yaml when none is named (ablation: configs/ablation.yaml); what is trained already
 is not trained again. demo: labels before and after fusion, the student, and the lines below and above it. fusion: its
 steps. ablation: CLIP2Scene's own. shares: fine-tuning on 1 to 100 % of the labels against training from scratch.
@@ -90,7 +90,7 @@ BENCHES: dict[str, Callable[[], Iterable[Row]]] = {
     "projection": lambda: projection.rows(_data()),
     "sparse": _sparse,
     "teacher": teacher.rows,
-    "training": lambda: training.rows(_data()),
+    "input": lambda: training.rows(_data()),
     "ray": fleet.rows,
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 
 import torch
@@ -31,10 +31,19 @@ class ObjectivesConfig:
 
     def __post_init__(self) -> None:
         """Refuses to learn from nothing."""
-        if not any(part.weight for part in (self.semantic, self.spatiotemporal, self.regression)):
-            raise ValueError("objectives: every weight is 0, there is nothing to learn from")
+        if not self.weights(0.0):
+            raise ValueError("objectives: every weight is 0 at the start, there is nothing to learn from")
         if self.semantic.targets == "points" and self.needs_pairs():
             raise ValueError("objectives: fused points have no pixels to compare with; set semantic.targets=pixels")
+
+    def weights(self, progress: float) -> dict[str, float]:
+        """Factor of each pre-training term that counts when this share of the training is done."""
+        parts: dict[str, SemanticConfig | RegressionConfig | SpatioTemporalConfig] = {
+            "semantic": self.semantic,
+            "regression": self.regression,
+            "spatiotemporal": self.spatiotemporal,
+        }
+        return {name: part.weight for name, part in parts.items() if part.weight and not part.start > progress}
 
     def needs_pairs(self) -> bool:
         """Whether points are compared with each other or with pixels, which the local head learns from."""
@@ -75,16 +84,17 @@ def pretraining(student: Student, text: Float[Tensor, "c d"], config: Objectives
     def terms(batch: Batch, moment: Moment) -> dict[str, Tensor]:
         own = switched(config.selftraining, moment.progress, moment.coin)
         everywhere = own and config.selftraining.unpaired
-        heads: list[HeadName] = ["semantic", "local"] if config.needs_pairs() else ["semantic"]
+        weights = config.weights(moment.progress)
+        heads: list[HeadName] = ["semantic", "local"] if weights.keys() - {"semantic"} else ["semantic"]
         said = student(batch, points=None if everywhere else batch.pair_point, heads=heads, unit=False)
         pairs = _rows(said, batch.pair_point) if everywhere else said
         found = {}
         with torch.autocast(text.device.type, enabled=False):  # products of unit vectors are too fine for 8 bits
-            if config.semantic.weight:
-                found["semantic"] = config.semantic.weight * _semantic(said, pairs, batch, text, config, own)
-            if config.needs_pairs():
-                found |= _with_pixels(pairs, batch, text, config)
-        return found
+            if "semantic" in weights:
+                found["semantic"] = _semantic(said, pairs, batch, text, config, own)
+            if "local" in heads:
+                found |= _with_pixels(pairs, batch, text, config, weights)
+        return {name: weights[name] * value for name, value in found.items()}
 
     return terms
 
@@ -111,21 +121,24 @@ def _semantic(
     return value
 
 
-def _with_pixels(pairs: Embeddings, batch: Batch, text: Tensor, config: ObjectivesConfig) -> dict[str, Tensor]:
+def _with_pixels(
+    pairs: Embeddings, batch: Batch, text: Tensor, config: ObjectivesConfig, wanted: Container[str]
+) -> dict[str, Tensor]:
     """The terms that compare points with pixels; where a teacher has no features, its class's text stands for them."""
     if batch.pixel is not None and batch.pair_pixel is not None:
         pixel = batch.pixel[batch.pair_pixel].to(text.dtype)
     else:
         pixel = text[batch.pair_label]
     found = {}
-    if config.regression.weight:
-        found["regression"] = config.regression.weight * regression(_ready(pairs.local, True), pixel)
-    if config.spatiotemporal.weight:
+    if "regression" in wanted:
+        found["regression"] = regression(_ready(pairs.local, True), pixel)
+    if "spatiotemporal" in wanted:
         assert batch.pair_cube is not None
         local = _ready(pairs.local, config.spatiotemporal.kind != "reference")
         words, semantic_of = text[batch.pair_label], _ready(pairs.semantic, True)
-        value = spatiotemporal(local, semantic_of, pixel, words, batch.pair_cube, config.spatiotemporal)
-        found["spatiotemporal"] = config.spatiotemporal.weight * value
+        found["spatiotemporal"] = spatiotemporal(
+            local, semantic_of, pixel, words, batch.pair_cube, config.spatiotemporal
+        )
     return found
 
 

@@ -16,9 +16,11 @@ class RegressionConfig:
 
     Attributes:
         weight: factor of this term; 0 leaves it out
+        start: share of the training that passes before this term sets in
     """
 
     weight: float = 0.0
+    start: float = 0.0
 
 
 def regression(local: Float[Tensor, "m d"], pixel: Float[Tensor, "m d"]) -> Float[Tensor, ""]:

@@ -20,6 +20,7 @@ class SemanticConfig:
 
     Attributes:
         weight: factor of this term; 0 leaves it out
+        start: share of the training that passes before this term sets in
         kind: ce over a point's classes; infonce over a class's points, infonce_mean with a mean of logs; as published
         targets: label of each point-pixel pair, or of each point after fusion
         tau: temperature of infonce
@@ -28,6 +29,7 @@ class SemanticConfig:
     """
 
     weight: float = 1.0
+    start: float = 0.0
     kind: Literal["ce", "infonce", "infonce_mean", "infonce_paper", "ce_reference"] = "ce"
     targets: Literal["pixels", "points"] = "pixels"
     tau: float = 0.5

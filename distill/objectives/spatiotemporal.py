@@ -24,6 +24,7 @@ class SpatioTemporalConfig:
 
     Attributes:
         weight: factor of this term; 0 leaves it out
+        start: share of the training that passes before this term sets in
         kind: ours; paper (CLIP2Scene eq. 2-5 as printed); reference (what its published code computes)
         temperature: of the attention in ours; on unit features 1 is nearly uniform
         mean: ours is averaged over pairs, or over cubes
@@ -31,6 +32,7 @@ class SpatioTemporalConfig:
     """
 
     weight: float = 0.0
+    start: float = 0.0
     kind: Literal["ours", "paper", "reference"] = "ours"
     temperature: float = 0.05
     mean: Literal["pairs", "cubes"] = "pairs"

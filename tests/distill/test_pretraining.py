@@ -86,6 +86,15 @@ def test_each_weight_switches_its_term(student: Student, batch: Batch) -> None:
         ObjectivesConfig(semantic=SemanticConfig(weight=0.0))
 
 
+def test_a_term_sets_in_when_its_share_of_the_training_is_done(student: Student, batch: Batch) -> None:
+    late = ObjectivesConfig(spatiotemporal=SpatioTemporalConfig(weight=2.0, start=0.5))
+    terms = pretraining(student.eval(), TEXT, late)
+    assert set(terms(batch, Moment(0.49, 1.0))) == {"semantic"}
+    assert set(terms(batch, Moment(0.5, 1.0))) == {"semantic", "spatiotemporal"}
+    with pytest.raises(ValueError, match="every weight is 0 at the start"):
+        ObjectivesConfig(semantic=SemanticConfig(start=0.1))
+
+
 def test_regression_teaches_the_local_head_alone(student: Student, batch: Batch) -> None:
     config = ObjectivesConfig(semantic=SemanticConfig(weight=0.0), regression=RegressionConfig(weight=1.0))
     torch.stack(list(pretraining(student, TEXT, config)(batch, EARLY).values())).sum().backward()
