@@ -26,7 +26,8 @@ def run(config: Config) -> Made:
     if frame is None or label is None:
         raise BadInput("frame", f"{config.frame!r} is no frame of data.eval", "leave it out for the first")
     cloud = key_cloud(frame, config, config.data.ego_box_m)
-    truth = None if config.labels.truth else read_truth(frame, space, config)  # its classes may be others
+    others = config.labels.truth or config.labels.names  # then the truth's classes are not these
+    truth = None if others else read_truth(frame, space, config)
     title = f"{frame.scene}, frame {frame.id}, {said.id}"
     rows = cloud.source
     figure = draw_frame(frame, cloud, label[rows], None if truth is None else truth[rows], space, config.fusion, title)
