@@ -85,10 +85,12 @@ class Group:
     Attributes:
         sweeps: each sweep as voxels.
         pixel: unit features of the pixels that its pairs point at, or None.
+        left_out: reasons why older sweeps are missing.
     """
 
     sweeps: Sequence[Voxels]
     pixel: Float16[np.ndarray, "q d"] | None = None
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -108,6 +110,7 @@ class Batch:
         pixel: unit features of pixels, where there are any.
         pair_pixel: row of each target's pixel in ``pixel``.
         pair_cube: each target's cube of space-time, 0..cubes-1, where objectives ask for cubes.
+        left_out: reasons why older sweeps are missing.
     """
 
     coords: Int32[Tensor, "v 4"]
@@ -122,6 +125,7 @@ class Batch:
     pixel: Float16[Tensor, "q d"] | None = None
     pair_pixel: Int64[Tensor, " m"] | None = None
     pair_cube: Int64[Tensor, " m"] | None = None
+    left_out: tuple[str, ...] = ()
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -305,6 +309,7 @@ def collate_groups(groups: Sequence[Group]) -> Batch:
         ValueError: see ``collate``.
     """
     batch = collate([sweep for group in groups for sweep in group.sweeps])
+    batch = replace(batch, left_out=tuple(reason for group in groups for reason in group.left_out))
     pixels = [group.pixel for group in groups if group.pixel is not None]
     if len(pixels) == len(groups):
         starts = np.cumsum([0, *map(len, pixels)])

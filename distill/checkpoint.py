@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -137,9 +137,13 @@ def load_student(source: str | Path) -> Trained:
         student = make_student(model, text.shape[1], None if head is None else len(head))
         student.named = config["named"]
         names = tuple(str(name) for name in config["names"])
-        height_m, used_labels = float(config["sensor_height_m"]), bool(config["used_labels"])
+        height_m, used_labels = float(config["sensor_height_m"]), config["used_labels"]
+        if not 0 <= height_m <= 100 or type(used_labels) is not bool:
+            raise ValueError(f"sensor_height_m is {height_m}, used_labels {used_labels!r}")
         _check(student, model, names, len(text) if head is None else len(head), [*tensors.values(), text])
-    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError, SafetensorError) as error:
+    except KeyError as error:
+        raise BadInput(source, f"has no {error}", "another version wrote it, or something else: train again") from None
+    except (OSError, ValueError, TypeError, IndexError, RecursionError, SafetensorError) as error:
         raise BadInput(
             source, f"is no readable student: {error}", "give the folder that tools/pretrain.py printed"
         ) from None
@@ -156,12 +160,18 @@ def _check(
     """Refuses what would only fail, or go wrong, in use."""
     if student.named not in ("semantic", "local"):
         raise ValueError(f"named is {student.named!r}, not one of semantic, local")
+    for item in fields(ModelConfig):
+        value, plain = getattr(model, item.name), type(getattr(ModelConfig, item.name))
+        if type(value) not in ((float, int) if plain is float else (plain,)):
+            raise ValueError(f"model.{item.name} is {value!r}")
     for key, allowed in (("reduce", Reduce), ("backend", Backend)):
         if getattr(model, key) not in get_args(allowed):
             raise ValueError(f"model.{key} is {getattr(model, key)!r}, not one of {', '.join(get_args(allowed))}")
     if not 0 < float(model.voxel_m) < math.inf:
         raise ValueError(f"model.voxel_m is {model.voxel_m}")
-    if classes not in (0, len(names)):  # features alone have no classes
+    if not 1 <= model.sweeps <= 100 or model.max_voxels < 0:
+        raise ValueError(f"model.sweeps is {model.sweeps}, model.max_voxels {model.max_voxels}")
+    if classes not in (0, len(names)) or len(set(names)) < len(names):  # features alone have no classes
         raise ValueError(f"{len(names)} names for {classes} classes")
     if not all(tensor.isfinite().all() for tensor in tensors):
         raise ValueError("a weight is not finite")

@@ -213,7 +213,11 @@ def _with_includes(path: Path, above: tuple[Path, ...], number: Iterator[int]) -
         raise BadInput(
             path, f"is one of more than {_FILES_MAX} included files", "a file counts as often as it is named"
         )
-    if path.resolve() in above:
+    try:
+        whole = path.resolve()
+    except (RuntimeError, ValueError) as error:  # links in a circle; a name that no file can have
+        raise BadInput(path, f"cannot be read ({error})") from None
+    if whole in above:
         raise BadInput(path, "includes itself")
     values = read_yaml(path)
     included = values.pop("include", [])
@@ -221,7 +225,7 @@ def _with_includes(path: Path, above: tuple[Path, ...], number: Iterator[int]) -
     if not isinstance(included, list) or not all(isinstance(name, str) for name in included):
         raise BadInput(path, f"include must be a list of files, not {included!r}")
     for name in included:
-        yield from _with_includes(path.parent / name, (*above, path.resolve()), number)
+        yield from _with_includes(path.parent / name, (*above, whole), number)
     yield path, values
 
 

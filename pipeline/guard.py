@@ -31,7 +31,8 @@ def _watch(event: str, arguments: tuple[object, ...]) -> None:
 def _meant(name: str) -> Iterator[str]:
     """Every file that a name may stand for.
 
-    The audit event tells of no ``dir_fd``, so a relative name may lie below any folder that is open.
+    The audit event tells of no ``dir_fd``, so a relative name that is not there from here may lie below any folder that
+    is open.
     """
     yield os.path.abspath(name)
     yield os.path.realpath(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader, Dataset
 from distill.augment import augment
 from distill.batch import Batch, Group, Sample, Voxels, collate_groups, voxelise
 from distill.ranks import rank, ranks
-from pipeline.command import say
 from pipeline.config import Config
 from pipeline.datasets import DATASETS
 from pipeline.datasets.rows import Skip
@@ -144,8 +143,8 @@ def skip_or_raise(error: BadInput, frame: Frame, config: Config) -> Skip:
     return Skip(frame.id, frame.scene, str(error))
 
 
-def note_older(skipped: list[Skip], scene: str, error: BadInput) -> None:
-    """Writes an older sweep of a scene down that was left out; several frames share it."""
+def note_older(skipped: list[Skip], scene: str, error: BadInput | str) -> None:
+    """Writes an older sweep down that was left out; several frames share it."""
     if all(str(error) != skip.reason for skip in skipped):
         skipped.append(Skip("(an older sweep)", scene, str(error)))
 
@@ -179,13 +178,6 @@ def usable_cloud(
     return key_cloud(replace(frame, sweeps=tuple(good)), config, ego_box_m, len(good))
 
 
-def _say_older(error: BadInput) -> None:
-    _say_once(f"left out an older sweep: {error}")
-
-
-_say_once = cache(say)
-
-
 @dataclass(frozen=True)
 class TrainingFrames(Dataset[Group | BadInput]):
     """Frames by (epoch, number), each with a random state of its own, so that the order of loading cannot matter.
@@ -201,11 +193,11 @@ class TrainingFrames(Dataset[Group | BadInput]):
         """The sweeps of a frame, each moved by itself, with their targets."""
         epoch, number = item
         random = np.random.default_rng([self.config.seed, epoch, number])
-        settings, merged = self.config.train, self.config.model.sweeps
+        settings, merged, left_out = self.config.train, self.config.model.sweeps, list[BadInput]()
         try:
             count, among, age_s = settings.sweeps * merged, settings.sweeps_among, settings.max_age_s or np.inf
             frame = choose_sweeps(self.frames[number], count, among, age_s, random)
-            cloud = usable_cloud(frame, self.config, self.config.data.ego_box_m, len(frame.sweeps), _say_older)
+            cloud = usable_cloud(frame, self.config, self.config.data.ego_box_m, len(frame.sweeps), left_out.append)
             targets = self.targets(frame, cloud)
         except BadInput as error:
             return error
@@ -213,7 +205,7 @@ class TrainingFrames(Dataset[Group | BadInput]):
         ends = np.cumsum(np.bincount(passed))
         parts = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False) if start < end]
         sweeps = [self._voxels(frame, cloud, targets, cube, part, random) for part in parts]
-        return Group(sweeps, targets.feature)
+        return Group(sweeps, targets.feature, tuple(map(str, left_out)))
 
     def _cubes(self, cloud: Cloud, targets: Targets) -> Int64[np.ndarray, " m"] | None:
         """The cube of each target, cut before any augmentation, numbered over all sweeps."""

@@ -11,13 +11,15 @@ from jaxtyping import Float32, Int64, UInt8
 from matplotlib.figure import Figure
 
 from distill.metrics import Confusion
+from pipeline.command import say
 from pipeline.config import Config
 from pipeline.labels import LabelSpace, load_space
-from pipeline.loaders import key_cloud, read_pixels, read_points, read_truth
+from pipeline.loaders import key_cloud, read_pixels, read_points, read_truth, skip_or_raise
 from pipeline.report import score_table
 from pipeline.stages import scene_frames, scenes_of
 from pipeline.store import Artifact
 from projection.cameras import look_up
+from projection.errors import BadInput
 from projection.frames import NONE, Cloud, Frame, Pairs, PixelLabels
 from projection.fusion import visible_pairs
 from projection.grid import cell_keys
@@ -58,6 +60,15 @@ class Quality:
         return Quality(*(getattr(self, name) + getattr(other, name) for name in Quality.__slots__))
 
 
+def _truth(frame: Frame, space: LabelSpace, config: Config) -> UInt8[np.ndarray, " n"] | None:
+    """True classes; with ``on_bad=skip`` none, and word of it, where the file is bad."""
+    try:
+        return read_truth(frame, space, config)
+    except BadInput as error:
+        say(f"frame {skip_or_raise(error, frame, config).frame} goes without truth: {error}")
+        return None
+
+
 def look_over(config: Config, index: Artifact, pixels: Artifact, points: Artifact) -> Quality:
     """Counts the labels of all scenes; files with true labels are opened for scenes of ``data.eval`` only."""
     space, lost = load_space(config.labels), {skip.frame for skip in points.skipped()}
@@ -69,7 +80,7 @@ def look_over(config: Config, index: Artifact, pixels: Artifact, points: Artifac
         for frame in frames:
             cloud = key_cloud(frame, config, config.data.ego_box_m)
             images, fused = read_pixels(pixels, frame), read_points(points, frame).label
-            truth = read_truth(frame, space, config) if scene in scored else None
+            truth = _truth(frame, space, config) if scene in scored else None
             named = _named(config, frame, cloud, images)
             scene_from_lidar = frames[0].sweeps[0].global_from_lidar.inverse() @ frame.sweeps[0].global_from_lidar
             votes = named.votes(cloud, config.fusion.cell_m, scene_from_lidar)

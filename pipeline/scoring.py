@@ -108,14 +108,22 @@ def _of_eval(artifact: Artifact, scenes: list[str]) -> list[Skip]:
 
 
 def labelled_frames(config: Config, index: Artifact, said: Artifact) -> Iterator[tuple[Frame, UInt8[np.ndarray, " n"]]]:
-    """The frames of ``data.eval`` with the labels that predictions or fused points give them."""
-    lost = {skip.frame for skip in said.skipped()}
+    """The frames of ``data.eval`` with the labels that predictions or fused points give them.
+
+    Raises:
+        BadInput: they do not cover a scene, or all frames were left out.
+    """
+    lost, some = {skip.frame: skip.reason for skip in said.skipped()}, False
     for scene in scenes_of(index, "eval"):
+        if scene not in said.manifest()["shards"]:
+            raise BadInput(said.path, f"does not cover {scene}", "label with the same data.train and data.eval")
         shard = said.arrays(scene)
         for frame in scene_frames(index, config, scene):
             if frame.id not in lost:
-                fused = said.stage == "points"
+                some, fused = True, said.stage == "points"
                 yield frame, read_points(said, frame).label if fused else shard.get_tensor(frame.id)
+    if lost and not some:
+        raise BadInput("data.eval", f"all frames were left out, first: {next(iter(lost.values()))}")
 
 
 # --- scores ----------------------------------------------------------------------------------------------------------
@@ -155,6 +163,8 @@ def make_scores(config: Config, index: Artifact, said: Artifact) -> Artifact:
             raise BadInput(frame.id, f"has {len(truth)} true labels and {len(label)} predicted ones")
         confusion += Confusion.of(true_class[truth], said_class[label], len(scoring.names))
         frames += 1
+    if not confusion.points and skipped:
+        raise BadInput("data.eval", f"all frames were left out, first: {skipped[0].reason}")
     if not confusion.points:
         raise BadInput("data.eval", "no frame has labels to score against", "unpack its labels, or score val")
     tree = _scores(config, confusion, frames, scoring.names, said)

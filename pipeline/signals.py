@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-class Stopped(RuntimeError):
+class Stopped(BaseException):
     """A signal ended the work early; what was done is kept.
+
+    Like ``KeyboardInterrupt`` it may come out of any line, so nothing that expects errors may catch it.
 
     Args:
         number: of the signal.
@@ -18,8 +20,11 @@ class Stopped(RuntimeError):
     """
 
     def __init__(self, number: int, said: str) -> None:
-        self.number = number
-        super().__init__(f"{said} by {signal.Signals(number).name}; run the same command again to go on")
+        self.number, self.said = number, said
+        super().__init__(number, said)
+
+    def __str__(self) -> str:
+        return f"{self.said} by {signal.Signals(self.number).name}; run the same command again to go on"
 
 
 @contextmanager

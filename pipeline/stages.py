@@ -61,7 +61,7 @@ def make_index(config: Config) -> Artifact:
     key = {"data": data, "on_bad": config.on_bad, "tables": digest_files(tables)}
     first = Artifact.of(config.store, "index", key, suffix=".parquet")
     successor = first.path / "successor"
-    index = _succeeding(first, successor.read_text()) if successor.is_file() else first
+    index = _succeeding(first, successor.read_text(errors="replace")) if successor.is_file() else first
     if index.whole and index.done("index") and not config.verify:
         return index
     rows = _read_rows(config, root)

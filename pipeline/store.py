@@ -79,16 +79,22 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     Raises:
         BadInput: there is something of that name.
     """
-    if path.exists():
-        raise BadInput(path, "exists already", "delete it or choose another folder")
+    if os.path.lexists(path):
+        raise _exists(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     temporary.mkdir()
     try:
         fill(temporary)
+        if os.path.lexists(path):  # another run was faster
+            raise _exists(path)
         temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _exists(path: Path) -> BadInput:
+    return BadInput(path, "exists already", "delete it or choose another folder")
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ import json
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -27,8 +27,7 @@ from pipeline.work import Incomplete
 from projection.errors import BadInput
 
 T = TypeVar("T")
-_PREPARING = timedelta(days=30)
-"""Labelling a data set takes as long as it takes; no limit on the training's own messages should be so long."""
+_POLL_S = 0.5
 
 
 @contextmanager
@@ -46,8 +45,8 @@ def joined(prepare: Callable[[], T]) -> Iterator[T]:
         yield prepare()
         return
     store, rank, world = next(rendezvous("env://"))
-    if rank:
-        store.wait(["prepared"], _PREPARING)
+    while rank and not store.check(["prepared"]):  # a wait inside the store would hear no signal
+        time.sleep(_POLL_S)
     prepared = prepare()
     store.set("prepared", "")
     cuda = torch.cuda.is_available()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distill.batch import Batch
 from distill.checkpoint import (
     learner_bytes,
     load_learner,
@@ -33,6 +34,7 @@ from pipeline.labels import LabelSpace, load_space
 from pipeline.loaders import (
     Targets,
     key_cloud,
+    note_older,
     readable,
     target_source,
     training_batches,
@@ -120,9 +122,9 @@ def _pretrain(config: Config, sources: _Sources, student: Artifact) -> None:
         network.named = "semantic" if config.objectives.semantic.weight else "local"
         terms = pretraining(network, text.to(device()), config.objectives)
         stripped = [dataclasses.replace(frame, labels=None) for frame in frames]
-        bad = _fit(config, student, network, terms, text, stripped, targets, False, config.resume)
+        bad, older = _fit(config, student, network, terms, text, stripped, targets, False, config.resume)
     if rank() == 0:
-        _finish(student, config, started, points.skipped(), used_labels=False, bad_steps=bad)
+        _finish(student, config, started, [*points.skipped(), *older], used_labels=False, bad_steps=bad)
 
 
 def make_finetuned(config: Config) -> Artifact:
@@ -182,10 +184,10 @@ def _finetune(config: Config, index: Artifact, student: Artifact) -> None:
     started = time.time()
     network, text = _student_to_tune(config, _source(config), len(space))
     targets = partial(truth_targets, space, config)
-    bad = _fit(config, student, network, finetuning(network, config.objectives), text, subset, targets, True)
+    bad, older = _fit(config, student, network, finetuning(network, config.objectives), text, subset, targets, True)
     if rank() == 0:
         facts = {"used_labels": True, "protocol": config.protocol, "labelled_frames": [frame.id for frame in subset]}
-        _finish(student, config, started, [*index.skipped(), *skipped], bad_steps=bad, **facts)
+        _finish(student, config, started, [*index.skipped(), *skipped, *older], bad_steps=bad, **facts)
 
 
 def _labelled_cloud(space: LabelSpace, config: Config, frame: Frame) -> None:
@@ -280,13 +282,13 @@ def _fit(
     targets: Callable[[Frame, Cloud], Targets],
     used_labels: bool,
     resume: str = "",
-) -> int:
+) -> tuple[int, list[Skip]]:
     """Trains into an artifact, from its last checkpoint if it has one, else from ``resume``'s, else from the start.
 
     The checkpoint is one shard, so that no part of it is ever older than another.
 
     Returns:
-        Number of steps that were left out because their loss was not finite.
+        Number of steps that were left out because their loss was not finite, and the bad older sweeps that were met.
 
     Raises:
         BadInput: the whole training met no target.
@@ -299,6 +301,13 @@ def _fit(
     elif resume:
         _start_from(finished_student(resume), learner, config, len(frames))
     steps, first, targeted = training_steps(config, len(frames)), learner.step, 0
+    left_out: list[Skip] = []
+
+    def heard_of(batches: Iterable[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            for reason in batch.left_out:
+                note_older(left_out, "", reason)
+            yield batch
 
     def counted(step: Step) -> None:
         nonlocal targeted
@@ -314,7 +323,7 @@ def _fit(
         noted() as heard,
         _recorded(out, learner, steps, config) as on_step,
     ):
-        train(learner, terms, batches, steps, config.train, counted, config.seed, lambda: bool(heard))
+        train(learner, terms, heard_of(batches), steps, config.train, counted, config.seed, lambda: bool(heard))
     if learner.step < steps:
         number = heard[0] if heard else signal.SIGTERM  # another worker's
         raise Stopped(number, f"training stopped after step {learner.step} of {steps}")
@@ -327,7 +336,7 @@ def _fit(
         raise NotFinite(f"weights are not finite after step {steps}")
     if rank() == 0:
         out.commit("model", student_bytes(network, text))
-    return learner.bad
+    return learner.bad, left_out
 
 
 @contextmanager
@@ -356,6 +365,8 @@ def _recorded(out: Artifact, learner: Learner, steps: int, config: Config) -> It
 def _start_from(source: Artifact, learner: Learner, config: Config, frames: int) -> None:
     """Takes up the training of another student after its last epoch."""
     trained = load_student(source.path)
+    if trained.used_labels:
+        raise BadInput(source.path, "has learnt from labels", "resume a pre-trained student")
     _same_network(str(source.path), trained.model, config.model)
     if not source.done("state", verify=True):
         raise BadInput(source.shard("state"), "is not the file that training wrote", "copy the folder again")

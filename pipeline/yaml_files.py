@@ -37,11 +37,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
         BadInput: no such file, larger than 1 MiB, not YAML, a key given twice, or not a mapping.
     """
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(_BYTES_MAX + 1)
     except OSError as error:
         raise BadInput(path, f"cannot be read ({error.strerror})") from None
     if len(data) > _BYTES_MAX:
-        raise BadInput(path, f"has {len(data)} bytes; configuration files have at most {_BYTES_MAX}")
+        raise BadInput(path, f"is larger than {_BYTES_MAX} bytes, the most that a configuration has")
     try:
         tree = yaml.load(data, _Loader)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a date such as 2020-13-45

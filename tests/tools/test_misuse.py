@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -147,3 +148,40 @@ def test_no_frame_makes_no_submission(given: list[str], tool: Run, tmp_path: Pat
     assert refused.status == 1
     assert "has no frame to export" in refused.err
     assert not list(tmp_path.glob("*out*"))
+
+
+def test_a_signal_is_taken_for_no_bad_file(given: list[str], tool: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may come while somebody waits for errors: then the frame was left out, and the run went on."""
+    resolve, struck = Path.resolve, []
+
+    def resolve_under_fire(path: Path, strict: bool = False) -> Path:
+        if path.suffix == ".bin" and not struck:
+            struck.append(path)
+            signal.raise_signal(signal.SIGTERM)
+        return resolve(path, strict)
+
+    monkeypatch.setattr(Path, "resolve", resolve_under_fire)
+    stopped = tool("index", *given, "on_bad=skip")
+    assert struck
+    assert (stopped.status, stopped.out) == (128 + signal.SIGTERM, "")
+    assert "stopped by SIGTERM" in stopped.err
+
+
+def test_points_that_do_not_cover_a_scene_are_named(given: list[str], tool: Run) -> None:
+    points = tool("label", *given, "data.eval=mini_train").path
+    refused = tool("evaluate", *given, f"points={points}")
+    assert refused.status == 1
+    assert "does not cover scene-0103" in refused.err
+
+
+def test_why_nothing_is_scored_is_told(world: Path, tmp_path: Path, tool: Run) -> None:
+    given = [*settings(world, tmp_path / "store"), "on_bad=skip"]
+    points = tool("label", *given).path
+    for path in (world / "lidarseg/v1.0-mini").glob("*.bin"):
+        path.write_bytes(b"\x63" * path.stat().st_size)
+    refused = tool("evaluate", *given, f"points={points}")
+    assert refused.status == 1
+    assert "all frames were left out, first: " in refused.err
+    report = tool("label", *given, f"report={tmp_path / 'report.png'}")
+    assert report.status == 0
+    assert "goes without truth" in report.err
