@@ -27,6 +27,7 @@ def run(config: Config) -> Made:
         quality = look_over(config, index, pixels, points)
         say(quality_table(quality, space, title))
         save_figure(draw_quality(quality, space, title), Path(config.report))
+        say(f"drawn in {config.report}")
     return Made(points.path, points.skipped())
 
 
