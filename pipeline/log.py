@@ -12,6 +12,11 @@ from tqdm import tqdm
 from distill.train import Step
 
 
+def met_targets(folder: Path) -> bool:
+    """Whether any step that was logged in a student's folder learnt from a point."""
+    return any(json.loads(line)["points"] for line in (folder / "metrics.jsonl").read_text().splitlines())
+
+
 class TrainingLog:
     """Writes each step beside the student; on resuming, what was logged after the checkpoint is forgotten.
 

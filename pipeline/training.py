@@ -41,7 +41,7 @@ from pipeline.loaders import (
     training_steps,
     truth_targets,
 )
-from pipeline.log import TrainingLog
+from pipeline.log import TrainingLog, met_targets
 from pipeline.protocols import labelled_subset
 from pipeline.signals import Stopped, noted
 from pipeline.stages import device, make_index, make_pixels, make_points, scene_frames, scenes_of
@@ -300,20 +300,7 @@ def _fit(
         load_learner(learner, out.shard("state"))
     elif resume:
         _start_from(finished_student(resume), learner, config, len(frames))
-    steps, first, targeted = training_steps(config, len(frames)), learner.step, 0
-    left_out: list[Skip] = []
-
-    def heard_of(batches: Iterable[Batch]) -> Iterator[Batch]:
-        for batch in batches:
-            for reason in batch.left_out:
-                note_older(left_out, "", reason)
-            yield batch
-
-    def counted(step: Step) -> None:
-        nonlocal targeted
-        targeted += step.points
-        on_step(step)
-
+    steps, left_out = training_steps(config, len(frames)), list[Skip]()
     if rank() == 0:
         out.sweep_orphans()
         names, height_m = load_space(config.labels).names, config.data.sensor_height_m
@@ -323,13 +310,14 @@ def _fit(
         noted() as heard,
         _recorded(out, learner, steps, config) as on_step,
     ):
-        train(learner, terms, heard_of(batches), steps, config.train, counted, config.seed, lambda: bool(heard))
+        noted_batches = _noting(batches, left_out)
+        train(learner, terms, noted_batches, steps, config.train, on_step, config.seed, lambda: bool(heard))
     if learner.step < steps:
         number = heard[0] if heard else signal.SIGTERM  # another worker's
         raise Stopped(number, f"training stopped after step {learner.step} of {steps}")
     if learner.bad == steps > 0:
         raise NotFinite(f"all {steps} steps were left out, because nothing was finite")
-    if first == 0 < steps and not targeted:
+    if rank() == 0 and steps and not met_targets(out.path):
         raise BadInput("data.train", "no point of any frame has a target", "look at the labels with tools/view.py")
     learner.keep_average()
     if not all(value.isfinite().all() for value in network.state_dict().values()):
@@ -337,6 +325,14 @@ def _fit(
     if rank() == 0:
         out.commit("model", student_bytes(network, text))
     return learner.bad, left_out
+
+
+def _noting(batches: Iterable[Batch], left_out: list[Skip]) -> Iterator[Batch]:
+    """The batches; the older sweeps that they lack are written down."""
+    for batch in batches:
+        for reason in batch.left_out:
+            note_older(left_out, "", reason)
+        yield batch
 
 
 @contextmanager
