@@ -9,7 +9,15 @@ from jaxtyping import Bool, Float
 from pipeline.demo.ground import Ground
 from pipeline.demo.paint_kernels import ground_colour, part_colour, sky_colour
 from pipeline.demo.parts import Primitives
-from pipeline.demo.ray_kernels import bound_m, hit_ground, hit_part, kernel, normal, to_local
+from pipeline.demo.ray_kernels import (
+    bound_m,
+    hit_ground,
+    hit_part,
+    kernel,
+    normal,
+    slope_at,
+    to_local,
+)
 from projection.jit import jit
 
 TILE_PX = 16
@@ -29,6 +37,7 @@ class Stage(NamedTuple):
     """The world at one moment: parts with their centres [m], ground, and the ground cells that the sun does not reach.
 
     Cell (row, column) of `shadow` is SHADE_STEP_M wide and begins at `corner` + (column, row) * SHADE_STEP_M.
+    `high_m` is the height of the road at the middle of each column [m].
     """
 
     prims: Primitives
@@ -36,6 +45,7 @@ class Stage(NamedTuple):
     ground: Ground
     shadow: Bool[np.ndarray, "s s"]
     corner: Float[np.ndarray, "2"]
+    high_m: Float[np.ndarray, "s"]
 
 
 @jit
@@ -114,15 +124,29 @@ def _cells(low: Any, high: Any, corner: Any, n: Any) -> Any:
 
 
 @kernel
+def _reach(centre: Any, towards_sun: Any, radius: Any) -> Any:
+    """From where to where along an axis a part may throw its shadow."""
+    return centre - max(towards_sun, 0.0) - radius, centre - min(towards_sun, 0.0) + radius
+
+
+@kernel
 def cast_shadows(stage: Any, sun: Any) -> Any:
     """Mark cells whose ray towards the sun meets a part; each part is tried on the cells that its ball may darken."""
     prims, centre, corner, shadow = stage.prims, stage.centre, stage.corner, stage.shadow
     for i in range(len(centre)):
         hx, hy, hz = prims.half_m[i, 0], prims.half_m[i, 1], prims.half_m[i, 2]
-        radius, high = math.sqrt(hx * hx + hy * hy + hz * hz), (centre[i, 2] + hz) / sun[2]
-        ax, ay = sun[0] * high, sun[1] * high
-        x0, x1 = centre[i, 0] - max(ax, 0.0) - radius, centre[i, 0] - min(ax, 0.0) + radius
-        y0, y1 = centre[i, 1] - max(ay, 0.0) - radius, centre[i, 1] - min(ay, 0.0) + radius
+        radius = math.sqrt(hx * hx + hy * hy + hz * hz)
+        high = (centre[i, 2] + hz) / sun[2]
+        x0, x1 = _reach(centre[i, 0], sun[0] * high, radius)
+        column0, column1 = _cells(x0, x1, corner[0], len(shadow))
+        if column0 >= column1:
+            continue
+        lowest = math.inf
+        for column in range(column0, column1):
+            lowest = min(lowest, stage.high_m[column])
+        high = (centre[i, 2] + hz - lowest) / sun[2]
+        x0, x1 = _reach(centre[i, 0], sun[0] * high, radius)
+        y0, y1 = _reach(centre[i, 1], sun[1] * high, radius)
         dx, dy, dz = to_local(prims.axes, i, sun[0], sun[1], sun[2])
         row0, row1 = _cells(y0, y1, corner[1], len(shadow))
         column0, column1 = _cells(x0, x1, corner[0], len(shadow))
@@ -131,7 +155,8 @@ def cast_shadows(stage: Any, sun: Any) -> Any:
                 if not shadow[row, column]:
                     px = corner[0] + (column + 0.5) * SHADE_STEP_M - centre[i, 0]
                     py = corner[1] + (row + 0.5) * SHADE_STEP_M - centre[i, 1]
-                    ox, oy, oz = to_local(prims.axes, i, px, py, 0.05 - centre[i, 2])
+                    pz = 0.05 + stage.high_m[column] - centre[i, 2]
+                    ox, oy, oz = to_local(prims.axes, i, px, py, pz)
                     shadow[row, column] = hit_part(prims, i, ox, oy, oz, dx, dy, dz) < math.inf
 
 
@@ -184,7 +209,9 @@ def _ground_light(stage: Any, light: Any, label: Any, kerb: Any, x: Any, y: Any,
     r, g, b = ground_colour(stage.ground, label, x, y, distance)
     gain = light.ambient * (0.7 if kerb else 1.0)
     if not kerb:
-        gain += light.direct * light.sun[2] * _sunlit(stage, x, y)
+        slope = slope_at(stage.ground, x)
+        facing = max(0.0, light.sun[2] - slope * light.sun[0]) / math.sqrt(1.0 + slope * slope)
+        gain += light.direct * facing * _sunlit(stage, x, y)
     return r * gain, g * gain, b * gain
 
 

@@ -1,4 +1,4 @@
-"""The ground map: what surface lies where, and the paint on it."""
+"""The ground map: what surface lies where, the paint on it, and how high it lies."""
 
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -6,16 +6,73 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from pipeline.demo.parts import Angles
 from pipeline.demo.shapes import shade
 
 Span = tuple[float, float]
 DRIVEABLE, OTHER_FLAT, SIDEWALK, TERRAIN = 24, 25, 26, 27
 NO_PAINT, WHITE_PAINT, YELLOW_PAINT = range(3)
 KERB_M, STEP_M, HALF_WIDTH_M, MARGIN_M = 0.12, 0.1, 60.0, 90.0
+_STEEPEST = 0.08
+_WAVE_M = (60.0, 120.0)
+
+
+class Hills(NamedTuple):
+    """A street that goes up and down smoothly: height crest_m * u^2 (3 - 2 u) [m].
+
+    u is the distance along the street from the nearest valley, 0 there and 1 on the crest. Valleys
+    lie at x = `valley_m` and every `wave_m` from there, at a height of 0. x runs along the street;
+    across it the height is the same.
+    """
+
+    crest_m: float
+    wave_m: float
+    valley_m: float
+
+    @property
+    def steepest(self) -> float:
+        """The greatest slope anywhere, as rise over run."""
+        return 3.0 * self.crest_m / self.wave_m
+
+    def height_m(self, x_m: Angles) -> Angles:
+        """Height of the road's surface at places along the street [m]."""
+        u = np.abs(self._from_valley(x_m))
+        return self.crest_m * u * u * (3.0 - 2.0 * u)
+
+    def slope(self, x_m: Angles) -> Angles:
+        """Rise over run towards +x at places along the street."""
+        u = self._from_valley(x_m)
+        return 4.0 * self.steepest * u * (1.0 - np.abs(u))
+
+    def tilt_rad(self, x_m: Angles, yaw_rad: Angles) -> tuple[Angles, Angles]:
+        """Pitch and roll of what stands flat on the road at `x_m`, facing `yaw_rad`.
+
+        With them the z axis of Rz(yaw) Ry(pitch) Rx(roll) is the road's normal.
+        """
+        slope = self.slope(x_m)
+        pitch_rad = -np.arctan(slope * np.cos(yaw_rad))
+        return pitch_rad, -np.arctan(slope * np.sin(yaw_rad) * np.cos(pitch_rad))
+
+    def _from_valley(self, x_m: Angles) -> Angles:
+        """Signed distance from the nearest valley in half waves."""
+        waves = (np.asarray(x_m) - self.valley_m) / self.wave_m
+        return 2.0 * (waves - np.floor(waves + 0.5))
+
+
+FLAT = Hills(0.0, 1.0, 0.0)
+
+
+def draw_hills(rng: np.random.Generator, crest_m: float) -> Hills:
+    """Hills of a height from valley to crest, 60 to 120 m long or so long that 8 % is steepest."""
+    shortest_m = max(_WAVE_M[0], 3.0 * crest_m / _STEEPEST)
+    wave_m = float(rng.uniform(shortest_m, max(_WAVE_M[1], 1.3 * shortest_m)))
+    return Hills(crest_m, wave_m, float(rng.uniform(0, wave_m)))
 
 
 class Ground(NamedTuple):
     """Surfaces on a grid of `STEP_M` in the street frame; driveable lies at z = 0, all else at z = KERB_M.
+
+    Both are raised by the height of the `hills` there.
 
     `surface` (ny, nx) holds raw nuScenes labels, `paint` (ny, nx) lane markings, `corner_m` the xy of cell (0, 0);
     `colour` (4, 3) is the base colour of driveable, other flat, sidewalk and terrain. Outside, the border continues.
@@ -25,6 +82,7 @@ class Ground(NamedTuple):
     paint: UInt8[np.ndarray, "ny nx"]
     corner_m: Float[np.ndarray, "2"]
     colour: Float[np.ndarray, "4 3"]
+    hills: Hills = FLAT
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +155,7 @@ def _draw_side(rng: np.random.Generator) -> Side:
     return Side(float(rng.uniform(2.4, 4.2)), float(rng.uniform(2.0, 6.0)), strip, lots)
 
 
-def lay_ground(rng: np.random.Generator, street: Street) -> Ground:
+def lay_ground(rng: np.random.Generator, street: Street, hills: Hills = FLAT) -> Ground:
     """Raster a street: lots and strips, sidewalks, road, median, side streets with zebra crossings and islands."""
     shape = (round(2 * HALF_WIDTH_M / STEP_M), round((street.end_m - street.start_m) / STEP_M))
     ground = Ground(
@@ -105,6 +163,7 @@ def lay_ground(rng: np.random.Generator, street: Street) -> Ground:
         paint=np.zeros(shape, np.uint8),
         corner_m=np.array([street.start_m, -HALF_WIDTH_M]),
         colour=_colours(rng),
+        hills=hills,
     )
     x0, x1, edge = street.start_m, street.end_m, street.edge_m
     for sign, side in ((-1, street.right), (1, street.left)):

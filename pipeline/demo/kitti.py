@@ -56,8 +56,11 @@ def write_kitti_demo(config: DemoConfig, out: Path) -> None:
     motorcycles those of their riders. Instances of things stand in the upper 16 bits. Returns of the car are left out.
 
     Raises:
-        BadInput: a setting is out of its bounds, there are more scenes than official sequences, or `out` is there.
+        BadInput: a setting is out of its bounds, there are more scenes than official sequences, or `out` is there;
+            or poses shall be flat.
     """
+    if config.flat_poses:
+        raise BadInput("flat_poses", "is true", "poses of SemanticKITTI follow the hills; set it to false")
     train, val = SPLITS["train"][: config.train_scenes], SPLITS["val"][: config.val_scenes]
     if (len(train), len(val)) != (config.train_scenes, config.val_scenes):
         most = f"SemanticKITTI has {len(SPLITS['train'])} and {len(SPLITS['val'])} sequences"
@@ -68,7 +71,8 @@ def write_kitti_demo(config: DemoConfig, out: Path) -> None:
         rig = _rig(config)
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             for number, name in scenes:
-                world = build_world(config.seed, number, (config.key_frames - 1) * SCAN_S)
+                duration_s = (config.key_frames - 1) * SCAN_S
+                world = build_world(config.seed, number, duration_s, config.hills_m)
                 _write_sequence(world, rig, root / "sequences" / name, config.key_frames, pool)
 
     write_root(config, out, write)

@@ -7,7 +7,16 @@ import numpy as np
 from jaxtyping import Float
 
 from pipeline.demo.ground import NO_PAINT, OTHER_FLAT, SIDEWALK, TERRAIN
-from pipeline.demo.ray_kernels import bound_m, cell_of, hit_ground, hit_part, kernel, normal, to_local
+from pipeline.demo.ray_kernels import (
+    bound_m,
+    cell_of,
+    hit_ground,
+    hit_part,
+    kernel,
+    normal,
+    slope_at,
+    to_local,
+)
 from projection.jit import jit
 
 BINS = 128
@@ -41,10 +50,11 @@ def cast_car(car: Any, at: Any, rays: Any, out: Any) -> Any:
 
 
 @jit
-def fill_bins(prims: Any, origin: Any, time_s: Any, reach_m: Any) -> Any:
+def fill_bins(prims: Any, origin: Any, time_s: Any, reach_m: Any, slack_rad: Any) -> Any:
     """Starts, items and near of the parts that a ray of each of BINS azimuths of the street frame may meet (see Lists).
 
-    `reach_m` is how far car and parts may move against each other during the turn that ends at `time_s`.
+    `reach_m` is how far car and parts may move against each other during the turn that ends at `time_s`,
+    `slack_rad` by how much the azimuths of a column's rays may differ because the car is not level.
     """
     n = len(prims.kind)
     near, spans = np.empty(n), np.zeros((n, 2), np.int64)
@@ -52,13 +62,14 @@ def fill_bins(prims: Any, origin: Any, time_s: Any, reach_m: Any) -> Any:
     for i in range(n):
         cx = prims.centre_m[i, 0] + prims.velocity_mps[i, 0] * time_s - origin[0]
         cy = prims.centre_m[i, 1] + prims.velocity_mps[i, 1] * time_s - origin[1]
-        x, y, z = to_local(prims.axes, i, -cx, -cy, origin[2] - prims.centre_m[i, 2])
+        cz = prims.centre_m[i, 2] + prims.velocity_mps[i, 2] * time_s - origin[2]
+        x, y, z = to_local(prims.axes, i, -cx, -cy, -cz)
         near[i] = max(bound_m(prims, i, x, y, z) - reach_m, 0.0)
         if near[i] > RANGE_M:
             continue
         hx, hy, hz = prims.half_m[i, 0], prims.half_m[i, 1], prims.half_m[i, 2]
         radius, distance = math.sqrt(hx * hx + hy * hy + hz * hz) + reach_m, math.sqrt(cx * cx + cy * cy)
-        wide = math.pi if distance <= radius else math.asin(radius / distance) + 0.02
+        wide = math.pi if distance <= radius else math.asin(radius / distance) + slack_rad
         middle = math.atan2(cy, cx) + 4 * math.pi
         spans[i, 0] = math.floor((middle - wide) / (2 * math.pi) * BINS)
         spans[i, 1] = min(math.floor((middle + wide) / (2 * math.pi) * BINS), spans[i, 0] + BINS - 1) + 1
@@ -97,7 +108,8 @@ def cast_turn(
         for i in items:
             x = ox - prims.centre_m[i, 0] - prims.velocity_mps[i, 0] * fired_s
             y = oy - prims.centre_m[i, 1] - prims.velocity_mps[i, 1] * fired_s
-            local[i, 0], local[i, 1], local[i, 2] = to_local(prims.axes, i, x, y, oz - prims.centre_m[i, 2])
+            z = oz - prims.centre_m[i, 2] - prims.velocity_mps[i, 2] * fired_s
+            local[i, 0], local[i, 1], local[i, 2] = to_local(prims.axes, i, x, y, z)
         for r in range(turn.rays.shape[1]):
             u, v, w = turn.rays[c, r, 0], turn.rays[c, r, 1], turn.rays[c, r, 2]
             dx = t[0, 0] * u + t[0, 1] * v + t[0, 2] * w
@@ -137,7 +149,10 @@ def _one_ray(
     if best > RANGE_M:
         return math.inf, -1, 0, 0.0, 0.0
     if part < 0:
-        return best, -1, surface, 0.7 if kerb else -dz, _ground_reflect(ground, surface, ox + best * dx, oy + best * dy)
+        x, y = ox + best * dx, oy + best * dy
+        slope = slope_at(ground, x)
+        cosine = 0.7 if kerb else (slope * dx - dz) / math.sqrt(1.0 + slope * slope)
+        return best, -1, surface, cosine, _ground_reflect(ground, surface, x, y)
     x, y, z = local[part, 0] + best * lx, local[part, 1] + best * ly, local[part, 2] + best * lz
     nx, ny, nz, _ = normal(prims, part, x, y, z)
     return best, part, prims.label[part], abs(nx * lx + ny * ly + nz * lz), prims.reflect[part]
@@ -157,13 +172,18 @@ def _ground_reflect(ground: Any, surface: Any, x: Any, y: Any) -> Any:
 
 
 @jit
-def count_in_boxes(xyz: Any, centre: Any, half: Any, yaw: Any) -> Any:
-    """How many points lie in each upright box: its centre, half sides and yaw in the points' frame [m, rad]."""
-    counts = np.zeros(len(centre), np.int64)
-    for i in range(len(centre)):
-        c, s, reach = math.cos(yaw[i]), math.sin(yaw[i]), half[i, 0] + half[i, 1]
+def count_in_boxes(xyz: Any, placed: Any, half: Any) -> Any:
+    """How many points lie in each box: its pose (4, 4) in the points' frame, and half its sides [m]."""
+    counts = np.zeros(len(placed), np.int64)
+    for i in range(len(placed)):
+        axes, centre = placed[i, :3, :3], placed[i, :3, 3]
+        reach = half[i, 0] + half[i, 1] + half[i, 2]
         for j in range(len(xyz)):
-            x, y = xyz[j, 0] - centre[i, 0], xyz[j, 1] - centre[i, 1]
-            if abs(x) <= reach and abs(y) <= reach and abs(xyz[j, 2] - centre[i, 2]) <= half[i, 2]:
-                counts[i] += abs(c * x + s * y) <= half[i, 0] and abs(c * y - s * x) <= half[i, 1]
+            x, y = xyz[j, 0] - centre[0], xyz[j, 1] - centre[1]
+            if abs(x) <= reach and abs(y) <= reach:
+                z = xyz[j, 2] - centre[2]
+                u = axes[0, 0] * x + axes[1, 0] * y + axes[2, 0] * z
+                v = axes[0, 1] * x + axes[1, 1] * y + axes[2, 1] * z
+                w = axes[0, 2] * x + axes[1, 2] * y + axes[2, 2] * z
+                counts[i] += abs(u) <= half[i, 0] and abs(v) <= half[i, 1] and abs(w) <= half[i, 2]
     return counts

@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int32, UInt8
+from jaxtyping import Bool, Float, Int32, UInt8
 
 Triple = tuple[float | int, float | int, float | int]
 Colour = Triple
 Angles = float | Float[np.ndarray, "*n"]
 
 BOX, ELLIPSOID, CYLINDER = range(3)
+PEOPLE = (2, 3, 4)
+"""Raw labels of adults, children and workers."""
 
 # Looks: how a kernel paints a surface from `colour`, `accent` and three `pattern` numbers (see paint_kernels).
 PLAIN, WINDOWS, BANDS, DIAGONAL, BUS, FOLIAGE, RIBS, CABIN, WHEEL, PLATE, CAR, BRICK, SIGNAL, BLOCKS, CAB = range(15)
@@ -59,13 +61,14 @@ class Thing:
     tracked: bool = True
 
     @property
+    def leans(self) -> bool:
+        """Whether it stands at right angles to a sloping road: vehicles, cones, barriers; no people."""
+        return self.tracked and self.label not in PEOPLE
+
+    @property
     def velocity_mps(self) -> Float[np.ndarray, "3"]:
         """Velocity in the street frame [m/s]."""
         return self.speed_mps * np.array([np.cos(self.yaw_rad), np.sin(self.yaw_rad), 0.0])
-
-    def centre_m(self, time_s: float) -> Float[np.ndarray, "3"]:
-        """Centre of its box in the street frame at `time_s` [m]."""
-        return np.array([self.x_m, self.y_m, self.z_m + self.size_m[2] / 2]) + self.velocity_mps * time_s
 
 
 class Primitives(NamedTuple):
@@ -84,6 +87,21 @@ class Primitives(NamedTuple):
     reflect: Float[np.ndarray, "n"]
     label: UInt8[np.ndarray, "n"]
     instance: Int32[np.ndarray, "n"]
+
+
+class Places(NamedTuple):
+    """Where k things stand at t = 0 in a street without hills, and how they move.
+
+    `base_m` is the middle of a box's bottom; what `leans` stands at right angles to the road.
+    """
+
+    base_m: Float[np.ndarray, "k 3"]
+    velocity_mps: Float[np.ndarray, "k 3"]
+    yaw_rad: Float[np.ndarray, "k"]
+    size_m: Float[np.ndarray, "k 3"]
+    leans: Bool[np.ndarray, "k"]
+    owner: Int32[np.ndarray, "n"]
+    """The thing that each part belongs to."""
 
 
 def rotation(yaw_rad: Angles, pitch_rad: Angles = 0.0, roll_rad: Angles = 0.0) -> Float[np.ndarray, "*n 3 3"]:
@@ -119,6 +137,19 @@ def pack(things: Sequence[Thing]) -> Primitives:
         reflect=_rows(p.reflect for p in parts),
         label=np.array([t.label for t in things], dtype=np.uint8)[owner],
         instance=instance[owner],
+    )
+
+
+def place(things: Sequence[Thing]) -> Places:
+    """Where things stand, as arrays."""
+    owner = np.repeat(np.arange(len(things), dtype=np.int32), [len(t.parts) for t in things])
+    return Places(
+        base_m=_rows((t.x_m, t.y_m, t.z_m) for t in things),
+        velocity_mps=_rows(t.velocity_mps for t in things),
+        yaw_rad=_rows(t.yaw_rad for t in things),
+        size_m=_rows(t.size_m for t in things),
+        leans=np.array([t.leans for t in things], dtype=np.bool_),
+        owner=owner,
     )
 
 

@@ -15,6 +15,10 @@ kernel = partial(jit, forceinline=True, _nrt=False)
 """For functions called per ray: inlined, and without numba's reference counting of arrays, which is all that they
 would otherwise spend their time on (five to ten times slower); in return they must not allocate."""
 _NEAR_M = 1e-4
+_FAR_M = 1000.0
+"""Hills farther than this are not looked for."""
+_CLOSE_M = 1e-3
+"""The search for the ground on a ray ends when it is as near as this."""
 
 
 class Lists(NamedTuple):
@@ -173,8 +177,100 @@ def surface_at(ground: Any, x: Any, y: Any) -> Any:
 
 
 @kernel
+def _kerb_face(ground: Any, top: Any, low: Any, label: Any, ox: Any, oy: Any, dx: Any, dy: Any) -> Any:
+    """Where a ray that is above the road at `top` and in a kerb at `low` enters it, and its label."""
+    for _ in range(6):
+        middle = 0.5 * (top + low)
+        found = surface_at(ground, ox + middle * dx, oy + middle * dy)
+        if found == DRIVEABLE:
+            top = middle
+        else:
+            low, label = middle, found
+    return low, label
+
+
+@kernel
+def slope_at(ground: Any, x: Any) -> Any:
+    """Rise over run of the ground towards +x at a place along the street (see ground.Hills)."""
+    hills = ground.hills
+    if hills.crest_m == 0.0:
+        return 0.0
+    waves = (x - hills.valley_m) / hills.wave_m
+    u = 2.0 * (waves - math.floor(waves + 0.5))
+    return 12.0 * hills.crest_m / hills.wave_m * u * (1.0 - abs(u))
+
+
+@kernel
+def _come_down(hills: Any, lift: Any, roof: Any, t: Any, ox: Any, oz: Any, dx: Any, dz: Any) -> Any:
+    """First distance from `t` on at which a ray is `lift` above the hills (inf: never), and False.
+
+    Or a distance at which it has risen more than `roof` above them again, and True. The height of
+    the ray above the hills bends down by at most `bend`, so that it stays above
+    gap + climb * s - bend * s^2 / 2 for all steps s. A step to the zero of that misses nothing, and
+    near the ground it is Newton's.
+    """
+    start, speed = (ox - hills.valley_m) / hills.wave_m, dx / hills.wave_m  # in waves
+    steep = 12.0 * hills.crest_m * speed
+    bend = 24.0 * hills.crest_m * speed * speed + 1e-12
+    for _ in range(64):
+        waves = start + t * speed
+        u = 2.0 * (waves - math.floor(waves + 0.5))
+        away = abs(u)
+        z = oz + t * dz - lift
+        gap = z - hills.crest_m * away * away * (3.0 - 2.0 * away)
+        climb = dz - steep * u * (1.0 - away)
+        if climb > 0.0 and gap > roof:
+            return t, True
+        if dz >= 0.0 and z > hills.crest_m:
+            return math.inf, False
+        root = math.sqrt(climb * climb + 2.0 * bend * max(gap, 0.0))
+        if climb < 0.0:
+            step = 2.0 * max(gap, 0.0) / (root - climb)
+            if bend * step * step < -_CLOSE_M * climb:  # Newton's error is half of this over climb
+                return t + step, False
+        elif roof < math.inf:
+            step = max(climb / bend, _CLOSE_M)  # no farther than to where it may be highest
+        else:
+            step = (climb + root) / bend
+        t += step
+        if step < _CLOSE_M:
+            return t, False
+        if t > _FAR_M:
+            return math.inf, False
+    return math.inf, False
+
+
+@partial(jit, _nrt=False)  # not inlined, so that a flat street's rays do not carry it along
+def _hit_hills(ground: Any, ox: Any, oy: Any, oz: Any, dx: Any, dy: Any, dz: Any) -> Any:
+    """As hit_ground, where the street goes up and down."""
+    hills, t = ground.hills, 0.0
+    if dz > 3.0 * hills.crest_m / hills.wave_m * abs(dx):
+        return math.inf, 0, False
+    for _ in range(4):  # over a crest a ray may dip below a kerb's height and leave it again
+        top, _ = _come_down(hills, KERB_M, math.inf, t, ox, oz, dx, dz)
+        if top == math.inf:
+            break
+        label = surface_at(ground, ox + top * dx, oy + top * dy)
+        if label != DRIVEABLE:
+            return top, label, False
+        low, left = _come_down(hills, 0.0, KERB_M + 1e-4, top, ox, oz, dx, dz)
+        if low == math.inf:
+            break
+        label = surface_at(ground, ox + low * dx, oy + low * dy)
+        if label != DRIVEABLE:
+            low, label = _kerb_face(ground, top, low, label, ox, oy, dx, dy)
+            return low, label, True
+        if not left:
+            return low, label, False
+        t = low
+    return math.inf, 0, False
+
+
+@kernel
 def hit_ground(ground: Any, ox: Any, oy: Any, oz: Any, dx: Any, dy: Any, dz: Any) -> Any:
     """Distance of a ray to the ground (inf if it looks up), the label there, and whether that is the face of a kerb."""
+    if ground.hills.crest_m > 0.0:
+        return _hit_hills(ground, ox, oy, oz, dx, dy, dz)
     if dz > -1e-6:
         return math.inf, 0, False
     top = (KERB_M - oz) / dz
@@ -185,11 +281,5 @@ def hit_ground(ground: Any, ox: Any, oy: Any, oz: Any, dx: Any, dy: Any, dz: Any
     label = surface_at(ground, ox + low * dx, oy + low * dy)
     if label == DRIVEABLE:
         return low, label, False
-    for _ in range(6):  # the ray went under the kerb's edge: find where
-        middle = 0.5 * (top + low)
-        found = surface_at(ground, ox + middle * dx, oy + middle * dy)
-        if found == DRIVEABLE:
-            top = middle
-        else:
-            low, label = middle, found
+    low, label = _kerb_face(ground, top, low, label, ox, oy, dx, dy)
     return low, label, True

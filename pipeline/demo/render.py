@@ -50,8 +50,10 @@ def render(world: World, camera: RigCamera, time_s: float) -> View:
 def _stage(world: World, time_s: float, eye: Eye) -> Stage:
     """The world at `time_s`, with the shadows about the camera where the sun is strong enough to throw any."""
     n = round(2 * _SHADE_REACH_M / SHADE_STEP_M)
-    centre = world.prims.centre_m + world.prims.velocity_mps * time_s
-    stage = Stage(world.prims, centre, world.ground, np.zeros((n, n), np.bool_), eye.origin[:2] - _SHADE_REACH_M)
+    prims, corner = world.at(time_s), eye.origin[:2] - _SHADE_REACH_M
+    centre = prims.centre_m + prims.velocity_mps * time_s
+    high_m = np.asarray(world.ground.hills.height_m(corner[0] + SHADE_STEP_M * (np.arange(n) + 0.5)))
+    stage = Stage(prims, centre, world.ground, np.zeros((n, n), np.bool_), corner, high_m)
     if world.light.direct > 0.2:
         cast_shadows(stage, world.light.sun)
     return stage

@@ -1,10 +1,11 @@
-"""The demo car: where its sensors sit, when they fire, and how it drives."""
+"""The demo car: where its sensors sit, when they fire, how it drives, and what its poses get wrong."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
+from pipeline.demo.ground import FLAT, Hills
 from pipeline.demo.parts import Angles, rotation
 
 SPIN_S = 0.05
@@ -42,7 +43,10 @@ class RigLidar:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Drive:
-    """How the car moves: along the street at a gently varying speed, weaving, pitching and rolling a little."""
+    """How the car moves: along the street at a gently varying speed, weaving, pitching and rolling a little.
+
+    It stands on the road of the `hills`.
+    """
 
     lane_y_m: float
     speed_mps: float
@@ -50,6 +54,7 @@ class Drive:
     weave_m: float
     phase_rad: float
     global_from_street: Float[np.ndarray, "4 4"]
+    hills: Hills = FLAT
 
     def street_from_ego(self, time_s: Angles) -> Float[np.ndarray, "*t 4 4"]:
         """Pose of the car's frame (rear axle on the ground, x forward, y left, z up) in the street's at times [s]."""
@@ -58,7 +63,44 @@ class Drive:
         y = self.lane_y_m + self.weave_m * np.sin(turn * t + self.phase_rad)
         slope = self.weave_m * turn * np.cos(turn * t + self.phase_rad) / self.speed_mps
         pitch, roll = 0.004 * np.sin(4.3 * t + self.phase_rad), 0.003 * np.sin(5.9 * t)
-        return pose(rotation(np.arctan(slope), pitch, roll), np.stack([x, y, np.zeros_like(x)], -1))
+        yaw = np.arctan(slope)
+        pitch_there, roll_there = self.hills.tilt_rad(x, yaw)
+        turned = rotation(yaw, pitch + pitch_there, roll + roll_there)
+        return pose(turned, np.stack([x, y, self.hills.height_m(x)], -1))
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class FlatPoses:
+    """Poses as nuScenes has them: z is 0, pitch and roll are wrong by an IMU's slow error.
+
+    The error of each angle is a sum of waves, near a Gaussian process with the covariance
+    std^2 exp(-(t / 1 s)^2 / 2): `size_rad` of a wave, `rate_rad_s` and `phase_rad` of (pitch, roll).
+    """
+
+    size_rad: float
+    rate_rad_s: Float[np.ndarray, "2 waves"]
+    phase_rad: Float[np.ndarray, "2 waves"]
+
+    def error_rad(self, time_s: float) -> Float[np.ndarray, "2"]:
+        """By how much pitch and roll are too large at a time."""
+        return self.size_rad * np.sin(self.rate_rad_s * time_s + self.phase_rad).sum(1)
+
+    def written(self, global_from_ego: Float[np.ndarray, "4 4"], time_s: float) -> Float[np.ndarray, "4 4"]:
+        """What is written for the car's true pose at a time [s]."""
+        turned, (x, y, _) = global_from_ego[:3, :3], global_from_ego[:3, 3]
+        yaw = np.arctan2(turned[1, 0], turned[0, 0])
+        pitch = -np.arcsin(turned[2, 0])
+        roll = np.arctan2(turned[2, 1], turned[2, 2])
+        error = self.error_rad(time_s)
+        return pose(rotation(yaw, pitch + error[0], roll + error[1]), np.array([x, y, 0.0]))
+
+
+def draw_flat_poses(rng: np.random.Generator) -> FlatPoses:
+    """Errors of 0.2 degrees that change over about a second."""
+    std_rad, memory_s, waves = np.deg2rad(0.2), 1.0, 12
+    rate_rad_s = rng.normal(0.0, 1.0 / memory_s, (2, waves))
+    phase_rad = rng.uniform(0, 2 * np.pi, (2, waves))
+    return FlatPoses(float(std_rad * np.sqrt(2.0 / waves)), rate_rad_s, phase_rad)
 
 
 def pose(turned: Float[np.ndarray, "*n 3 3"], at_m: Float[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n 4 4"]:

@@ -16,6 +16,8 @@ from pipeline.demo.world import World
 NOISE_M = 0.02
 """Standard deviation of the range on hard surfaces [m]."""
 _TOP_SPEED_MPS = 20.0
+_STEEPEST_RAY = 0.6
+"""Tangent of the greatest elevation of a ray: by so much of a slope its azimuth leaves its column's."""
 _CAR = pack(
     [
         Thing(
@@ -90,11 +92,14 @@ def _cast(
     cast_car(_CAR, lidar.ego_from_lidar[:3, 3].copy(), rays_in_ego, ego_m)
     origins, turned = street_from_lidar[:, :3, 3].copy(), street_from_lidar[:, :3, :3].copy()
     turn = Turn(origins, turned, fired_s, lidar.ray, ego_m)
-    lists = Lists(*fill_bins(world.prims, origins[-1].copy(), float(fired_s[-1]), SPIN_S * _TOP_SPEED_MPS))
-    part, label, scratch = np.empty(shape, np.int32), np.empty(shape, np.uint8), np.empty((len(world.prims.kind), 3))
+    prims = world.at(float(fired_s.mean()))
+    slack_rad = 0.02 + _STEEPEST_RAY * world.ground.hills.steepest
+    reach_m = SPIN_S * _TOP_SPEED_MPS
+    lists = Lists(*fill_bins(prims, origins[-1].copy(), float(fired_s[-1]), reach_m, slack_rad))
+    part, label, scratch = np.empty(shape, np.int32), np.empty(shape, np.uint8), np.empty((len(prims.kind), 3))
     hits = Hits(np.empty(shape), part, label, np.empty(shape), np.empty(shape))
     out = (hits.range_m, hits.part, hits.label, hits.cosine, hits.reflect)
-    cast_turn(world.prims, world.ground, turn, lists, scratch, *out)
+    cast_turn(prims, world.ground, turn, lists, scratch, *out)
     return hits
 
 

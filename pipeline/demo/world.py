@@ -7,10 +7,32 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from pipeline.demo import scenery, shapes
-from pipeline.demo.ground import KERB_M, Ground, Side, Street, draw_street, lay_ground
-from pipeline.demo.parts import Primitives, Thing, pack
-from pipeline.demo.rig import Drive, draw_drive
+from pipeline.demo import people, scenery, shapes
+from pipeline.demo.ground import (
+    FLAT,
+    KERB_M,
+    Ground,
+    Hills,
+    Side,
+    Street,
+    draw_hills,
+    draw_street,
+    lay_ground,
+)
+from pipeline.demo.parts import (
+    BOX,
+    BRICK,
+    FOLIAGE,
+    PLAIN,
+    Places,
+    Primitives,
+    Thing,
+    box,
+    pack,
+    place,
+    rotation,
+)
+from pipeline.demo.rig import Drive, draw_drive, pose
 
 Rng = np.random.Generator
 SET_M = 85.0
@@ -32,12 +54,16 @@ class Light(NamedTuple):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class World:
-    """A scene from t = 0 to `duration_s` in the street frame: x along the street, y left, z up, metres."""
+    """A scene from t = 0 to `duration_s` in the street frame: x along the street, y left, z up, metres.
+
+    `prims` and `places` leave the hills out; `at` and `boxes` put everything on them.
+    """
 
     key: tuple[int, int]
     duration_s: float
     things: tuple[Thing, ...]
     prims: Primitives
+    places: Places
     ground: Ground
     light: Light
     drive: Drive
@@ -45,6 +71,43 @@ class World:
     def noise(self, *stream: int) -> Rng:
         """A generator for one sensor reading: the same world and `stream` give the same numbers."""
         return np.random.default_rng([*self.key, 1, *(number % 2**32 for number in stream)])
+
+    def at(self, time_s: float) -> Primitives:
+        """All parts as they stand and tilt at a time, valid for some tenths of a second about it.
+
+        They are given by their places at t = 0 and velocities, as if these had always been the same.
+        """
+        if not self.ground.hills.crest_m:
+            return self.prims
+        places, owner = self.places, self.places.owner
+        placed = self._street_from_things(time_s)
+        tilt = placed[:, :3, :3] @ rotation(places.yaw_rad).swapaxes(-1, -2)
+        offset_m = self.prims.centre_m - places.base_m[owner]
+        centre_m = placed[owner, :3, 3] + np.einsum("nij,nj->ni", tilt[owner], offset_m)
+        velocity_mps = places.velocity_mps.copy()
+        velocity_mps[:, 2] = self.ground.hills.slope(placed[:, 0, 3]) * velocity_mps[:, 0]
+        velocity_mps = velocity_mps[owner]
+        return self.prims._replace(
+            centre_m=centre_m - velocity_mps * time_s,
+            velocity_mps=velocity_mps,
+            axes=tilt[owner] @ self.prims.axes,
+        )
+
+    def boxes(self, time_s: float) -> Float[np.ndarray, "things 4 4"]:
+        """Poses street_from_box of the things' boxes at a time; their origins are the centres [m]."""
+        placed = self._street_from_things(time_s)
+        placed[:, :3, 3] += placed[:, :3, 2] * self.places.size_m[:, 2:] / 2
+        return placed
+
+    def _street_from_things(self, time_s: float) -> Float[np.ndarray, "things 4 4"]:
+        """Poses of the things; their origins are at the middle of their boxes' bottoms [m]."""
+        places, hills = self.places, self.ground.hills
+        at_m = places.base_m + places.velocity_mps * time_s
+        pitch_rad, roll_rad = hills.tilt_rad(at_m[:, 0], places.yaw_rad)
+        leans = places.leans
+        turned = rotation(places.yaw_rad, pitch_rad * leans, roll_rad * leans)
+        at_m[:, 2] += hills.height_m(at_m[:, 0])
+        return pose(turned, at_m)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,27 +118,60 @@ class _Group:
     things: tuple[Thing, ...]
 
 
-def build_world(seed: int, scene: int, duration_s: float) -> World:
-    """The scene number `scene` of the demo with this `seed`; other numbers give other streets."""
+def build_world(seed: int, scene: int, duration_s: float, hills_m: float = 0.0) -> World:
+    """The scene number `scene` of the demo with this `seed`; other numbers give other streets.
+
+    The same street rises by `hills_m` from its valleys to its crests.
+    """
     rng = np.random.default_rng([seed, scene, 0])
+    own_rng = np.random.default_rng([seed, scene, 2])
+    crowd_rng = np.random.default_rng([seed, scene, 3])
+    hills = draw_hills(own_rng, hills_m) if hills_m else FLAT
     drive = draw_drive(rng, 0.0)
     travel_m = drive.speed_mps * duration_s
     street = draw_street(rng, travel_m)
-    drive = replace(drive, lane_y_m=-street.lane_y_m(street.lanes - 1))
+    drive = replace(drive, lane_y_m=-street.lane_y_m(street.lanes - 1), hills=hills)
     near_m = (-14.0, max(travel_m + 30.0, 50.0))
     things = [
         *_kerbs(rng, street, near_m),
         *_traffic(rng, street, drive),
         *_median(rng, street, near_m),
-        *(
-            t
-            for sign, side in ((-1, street.right), (1, street.left))
-            for t in _roadside(rng, street, sign, side, near_m)
-        ),
     ]
+    for sign, side in ((-1, street.right), (1, street.left)):
+        fixed = _roadside(rng, street, sign, side, near_m)
+        parties = people.draw_parties(rng, sign, *_sidewalk_m(street, side), near_m)
+        things += [*fixed, *people.spread(crowd_rng, parties, fixed, duration_s)]
+    if hills_m:
+        things = [_with_foot(thing, hills) for thing in things]
     return World(
-        (seed, scene), duration_s, tuple(things), pack(things), lay_ground(rng, street), _draw_light(rng), drive
+        key=(seed, scene),
+        duration_s=duration_s,
+        things=tuple(things),
+        prims=pack(things),
+        places=place(things),
+        ground=lay_ground(rng, street, hills),
+        light=_draw_light(rng),
+        drive=drive,
     )
+
+
+def _with_foot(thing: Thing, hills: Hills) -> Thing:
+    """A house, wall, hedge or shelter that goes on below the ground, so that a slope shows no gap."""
+    body = thing.parts[0]
+    if thing.tracked or body.kind != BOX:
+        return thing
+    deep_m = hills.steepest * body.size_m[0] / 2 + 0.1
+    size_m = (body.size_m[0], body.size_m[1], deep_m)
+    look = body.look if body.look in (BRICK, FOLIAGE) else PLAIN
+    foot = box(
+        (body.at_m[0], body.at_m[1], -deep_m / 2),
+        size_m,
+        body.colour,
+        look=look,
+        pattern=body.pattern,
+        reflect=body.reflect,
+    )
+    return replace(thing, parts=(*thing.parts, foot))
 
 
 def _draw_light(rng: Rng) -> Light:
@@ -269,7 +365,7 @@ def _median(rng: Rng, street: Street, near_m: tuple[float, float]) -> list[Thing
 
 
 def _roadside(rng: Rng, street: Street, sign: int, side: Side, near_m: tuple[float, float]) -> list[Thing]:
-    """Everything beyond one kerb (`sign` of y): furniture, people, the strip's trees, and the lots."""
+    """What stands beyond one kerb (`sign` of y): furniture, the strip's trees, and the lots."""
     kerb, inner = street.edge_m, street.edge_m + side.sidewalk_m
     outer = inner + side.strip_m
     far = (near_m[0] - 50, near_m[1] + 50)
@@ -284,7 +380,13 @@ def _roadside(rng: Rng, street: Street, sign: int, side: Side, near_m: tuple[flo
     for y, span, following in rows:
         for x, group in _fill(rng, following, street, span):
             out += _moved(group, x, sign * y, KERB_M, flip=sign < 0)
-    return out + _people(rng, sign, kerb + 0.9, max(inner - 1.0, kerb + 1.4), near_m)
+    return out
+
+
+def _sidewalk_m(street: Street, side: Side) -> tuple[float, float]:
+    """Where people walk: from and to which distance from the street's axis."""
+    start_m = street.edge_m + 0.9
+    return start_m, max(street.edge_m + side.sidewalk_m - 1.0, start_m + 0.5)
 
 
 def _furniture(rng: Rng) -> Thing:
@@ -296,24 +398,6 @@ def _furniture(rng: Rng) -> Thing:
 def _parked_bike(rng: Rng) -> Thing:
     thing = (shapes.bicycle if rng.random() < 0.65 else shapes.motorcycle)(rng)
     return replace(thing, yaw_rad=float(rng.normal(0, 0.2)))
-
-
-def _people(rng: Rng, sign: int, y0_m: float, y1_m: float, near_m: tuple[float, float]) -> list[Thing]:
-    """Walkers and small groups that stand, about one per eight metres of sidewalk."""
-    out, x = [], near_m[0] + float(rng.uniform(0, 6))
-    while x < near_m[1] + 15:
-        walks, together = rng.random() < 0.6, int(rng.integers(1, 4))
-        yaw = np.pi * float(rng.integers(2)) + float(rng.normal(0, 0.03))
-        speed = float(rng.uniform(0.8, 1.6)) if walks else 0.0
-        for i in range(together):
-            kind = int(rng.choice([shapes.ADULT, shapes.CHILD, shapes.WORKER], p=[0.78, 0.16, 0.06]))
-            turn = yaw if walks else float(rng.uniform(0, 2 * np.pi))
-            y = y0_m + (y1_m - y0_m) * (i + rng.random()) / together
-            out.append(
-                _at(shapes.pedestrian(rng, kind), x + float(rng.uniform(-0.4, 0.4)), sign * y, KERB_M, turn, speed)
-            )
-        x += float(rng.uniform(5.0, 20.0))
-    return out
 
 
 def _green(rng: Rng, side: Side) -> tuple[_Group, float]:

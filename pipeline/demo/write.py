@@ -11,9 +11,17 @@ from jaxtyping import Float, Float32, Int64, UInt8
 from PIL import Image
 
 from pipeline.demo.lidar_kernels import count_in_boxes
-from pipeline.demo.parts import Thing, rotation
 from pipeline.demo.render import render
-from pipeline.demo.rig import SPIN_S, RigCamera, RigLidar, cameras, lidar, pose
+from pipeline.demo.rig import (
+    SPIN_S,
+    FlatPoses,
+    RigCamera,
+    RigLidar,
+    cameras,
+    draw_flat_poses,
+    inverse,
+    lidar,
+)
 from pipeline.demo.spin import scan
 from pipeline.demo.tables import (
     Seen,
@@ -61,6 +69,9 @@ class DemoConfig:
         height_px: height of the images [px]
         beams: rings of the LiDAR
         azimuths: columns of one turn of the LiDAR
+        hills_m: height of the street's crests above its valleys [m]; 0 is flat
+        flat_poses: nuScenes' poses of the car: z is always 0, pitch and roll are wrong by some 0.2 degrees that change
+            over a second; boxes are where these poses make the key frame's points lie; not for SemanticKITTI
     """
 
     seed: int = 0
@@ -71,6 +82,8 @@ class DemoConfig:
     height_px: int = 270
     beams: int = 32
     azimuths: int = 1090
+    hills_m: float = 0.0
+    flat_poses: bool = False
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -85,13 +98,27 @@ class _Plan:
     sweeps_us: Sequence[int]
     root: Path
     version: str
+    flat_poses: FlatPoses | None
 
     @property
     def samples_us(self) -> Sequence[int]:
         return self.sweeps_us[::SWEEPS_PER_KEY]
 
     def global_from_ego(self, time_us: int) -> Float[np.ndarray, "4 4"]:
+        """The car's true pose."""
         return self.world.drive.global_from_street @ self.world.drive.street_from_ego(self.seconds(time_us))
+
+    def written_pose(self, time_us: int) -> Float[np.ndarray, "4 4"]:
+        """What is written for the car's pose."""
+        true = self.global_from_ego(time_us)
+        return self.flat_poses.written(true, self.seconds(time_us)) if self.flat_poses else true
+
+    def written_from_street(self, time_us: int) -> Float[np.ndarray, "4 4"]:
+        """Moves what the car sees at a time to where the written pose makes it lie."""
+        if not self.flat_poses:
+            return self.world.drive.global_from_street
+        ego_from_street = inverse(self.world.drive.street_from_ego(self.seconds(time_us)))
+        return self.written_pose(time_us) @ ego_from_street
 
     def fired_us(self, camera: RigCamera, sample_us: int) -> int:
         return sample_us + round(camera.delay_s * 1e6)
@@ -141,6 +168,7 @@ def _check(config: DemoConfig) -> None:
         "height_px": (16, 4096),
         "beams": (2, 256),
         "azimuths": (64, 8192),
+        "hills_m": (0, 20),
     }
     for name, (low, high) in bounds.items():
         if not low <= getattr(config, name) <= high:
@@ -185,10 +213,12 @@ def _plans(config: DemoConfig, root: Path, only: str = "") -> Iterator[_Plan]:
     version, train, val = split_names(config.train_scenes, config.val_scenes)
     for number, (index, name) in enumerate([*enumerate(train), *enumerate(val, VAL_SEED)]):
         if only in ("", name):
-            world = build_world(config.seed, index, (config.key_frames - 1) * SWEEPS_PER_KEY * SPIN_S)
+            duration_s = (config.key_frames - 1) * SWEEPS_PER_KEY * SPIN_S
+            world = build_world(config.seed, index, duration_s, config.hills_m)
             start_us = FIRST_US + number * 100_000_000
             stamps_us = _stamps(world, start_us, config.key_frames)
-            yield _Plan(name, world, rig, spinner, start_us, stamps_us, root, version)
+            flat = draw_flat_poses(world.noise(3)) if config.flat_poses else None
+            yield _Plan(name, world, rig, spinner, start_us, stamps_us, root, version, flat)
 
 
 def _stamps(world: World, start_us: int, key_frames: int) -> list[int]:
@@ -209,8 +239,10 @@ def _write_scene(plan: _Plan, tables: Tables, pool: ThreadPoolExecutor) -> None:
         if sweep.shot.key:
             tables.add("lidarseg", key, sample_data_token=key, filename=_labels_file(plan, key))
     counts = np.array([s.counts for s in swept if s.shot.key])
+    boxes = np.array([_boxes(plan, time_us) for time_us in plan.samples_us])
     for index, thing in enumerate(plan.world.things):
-        seen = [_box(plan, thing, i, int(n)) for i, n in enumerate(counts[:, index]) if n and thing.tracked]
+        held = counts[:, index] * thing.tracked
+        seen = [Seen(int(i), boxes[i, index], int(held[i])) for i in np.flatnonzero(held)]
         if seen:
             add_instance(tables, plan.name, index, thing, seen, plan.samples_us)
 
@@ -220,7 +252,7 @@ def _take_picture(plan: _Plan, camera: RigCamera, sample: int) -> Shot:
     file = f"samples/{camera.channel}/{log_name(plan.name)}__{camera.channel}__{time_us}.jpg"
     view = render(plan.world, camera, plan.seconds(time_us))
     Image.fromarray(view.colour).save(plan.root / file, quality=JPEG_QUALITY)
-    return Shot(time_us, plan.global_from_ego(time_us), file, sample, key=True)
+    return Shot(time_us, plan.written_pose(time_us), file, sample, key=True)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -242,22 +274,20 @@ def _take_sweep(plan: _Plan, i: int) -> _Swept:
     if key:
         result.label.tofile(plan.root / _labels_file(plan, token("sample_data", plan.name, "LIDAR_TOP", time_us)))
         counts = _count(plan, result.xyz_m, time_s)
-    return _Swept(Shot(time_us, plan.global_from_ego(time_us), file, -(-i // SWEEPS_PER_KEY), key), counts)
+    return _Swept(Shot(time_us, plan.written_pose(time_us), file, -(-i // SWEEPS_PER_KEY), key), counts)
 
 
 def _labels_file(plan: _Plan, key: str) -> str:
     return f"lidarseg/{plan.version}/{key}_lidarseg.bin"
 
 
-def _box(plan: _Plan, thing: Thing, sample: int, points: int) -> Seen:
-    at_m = thing.centre_m(plan.seconds(plan.samples_us[sample]))
-    return Seen(sample, plan.world.drive.global_from_street @ pose(rotation(thing.yaw_rad), at_m), points)
+def _boxes(plan: _Plan, time_us: int) -> Float[np.ndarray, "things 4 4"]:
+    """Poses of the things' boxes at a key frame, where the written pose makes them lie."""
+    return plan.written_from_street(time_us) @ plan.world.boxes(plan.seconds(time_us))
 
 
 def _count(plan: _Plan, xyz_m: Float32[np.ndarray, "n 3"], time_s: float) -> Int64[np.ndarray, "things"]:
     """Points of a sweep in each thing's box at the sweep's time."""
     street_from_lidar = plan.world.drive.street_from_ego(time_s) @ plan.lidar.ego_from_lidar
     xyz = xyz_m.astype(np.float64) @ street_from_lidar[:3, :3].T + street_from_lidar[:3, 3]
-    things = plan.world.things
-    centre, half = np.array([t.centre_m(time_s) for t in things]), np.array([t.size_m for t in things]) / 2
-    return count_in_boxes(xyz, centre, half, np.array([t.yaw_rad for t in things]))
+    return count_in_boxes(xyz, plan.world.boxes(time_s), plan.world.places.size_m / 2)

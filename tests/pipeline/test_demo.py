@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ from pipeline.demo.lidar_kernels import BINS, EGO
 from pipeline.demo.parts import Thing, ball, box, pack, tube
 from pipeline.demo.ray_kernels import hit_part, normal
 from pipeline.demo.render import SKY, render
-from pipeline.demo.rig import SPIN_S, cameras, inverse, lidar
+from pipeline.demo.rig import SPIN_S, cameras, inverse, lidar, pose
 from pipeline.demo.spin import scan
 from pipeline.demo.tables import CATEGORIES, quaternion
 from pipeline.demo.world import World, build_world
-from pipeline.demo.write import DemoConfig, split_names, true_pixels, write_demo
+from pipeline.demo.write import FIRST_US, DemoConfig, split_names, true_pixels, write_demo
 from projection.errors import BadInput
 
 SMALL = DemoConfig(seed=3, train_scenes=1, val_scenes=1, key_frames=2, width_px=240, height_px=135, azimuths=360)
@@ -43,8 +44,15 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def world() -> World:
-    return build_world(0, 1, 1.0)
+def hilly_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("hilly") / "root"
+    write_demo(replace(SMALL, hills_m=4.0, flat_poses=True), out)
+    return out
+
+
+@pytest.fixture(scope="module", params=[0.0, 4.0], ids=["flat", "hilly"])
+def world(request: pytest.FixtureRequest) -> World:
+    return build_world(0, 1, 1.0, request.param)
 
 
 def table(root: Path, name: str) -> dict[str, dict[str, Any]]:
@@ -143,7 +151,7 @@ def test_points_lie_where_they_were_cast_after_the_cars_motion_is_taken_out(worl
     found = scan(world, spinner, 0.7)
     street_from_lidar = world.drive.street_from_ego(0.7) @ spinner.ego_from_lidar
     xyz = found.xyz_m @ street_from_lidar[:3, :3].T + street_from_lidar[:3, 3]
-    height = xyz[:, 2]
+    height = xyz[:, 2] - world.ground.hills.height_m(xyz[:, 0])
     assert np.abs(height[found.label == DRIVEABLE]).max() < 0.08
     raised = np.isin(found.label, (OTHER_FLAT, SIDEWALK))
     assert np.abs(height[raised] - KERB_M / 2).max() < KERB_M / 2 + 0.08
@@ -264,7 +272,9 @@ def test_the_devkit_loads_it_draws_it_and_counts_its_labels(
     assert picture.stat().st_size > 10_000
 
 
-def test_boxes_hold_the_points_that_they_claim(root: Path) -> None:
+@pytest.mark.parametrize("where", ["root", "hilly_root"])
+def test_boxes_hold_the_points_that_they_claim(where: str, request: pytest.FixtureRequest) -> None:
+    root = request.getfixturevalue(where)
     nuscenes = pytest.importorskip("nuscenes")
     from nuscenes.utils.data_classes import LidarPointCloud
     from nuscenes.utils.geometry_utils import points_in_box
@@ -284,6 +294,48 @@ def test_boxes_hold_the_points_that_they_claim(root: Path) -> None:
             owned += (labels[held] == CATEGORIES.index(record["category_name"])).sum()
     assert claimed > 500
     assert owned / claimed > 0.9
+
+
+def test_flat_poses_change_nothing_but_poses_and_boxes(hilly_root: Path, tmp_path: Path) -> None:
+    write_demo(replace(SMALL, hills_m=4.0), tmp_path / "true")
+    flat, true = digest(hilly_root), digest(tmp_path / "true")
+    changed = {Path(file).stem for file in flat if flat[file] != true[file]}
+    assert flat.keys() == true.keys()
+    assert changed == {"ego_pose", "sample_annotation"}
+    poses, true_poses = table(hilly_root, "ego_pose"), table(tmp_path / "true", "ego_pose")
+    assert all(row["translation"][2] == 0.0 for row in poses.values())
+    assert max(row["translation"][2] for row in true_poses.values()) > 0.5
+    for key, row in poses.items():
+        assert row["translation"][:2] == true_poses[key]["translation"][:2]
+        apart = abs(np.dot(row["rotation"], true_poses[key]["rotation"]))
+        assert 2 * math.degrees(math.acos(min(apart, 1.0))) < 1.2  # std 0.2 degrees
+
+
+def test_ground_of_hills_lies_on_them_by_true_poses_alone(hilly_root: Path) -> None:
+    """Points through the written poses of a drive over hills against the street that they show."""
+    names = {row["token"]: row for row in table(hilly_root, "sample_data").values()}
+    poses, mount = table(hilly_root, "ego_pose"), lidar(SMALL.beams, SMALL.azimuths).ego_from_lidar
+    world = build_world(SMALL.seed, 0, 0.5, 4.0)
+    key = min((k for k, row in names.items() if "0061__LIDAR" in row["filename"]), key=lambda k: names[k]["timestamp"])
+    xyz = np.fromfile(hilly_root / names[key]["filename"], np.float32).reshape(-1, 5)[:, :3].astype(float)
+    label = np.fromfile(hilly_root / table(hilly_root, "lidarseg")[key]["filename"], np.uint8)
+    xyz = np.column_stack([xyz, np.ones(len(xyz))])[label == DRIVEABLE]
+    street_from_global = inverse(world.drive.global_from_street)
+    true = world.drive.street_from_ego((names[key]["timestamp"] - FIRST_US) * 1e-6)
+    turned = turned_by(poses[key]["rotation"])
+    written = street_from_global @ pose(turned, np.array(poses[key]["translation"]))
+    off_m = []
+    for street_from_ego in (true, written):
+        placed = xyz @ (street_from_ego @ mount).T
+        off_m.append(np.abs(placed[:, 2] - world.ground.hills.height_m(placed[:, 0])))
+    assert off_m[0].max() < 0.08
+    assert off_m[1].mean() > 0.2
+
+
+def turned_by(wxyz: list[float]) -> np.ndarray:
+    w, x, y, z = wxyz
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    return np.eye(3) + 2 * w * cross + 2 * cross @ cross
 
 
 def test_tables_are_chained_and_timed_as_a_car_does(root: Path) -> None:
@@ -333,9 +385,17 @@ def test_what_is_there_is_not_overwritten(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"key_frames": 0}, {"width_px": 1}, {"train_scenes": 0, "val_scenes": 0}, {"seed": -1}]
+    "wrong",
+    [
+        {"key_frames": 0},
+        {"width_px": 1},
+        {"train_scenes": 0, "val_scenes": 0},
+        {"seed": -1},
+        {"hills_m": 21.0},
+        {"hills_m": -1.0},
+    ],
 )
-def test_a_wrong_setting_is_named(wrong: dict[str, int], tmp_path: Path) -> None:
+def test_a_wrong_setting_is_named(wrong: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=next(iter(wrong))):
         write_demo(DemoConfig(**wrong), tmp_path / "root")
 

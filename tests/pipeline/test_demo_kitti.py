@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from pipeline.demo.parts import rotation
 from pipeline.demo.render import render
 from pipeline.demo.rig import RigCamera, inverse, pose
 from pipeline.demo.world import World, build_world
-from pipeline.demo.write import DemoConfig
+from pipeline.demo.write import VAL_SEED, DemoConfig
 from pipeline.labels import LabelsConfig, load_space
 from pipeline.store import Artifact
 from projection.cameras import project
@@ -82,9 +83,11 @@ def test_points_lie_in_the_things_that_they_are_of(frames: list[Frame], world: W
         xyz = frame.sweeps[0].global_from_lidar.apply(read_sweep(frame.sweeps[0], 4)[:, :3])
         xyz = xyz @ street[:3, :3].T + street[:3, 3]
         assert len(np.unique(instance)) > 20
+        boxes = world.boxes(i * SCAN_S)
         for number in np.unique(instance[instance > 0]):
             thing, mine = world.things[number - 1], instance == number
-            local = (xyz[mine] - thing.centre_m(i * SCAN_S)) @ rotation(thing.yaw_rad)
+            box = boxes[number - 1]
+            local = (xyz[mine] - box[:3, 3]) @ box[:3, :3]
             assert (np.abs(local) < np.array(thing.size_m) / 2 + 0.4).all()
             said = set(ids[mine].tolist())
             assert len(said) == 1
@@ -118,6 +121,22 @@ def test_the_same_seed_gives_the_same_bytes(root: Path, tmp_path: Path) -> None:
 def test_more_scenes_than_sequences_are_refused(wrong: dict[str, int], tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="10 and 1 sequences"):
         write_kitti_demo(DemoConfig(**wrong), tmp_path / "root")
+
+
+def test_flat_poses_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="flat_poses: is true"):
+        write_kitti_demo(DemoConfig(flat_poses=True), tmp_path / "root")
+
+
+def test_poses_follow_the_hills(tmp_path: Path) -> None:
+    config = replace(SMALL, train_scenes=0, key_frames=2, azimuths=100, hills_m=8.0)
+    write_kitti_demo(config, tmp_path / "root")
+    rows = np.loadtxt(tmp_path / "root/sequences/08/poses.txt").reshape(2, 3, 4)
+    driven = build_world(config.seed, VAL_SEED, SCAN_S, 8.0).drive.street_from_ego(np.array([0.0, SCAN_S]))
+    assert np.linalg.norm(rows[1, :, 3]) == pytest.approx(np.linalg.norm(driven[1, :3, 3] - driven[0, :3, 3]), rel=0.02)
+    in_first = rows[1, :, :3]
+    turned = driven[0, :3, :3].T @ driven[1, :3, :3]
+    assert np.trace(in_first) == pytest.approx(np.trace(turned), abs=1e-9)
 
 
 @pytest.mark.slow

@@ -1,0 +1,245 @@
+"""Where people stand and walk: along the sidewalk, beside walls, close together, under trees."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from pipeline.demo import scenery, shapes
+from pipeline.demo.ground import KERB_M
+from pipeline.demo.parts import BOX, CYLINDER, ELLIPSOID, PEOPLE, Thing
+
+Rng = np.random.Generator
+Party = list[Thing]
+"""People who belong together."""
+_Way = Callable[[Party], Party]
+
+_SHARES = (0.47, 0.31, 0.11, 0.11)
+"""Of parties: that stay where they are, go beside a wall, stand close together, stand under a tree."""
+_TRIES = 12
+_GAP_M = (0.4, 0.8)
+"""From a wall's face to the middle of a person beside it."""
+_HEAD_M = 1.8
+"""What begins higher above the ground is in nobody's way."""
+_STEP_S = 0.2
+
+
+def draw_parties(rng: Rng, sign: int, y0_m: float, y1_m: float, near_m: tuple[float, float]) -> list[Party]:
+    """Walkers and people who stand, one to three together, about one per six metres of sidewalk.
+
+    The sidewalk lies between `y0_m` and `y1_m` from the street's axis, on the side `sign` of y.
+    """
+    out = []
+    x = near_m[0] + float(rng.uniform(0, 6))
+    while x < near_m[1] + 15:
+        walks, together = rng.random() < 0.6, int(rng.integers(1, 4))
+        yaw = np.pi * float(rng.integers(2)) + float(rng.normal(0, 0.03))
+        speed = float(rng.uniform(0.8, 1.6)) if walks else 0.0
+        party = []
+        for i in range(together):
+            kind = _kind(rng)
+            turn = yaw if walks else float(rng.uniform(0, 2 * np.pi))
+            y = y0_m + (y1_m - y0_m) * (i + rng.random()) / together
+            person = shapes.pedestrian(rng, kind)
+            party.append(
+                replace(
+                    person,
+                    x_m=x + float(rng.uniform(-0.4, 0.4)),
+                    y_m=sign * y,
+                    z_m=KERB_M,
+                    yaw_rad=turn,
+                    speed_mps=speed,
+                )
+            )
+        out.append(party)
+        x += float(rng.uniform(5.0, 20.0))
+    return out
+
+
+def _kind(rng: Rng) -> int:
+    return int(rng.choice([shapes.ADULT, shapes.CHILD, shapes.WORKER], p=[0.78, 0.16, 0.06]))
+
+
+def spread(rng: Rng, parties: Sequence[Party], things: Sequence[Thing], duration_s: float) -> list[Thing]:
+    """Takes some parties to walls, trees and into groups, so that nobody ever stands in a thing.
+
+    `things` are those of the parties' side of the street. Who finds no free place where they should
+    go stays on the sidewalk; who is in something's way even there is left out.
+    """
+    ways: tuple[_Way | None, ...] = (
+        None,
+        lambda party: _beside_wall(rng, party, things),
+        lambda party: _close_together(rng, party),
+        lambda party: _under_tree(rng, party, things),
+    )
+    taken = _footprints(things)
+    times_s = np.arange(0.0, duration_s + _STEP_S, _STEP_S)
+    out: list[Thing] = []
+    for party in parties:
+        way = ways[int(rng.choice(len(ways), p=_SHARES))]
+        placed = _first_free(_candidates(rng, way, party), party, taken, times_s)
+        taken = _joined(taken, _footprints(placed))
+        out += placed
+    return out
+
+
+def _first_free(
+    candidates: Iterator[Party],
+    party: Party,
+    taken: "_Footprints",
+    times_s: Float[np.ndarray, "t"],
+) -> Party:
+    """The party at the first of the places where all have room; else who has room where they are."""
+    for moved in candidates:
+        free = _with_room(moved, taken, times_s)
+        if free and len(free) == len(moved):
+            return free
+    return _with_room(party, taken, times_s)
+
+
+def _candidates(rng: Rng, way: _Way | None, party: Party) -> Iterator[Party]:
+    """Places to try for a party: where its way leads it, where it is, elsewhere on the sidewalk."""
+    if way:
+        for _ in range(_TRIES):
+            yield way(party)
+    yield party
+    for _ in range(_TRIES):
+        yield _shifted(rng, party)
+
+
+def _shifted(rng: Rng, party: Party) -> Party:
+    """Elsewhere on the sidewalk: further along it, each with a distance from the axis as before."""
+    along_m = float(rng.uniform(-3.0, 3.0))
+    return [replace(person, x_m=person.x_m + along_m) for person in party]
+
+
+def _beside_wall(rng: Rng, party: Party, things: Sequence[Thing]) -> Party:
+    """Along the street's face of the first wall, hedge, shelter or house that one meets there."""
+    x = party[0].x_m + float(rng.uniform(-5.0, 5.0))
+    walls = [t for t in things if _is_wall(t) and abs(t.x_m - x) < t.size_m[0] / 2]
+    if not walls:
+        return []
+    wall = min(walls, key=lambda t: abs(t.y_m))
+    face_m = abs(wall.y_m) - _foot_m(wall)[1] / 2
+    out = []
+    for i, person in enumerate(party):
+        y = np.sign(wall.y_m) * (face_m - float(rng.uniform(*_GAP_M)))
+        out.append(replace(person, x_m=x + 0.9 * i + float(rng.uniform(-0.2, 0.2)), y_m=float(y)))
+    return out
+
+
+def _is_wall(thing: Thing) -> bool:
+    return not thing.tracked and thing.parts[0].kind == BOX
+
+
+def _close_together(rng: Rng, party: Party) -> Party:
+    """Three to five people about half a metre apart, most of them turned to each other."""
+    count = int(rng.integers(3, 6))
+    more = [shapes.pedestrian(rng, _kind(rng)) for _ in range(count - len(party))]
+    radius_m = float(rng.uniform(0.52, 0.6)) / (2 * np.sin(np.pi / count))
+    first = float(rng.uniform(0, 2 * np.pi))
+    out = []
+    for i, person in enumerate([*party, *more]):
+        angle = first + 2 * np.pi * i / count
+        out.append(
+            replace(
+                person,
+                x_m=party[0].x_m + radius_m * float(np.cos(angle)),
+                y_m=party[0].y_m + radius_m * float(np.sin(angle)),
+                z_m=KERB_M,
+                yaw_rad=angle + np.pi + float(rng.normal(0, 0.5)),
+                speed_mps=0.0,
+            )
+        )
+    return out
+
+
+def _under_tree(rng: Rng, party: Party, things: Sequence[Thing]) -> Party:
+    """Standing beside the trunk of a tree near by, below its crown."""
+    tallest_m = max(person.size_m[2] for person in party)
+    trees = [t for t in things if abs(t.x_m - party[0].x_m) < 12 and _crown_m(t) > min(tallest_m, _HEAD_M)]
+    if not trees:
+        return []
+    tree = shapes.pick(rng, trees)
+    out = []
+    for person in party:
+        angle = float(rng.uniform(0, 2 * np.pi))
+        away_m = float(rng.uniform(0.6, 1.2))
+        out.append(
+            replace(
+                person,
+                x_m=tree.x_m + away_m * float(np.cos(angle)),
+                y_m=tree.y_m + away_m * float(np.sin(angle)),
+                yaw_rad=float(rng.uniform(0, 2 * np.pi)),
+                speed_mps=0.0,
+            )
+        )
+    return out
+
+
+def _crown_m(thing: Thing) -> float:
+    """Height of a broad-leaved tree's lowest leaves above the ground; of all else 0 [m]."""
+    if thing.label != scenery.VEGETATION or thing.parts[0].kind != CYLINDER:
+        return 0.0
+    crowns = [part for part in thing.parts if part.kind == ELLIPSOID]
+    return min((part.at_m[2] - part.size_m[2] / 2 for part in crowns), default=0.0)
+
+
+# --- room to stand --------------------------------------------------------------------------------
+
+
+class _Footprints(NamedTuple):
+    """Rectangles on the ground that nobody may step into, at t = 0, and how they move."""
+
+    at_m: Float[np.ndarray, "k 2"]
+    velocity_mps: Float[np.ndarray, "k 2"]
+    yaw_rad: Float[np.ndarray, "k"]
+    half_m: Float[np.ndarray, "k 2"]
+
+
+def _footprints(things: Sequence[Thing]) -> _Footprints:
+    margin_m = [0.02 if thing.label in PEOPLE else 0.2 for thing in things]
+    half_m = np.array([_foot_m(thing) for thing in things]).reshape(-1, 2) / 2
+    return _Footprints(
+        at_m=np.array([(thing.x_m, thing.y_m) for thing in things]).reshape(-1, 2),
+        velocity_mps=np.array([thing.velocity_mps[:2] for thing in things]).reshape(-1, 2),
+        yaw_rad=np.array([thing.yaw_rad for thing in things]),
+        half_m=half_m + np.array(margin_m)[:, None],
+    )
+
+
+def _foot_m(thing: Thing) -> tuple[float, float]:
+    """Length and width of what a thing has below a person's head."""
+    if thing.tracked:
+        return float(thing.size_m[0]), float(thing.size_m[1])
+    low = [part for part in thing.parts if part.at_m[2] - part.size_m[2] / 2 < _HEAD_M]
+    length_m = max(2 * abs(part.at_m[0]) + part.size_m[0] for part in low)
+    width_m = max(2 * abs(part.at_m[1]) + part.size_m[1] for part in low)
+    return float(length_m), float(width_m)
+
+
+def _joined(first: _Footprints, second: _Footprints) -> _Footprints:
+    return _Footprints(*(np.concatenate(pair) for pair in zip(first, second, strict=True)))
+
+
+def _with_room(party: Party, taken: _Footprints, times_s: Float[np.ndarray, "t"]) -> Party:
+    """Those who come into nothing's and nobody's way at any of the times."""
+    out: Party = []
+    for person in party:
+        if not _meets(person, taken, times_s):
+            out.append(person)
+            taken = _joined(taken, _footprints([person]))
+    return out
+
+
+def _meets(person: Thing, marks: _Footprints, times_s: Float[np.ndarray, "t"]) -> bool:
+    apart_m = np.array([person.x_m, person.y_m]) - marks.at_m
+    speed_mps = person.velocity_mps[:2] - marks.velocity_mps
+    apart_m = apart_m[:, None] + speed_mps[:, None] * times_s[:, None]
+    cos, sin = np.cos(marks.yaw_rad)[:, None], np.sin(marks.yaw_rad)[:, None]
+    along_m = np.abs(cos * apart_m[..., 0] + sin * apart_m[..., 1])
+    across_m = np.abs(cos * apart_m[..., 1] - sin * apart_m[..., 0])
+    half_m = marks.half_m[:, None]
+    return bool(((along_m <= half_m[..., 0]) & (across_m <= half_m[..., 1])).any())
