@@ -14,10 +14,12 @@ from jaxtyping import UInt8, UInt16
 from pipeline.yaml_files import named, read_yaml, split_texts
 from projection.errors import BadInput
 from projection.frames import NONE
-from projection.fusion import ClassLimits
+from projection.votes import ClassLimits
 
 _UNKNOWN = 254  # in the table of raw ids: neither a class nor ignored
 _RAW_IDS = 1 << 16
+BOXES = "boxes"
+"""The value of ``labels.truth`` that scores against annotated 3D boxes."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class LabelsConfig:
         prompts: the teacher's words, and min_score by class: a name under configs/prompts or a path; empty: the space's
         names: free text: comma-separated things to look for, against all else in the space; no truth, no export
         eval: mapping to score with, a name under configs/labels or a path; empty scores with the space itself
-        truth: label space of the label files to score against, where it is another one; needs eval
+        truth: another label space of the label files (needs eval); boxes scores against 3D boxes
     """
 
     space: str = "nuscenes16"
@@ -53,6 +55,7 @@ class LabelSpace:
         class_of_raw: class of each raw id of the official label files; 255 ignored, 254 unknown.
         export: official id of each class in a submission, or None for free text.
         limits: where points of each class can be.
+        boxes: class of each category of annotated 3D boxes, 255 = ignored; empty if not known.
     """
 
     name: str
@@ -64,12 +67,13 @@ class LabelSpace:
     class_of_raw: UInt8[np.ndarray, " ids"]
     export: UInt16[np.ndarray, " c"] | None
     limits: ClassLimits
+    boxes: Mapping[str, int]
 
     def __len__(self) -> int:
         return len(self.names)
 
     def digest(self) -> str:
-        """sha256 of the classes and of which raw ids they are."""
+        """sha256 of the classes and of which raw ids they are, without their boxes."""
         return hashlib.sha256(repr(self.names).encode() + self.class_of_raw.tobytes()).hexdigest()
 
     def from_raw(self, raw: np.ndarray, where: Path) -> UInt8[np.ndarray, " n"]:
@@ -103,7 +107,7 @@ def load_space(config: LabelsConfig) -> LabelSpace:
         BadInput: the file is missing or malformed; the text names the class and the key.
     """
     path = named("labels", config.space)
-    tree = _read(path, "classes", "ignored", "negatives")
+    tree = _read(path, "classes", "ignored", "negatives", "boxes")
     classes = tree.get("classes")
     if not isinstance(classes, list) or not 0 < len(classes) < _UNKNOWN:
         raise BadInput(path, "needs `classes`, a list of 1 to 253 classes")
@@ -111,6 +115,7 @@ def load_space(config: LabelsConfig) -> LabelSpace:
         _check_class(path, row)
     ignored = tree.get("ignored", [])
     _check_ids(path, classes, ignored)
+    boxes = _boxes(path, [row["name"] for row in classes], tree.get("boxes", {}))
     words = _words(config, classes, tree, path)
     if config.names:
         known = [(row["name"], *row.get("prompts", ()), *own) for row, own in zip(classes, words.prompts, strict=True)]
@@ -132,8 +137,32 @@ def load_space(config: LabelsConfig) -> LabelSpace:
         limits=ClassLimits(
             ground=np.array([row.get("ground", False) for row in classes], np.bool_),
             max_height_m=np.array([row.get("max_height_m", np.inf) for row in classes], np.float32),
+            taller=_taller(path, classes),
         ),
+        boxes=boxes,
     )
+
+
+def _taller(path: Path, classes: Sequence[Mapping[str, Any]]) -> UInt8[np.ndarray, " c"]:
+    """What each class is called where it is too tall; itself where there is no name for that."""
+    names = [row["name"] for row in classes]
+    for row in classes:
+        if row.get("taller", names[0]) not in names:
+            raise BadInput(path, f"class {row['name']!r}: taller is no class: {row['taller']!r}")
+    wanted = (row.get("taller", row["name"]) for row in classes)
+    return np.fromiter(map(names.index, wanted), np.uint8, len(names))
+
+
+def _boxes(path: Path, names: Sequence[str], mapping: Any) -> dict[str, int]:
+    """Class of each category of boxes; a category without class (null) is ignored."""
+    if not isinstance(mapping, dict) or not all(map(_is_text, mapping)):
+        raise BadInput(path, f"boxes must map categories to classes, not {str(mapping)[:100]}")
+    for category, name in mapping.items():
+        if name is not None and name not in names:
+            cure = f"give null to ignore it, or one of {', '.join(names)}"
+            raise BadInput(path, f"boxes: {category!r} is {name!r}, which is no class", cure)
+    index = dict(zip(names, range(len(names)), strict=True))
+    return {category: index.get(name, NONE) for category, name in mapping.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +229,7 @@ _CLASS_KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "prompts": (lambda v: _is_list(_is_text)(v) and v, "a list of texts"),
     "ground": (lambda v: isinstance(v, bool), "true or false"),
     "max_height_m": (lambda v: type(v) in (int, float) and v > 0, "a height above 0 [m]"),
+    "taller": (_is_text, "the name of a class"),
 }
 """The keys of a class, what holds for their values, and how that is said."""
 
@@ -270,12 +300,24 @@ def _free_text(text: str, rivals: Sequence[tuple[Sequence[str], Sequence[str]]])
         class_of_raw=np.full(_RAW_IDS, NONE, np.uint8),
         export=None,
         limits=ClassLimits.none(len(names)),
+        boxes={},
     )
 
 
 def load_truth(config: LabelsConfig) -> LabelSpace:
-    """The label space of the label files: that of ``labels.truth``, or the one that is predicted."""
-    return load_space(LabelsConfig(space=config.truth) if config.truth else config)
+    """The label space of the truth: that of ``labels.truth``, or the one that is predicted.
+
+    Raises:
+        BadInput: the file is missing or malformed, or lacks `boxes` with ``labels.truth=boxes``.
+    """
+    if config.truth != BOXES:
+        return load_space(LabelsConfig(space=config.truth) if config.truth else config)
+    space = load_space(config)
+    if not space.boxes:
+        where = "labels.names" if config.names else named("labels", config.space)
+        problem = "does not say which class an annotated box is of"
+        raise BadInput(where, problem, "add `boxes: {CATEGORY: CLASS}` to the label space")
+    return space
 
 
 def load_scoring(config: LabelsConfig, space: LabelSpace, truth: LabelSpace) -> Scoring:
@@ -283,11 +325,17 @@ def load_scoring(config: LabelsConfig, space: LabelSpace, truth: LabelSpace) -> 
 
     The mapping's ``from`` says what a class is called in the table, as ``class: name`` or, for several label spaces, as
     ``space: {class: name}``. Names are all that two data sets must share to score a student of one on the other.
+    With ``labels.truth=boxes``, only the classes all of whose points lie in annotated boxes.
 
     Raises:
         BadInput: the mapping's file is malformed, names a class that is not in the space, or is missing where truth has
             other classes.
     """
+    scoring = _scoring(config, space, truth)
+    return _boxed(scoring, truth) if config.truth == BOXES else scoring
+
+
+def _scoring(config: LabelsConfig, space: LabelSpace, truth: LabelSpace) -> Scoring:
     if not config.eval:
         if truth.names != space.names:
             raise BadInput("labels.truth", f"{truth.name} has other classes than {space.name}", "give labels.eval too")
@@ -302,6 +350,24 @@ def load_scoring(config: LabelsConfig, space: LabelSpace, truth: LabelSpace) -> 
         return _mapping(path, own, said.names, names)
 
     return Scoring(path.stem, names, of(space), of(truth))
+
+
+def _boxed(scoring: Scoring, truth: LabelSpace) -> Scoring:
+    """The classes of a table all of whose points lie in annotated boxes.
+
+    One that is made of other classes too, as manmade is of barriers and buildings, is left out:
+    points of it in no box would count as wrong.
+    """
+    boxed = set(truth.boxes.values())
+    others = {table for own, table in enumerate(scoring.of_truth.tolist()) if own not in boxed}
+    kept = sorted(set(scoring.of_truth.tolist()) - others - {NONE})
+    if not kept:
+        problem = f"no class of {scoring.name} is annotated with boxes alone"
+        raise BadInput("labels.truth", problem, "give another labels.eval")
+    place = np.full(256, NONE, np.uint8)
+    place[kept] = np.arange(len(kept), dtype=np.uint8)
+    names = tuple(scoring.names[table] for table in kept)
+    return Scoring(scoring.name, names, place[scoring.of_class], place[scoring.of_truth])
 
 
 def load_teacher_map(name: str, space: LabelSpace) -> UInt8[np.ndarray, "256"]:

@@ -26,6 +26,7 @@ from pipeline.labels import LabelSpace, load_space, load_teacher_map
 from pipeline.loaders import key_cloud, note_older, read_pixels, readable, skip_or_raise
 from pipeline.store import Artifact, digest_files, digest_of, write_whole
 from pipeline.work import Shard
+from projection.alignment import Alignment
 from projection.errors import BadInput
 from projection.frames import Frame, PixelLabels
 from projection.fusion import label_scene
@@ -326,6 +327,7 @@ class FuseWorker:
         frames, skipped = readable(frames, self.config, partial(key_cloud, config=self.config, ego_box_m=0.0))
         arrays: dict[str, np.ndarray] = {}
         labelled = 0
+        alignments: list[Alignment] = []
         for frame, said in label_scene(
             frames,
             lambda frame: read_pixels(self.pixels, frame),
@@ -336,12 +338,31 @@ class FuseWorker:
             data.bad_share,
             self.space.limits,
             partial(note_older, skipped, scene) if self.config.on_bad == "skip" else None,
+            alignments.append,
         ):
             for name in ("label", "score", "agreement"):
                 arrays[f"{frame.id}/{name}"] = getattr(said, name)
             labelled += int((said.label < classes).sum())
         points = sum(len(array) for name, array in arrays.items() if name.endswith("/label"))
-        return Shard(arrays, skipped, {"points": points, "labelled": labelled})
+        aligned = _tell_alignment(scene, alignments)
+        return Shard(arrays, skipped, {"points": points, "labelled": labelled, **aligned})
+
+
+def _tell_alignment(scene: str, alignments: Sequence[Alignment]) -> dict[str, int]:
+    """Says how the poses of a scene were corrected, and counts scenes: corrected, and not fitting."""
+    counts = {"scenes_aligned": 0, "scenes_apart": 0}
+    for alignment in alignments:
+        before, after = 100 * alignment.before_m, 100 * alignment.after_m
+        if alignment.corrected:
+            counts["scenes_aligned"] += 1
+            say(
+                f"{scene}: key frames differed in the height of the ground by {before:.1f} cm (median);"
+                f" aligned to {after:.1f} cm, neighbours by up to {alignment.largest_m:.2f} m"
+            )
+        if not alignment.fits:
+            counts["scenes_apart"] += 1
+            say(f"{scene}: key frames cannot be brought together and are labelled one by one")
+    return counts
 
 
 def make_points(config: Config, index: Artifact, pixels: Artifact) -> Artifact:
@@ -353,6 +374,7 @@ def make_points(config: Config, index: Artifact, pixels: Artifact) -> Artifact:
         "classes": space.names,
         "ground": limits.ground.tolist(),
         "max_height_m": limits.max_height_m.tolist(),
+        "taller": limits.taller.tolist(),
     }
     points = Artifact.of(config.store, "points", key, [index, pixels])
     worker = partial(FuseWorker, config, index, pixels)

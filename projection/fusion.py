@@ -1,4 +1,4 @@
-"""Labels the points of a drive by what the pixels of its key frames say of their place."""
+"""Fuses pixel labels over space and time into labels of every LiDAR point of a drive."""
 
 from __future__ import annotations
 
@@ -7,20 +7,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float32, UInt64
+from jaxtyping import Float32, UInt8
 
+from projection.alignment import Alignment, FlatCellFinder, align, unaligned
 from projection.cameras import look_up, project, visible
+from projection.clusters import connect_cells
 from projection.errors import BadInput
-from projection.frames import NONE, Cloud, Frame, Pairs, PixelLabels, PointLabels, Sweep
+from projection.frames import NONE, Cloud, Frame, Pairs, PixelLabels, PointLabels
 from projection.grid import cell_keys
-from projection.ground import Site, SweepPoints, survey
+from projection.ground import Heights, map_ground
 from projection.kernels import COORD_BITS
 from projection.pose import Pose
-from projection.sweeps import merge
-from projection.votes import Poll, Votes
+from projection.sweeps import merge, read_sweep
+from projection.votes import NO_CLUSTER, ClassLimits, Places, VoteGrid, Votes
 
-_BLOCK = 64  # key frames labelled with one map; a longer drive is cut, each block hearing its neighbours' votes
+_BLOCK = 32  # key frames that share a map of the ground, with those around whose votes they share
 _NEAR_CELLS = 1  # z-buffer cells around a pixel in which nothing may be nearer for a clear view
+_TALL, _GROUND, _LOW = 0, 1, 2  # kinds of places, which never share votes
+_GROUND_M = 0.2  # points lower than this with nothing on them are ground
+_STANDING_M = 0.5  # from this height on something stands on the ground
+_LOW_M = 2.5  # people and cars are lower, walls and trees taller
+_CLUSTER_M = 0.3  # points closer than about this are of one cluster
 
 
 @dataclass(frozen=True)
@@ -33,17 +40,18 @@ class FusionConfig:
         occlusion_relative: depth behind the nearest point of its cell that a point may have, as a share of that depth
         occlusion_m: and this much more [m]
         unclear_weight: what a vote weighs beside 1 where a neighbouring z-buffer cell holds something nearer
-        cell_m: side of the global cells that votes are gathered in [m]
-        coarse_cell_m: side of the coarse cells that are heard beside them [m]
-        cell_share: weight of the share of votes in the cell against 1 less this for the coarse cell, 0..1
-        window_s: votes of key frames at most this long before or after are heard [s]
+        cell_m: side of the fine cells that votes are gathered in [m]
+        coarse_cell_m: side of the coarse cells beside them [m]
+        cluster_reach_m: votes of one cluster of points are shared over about this distance [m]
+        cell_share: weight of the votes in fine cells, 0..1
+        cluster_share: weight of the votes of the cluster, 0..1; coarse cells have what is left of 1
+        window_s: key frames at most this long before or after share their votes [s]
+        window_m: and at most this far apart [m]
         vote_sweeps: sweeps of each key frame whose points vote
-        ground_sweeps: sweeps of each key frame that show the ground and what stands on it
-        ground_m: points lower than this above ground with nothing standing on them vote among themselves [m]
-        flush_m: points lower than this above ground get ground classes only [m]
-        standing_m: height from which something stands on the ground [m]
-        min_support: votes for the winner that an opinion needs
-        min_agreement: share of the vote weight that an opinion needs, 0..1
+        align: correct heights, pitch and roll of the key frames' poses where they disagree on the ground
+        limits: use what the label space tells of where classes can be (human knowledge): on the ground, up to a height
+        min_support: votes for the winner that a label needs
+        min_agreement: share of the vote weight that a label needs, 0..1
     """
 
     min_depth_m: float = 1.0
@@ -52,14 +60,15 @@ class FusionConfig:
     occlusion_m: float = 0.5
     unclear_weight: float = 0.1
     cell_m: float = 0.4
-    coarse_cell_m: float = 1.6
-    cell_share: float = 0.3
+    coarse_cell_m: float = 1.2
+    cluster_reach_m: float = 60.0
+    cell_share: float = 0.15
+    cluster_share: float = 0.5
     window_s: float = 5.0
+    window_m: float = 100.0
     vote_sweeps: int = 1
-    ground_sweeps: int = 5
-    ground_m: float = 0.2
-    flush_m: float = 0.05
-    standing_m: float = 0.5
+    align: bool = True
+    limits: bool = True
     min_support: int = 1
     min_agreement: float = 0.0
 
@@ -71,34 +80,9 @@ class FusionConfig:
 
 def visible_pairs(frame: Frame, xyz: Float32[np.ndarray, "n 3"], config: FusionConfig) -> Pairs:
     """Which points of the key sweep's LiDAR frame [m] the cameras of its frame see, and where."""
-    pairs = project(xyz, frame.sweeps[0].global_from_lidar, frame.cameras, config.min_depth_m)
+    lidar = frame.sweeps[0].global_from_lidar
+    pairs = project(xyz, lidar, frame.cameras, config.min_depth_m)
     return pairs[visible(pairs, frame.cameras, *config.tolerance)]
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class ClassLimits:
-    """Where the points of a class can be; a class that nothing is known of has no limits.
-
-    Attributes:
-        ground: classes that lie flat on the ground and nowhere else.
-        max_height_m: what is taller than this, or part of something taller, is not of the class; inf = no limit.
-    """
-
-    ground: Bool[np.ndarray, " c"]
-    max_height_m: Float32[np.ndarray, " c"]
-
-    @staticmethod
-    def none(classes: int) -> ClassLimits:
-        """No limits at all."""
-        return ClassLimits(np.zeros(classes, np.bool_), np.full(classes, np.inf, np.float32))
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class _Places:
-    """Where points lie: their cells, and the classes that they may have there."""
-
-    cell: UInt64[np.ndarray, "n 2"]
-    allowed: Bool[np.ndarray, "n c"]
 
 
 def label_scene(
@@ -111,13 +95,21 @@ def label_scene(
     bad_share: float = 0.0,
     limits: ClassLimits | None = None,
     on_bad_sweep: Callable[[BadInput], None] | None = None,
+    on_alignment: Callable[[Alignment], None] | None = None,
+    grid_from_global: Pose | None = None,
 ) -> Iterator[tuple[Frame, PointLabels]]:
-    """Labels every raw row of each key sweep of a scene by the votes of all its key frames.
+    """Labels every raw row of each key sweep of a scene by the votes of the key frames around it.
 
-    1. All sweeps show where the ground is and what stands on it (``projection.ground``).
-    2. Each point that a camera sees votes for its pixel's label in the cell of space that it lies in; points on the
-       ground and points above it never share a cell. A vote for a class that cannot be there does not count.
-    3. Every point of a key sweep gets the class with the largest share of votes around it, seen or not.
+    1. Poses are corrected where key frames disagree on the ground (``projection.alignment``); a
+       scene whose frames still disagree is labelled frame by frame.
+    2. The ground is mapped, and how tall what stands on it is (``projection.ground``).
+    3. Points that are connected form clusters (``projection.clusters``).
+    4. Each point that a camera sees votes for its pixel's label at its place. The ground, low and
+       tall things never share votes.
+    5. Every point of a key sweep gets the class with the most votes around it, in its cluster
+       above all, seen or not (``projection.votes``).
+
+    Memory is bounded by the key frames within ``window_s`` and ``window_m`` of 32 successive ones.
 
     Args:
         frames: all key frames of one scene, in order of time.
@@ -125,37 +117,51 @@ def label_scene(
         config: how to fuse.
         classes: number of classes.
         columns: see ``projection.sweeps.merge``, as for the next two.
-        ego_box_m: rows in the car's own box get no opinion.
-        bad_share: bad rows get no opinion.
+        ego_box_m: rows in the car's own box get no label.
+        bad_share: bad rows get no label.
         limits: what is known of the classes' places; None is nothing.
-        on_bad_sweep: hears of older sweeps that cannot be used, which are left out then; None raises.
+        on_bad_sweep: told of older sweeps that cannot be used, which are left out then; None raises.
+        on_alignment: told how the poses were corrected.
+        grid_from_global: frame of the grid, z up; None takes the first key sweep's.
 
     Raises:
         BadInput: a key sweep cannot be used, or another where ``on_bad_sweep`` is None.
     """
-    for start in range(0, len(frames), _BLOCK):
-        block = frames[start : start + _BLOCK]
-        first, last = block[0].time_us - config.window_s * 1e6, block[-1].time_us + config.window_s * 1e6
-        around = [frame for frame in frames if first <= frame.time_us <= last]
-        reader = _Reader(config, columns, ego_box_m, bad_share, on_bad_sweep, set())
-        site = _survey(around, reader)
-        around = [reader.usable(frame) for frame in around]
-        drive = _Drive(reader, site, limits or ClassLimits.none(classes))
-        poll = Poll([drive.votes(frame, read_pixels(frame)) for frame in around], classes, config.cell_share)
-        heard: set[int] = set()
-        for frame in block:
-            near = {i for i, f in enumerate(around) if abs(f.time_us - frame.time_us) <= config.window_s * 1e6}
-            for i in near - heard:
-                poll.add(i)
-            for i in heard - near:
-                poll.drop(i)
-            heard = near
-            yield frame, drive.label(frame, poll)
+    if not frames:
+        return
+    reader = _Reader(config, columns, ego_box_m, bad_share, on_bad_sweep, set())
+    grid_from_global = grid_from_global or frames[0].sweeps[0].global_from_lidar.inverse()
+    poses = [grid_from_global @ frame.sweeps[0].global_from_lidar for frame in frames]
+    alignment = _align(frames, poses, reader)
+    if on_alignment is not None:
+        on_alignment(alignment)
+    aligned = [c @ pose for c, pose in zip(alignment.corrections, poses, strict=True)]
+    known = limits if limits is not None and config.limits else ClassLimits.none(classes)
+    scene = _SceneFusion(reader, read_pixels, frames, aligned, known, classes, alignment.fits)
+    size = _BLOCK if alignment.fits else 1
+    for start in range(0, len(frames), size):
+        yield from scene.label(range(start, min(start + size, len(frames))))
+
+
+def _align(frames: Sequence[Frame], poses: Sequence[Pose], reader: _Reader) -> Alignment:
+    config = reader.config
+    if not config.align:
+        return unaligned(len(frames))
+    finder = FlatCellFinder()
+    cells = [finder.find(reader.merged(frame, 1).xyz, pose) for frame, pose in zip(frames, poses, strict=True)]
+    return align(cells, poses, [frame.time_us for frame in frames], config.window_s)
+
+
+def _kind(heights: Heights) -> UInt8[np.ndarray, " n"]:
+    """Ground, low or tall: what never shares votes with the others."""
+    kind = np.where(heights.top < _LOW_M, np.uint8(_LOW), np.uint8(_TALL))
+    kind[(heights.height < _GROUND_M) & (heights.top < _STANDING_M)] = _GROUND
+    return kind
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Reader:
-    """Reads sweeps, the car's own returns and bad rows left out."""
+    """Reads sweeps without the car's own returns and bad rows."""
 
     config: FusionConfig
     columns: int
@@ -165,86 +171,108 @@ class _Reader:
     bad: set[Path]
 
     def merged(self, frame: Frame, sweeps: int) -> Cloud:
+        """The key sweep and the usable ones of the older sweeps asked for."""
+        if sweeps > 1:
+            frame = self._usable(frame, sweeps)
         return merge(frame, sweeps, self.columns, 1.0, self.ego_box_m, self.bad_share)
 
-    def points(self, sweep: Sweep) -> Float32[np.ndarray, "n 3"] | None:
-        try:
-            alone = Frame("", "", sweep.time_us, (sweep,), (), None)
-            return self.merged(alone, 1).xyz
-        except BadInput as error:
-            if self.on_bad_sweep is None:
-                raise
-            if sweep.points.path not in self.bad:
-                self.on_bad_sweep(error)
-            self.bad.add(sweep.points.path)
-            return None
-
-    def usable(self, frame: Frame) -> Frame:
-        """The frame without older sweeps that were found bad."""
-        older = (sweep for sweep in frame.sweeps[1:] if sweep.points.path not in self.bad)
-        return replace(frame, sweeps=(frame.sweeps[0], *older))
-
-
-def _survey(frames: Sequence[Frame], reader: _Reader) -> Site:
-    """The ground of a drive, in the frame of its first key sweep: a LiDAR's z axis points up."""
-    site_from_global = frames[0].sweeps[0].global_from_lidar.inverse()
-    most = max(reader.config.ground_sweeps, reader.config.vote_sweeps)
-    sweeps = {sweep.points.path: sweep for frame in frames for sweep in frame.sweeps[:most]}
-    poses = {path: site_from_global @ sweep.global_from_lidar for path, sweep in sweeps.items()}
-
-    def points() -> Iterator[SweepPoints]:
-        for path, sweep in sweeps.items():
-            xyz = reader.points(sweep)
-            if xyz is not None:
-                yield xyz, poses[path]
-
-    total = sum(sweep.points.bytes for sweep in sweeps.values()) // (4 * reader.columns)
-    return survey(site_from_global, list(poses.values()), points, total)
+    def _usable(self, frame: Frame, sweeps: int) -> Frame:
+        """The frame without older sweeps that are bad."""
+        good = [frame.sweeps[0]]
+        for sweep in frame.sweeps[1:sweeps]:
+            try:
+                read_sweep(sweep, self.columns, self.bad_share)
+                good.append(sweep)
+            except BadInput as error:
+                if self.on_bad_sweep is None:
+                    raise
+                if sweep.points.path not in self.bad:
+                    self.on_bad_sweep(error)
+                self.bad.add(sweep.points.path)
+        return replace(frame, sweeps=tuple(good))
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class _Drive:
-    """What votes and labels of one drive are made with."""
+class _SceneFusion:
+    """A scene on its way to point labels: its frames, and their corrected poses in the grid."""
 
     reader: _Reader
-    site: Site
+    read_pixels: Callable[[Frame], Sequence[PixelLabels]]
+    frames: Sequence[Frame]
+    grid_from_lidar: Sequence[Pose]
     limits: ClassLimits
+    classes: int
+    together: bool
 
-    def votes(self, frame: Frame, pixels: Sequence[PixelLabels]) -> Votes:
-        """The votes of one key frame's pixels."""
+    def label(self, block: range) -> Iterator[tuple[Frame, PointLabels]]:
+        """Labels successive key frames with the votes of those around them."""
         config = self.reader.config
-        pose = frame.sweeps[0].global_from_lidar
-        cloud = self.reader.merged(frame, config.vote_sweeps)
+        near = {number: self._near(number) for number in block}
+        around = sorted(set().union(*near.values()))
+        clouds = {i: self.reader.merged(self.frames[i], config.vote_sweeps) for i in around}
+        places = dict(zip(around, self._places(around, clouds), strict=True))
+        votes = [self._votes(i, clouds[i], places[i]) for i in around]
+        grid = VoteGrid(
+            votes, self.classes, config.cell_m, config.coarse_cell_m, config.cluster_reach_m,
+            config.cell_share, config.cluster_share,
+        )  # fmt: skip
+        counted: set[int] = set()
+        for number in block:
+            for i in near[number] - counted:
+                grid.add(around.index(i))
+            for i in counted - near[number]:
+                grid.drop(around.index(i))
+            counted = near[number]
+            yield self.frames[number], self._labels(number, clouds[number], places[number], grid)
+
+    def _near(self, number: int) -> set[int]:
+        """The key frames that share votes with one, itself included."""
+        if not self.together:
+            return {number}
+        config, near = self.reader.config, {number}
+        here, now_us = self.grid_from_lidar[number].translation, self.frames[number].time_us
+        for others in (range(number - 1, -1, -1), range(number + 1, len(self.frames))):
+            for i in others:
+                if abs(self.frames[i].time_us - now_us) > config.window_s * 1e6:
+                    break
+                apart = self.grid_from_lidar[i].translation - here
+                if np.linalg.norm(apart) <= config.window_m:
+                    near.add(i)
+        return near
+
+    def _places(self, around: Sequence[int], clouds: dict[int, Cloud]) -> list[Places]:
+        """Where the points of some key frames lie."""
+        xyz = [self.grid_from_lidar[i].apply(clouds[i].xyz).astype(np.float32) for i in around]
+        ground = map_ground([clouds[i].xyz for i in around], [self.grid_from_lidar[i] for i in around])
+        heights = [ground.heights(clouds[i].xyz, self.grid_from_lidar[i]) for i in around]
+        kinds = [_kind(each) for each in heights]
+        kind = np.concatenate(kinds)
+        cell = cell_keys(np.concatenate(xyz), _CLUSTER_M)
+        cluster = connect_cells(cell | kind.astype(np.uint64) << np.uint64(3 * COORD_BITS))
+        cluster[kind == _GROUND] = NO_CLUSTER
+        ends = np.cumsum([len(each) for each in xyz])[:-1]
+        parts = np.split(cluster, ends)
+        return [Places(*each) for each in zip(xyz, kinds, parts, heights, strict=True)]
+
+    def _votes(self, number: int, cloud: Cloud, places: Places) -> Votes:
+        """The votes of one key frame's pixels."""
+        config, frame = self.reader.config, self.frames[number]
         pairs = visible_pairs(frame, cloud.xyz, config)
         clear = visible(pairs, frame.cameras, *config.tolerance, _NEAR_CELLS)
-        label, score = look_up(pairs, frame.cameras, pixels)
+        label, score = look_up(pairs, frame.cameras, self.read_pixels(frame))
         weight = score * np.where(clear, np.float32(1), np.float32(config.unclear_weight))
-        places = self._places(cloud.xyz, pose)
-        counts = np.flatnonzero((label != NONE) & (weight > 0))
-        counts = counts[places.allowed[pairs.point[counts], label[counts]]]
-        return Votes(places.cell[pairs.point[counts]], label[counts], weight[counts], score[counts])
+        named = np.flatnonzero(label != NONE)
+        votes = Votes(places, pairs.point[named], label[named], weight[named], score[named])
+        return votes.limited(self.limits)
 
-    def label(self, frame: Frame, poll: Poll) -> PointLabels:
-        """What the votes counted in say of each raw row of a key sweep."""
-        config = self.reader.config
-        cloud = self.reader.merged(frame, 1)
-        places = self._places(cloud.xyz, frame.sweeps[0].global_from_lidar)
-        said = poll.opinions(places.cell, places.allowed, config.min_support, config.min_agreement)
-        rows = frame.sweeps[0].points.bytes // (4 * self.reader.columns)
-        label, score, agreement = np.full(rows, NONE, np.uint8), np.zeros(rows, np.float16), np.zeros(rows, np.float16)
-        label[cloud.source], score[cloud.source], agreement[cloud.source] = said.label, said.score, said.agreement
+    def _labels(self, number: int, cloud: Cloud, places: Places, grid: VoteGrid) -> PointLabels:
+        """Labels of each raw row of a key sweep by the votes counted in."""
+        config, sweep = self.reader.config, self.frames[number].sweeps[0]
+        key = slice(0, int((cloud.sweep == 0).sum()))  # the key sweep comes first
+        fused = grid.labels(places[key], self.limits, config.min_support, config.min_agreement)
+        rows = sweep.points.bytes // (4 * self.reader.columns)
+        label = np.full(rows, NONE, np.uint8)
+        score, agreement = np.zeros(rows, np.float16), np.zeros(rows, np.float16)
+        source = cloud.source[key]
+        label[source], score[source], agreement[source] = fused.label, fused.score, fused.agreement
         return PointLabels(label, score, agreement)
-
-    def _places(self, xyz: Float32[np.ndarray, "n 3"], global_from_xyz: Pose) -> _Places:
-        config, limits = self.reader.config, self.limits
-        pose = self.site.site_from_global @ global_from_xyz
-        height = self.site.height(xyz, pose)
-        top = self.site.top(xyz, height, pose)
-        on_ground = (height < config.ground_m) & (top < config.standing_m)
-        kind = on_ground.astype(np.uint64) << np.uint64(3 * COORD_BITS)
-        cell = np.stack([cell_keys(xyz, size, pose) | kind for size in (config.cell_m, config.coarse_cell_m)], axis=1)
-        low, flush = (height < config.ground_m)[:, None], (height < config.flush_m)[:, None]
-        unknown = np.isnan(height)[:, None]
-        as_ground = limits.ground & (low | unknown)
-        as_thing = ~limits.ground & ~(flush & limits.ground.any()) & ~(top[:, None] > limits.max_height_m)
-        return _Places(cell, as_ground | as_thing)

@@ -1,58 +1,67 @@
-"""Finds the ground under a drive, and how high stands what stands on it."""
+"""Maps the ground under a stretch of road, and how tall what stands on it is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32, Float64, UInt64
+from jaxtyping import Bool, Float32, Float64, UInt64
 
 from projection import ground_kernels as kernels
 from projection.pose import Pose
 
-_REACH_M = 100.0  # the map ends this far from the nearest sensor position's box; points beyond have no height
+_REACH_M = 100.0  # the map ends this far from the track of the sensor; points beyond have no height
 _CELL_M = 0.5
-_QUANTILE = 0.1  # of the points in a cell; some returns lie under the ground (mirrored, multipath)
-_PIT_RANK, _PIT_CELLS = 4, 2  # a cell is no lower than the fifth lowest of the 5 x 5 around it
-_DEEPEST_M = -0.5  # points lower than this show that the map is wrong there
+_QUANTILE = 0.1  # of the heights of the points in a cell
 _SLOPE = 0.15  # steepest ground, as rise per run; roofs and bonnets end more steeply
-_MOST_POINTS = 8_000_000  # that the ground is taken from; more are thinned evenly
-_COLUMN_M, _LIFT_M, _GAP_M = 0.3, 0.25, 1.0  # side and step of a column of 16 m; gaps between two beams do not end it
-
-SweepPoints = tuple[Float32[np.ndarray, "n 3"], Pose]
-"""Points in their LiDAR's frame, and ``site_from_lidar``."""
+_STEP_M = 0.2  # a kerb
+_NEAR_CELLS = 2  # cells around one that tell what height to expect
+_TRACK_M = 8.0  # around the sensor, where the road is looked for
+_BAND_M = 0.3  # of heights, which holds most of the road's cells there
+_DEEPEST_M = -0.5  # points lower than this show that the map is wrong there
+_SURE_M = 1.0  # from ground that was seen
+_COLUMN_M = 0.3  # side of a column
+_LIFT_M = 0.25  # height of one of its 64 steps
+_GAP_M = 1.0  # what is missing between two beams does not end a column
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Site:
-    """The ground of one drive and what stands on it, in a frame of its own whose z axis points up.
+class Heights:
+    """Where points stand above the ground.
 
     Attributes:
-        site_from_global: into that frame.
+        height: above ground [m]; NaN off the map and where a point is so far under it that the
+            ground cannot be known.
+        top: of what the point is part of, above ground [m]; NaN off the map.
+        known: whether ground was seen close by, so that heights can be relied on.
+    """
+
+    height: Float32[np.ndarray, " n"]
+    top: Float32[np.ndarray, " n"]
+    known: Bool[np.ndarray, " n"]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class GroundMap:
+    """The ground of a stretch of road and what stands on it, in a frame whose z axis points up.
+
+    Attributes:
         corner: least x and y of the map [m].
-        ground: height of the ground at the cells' centres [m].
+        ground: height of the ground at the cells' centres [m]; NaN where nothing is known.
+        gap: distance of each cell from ground that was seen [m].
         columns: occupied steps of 0.25 m above ground, as bits, for each square of 0.3 m.
         shape: rows and columns of those squares.
     """
 
-    site_from_global: Pose
     corner: Float64[np.ndarray, "2"]
     ground: Float32[np.ndarray, "h w"]
+    gap: Float32[np.ndarray, "h w"]
     columns: UInt64[np.ndarray, " squares"]
     shape: tuple[int, int]
 
-    def height(self, xyz: Float32[np.ndarray, "n 3"], site_from_xyz: Pose) -> Float32[np.ndarray, " n"]:
-        """Height above ground [m]; NaN off the map, and so far under it that the ground cannot be known there."""
-        height = np.empty(len(xyz), np.float32)
-        pose = site_from_xyz
-        kernels.heights(xyz, pose.rotation, pose.translation, self.corner, _CELL_M, self.ground, _DEEPEST_M, height)
-        return height
-
-    def top(
-        self, xyz: Float32[np.ndarray, "n 3"], height: Float32[np.ndarray, " n"], site_from_xyz: Pose
-    ) -> Float32[np.ndarray, " n"]:
-        """Height above ground of the top of what each point is part of [m], NaN off the map.
+    def heights(self, xyz: Float32[np.ndarray, "n 3"], map_from_xyz: Pose) -> Heights:
+        """Heights of points, and of the tops of what they belong to.
 
         ```
             wall |#           car     o
@@ -62,51 +71,94 @@ class Site:
         top:      8 m      1.5 m
         ```
         """
-        top, pose = np.empty(len(xyz), np.float32), site_from_xyz
-        gap = round(_GAP_M / _LIFT_M)
+        height, known = self._above_ground(xyz, map_from_xyz)
+        top = np.empty(len(xyz), np.float32)
         kernels.tops(
-            xyz, height, pose.rotation, pose.translation, self.corner, _COLUMN_M, self.shape, _LIFT_M, gap,
-            self.columns, top,
+            xyz, height, map_from_xyz.rotation, map_from_xyz.translation, self.corner, _COLUMN_M,
+            self.shape, _LIFT_M, round(_GAP_M / _LIFT_M), self.columns, top,
         )  # fmt: skip
-        return top
+        return Heights(height, top, known)
+
+    def _above_ground(
+        self, xyz: Float32[np.ndarray, "n 3"], pose: Pose
+    ) -> tuple[Float32[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+        height, known = np.empty(len(xyz), np.float32), np.empty(len(xyz), np.bool_)
+        kernels.heights(
+            xyz, pose.rotation, pose.translation, self.corner, _CELL_M, self.ground, _DEEPEST_M,
+            self.gap, _SURE_M, height, known,
+        )  # fmt: skip
+        return height, known
 
 
-def survey(
-    site_from_global: Pose, positions: Sequence[Pose], points: Callable[[], Iterator[SweepPoints]], total: int
-) -> Site:
-    """Maps the ground and what stands on it from all sweeps of a drive.
+def map_ground(clouds: Sequence[Float32[np.ndarray, "_ 3"]], map_from_lidar: Sequence[Pose]) -> GroundMap:
+    """Maps the ground and what stands on it from the sweeps of a stretch of road.
 
-    The ground is the highest surface under (nearly) all points that is nowhere steeper than 15 %: a low quantile in
-    each cell, single pits filled, then the lower envelope by a two-pass distance transform. It passes under cars,
-    walls and trees, and is not pulled down by the few returns that seem to come from below the road.
+    The road under the sensor is found first: of the cells' lowest points near it, the height below
+    the sensor that most of them share. From there the ground is followed outwards, so that neither
+    cars and walls nor returns that seem to come from below the road (mirror images, multipath) can
+    be taken for it. Where a cell is seen as low by some sweeps and higher by others, the lower
+    envelope over slopes of 15 % holds.
 
     Args:
-        site_from_global: frame of the map; its z axis must point up within a few degrees.
-        positions: ``site_from_lidar`` of all sweeps.
-        points: starts one pass over the sweeps; called twice, so that none has to stay in memory.
-        total: number of points in all sweeps, an upper bound.
+        clouds: points of each sweep in its LiDAR's frame [m].
+        map_from_lidar: pose of each sweep in the map's frame, whose z axis must point up within a
+            few degrees.
     """
-    where = np.array([pose.translation[:2] for pose in positions])
+    where = np.array([pose.translation[:2] for pose in map_from_lidar])
     corner, far = where.min(axis=0) - _REACH_M, where.max(axis=0) + _REACH_M
-    rows, columns = (int(n) for n in np.ceil((far - corner) / _CELL_M))
-    step = max(1, -(-total // _MOST_POINTS))
-    room = total // step + len(positions)
-    cell, z, count = np.empty(room, np.int32), np.empty(room, np.float32), 0
-    for xyz, pose in points():
-        count = kernels.gather(
-            xyz, pose.rotation, pose.translation, corner, _CELL_M, (rows, columns), step, cell, z, count
-        )
-    low = np.empty(rows * columns, np.float32)
-    kernels.low_quantile(cell[:count], z[:count], _QUANTILE, low)
-    ground = np.empty((rows, columns), np.float32)
-    kernels.fill_pits(low.reshape(rows, columns), _PIT_RANK, _PIT_CELLS, ground)
-    kernels.limit_slope(ground, _SLOPE * _CELL_M)
+    shape = (int(np.ceil((far[0] - corner[0]) / _CELL_M)), int(np.ceil((far[1] - corner[1]) / _CELL_M)))
+    low = _lowest(clouds, map_from_lidar, corner, shape)
+    ground, gap = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    seed = _track(low, map_from_lidar, corner)
+    kernels.grow_ground(low, seed, _SLOPE, _STEP_M, _CELL_M, _NEAR_CELLS, ground, gap)
+    seen = np.where(gap == 0, ground, np.float32(np.inf))
+    kernels.limit_slope(seen, _SLOPE * _CELL_M)
+    ground = np.minimum(seen, ground)
 
-    shape = (int(np.ceil((far[0] - corner[0]) / _COLUMN_M)), int(np.ceil((far[1] - corner[1]) / _COLUMN_M)))
-    site = Site(site_from_global, corner, ground, np.zeros(shape[0] * shape[1], np.uint64), shape)
-    for xyz, pose in points():
-        kernels.stack(
-            xyz, site.height(xyz, pose), pose.rotation, pose.translation, corner, _COLUMN_M, shape, _LIFT_M,
-            site.columns,
-        )  # fmt: skip
-    return site
+    size = (far - corner) / _COLUMN_M
+    squares = (int(np.ceil(size[0])), int(np.ceil(size[1])))
+    columns = np.zeros(squares[0] * squares[1], np.uint64)
+    made = GroundMap(corner, ground, gap, columns, squares)
+    for xyz, pose in zip(clouds, map_from_lidar, strict=True):
+        height, _ = made._above_ground(xyz, pose)
+        kernels.stack(xyz, height, pose.rotation, pose.translation, corner, _COLUMN_M, squares, _LIFT_M, columns)
+    return made
+
+
+def _lowest(
+    clouds: Sequence[Float32[np.ndarray, "_ 3"]],
+    poses: Sequence[Pose],
+    corner: Float64[np.ndarray, "2"],
+    shape: tuple[int, int],
+) -> Float32[np.ndarray, "h w"]:
+    """A low quantile of the heights in each cell, inf where there are no points."""
+    room = sum(map(len, clouds))
+    cell, z = np.empty(room, np.int32), np.empty(room, np.float32)
+    count = 0
+    for xyz, pose in zip(clouds, poses, strict=True):
+        count = kernels.gather(xyz, pose.rotation, pose.translation, corner, _CELL_M, shape, 1, cell, z, count)
+    low = np.empty(shape[0] * shape[1], np.float32)
+    kernels.low_quantile(cell[:count], z[:count], _QUANTILE, low)
+    return low.reshape(shape)
+
+
+def _track(
+    low: Float32[np.ndarray, "h w"], poses: Sequence[Pose], corner: Float64[np.ndarray, "2"]
+) -> Float32[np.ndarray, "h w"]:
+    """Height of the road in the cells that the sensor drove over, NaN in all others."""
+    seed = np.full(low.shape, np.nan, np.float32)
+    reach = round(_TRACK_M / _CELL_M)
+    cells = [((pose.translation[:2] - corner) / _CELL_M).astype(int) for pose in poses]
+    below: list[np.ndarray] = []
+    for (row, column), pose in zip(cells, poses, strict=True):
+        near = low[row - reach : row + reach + 1, column - reach : column + reach + 1]
+        below.append(near[np.isfinite(near)] - pose.translation[2])
+    heights = np.sort(np.concatenate(below))
+    if not len(heights):
+        return seed
+    within = np.searchsorted(heights, heights + _BAND_M, side="right") - np.arange(len(heights))
+    first = int(within.argmax())
+    sensor_m = -float(np.median(heights[first : first + within[first]]))
+    for (row, column), pose in zip(cells, poses, strict=True):
+        seed[row, column] = pose.translation[2] - sensor_m
+    return seed

@@ -55,22 +55,62 @@ def low_quantile(cell: Any, z: Any, share: float, ground: Any) -> None:
 
 
 @jit
-def fill_pits(ground: Any, rank: int, reach: int, filled: Any) -> None:
-    """Raises each cell to at least the ``rank``-th lowest of its neighbourhood (0 = lowest), itself included."""
-    heights, near = ground.shape[0], np.empty((2 * reach + 1) ** 2, np.float32)
-    for row in range(heights):
-        for column in range(ground.shape[1]):
-            filled[row, column] = np.inf
-            if not np.isfinite(ground[row, column]):
-                continue
-            count = 0
-            for a in range(max(0, row - reach), min(heights, row + reach + 1)):
-                for b in range(max(0, column - reach), min(ground.shape[1], column + reach + 1)):
-                    if np.isfinite(ground[a, b]):
-                        near[count] = ground[a, b]
-                        count += 1
-            if count > rank:
-                filled[row, column] = max(ground[row, column], np.sort(near[:count])[rank])
+def grow_ground(
+    low: Any, seed: Any, slope: float, step: float, size: float, reach: int, ground: Any, gap: Any
+) -> None:  # fmt: skip
+    """Follows the ground outwards from where the sensor drove, cell by cell (breadth first).
+
+    A cell's height is expected to be the mean of the settled cells within ``reach`` cells, weighted
+    by closeness and by how sure they are. Its lowest points ``low (h,w) f32`` (inf: none) are the
+    ground if they lie within ``step + slope * d`` of that, ``d`` being the way [m] from the last
+    cell whose ground was seen; else the expectation stands. So neither a car's body nor a return
+    from below the road is taken for the ground. ``seed (h,w) f32`` is the height where the growth
+    starts, NaN elsewhere; without a seed all stays NaN. Writes ``ground (h,w) f32`` and ``gap
+    (h,w) f32``, the distance from ground that was seen [m].
+    """
+    height, width = low.shape
+    queue = np.empty((height * width, 2), np.int32)
+    state = np.zeros((height, width), np.uint8)  # 1: waiting, 2: settled
+    end = 0
+    for a in range(height):
+        for b in range(width):
+            ground[a, b] = seed[a, b]
+            gap[a, b] = np.inf
+            if np.isfinite(seed[a, b]):
+                gap[a, b] = 0.0
+                state[a, b] = 2
+                queue[end, 0] = a
+                queue[end, 1] = b
+                end += 1
+    begin = 0
+    while begin < end:
+        row, column = queue[begin, 0], queue[begin, 1]
+        begin += 1
+        if state[row, column] != 2:
+            total, weights, nearest = 0.0, 0.0, np.inf
+            for a in range(max(0, row - reach), min(height, row + reach + 1)):
+                for b in range(max(0, column - reach), min(width, column + reach + 1)):
+                    if state[a, b] == 2:
+                        away = np.sqrt(np.float64((a - row) ** 2 + (b - column) ** 2))
+                        weight = 1.0 / (away * away * (0.5 + gap[a, b]))
+                        total += weight * ground[a, b]
+                        weights += weight
+                        nearest = min(nearest, gap[a, b] + away * size)
+            expected = total / weights
+            if abs(low[row, column] - expected) <= step + slope * nearest:
+                ground[row, column] = low[row, column]
+                gap[row, column] = 0.0
+            else:
+                ground[row, column] = expected
+                gap[row, column] = nearest
+            state[row, column] = 2
+        for a in range(max(0, row - 1), min(height, row + 2)):
+            for b in range(max(0, column - 1), min(width, column + 2)):
+                if state[a, b] == 0:
+                    state[a, b] = 1
+                    queue[end, 0] = a
+                    queue[end, 1] = b
+                    end += 1
 
 
 @jit
@@ -102,13 +142,19 @@ def limit_slope(ground: Any, rise: float) -> None:
 
 @jit
 def heights(
-    xyz: Any, rotation: Any, translation: Any, corner: Any, size: float, ground: Any, deepest: float, height: Any
-) -> None:
-    """Writes each point's height above the ground, bilinear between cell centres; NaN off the map and too deep."""
+    xyz: Any, rotation: Any, translation: Any, corner: Any, size: float, ground: Any, deepest: float,
+    gap: Any, sure: float, height: Any, known: Any,
+) -> None:  # fmt: skip
+    """Writes each point's height above the ground, bilinear between cell centres.
+
+    NaN off the map and for points deeper than ``deepest``. ``known (n,) bool``: there is a height,
+    and ground was seen within ``sure`` metres of the point's cell.
+    """
     for i in range(xyz.shape[0]):
         px, py, pz = place(rotation, translation, xyz, i)
         u, v = (px - corner[0]) / size - 0.5, (py - corner[1]) / size - 0.5
         height[i] = np.nan
+        known[i] = False
         if u >= 0 and u < ground.shape[0] - 1 and v >= 0 and v < ground.shape[1] - 1:
             row, column = int(u), int(v)
             u, v = u - row, v - column
@@ -116,6 +162,7 @@ def heights(
             below += u * ((1 - v) * ground[row + 1, column] + v * ground[row + 1, column + 1])
             if pz - below > deepest:
                 height[i] = pz - below
+                known[i] = gap[np.int64(row + u + 0.5), np.int64(column + v + 0.5)] <= sure
 
 
 @jit

@@ -246,65 +246,6 @@ def find(wanted: Any, keys: Any, table: Any, index: Any) -> None:
         index[i] = find_one(wanted[i], keys, table)
 
 
-# --- fusion ----------------------------------------------------------------------------------------------------------
-
-
-@jit
-def tally(cell: Any, label: Any, amount: Any, one: float, sign: int, sums: Any) -> None:
-    """Adds (sign 1) or takes away (-1) each vote's ``amount (m,) f32`` in ``sums (v,c) i64`` of ``1 / one``.
-
-    Sums of integers do not depend on the order of the votes.
-    """
-    for i in range(len(cell)):
-        sums[cell[i], label[i]] += sign * np.int64(np.rint(amount[i] * one))
-
-
-@jit
-def count(cell: Any, label: Any, sign: int, support: Any) -> None:
-    """Counts (sign 1) or forgets (-1) each vote in ``support (v,c) i64``."""
-    for i in range(len(cell)):
-        support[cell[i], label[i]] += sign
-
-
-@jit
-def row_shares(sums: Any, scale: Any) -> None:
-    """Writes 1 over each row's sum, 0 for a row without votes: ``sums (v,c) i64``, ``scale (v,) f64``."""
-    for v in range(sums.shape[0]):
-        total = 0
-        for c in range(sums.shape[1]):
-            total += sums[v, c]
-        scale[v] = 1.0 / total if total > 0 else 0.0
-
-
-@jit
-def decide(
-    fine: Any, coarse: Any, fine_sums: Any, coarse_sums: Any, fine_scale: Any, coarse_scale: Any, fine_share: float,
-    allowed: Any, label: Any, agreement: Any,
-) -> None:  # fmt: skip
-    """Writes each point's heaviest allowed class (the lower id on a tie) and its share; untouched where nobody voted.
-
-    ``fine (n,)`` and ``coarse (n,)`` are rows of ``sums (v,c) i64`` and ``scale (v,)``, -1 where there are none;
-    ``allowed (n or 1,c) bool``.
-    """
-    classes = fine_sums.shape[1]
-    share = np.empty(classes, np.float64)
-    for i in range(len(fine)):
-        row = i if allowed.shape[0] > 1 else 0
-        by_fine = fine_scale[fine[i]] if fine[i] >= 0 else 0.0
-        by_coarse = coarse_scale[coarse[i]] if coarse[i] >= 0 else 0.0
-        if by_fine == 0 and by_coarse == 0:
-            continue
-        if by_fine > 0 and by_coarse > 0:
-            by_fine, by_coarse = by_fine * fine_share, by_coarse * (1.0 - fine_share)
-        near, far = fine_sums[max(fine[i], 0)], coarse_sums[max(coarse[i], 0)]
-        for c in range(classes):
-            share[c] = (by_fine * near[c] + by_coarse * far[c]) * allowed[row, c]
-        best = 0.0
-        for c in range(classes):
-            if share[c] > best:
-                best, label[i], agreement[i] = share[c], c, share[c]
-
-
 # --- neighbour maps --------------------------------------------------------------------------------------------------
 
 

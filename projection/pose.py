@@ -65,6 +65,15 @@ class Pose:
         matrix = np.asarray(rows, np.float64).reshape(3, 4)
         return Pose(np.ascontiguousarray(matrix[:, :3]), matrix[:, 3].copy())
 
+    @staticmethod
+    def from_axis_angle(axis_angle: Float64[np.ndarray, "3"]) -> Pose:
+        """A rotation by the axis times the angle [rad], by Rodrigues' formula; see ``axis_angle``."""
+        angle = float(np.linalg.norm(axis_angle))
+        x, y, z = axis_angle / max(angle, 1e-300)
+        generator = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+        turned = np.sin(angle) * generator + (1 - np.cos(angle)) * generator @ generator
+        return _unchecked(np.eye(3) + turned, np.zeros(3))
+
     def matrix(self) -> Float64[np.ndarray, "3 4"]:
         """The row-major 3x4 matrix ``[R | t]``."""
         return np.concatenate([self.rotation, self.translation[:, None]], axis=1)

@@ -1,4 +1,4 @@
-"""Counts weighted votes of pixels in cells of space, and asks what they say of a point."""
+"""Votes of labelled pixels in a grid over space, and the labels of points that follow from them."""
 
 from __future__ import annotations
 
@@ -8,42 +8,120 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64, UInt8, UInt64
 
-from projection import kernels
+from projection import votes_kernels as kernels
 from projection.frames import NONE
-from projection.grid import CellIndex, index_cells
+from projection.grid import index_cells
+from projection.ground import Heights
+
+NO_CLUSTER = -1
+"""Cluster of points that are part of no thing."""
 
 _ONE = 65536.0  # fixed point: integer sums do not depend on the order of the votes
+_GROUND_M = 0.2  # what lies on the ground is no higher
+_FLUSH_M = 0.05  # and what stands on it seldom as low
+_FLUSH_WEIGHT = 0.1
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class ClassLimits:
+    """What people know of where the points of a class can be.
+
+    A class that nothing is known of has no limits. They hold where the ground is known for sure
+    (``projection.ground.Heights.known``).
+
+    Attributes:
+        ground: classes that lie flat on the ground and nowhere else: under 0.2 m above it. All
+            other classes weigh a tenth under 0.05 m.
+        max_height_m: what is taller than this, or part of something taller, is not of the class;
+            inf = no limit.
+        taller: what a pixel's label means instead where the thing is too tall for it: a car of
+            3.5 m is a truck. The class itself where there is no such class.
+    """
+
+    ground: Bool[np.ndarray, " c"]
+    max_height_m: Float32[np.ndarray, " c"]
+    taller: UInt8[np.ndarray, " c"]
+
+    @staticmethod
+    def none(classes: int) -> ClassLimits:
+        """No limits at all."""
+        return ClassLimits(
+            np.zeros(classes, np.bool_),
+            np.full(classes, np.inf, np.float32),
+            np.arange(classes, dtype=np.uint8),
+        )
+
+    def packed(self) -> kernels.Limits:
+        """For the compiled code."""
+        flush_weight = _FLUSH_WEIGHT if self.ground.any() else 1.0
+        active = bool(self.ground.any() or np.isfinite(self.max_height_m).any())
+        return kernels.Limits(self.ground, self.max_height_m, self.taller, _GROUND_M, _FLUSH_M, flush_weight, active)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Places:
+    """Where the points of a key frame lie.
+
+    Attributes:
+        xyz: in the frame of the grid [m].
+        kind: 0 to 127; points of different kinds never share votes.
+        cluster: of the thing that the point is part of, or ``NO_CLUSTER``.
+        heights: above the ground.
+    """
+
+    xyz: Float32[np.ndarray, "n 3"]
+    kind: UInt8[np.ndarray, " n"]
+    cluster: Int32[np.ndarray, " n"]
+    heights: Heights
+
+    def __len__(self) -> int:
+        return len(self.xyz)
+
+    def __getitem__(self, rows: slice) -> Places:
+        heights = Heights(*(getattr(self.heights, name)[rows] for name in Heights.__slots__))
+        return Places(self.xyz[rows], self.kind[rows], self.cluster[rows], heights)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Votes:
-    """What the pixels of one key frame say, as weighted votes in the cells of one grid or of a fine and a coarse one.
+    """Labels of a key frame's pixels, as weighted votes for the points that they show.
 
     Attributes:
-        cell: packed keys of the cells that the voting point lies in, the fine one first.
+        places: where the key frame's points are.
+        point: the point voted for.
         label: class voted for; never 255.
         weight: how much the vote counts, > 0.
         score: the teacher's confidence, 0..1.
     """
 
-    cell: UInt64[np.ndarray, "m grids"]
+    places: Places
+    point: Int32[np.ndarray, " m"]
     label: UInt8[np.ndarray, " m"]
     weight: Float32[np.ndarray, " m"]
     score: Float32[np.ndarray, " m"]
 
     def __len__(self) -> int:
-        return len(self.label)
+        return len(self.point)
+
+    def limited(self, limits: ClassLimits) -> Votes:
+        """The votes that can be true: renamed where the thing is too tall, weighted, none of weight 0."""
+        label, weight = self.label.copy(), self.weight.copy()
+        heights = self.places.heights
+        kernels.limit_votes(limits.packed(), heights.height, heights.top, heights.known, self.point, label, weight)
+        kept = np.flatnonzero(weight > 0)
+        return Votes(self.places, self.point[kept], label[kept], weight[kept], self.score[kept])
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Opinions:
-    """The outcome of a vote, for each point asked about.
+class FusedLabels:
+    """The outcome of a vote, for each point.
 
     Attributes:
         label: class with the most weight, 255 where fewer than the minimum of votes support it.
-        score: mean confidence of the votes for it.
+        score: mean confidence of the votes for it around the point.
         agreement: its share of the weight of all votes.
-        support: number of votes for it (in the coarse cell, if there are two).
+        support: number of votes for it in the coarse cells around the point, or in its cluster
+            where there are none.
     """
 
     label: UInt8[np.ndarray, " n"]
@@ -52,33 +130,52 @@ class Opinions:
     support: Int32[np.ndarray, " n"]
 
 
-class Poll:
-    """The votes of a drive in its cells, counted frame by frame: a frame's votes can be added and taken out again.
+class VoteGrid:
+    """Votes in fine cells, in coarse cells and in clusters, counted frame by frame.
 
-    Sums are integers, so neither the order of the votes nor what was added and taken out before can matter.
+    A point's label is the class with the largest share of the votes around it: those of the fine
+    cells weigh ``cell_share``, those of its cluster ``cluster_share``, those of the coarse cells the
+    rest. Cells around a point are interpolated, so that results hardly depend on where the grid
+    lies. A frame's votes can be added and taken out again; sums are integers, so neither the order
+    of the votes nor what was added and taken out before can matter.
 
     Args:
-        votes: of each frame, all with the same number of grids, 1 or 2.
+        votes: of each key frame.
         classes: number of classes; every vote's label is below it.
-        fine_share: what the share of votes in the fine cell weighs against the share in the coarse one.
+        cell_m: side of a fine cell [m].
+        coarse_cell_m: side of a coarse cell [m].
+        cluster_reach_m: votes of one cluster are shared over about this distance [m].
+        cell_share: weight of the fine cells, 0..1.
+        cluster_share: weight of the clusters, 0..1.
     """
 
-    def __init__(self, votes: Sequence[Votes], classes: int, fine_share: float = 1.0) -> None:
+    def __init__(
+        self,
+        votes: Sequence[Votes],
+        classes: int,
+        cell_m: float,
+        coarse_cell_m: float,
+        cluster_reach_m: float,
+        cell_share: float,
+        cluster_share: float,
+    ) -> None:
+        self._votes = votes
         self._ends = np.cumsum([0, *map(len, votes)])
-        self._label = _joined([v.label for v in votes], np.uint8)
-        self._weight = _joined([v.weight for v in votes], np.float32)
-        self._score = _joined([v.score for v in votes], np.float32)
-        grids = votes[0].cell.shape[1] if votes else 1
-        self._index: list[CellIndex] = []
-        self._cell: list[Int32[np.ndarray, " m"]] = []
-        self._sums: list[Int64[np.ndarray, "v c"]] = []
-        for grid in range(grids):
-            index, cell = index_cells(_joined([v.cell[:, grid] for v in votes], np.uint64))
-            self._index.append(index)
-            self._cell.append(cell)
-            self._sums.append(_zeros(len(index), classes))
-        self._support, self._scores = _zeros(len(self._index[-1]), classes), _zeros(len(self._index[-1]), classes)
-        self._fine_share = fine_share
+        rest = 1.0 - cell_share - cluster_share
+        self._levels: list[kernels.Level] = []
+        self._cells: list[Int32[np.ndarray, " m"]] = []
+        for size_m, share, flat, scored in (
+            (cell_m, cell_share, False, False),
+            (coarse_cell_m, rest, False, True),
+            (cluster_reach_m, cluster_share, True, True),
+        ):
+            keys = np.concatenate([_keys(each, size_m, flat) for each in votes] or [np.empty(0, np.uint64)])
+            index, cell = index_cells(keys)
+            scores = len(index) if scored else 0
+            sums = [_zeros(cells, classes) for cells in (len(index), scores, scores)]
+            level = kernels.Level(size_m, share, flat, index.keys, index.table, *sums)
+            self._levels.append(level)
+            self._cells.append(cell)
 
     def add(self, frame: int) -> None:
         """Counts the votes of ``votes[frame]`` in."""
@@ -89,97 +186,82 @@ class Poll:
         self._count(frame, -1)
 
     def _count(self, frame: int, sign: int) -> None:
+        votes = self._votes[frame]
         rows = slice(self._ends[frame], self._ends[frame + 1])
-        for cell, sums in zip(self._cell, self._sums, strict=True):
-            kernels.tally(cell[rows], self._label[rows], self._weight[rows], _ONE, sign, sums)
-        kernels.tally(self._cell[-1][rows], self._label[rows], self._score[rows], _ONE, sign, self._scores)
-        kernels.count(self._cell[-1][rows], self._label[rows], sign, self._support)
+        clustered = np.flatnonzero(votes.places.cluster[votes.point] != NO_CLUSTER)
+        for level, cells in zip(self._levels, self._cells, strict=True):
+            some = clustered if level.flat else slice(None)
+            cell, label = cells[rows][some], votes.label[some]
+            kernels.tally(cell, label, votes.weight[some], _ONE, sign, level.sums)
+            if len(level.support):
+                kernels.tally(cell, label, votes.score[some], _ONE, sign, level.scores)
+                kernels.count(cell, label, sign, level.support)
 
-    def opinions(
+    def labels(
         self,
-        cell: UInt64[np.ndarray, "n grids"],
-        allowed: Bool[np.ndarray, "n c"] | None = None,
+        places: Places,
+        limits: ClassLimits,
         min_support: int = 1,
         min_agreement: float = 0.0,
-    ) -> Opinions:
-        """What the votes counted in now say of points in these cells.
-
-        A class's share is ``f * fine + (1 - f) * coarse``, each the class's share of the weight in that cell, and
-        ``coarse`` alone where nobody voted in the fine cell.
+    ) -> FusedLabels:
+        """Labels of points by the votes counted in now.
 
         Args:
-            cell: keys of the cells of each point, as in ``Votes``.
-            allowed: classes that each point may get; the others' votes are passed over.
-            min_support: votes for the winner that an opinion needs.
-            min_agreement: share of the weight that an opinion needs.
+            places: where the points are.
+            limits: where the points of each class can be.
+            min_support: votes for the winner that a label needs.
+            min_agreement: share of the weight that a label needs.
         """
-        at = [index.find(np.ascontiguousarray(cell[:, grid])) for grid, index in enumerate(self._index)]
-        if len(at) > 1 or allowed is not None:
-            return self._decide(at, allowed, min_support, min_agreement)
-        # all points of a cell are told the same: decide once for each cell, and once more for "no cell"
-        each = np.arange(-1, len(self._index[0]), dtype=np.int32)
-        said = self._decide([each], None, min_support, min_agreement)
-        return Opinions(*(getattr(said, name)[at[0] + 1] for name in Opinions.__slots__))
-
-    def _decide(
-        self,
-        at: Sequence[Int32[np.ndarray, " n"]],
-        allowed: Bool[np.ndarray, "n c"] | None,
-        min_support: int,
-        min_agreement: float,
-    ) -> Opinions:
-        n, classes = len(at[0]), self._support.shape[1]
-        label, agreement = np.full(n, NONE, np.uint8), np.zeros(n, np.float32)
-        mask = np.ones((1, classes), np.bool_) if allowed is None else allowed
-        scale = [np.empty(len(index)) for index in self._index]
-        for sums, by in zip(self._sums, scale, strict=True):
-            kernels.row_shares(sums, by)
-        share = self._fine_share if len(at) > 1 else 1.0
-        if len(self._label):
-            kernels.decide(
-                at[0], at[-1], self._sums[0], self._sums[-1], scale[0], scale[-1], share, mask, label, agreement
-            )
-        support, score = np.zeros(n, np.int32), np.zeros(n, np.float32)
-        heard = np.flatnonzero(label != NONE)
-        heard = heard[at[-1][heard] >= 0]  # rounding, or cells that do not nest: a vote in the fine cell alone
-        where = at[-1][heard], label[heard]
-        support[heard] = self._support[where]
-        score[heard] = self._scores[where] / (np.maximum(support[heard], 1) * _ONE)
+        n = len(places)
+        label, support = np.full(n, NONE, np.uint8), np.zeros(n, np.int32)
+        score, agreement = np.zeros(n, np.float32), np.zeros(n, np.float32)
+        fine, coarse, whole = self._levels
+        heights = places.heights
+        kernels.decide(
+            places.xyz, places.kind, places.cluster, heights.height, heights.top, heights.known,
+            limits.packed(), fine, coarse, whole, label, score, agreement, support,
+        )  # fmt: skip
+        score /= _ONE
         unsure = (label != NONE) & ((support < min_support) | (agreement < min_agreement))
         label[unsure], score[unsure], agreement[unsure] = NONE, 0, 0
-        return Opinions(label, score, agreement, support)
+        return FusedLabels(label, score, agreement, support)
 
 
 def _zeros(cells: int, classes: int) -> Int64[np.ndarray, "v c"]:
-    """Zeros; NumPy asks for huge pages in ``empty``, not in ``zeros``, whose page faults cost more than the votes."""
+    """Zeros; NumPy asks for huge pages in ``empty``, not in ``zeros``, whose page faults cost time."""
     sums = np.empty((cells, classes), np.int64)
     sums.fill(0)
     return sums
 
 
-def _joined(parts: Sequence[np.ndarray], dtype: type) -> np.ndarray:
-    return np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, dtype), *parts]))
+def _keys(votes: Votes, size_m: float, flat: bool) -> UInt64[np.ndarray, " m"]:
+    """Key of the cell that each vote falls in; on the level of clusters, of its cluster there."""
+    places = votes.places
+    group = places.cluster if flat else places.kind
+    keys = np.empty(len(votes), np.uint64)
+    kernels.vote_keys(places.xyz[votes.point], group[votes.point], size_m, flat, keys)
+    return keys
 
 
-def fuse(
-    votes: Sequence[Votes],
-    cell: UInt64[np.ndarray, "n grids"],
+def vote_in_cells(
+    cell: UInt64[np.ndarray, " m"],
+    label: UInt8[np.ndarray, " m"],
+    weight: Float32[np.ndarray, " m"],
     classes: int,
-    min_support: int = 1,
-    min_agreement: float = 0.0,
-    fine_share: float = 1.0,
-) -> Opinions:
-    """Lets all votes in a cell decide on the cell's label.
+    wanted: UInt64[np.ndarray, " n"],
+) -> UInt8[np.ndarray, " n"]:
+    """Majority label of single cells, the plain vote that everybody else uses; 255 without votes.
 
     Args:
-        votes: of as many key frames, cameras and sweeps as shall be heard, cells cut in one global grid.
-        cell: the cells to be labelled, one row for each point.
-        classes: number of classes; every vote's label is below it.
-        min_support: votes for the winner that an opinion needs.
-        min_agreement: share of the weight that an opinion needs.
-        fine_share: see ``Poll``.
+        cell: key of each vote's cell (``projection.grid.cell_keys``).
+        label: class voted for, below ``classes``.
+        weight: how much each vote counts.
+        classes: number of classes.
+        wanted: keys of the cells to be labelled.
     """
-    poll = Poll(votes, classes, fine_share)
-    for frame in range(len(votes)):
-        poll.add(frame)
-    return poll.opinions(cell, None, min_support, min_agreement)
+    index, row = index_cells(cell)
+    sums = _zeros(len(index), classes)
+    kernels.tally(row, label, weight, _ONE, 1, sums)
+    labels = np.full(len(wanted), NONE, np.uint8)
+    kernels.majority(sums, index.find(wanted), labels)
+    return labels

@@ -15,7 +15,11 @@ from tests.projection.scenes import camera, frame, pixels, shift, write
 
 ROAD, CAR, WALL = 0, 1, 2
 SENSOR_M = 1.8
-LIMITS = ClassLimits(np.array([True, False, False]), np.array([np.inf, 2.5, np.inf], np.float32))
+LIMITS = ClassLimits(
+    np.array([True, False, False]),
+    np.array([np.inf, 2.5, np.inf], np.float32),
+    np.arange(3, dtype=np.uint8),
+)
 
 
 def street(random, n=6000):
@@ -49,10 +53,13 @@ def horizon(_):
     return [pixels(label, 0.8)]
 
 
-def run(frames, read=horizon, limits=LIMITS, on_bad_sweep=None, **settings):
+def run(frames, read=horizon, limits=LIMITS, on_bad_sweep=None, on_alignment=None, grid=None, **settings):
     config = FusionConfig(occlusion_px=4.0, **settings)  # the images are a tenth as wide as real ones
-    labelled = label_scene(frames, read, config, 3, 5, ego_box_m=1.0, limits=limits, on_bad_sweep=on_bad_sweep)
-    return {frame.id: said for frame, said in labelled}
+    labelled = label_scene(
+        frames, read, config, 3, 5, ego_box_m=1.0, limits=limits, on_bad_sweep=on_bad_sweep,
+        on_alignment=on_alignment, grid_from_global=grid,
+    )  # fmt: skip
+    return {frame.id: labels for frame, labels in labelled}
 
 
 def test_every_row_of_the_file_is_covered_and_the_own_box_has_no_opinion(drive):
@@ -88,7 +95,7 @@ def test_a_wall_is_no_car_however_often_the_teacher_says_so(drive):
         label[50:] = ROAD
         return [pixels(label)]
 
-    free = ClassLimits(LIMITS.ground, np.full(3, np.inf, np.float32))
+    free = ClassLimits(LIMITS.ground, np.full(3, np.inf, np.float32), LIMITS.taller)
     assert (run(drive, cars, limits=free)["frame-1"].label == CAR).sum() > 500
     assert (run(drive, cars)["frame-1"].label == CAR).sum() == 0
 
@@ -140,12 +147,116 @@ def test_blocks_hear_their_neighbours(drive, monkeypatch):
 def test_an_older_sweep_that_cannot_be_read(drive):
     gone = replace(drive[1].sweeps[1], points=File(drive[1].sweeps[1].points.path.with_name("gone.bin"), 100))
     broken = [drive[0], replace(drive[1], sweeps=(drive[1].sweeps[0], gone)), drive[2]]
+    assert len(run(broken)) == 3  # the key sweeps are all that is read
     with pytest.raises(BadInput, match=r"gone\.bin"):
-        run(broken)
-    heard = []
-    assert len(run(broken, on_bad_sweep=heard.append)) == 3
-    assert [str(error.where) for error in heard] == [str(gone.points.path)]
-    assert len(run(broken, on_bad_sweep=heard.append, vote_sweeps=2)) == 3
+        run(broken, vote_sweeps=2)
+    told = []
+    assert len(run(broken, on_bad_sweep=told.append, vote_sweeps=2)) == 3
+    assert [str(error.where) for error in told] == [str(gone.points.path)]
+
+
+# --- streets that climb ------------------------------------------------------------------------
+
+
+def climbing(folder, slope, flat_poses, frames=6, step_m=4.0):
+    """A drive up a road along x between two walls; ``flat_poses`` as nuScenes writes them, z = 0."""
+    random, made = np.random.default_rng(1), []
+    for k in range(frames):
+        x_m = step_m * k
+        road = np.column_stack([random.uniform(x_m - 15, x_m + 30, 9000), random.uniform(-8, 8, 9000), np.zeros(9000)])
+        wall = np.column_stack(
+            [random.uniform(x_m - 15, x_m + 30, 6000), random.choice([-8.0, 8.0], 6000), random.uniform(0, 4, 6000)]
+        )
+        xyz = np.concatenate([road, wall])
+        xyz[:, 2] += slope * xyz[:, 0]
+        true = shift(x_m, 0, slope * x_m + SENSOR_M)
+        points = write(folder / f"{flat_poses}-{k}.bin", true.inverse().apply(xyz))
+        pose = shift(x_m, 0, SENSOR_M) if flat_poses else true
+        time_us = 500_000 * k
+        made.append(frame(f"frame-{k}", time_us, [Sweep(time_us, pose, points)], (camera(pose),)))
+    return made
+
+
+def test_a_street_that_climbs_while_poses_stay_level(tmp_path):
+    """The labels are those by true poses; without the alignment they are not."""
+
+    def read(f):
+        label = np.full((90, 160), WALL)
+        label[45:] = ROAD
+        return [pixels(label, 0.8)]
+
+    told = []
+    true = run(climbing(tmp_path, 0.08, flat_poses=False), read, on_alignment=told.append)
+    level = run(climbing(tmp_path, 0.08, flat_poses=True), read, on_alignment=told.append)
+    assert [alignment.corrected for alignment in told] == [False, True]
+    assert told[1].before_m > 0.2
+    assert told[1].after_m < 0.03
+    crooked = run(climbing(tmp_path, 0.08, flat_poses=True), read, align=False)
+
+    def agreeing(labels):
+        return np.mean([labels[name].label == true[name].label for name in true])
+
+    assert (np.concatenate([true[name].label[:9000] for name in true]) == ROAD).mean() > 0.7
+    assert agreeing(level) > 0.99
+    assert agreeing(crooked) < 0.85
+
+
+def test_frames_that_do_not_fit_are_labelled_one_by_one(tmp_path):
+    """Each sweep has hills of its own: no frame may vote for another."""
+    frames, told = climbing(tmp_path, 0.0, flat_poses=False), []
+    random, bent = np.random.default_rng(2), []
+    for each in frames:
+        xyz = read_sweep(each.sweeps[0], 5)[:, :3].astype(float)
+        cell = np.floor(xyz[:, :2] / 4).astype(int) + 10
+        xyz[:, 2] += random.uniform(-1.5, 1.5, (30, 30))[cell[:, 0], cell[:, 1]]
+        points = write(tmp_path / f"bent-{each.id}.bin", xyz)
+        bent.append(replace(each, sweeps=(replace(each.sweeps[0], points=points),)))
+    together = run(bent, on_alignment=told.append)
+    assert [alignment.fits for alignment in told] == [False]
+    grid = bent[0].sweeps[0].global_from_lidar.inverse()
+    for each in bent:
+        alone = run([each], grid=grid)[each.id]
+        np.testing.assert_array_equal(together[each.id].label, alone.label)
+
+
+# --- small things beside large ones ------------------------------------------------------------
+
+
+def person_at_a_wall(folder, frames=3):
+    """A person 0.5 m in front of a wall 12 m ahead, and what the camera calls them."""
+    random, made = np.random.default_rng(3), []
+    xyz = np.concatenate(
+        [
+            np.column_stack([random.uniform(0, 12, 9000), random.uniform(-8, 8, 9000), np.zeros(9000)]),
+            np.column_stack([np.full(5000, 12.0), random.uniform(-8, 8, 5000), random.uniform(0, 4, 5000)]),
+            np.column_stack(
+                [random.uniform(11.3, 11.5, 60), random.uniform(-0.25, 0.25, 60), random.uniform(0.3, 1.7, 60)]
+            ),
+        ]
+    )
+    for k in range(frames):
+        at = shift(0, 0, SENSOR_M)
+        points = write(folder / f"person-{k}.bin", at.inverse().apply(xyz))
+        made.append(frame(f"frame-{k}", 500_000 * k, [Sweep(500_000 * k, at, points)], (camera(at),)))
+    return made
+
+
+def test_a_person_beside_a_wall_stays_a_person_wherever_the_grid_lies(tmp_path):
+    """With cells of 1.6 m the wall's votes won, by the luck of the grid's origin."""
+    person, wall = CAR, WALL  # the class of things up to 2.5 m
+
+    def read(_):
+        label = np.full((90, 160), wall)
+        label[45:] = np.where(np.arange(45)[:, None] > 12, ROAD, wall)
+        label[43:58, 78:83] = person
+        return [pixels(label)]
+
+    frames, shares = person_at_a_wall(tmp_path), []
+    for origin in np.random.default_rng(4).uniform(0, 5, (8, 3)):
+        labels = run(frames, read, limits=None, grid=shift(*origin))["frame-1"].label
+        shares.append((labels[14_000:] == person).mean())
+        assert (labels[9000:14_000] == wall).mean() > 0.85
+    assert min(shares) > 0.9
 
 
 def test_no_frames():

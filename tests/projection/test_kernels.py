@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from projection import ground_kernels, kernels
+from projection import clusters_kernels, ground_kernels, kernels, votes_kernels
+from projection.grid import index_coords
 from tests.projection import twins
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -155,38 +156,30 @@ def test_tally_adds_and_takes_away(run):
     random = np.random.default_rng(0)
     cell, label = random.integers(0, 5, 60).astype(np.int32), random.integers(0, 4, 60).astype(np.uint8)
     amount, sums, support = random.random(60, np.float32), np.zeros((5, 4), np.int64), np.zeros((5, 4), np.int64)
-    run(kernels.tally, cell, label, amount, 1024.0, 1, sums)
-    run(kernels.count, cell, label, 1, support)
+    run(votes_kernels.tally, cell, label, amount, 1024.0, 1, sums)
+    run(votes_kernels.count, cell, label, 1, support)
     np.testing.assert_array_equal(sums, twins.tally(cell, label, amount, 1024, (5, 4)))
     np.testing.assert_array_equal(support, twins.tally(cell, label, np.ones(60), 1, (5, 4)))
-    run(kernels.tally, cell, label, amount, 1024.0, -1, sums)
-    run(kernels.count, cell, label, -1, support)
+    wanted, labels = np.arange(-1, 5, dtype=np.int32), np.full(6, 255, np.uint8)
+    run(votes_kernels.majority, sums, wanted, labels)
+    assert labels.tolist() == [255, *sums.argmax(axis=1)]
+    run(votes_kernels.tally, cell, label, amount, 1024.0, -1, sums)
+    run(votes_kernels.count, cell, label, -1, support)
     assert not sums.any()
     assert not support.any()
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_decide(run, masked):
-    random = np.random.default_rng(masked)
-    fine_sums, coarse_sums = random.integers(0, 4, (6, 4)), random.integers(0, 9, (3, 4))
-    fine_sums[0], coarse_sums[0] = 0, 0
-    fine, coarse = random.integers(-1, 6, 80).astype(np.int32), random.integers(-1, 3, 80).astype(np.int32)
-    allowed = random.random((80, 4)) < 0.6 if masked else np.ones((1, 4), bool)
-    scales = np.zeros(6), np.zeros(3)
-    run(kernels.row_shares, fine_sums, scales[0])
-    run(kernels.row_shares, coarse_sums, scales[1])
-    with np.errstate(divide="ignore"):
-        np.testing.assert_allclose(scales[1], np.nan_to_num(1 / coarse_sums.sum(axis=1), posinf=0))
-    label, agreement = np.full(80, 255, np.uint8), np.zeros(80, np.float32)
-    run(kernels.decide, fine, coarse, fine_sums, coarse_sums, *scales, 0.3, allowed, label, agreement)
-    expected = twins.decide(fine, coarse, fine_sums, coarse_sums, 0.3, allowed)
-    np.testing.assert_allclose(agreement, expected.agreement, atol=1e-6)
-    second, best = np.sort(expected.shares, axis=1)[:, -2:].T
-    clear, heard = best - second > 1e-9, expected.label < 255
-    assert clear.sum() > 40
-    np.testing.assert_array_equal(label[clear], expected.label[clear])
-    np.testing.assert_array_equal(label < 255, heard)
-    np.testing.assert_allclose(expected.shares[heard, label[heard]], best[heard], atol=1e-9)  # either may win a tie
+@pytest.mark.parametrize("n", [0, 1, 250])
+def test_connect(run, n):
+    """The clusters of a grid with two kinds of cells are those of flooding."""
+    random = np.random.default_rng(n)
+    cells = np.unique(random.integers(0, [2, 14, 14, 6], (n, 4)), axis=0).astype(np.int32)
+    index = index_coords(cells)
+    parent = np.zeros(len(cells), np.int32)
+    run(clusters_kernels.connect, index.keys, index.table, parent)
+    ours = {frozenset(np.flatnonzero(parent == one).tolist()) for one in set(parent.tolist())}
+    assert ours == {frozenset(cluster) for cluster in twins.clusters(cells)}
+    assert all(run(clusters_kernels.root, parent, i) == parent[i] for i in range(len(cells)))
 
 
 # --- ground ----------------------------------------------------------------------------------------------------------
@@ -215,12 +208,27 @@ def test_ground_surface(run):
     low = np.zeros(80, np.float32)
     run(ground_kernels.low_quantile, cell, z, 0.3, low)
     np.testing.assert_allclose(low, twins.low_quantile(cell, z, 0.3, 80))
-    low, filled = low.reshape(10, 8), np.zeros((10, 8), np.float32)
-    run(ground_kernels.fill_pits, low, 3, 1, filled)
-    np.testing.assert_allclose(filled, twins.fill_pits(low, 3, 1))
-    expected = twins.limit_slope(filled.astype(np.float64), 0.1)
-    run(ground_kernels.limit_slope, filled, 0.1)
-    np.testing.assert_allclose(filled, expected, atol=1e-6)
+    low = low.reshape(10, 8)
+    expected = twins.limit_slope(low.astype(np.float64), 0.1)
+    run(ground_kernels.limit_slope, low, 0.1)
+    np.testing.assert_allclose(low, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("seeds", [0, 1, 2])
+def test_grow_ground(run, seeds):
+    random = np.random.default_rng(seeds)
+    shape = (17, 13)
+    low = random.normal(size=shape).astype(np.float32) * np.float32(0.3)
+    low[random.random(shape) < 0.4] = np.inf
+    seed = np.full(shape, np.nan, np.float32)
+    seed[5, 6], seed[12, 2] = (0.1 if seeds else np.nan), (-0.2 if seeds > 1 else np.nan)
+    ground, gap = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    run(ground_kernels.grow_ground, low, seed, 0.15, 0.2, 0.5, 2, ground, gap)
+    expected = twins.grow_ground(low, seed, 0.15, 0.2, 0.5, 2)
+    np.testing.assert_allclose(ground, expected.ground, atol=1e-5)
+    np.testing.assert_allclose(gap, expected.gap, atol=1e-5)
+    assert np.isnan(ground).all() == (seeds == 0)
+    assert seeds == 0 or 20 < (gap == 0).sum() < 150  # some are taken for the ground, some not
 
 
 def test_heights_and_columns(run):
@@ -228,9 +236,16 @@ def test_heights_and_columns(run):
     ground = random.normal(size=(20, 16)).astype(np.float32)
     ground[3, 4] = np.inf
     xyz = cloud(random, 600, 3.0) + np.float32([0, 0, 4])
-    height, top = np.zeros(600, np.float32), np.zeros(600, np.float32)
-    run(ground_kernels.heights, xyz, np.eye(3), np.zeros(3), CORNER, 1.0, ground, 0.5, height)
+    height, top, known = np.zeros(600, np.float32), np.zeros(600, np.float32), np.zeros(600, np.bool_)
+    gap = random.uniform(0, 3, ground.shape).astype(np.float32)
+    place = np.eye(3), np.zeros(3), CORNER, 1.0
+    run(ground_kernels.heights, xyz, *place, ground, 0.5, gap, 1.0, height, known)
     np.testing.assert_allclose(height, twins.heights(xyz, CORNER, 1.0, ground, 0.5), atol=1e-4)
+    inside = np.flatnonzero(~np.isnan(height))
+    cells = np.floor(xyz[inside, :2] - CORNER).astype(int)
+    np.testing.assert_array_equal(known[inside], gap[cells[:, 0], cells[:, 1]] <= 1.0)
+    assert not known[np.isnan(height)].any()
+    assert 0 < known.sum() < len(inside)
     bits = np.zeros(SHAPE[0] * SHAPE[1], np.uint64)
     run(ground_kernels.stack, xyz, height, np.eye(3), np.zeros(3), CORNER, 0.5, SHAPE, 0.25, bits)
     columns = twins.stack(xyz, height, CORNER, 0.5, SHAPE, 0.25)

@@ -1,4 +1,4 @@
-"""What the votes of pixels say of points."""
+"""Votes of pixels, and the labels of points that follow from them."""
 
 from __future__ import annotations
 
@@ -7,17 +7,52 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from projection.votes import Opinions, Poll, Votes, fuse
+from projection import votes_kernels
+from projection.ground import Heights
+from projection.votes import (
+    NO_CLUSTER,
+    ClassLimits,
+    FusedLabels,
+    Places,
+    VoteGrid,
+    Votes,
+    vote_in_cells,
+)
+from tests.projection import twins
 
 SEEDS = st.integers(0, 2**32 - 1)
-CLASSES = 5
+CLASSES, ROAD, CAR, TRUCK = 5, 0, 1, 2
+FINE_M, COARSE_M, CLUSTER_M, FINE, CLUSTER = 0.4, 1.2, 5.0, 0.15, 0.5
+LIMITS = ClassLimits(
+    np.arange(CLASSES) == ROAD,
+    np.array([np.inf, 3, 4, np.inf, 2], np.float32),
+    np.array([ROAD, TRUCK, TRUCK, 3, 4], np.uint8),
+)
+FREE = ClassLimits.none(CLASSES)
 
 
-def random_votes(random, m, grids=2):
-    cell = random.integers(0, 12, (m, grids)).astype(np.uint64)
-    cell[:, -1] = cell[:, 0] // np.uint64(4)  # coarse cells hold fine ones
+def places(xyz, kind=0, cluster=NO_CLUSTER, height=1.0, top=1.0, known=True):
+    xyz = np.asarray(xyz, np.float32).reshape(-1, 3)
+    fill = lambda value, dtype: np.full(len(xyz), value, dtype)  # noqa: E731
+    heights = Heights(fill(height, np.float32), fill(top, np.float32), fill(known, np.bool_))
+    return Places(xyz, fill(kind, np.uint8), fill(cluster, np.int32), heights)
+
+
+def random_places(random, n):
+    heights = Heights(
+        random.uniform(-0.1, 2, n).astype(np.float32),
+        random.uniform(0, 5, n).astype(np.float32),
+        random.random(n) < 0.7,
+    )
+    xyz = random.normal(size=(n, 3)).astype(np.float32)
+    kind = random.integers(0, 2, n).astype(np.uint8)
+    return Places(xyz, kind, random.integers(-1, 3, n).astype(np.int32), heights)
+
+
+def random_votes(random, m):
     return Votes(
-        cell,
+        random_places(random, m),
+        random.permutation(m).astype(np.int32),
         random.integers(0, CLASSES, m).astype(np.uint8),
         random.uniform(0.1, 1, m).astype(np.float32),
         random.random(m, np.float32),
@@ -25,117 +60,219 @@ def random_votes(random, m, grids=2):
 
 
 def pick(votes, rows):
-    return Votes(votes.cell[rows], votes.label[rows], votes.weight[rows], votes.score[rows])
+    return Votes(votes.places, votes.point[rows], votes.label[rows], votes.weight[rows], votes.score[rows])
 
 
-def everywhere(grids=2):
-    cell = np.arange(14, dtype=np.uint64)
-    return np.stack([cell, cell // np.uint64(4)], axis=1)[:, :grids]
+def grid_of(votes):
+    grid = VoteGrid(votes, CLASSES, FINE_M, COARSE_M, CLUSTER_M, FINE, CLUSTER)
+    for frame in range(len(votes)):
+        grid.add(frame)
+    return grid
 
 
-def assert_same(a: Opinions, b: Opinions):
-    for name in Opinions.__slots__:
+def fuse(votes, asked, limits=FREE, **least):
+    return grid_of(votes).labels(asked, limits, **least)
+
+
+def vote(where, label, weight=1.0, score=1.0):
+    point = np.arange(len(where), dtype=np.int32)
+    fill = lambda value: np.full(len(where), value, np.float32)  # noqa: E731
+    return Votes(where, point, np.full(len(where), label, np.uint8), fill(weight), fill(score))
+
+
+def assert_same(a: FusedLabels, b: FusedLabels):
+    for name in FusedLabels.__slots__:
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name), name)
 
 
+@pytest.mark.parametrize("limits", [FREE, LIMITS])
+@pytest.mark.parametrize("m", [0, 1, 150])
+def test_labels_are_those_of_the_readable_twin(m, limits):
+    random = np.random.default_rng(m)
+    cast, asked = random_votes(random, m).limited(limits), random_places(random, 200)
+    found = fuse([cast], asked, limits)
+
+    def around(xyz, group, size, flat):
+        where = cast.places
+        groups = where.cluster if flat else where.kind
+        rows = [
+            twins.Vote(where.xyz[p], groups[p], label, weight, score)
+            for p, label, weight, score in zip(cast.point, cast.label, cast.weight, cast.score, strict=True)
+            if not flat or groups[p] != NO_CLUSTER
+        ]
+        return twins.shares(rows, xyz, group, size, CLASSES, flat)
+
+    clear = 0
+    for i in range(len(asked)):
+        xyz, kind, cluster = asked.xyz[i], asked.kind[i], asked.cluster[i]
+        levels = [
+            (FINE, around(xyz, kind, FINE_M, False)),
+            (1 - FINE - CLUSTER, around(xyz, kind, COARSE_M, False)),
+            (CLUSTER, around(xyz, cluster, CLUSTER_M, True)),
+        ]
+        heights = asked.heights
+        expected = twins.decide(levels, limits, heights.height[i], heights.top[i], heights.known[i])
+        best = np.sort(expected.weights)
+        if len(best) == 1 or best[-1] - best[-2] > 1e-3:
+            assert found.label[i] == expected.label
+            assert found.agreement[i] == pytest.approx(expected.agreement, abs=1e-3)
+            clear += expected.label != 255
+    assert m < 100 or clear > 100
+
+
+def test_limits_of_votes_are_those_of_the_readable_twin():
+    random = np.random.default_rng(3)
+    cast = random_votes(random, 300)
+    limited, kept = cast.limited(LIMITS), 0
+    for p, label, weight in zip(cast.point, cast.label, cast.weight, strict=True):
+        heights = cast.places.heights
+        place = heights.height[p], heights.top[p], heights.known[p]
+        if heights.known[p] and heights.top[p] > LIMITS.max_height_m[label]:
+            label = LIMITS.taller[label]
+        expected = weight * twins.class_weight(LIMITS, label, *place)
+        if expected > 0:
+            assert (limited.point[kept], limited.label[kept]) == (p, label)
+            assert limited.weight[kept] == pytest.approx(expected)
+            kept += 1
+    assert kept == len(limited) < 300
+
+
 @settings(deadline=None)
-@given(seed=SEEDS, m=st.integers(0, 80), grids=st.sampled_from([1, 2]))
-def test_order_does_not_matter(seed, m, grids):
+@given(seed=SEEDS, m=st.integers(0, 80))
+def test_order_does_not_matter(seed, m):
     random = np.random.default_rng(seed)
-    votes = random_votes(random, m, grids)
+    votes, asked = random_votes(random, m), random_places(random, 30)
     order, cut = random.permutation(m), random.integers(0, m + 1)
-    asked = everywhere(grids) if grids == 2 else everywhere(1)
-    together = fuse([votes], asked, CLASSES, fine_share=0.3)
     shuffled = [pick(votes, order[:cut]), pick(votes, order[cut:])]
-    assert_same(together, fuse(shuffled, asked, CLASSES, fine_share=0.3))
+    assert_same(fuse([votes], asked), fuse(shuffled, asked))
 
 
 @settings(deadline=None)
-@given(seed=SEEDS, m=st.integers(0, 80), grids=st.sampled_from([1, 2]))
-def test_hearing_everyone_twice_doubles_support_and_nothing_else(seed, m, grids):
-    votes = random_votes(np.random.default_rng(seed), m, grids)
-    once = fuse([votes], everywhere(grids), CLASSES, fine_share=0.3)
-    twice = fuse([votes, votes], everywhere(grids), CLASSES, fine_share=0.3)
+@given(seed=SEEDS, m=st.integers(0, 80))
+def test_counting_everything_twice_doubles_support_and_nothing_else(seed, m):
+    random = np.random.default_rng(seed)
+    votes, asked = random_votes(random, m), random_places(random, 30)
+    once, twice = fuse([votes], asked), fuse([votes, votes], asked)
     np.testing.assert_array_equal(twice.support, 2 * once.support)
     np.testing.assert_array_equal(twice.label, once.label)
     np.testing.assert_allclose(twice.score, once.score, atol=1e-6)
     np.testing.assert_allclose(twice.agreement, once.agreement, atol=1e-6)
 
 
-@given(
-    label=st.integers(0, CLASSES - 1), weight=st.floats(0.01, 1), score=st.floats(0, 1), grids=st.sampled_from([1, 2])
-)
-def test_one_vote_returns_itself(label, weight, score, grids):
-    cell = np.full((1, grids), 3, np.uint64)
-    vote = Votes(cell, np.uint8([label]), np.float32([weight]), np.float32([score]))
-    said = fuse([vote], cell, CLASSES, fine_share=0.3)
-    assert (said.label[0], said.support[0]) == (label, 1)
-    assert said.agreement[0] == pytest.approx(1)
-    assert said.score[0] == pytest.approx(score, abs=1e-4)
+@given(label=st.integers(0, CLASSES - 1), weight=st.floats(0.01, 1), score=st.floats(0, 1))
+def test_one_vote_returns_itself(label, weight, score):
+    where = places([[3.3, -1.2, 0.7]])
+    found = fuse([vote(where, label, weight, score)], where)
+    assert (found.label[0], found.support[0]) == (label, 1)
+    assert found.agreement[0] == pytest.approx(1)
+    assert found.score[0] == pytest.approx(score, abs=1e-3)
 
 
 @settings(deadline=None)
 @given(seed=SEEDS, m=st.integers(1, 60))
 def test_frames_can_leave_again(seed, m):
     random = np.random.default_rng(seed)
-    frames = [random_votes(random, m) for _ in range(3)]
-    poll = Poll(frames, CLASSES, 0.3)
-    for i in (0, 1, 2):
-        poll.add(i)
-    poll.drop(0)
-    assert_same(poll.opinions(everywhere()), fuse(frames[1:], everywhere(), CLASSES, fine_share=0.3))
+    frames, asked = [random_votes(random, m) for _ in range(3)], random_places(random, 30)
+    grid = grid_of(frames)
+    grid.drop(0)
+    assert_same(grid.labels(asked, FREE), fuse(frames[1:], asked))
 
 
-def vote(cell, label, weight=1.0, score=1.0):
-    cell = np.array(cell, np.uint64).reshape(len(label), -1)
-    m = len(label)
-    return Votes(cell, np.uint8(label), np.full(m, weight, np.float32), np.full(m, score, np.float32))
+def test_labels_do_not_jump_at_the_walls_of_cells():
+    """Between two votes the label changes halfway, wherever the grid lies."""
+    along = np.linspace(0, 0.8, 81)
+    for offset in np.linspace(0, 1.2, 13):
+        ends = vote(places([[offset, 0, 0]]), CAR), vote(places([[offset + 0.8, 0, 0]]), TRUCK)
+        asked = places(np.column_stack([offset + along, np.zeros((81, 2))]))
+        change = along[np.flatnonzero(fuse(ends, asked).label == TRUCK)[0]]
+        assert 0.15 < change < 0.65
 
 
-def test_the_coarse_cell_decides_where_the_fine_one_is_thin():
-    votes = vote([[0, 0]] + [[1, 0]] * 9, [2] + [4] * 9)
-    asked = np.array([[0, 0], [1, 0], [2, 0], [9, 9]], np.uint64)
-    said = fuse([votes], asked, CLASSES, fine_share=0.3)
-    np.testing.assert_array_equal(said.label, [4, 4, 4, 255])  # .3 + .07 for 2 against .63 for 4
-    np.testing.assert_array_equal(said.support, [9, 9, 9, 0])
-    fine_first = fuse([votes], asked, CLASSES, fine_share=0.9)
-    np.testing.assert_array_equal(fine_first.label, [2, 4, 4, 255])
-    np.testing.assert_allclose(fine_first.agreement, [0.91, 0.99, 0.9, 0], atol=1e-6)
+def test_few_votes_of_a_thing_win_over_many_beside_it():
+    """A person's cluster 0.5 m from a wall: the coarse cell is the wall's, the cluster is not."""
+    wall = places(np.column_stack([np.zeros(40), np.linspace(-1, 1, 40), np.ones(40)]), cluster=0)
+    person = places([[0.5, 0, 1.0], [0.5, 0.1, 1.2]], cluster=1)
+    found = fuse([vote(wall, 3), vote(person, 4)], places([[0.55, 0.05, 0.6]], cluster=1))
+    assert found.label.tolist() == [4]
+    alone = fuse([vote(wall, 3), vote(person, 4)], places([[0.55, 0.05, 0.6]]))
+    assert alone.label.tolist() == [3]
 
 
-def test_a_fine_cell_without_its_coarse_one_is_no_opinion():
-    """Rounding at a border, or cells that do not nest, lead there; the counts of some other cell are none of its."""
-    votes = Votes(np.array([[3, 1]], np.uint64), np.uint8([2]), np.float32([1]), np.float32([0.9]))
-    said = fuse([votes], np.array([[3, 1], [3, 9]], np.uint64), CLASSES, fine_share=0.3)
-    assert said.label.tolist() == [2, 255]
-    assert said.support.tolist() == [1, 0]
+def test_what_nobody_voted_for_gets_the_label_of_its_cluster():
+    """The far side of a car, 3 m from all votes for it."""
+    near, far = places([[0, 0, 1], [0.1, 0, 1]], cluster=7), places([[3, 0, 1]], cluster=7)
+    found = fuse([vote(near, CAR, score=0.6)], far)
+    assert (found.label.tolist(), found.support.tolist()) == ([CAR], [2])
+    assert found.score[0] == pytest.approx(0.6, abs=1e-3)
+    assert fuse([vote(near, CAR)], places([[3, 0, 1]], cluster=8)).label.tolist() == [255]
+
+
+def test_kinds_of_places_never_share_votes():
+    low, tall = places([[0, 0, 1]], kind=2), places([[0, 0, 1]], kind=0)
+    assert fuse([vote(low, CAR)], tall).label.tolist() == [255]
 
 
 def test_weight_decides_and_a_tie_goes_to_the_lower_class():
-    heavy, light = vote([0], [3], 0.9), vote([0, 0], [1, 1], 0.4)
-    cell = np.zeros((1, 1), np.uint64)
-    assert fuse([heavy, light], cell, CLASSES).label[0] == 3
-    assert fuse([vote([0], [3]), vote([0], [1])], cell, CLASSES).label[0] == 1
+    here = places([[0.2, 0.2, 0.2]])
+    both = places([[0.2, 0.2, 0.2], [0.3, 0.2, 0.2]])
+    assert fuse([vote(here, 3, 0.9), vote(both, 1, 0.4)], here).label[0] == 3
+    assert fuse([vote(here, 3), vote(here, 1)], here).label[0] == 1
 
 
-def test_opinions_need_support_and_agreement():
-    votes, cell = vote([0, 0, 0, 1], [2, 2, 1, 3]), np.array([[0], [1]], np.uint64)
-    np.testing.assert_array_equal(fuse([votes], cell, CLASSES, min_support=2).label, [2, 255])
-    np.testing.assert_array_equal(fuse([votes], cell, CLASSES, min_agreement=0.7).label, [255, 3])
-    unsure = fuse([votes], cell, CLASSES, min_support=2)
+def test_labels_need_support_and_agreement():
+    here, there = places([[0.2, 0.2, 0.2]]), places([[9.2, 0.2, 0.2]])
+    asked = places([[0.2, 0.2, 0.2], [9.2, 0.2, 0.2]])
+    cast = [vote(here, 2), vote(here, 2), vote(here, 1), vote(there, 3)]
+    assert fuse(cast, asked, min_support=2).label.tolist() == [2, 255]
+    assert fuse(cast, asked, min_agreement=0.7).label.tolist() == [255, 3]
+    unsure = fuse(cast, asked, min_support=2)
     assert unsure.score[1] == unsure.agreement[1] == 0
 
 
-def test_forbidden_classes_are_passed_over():
-    poll = Poll([vote([0, 0, 0], [2, 2, 1])], CLASSES)
-    poll.add(0)
-    allowed = np.ones((3, CLASSES), bool)
-    allowed[1, 2], allowed[2] = False, False
-    said = poll.opinions(np.zeros((3, 1), np.uint64), allowed)
-    np.testing.assert_array_equal(said.label, [2, 1, 255])
+def test_limits_hold_only_where_the_ground_is_known():
+    xyz = [[0, 0, 0]]
+    high, unknown = places(xyz, height=1.0), places(xyz, height=1.0, known=False)
+    assert fuse([vote(high, ROAD)], high, LIMITS).label.tolist() == [255]
+    assert fuse([vote(unknown, ROAD)], unknown, LIMITS).label.tolist() == [ROAD]
+    low = places(xyz, height=0.01)
+    assert fuse([vote(low, CAR), vote(low, ROAD, 0.2)], low, LIMITS).label.tolist() == [ROAD]
+    assert fuse([vote(low, CAR)], low, LIMITS).label.tolist() == [CAR]
+
+
+def test_a_car_that_is_too_tall_is_a_truck():
+    tall = places([[0, 0, 0]], top=3.5)
+    assert vote(tall, CAR).limited(LIMITS).label.tolist() == [TRUCK]
+    assert len(vote(places([[0, 0, 0]], top=4.5), CAR).limited(LIMITS)) == 0
 
 
 def test_nobody_votes():
-    said = fuse([], np.zeros((2, 1), np.uint64), CLASSES)
-    np.testing.assert_array_equal(said.label, [255, 255])
-    assert len(fuse([], np.zeros((0, 1), np.uint64), CLASSES).label) == 0
+    found = fuse([], places([[0, 0, 0], [1, 1, 1]]))
+    np.testing.assert_array_equal(found.label, [255, 255])
+    assert len(fuse([], places(np.empty((0, 3)))).label) == 0
+
+
+def test_plain_votes_in_cells():
+    cell, label = np.array([7, 7, 7, 9], np.uint64), np.array([2, 2, 1, 3], np.uint8)
+    weight, wanted = np.array([0.2, 0.2, 0.9, 0.1], np.float32), np.array([9, 7, 8], np.uint64)
+    assert vote_in_cells(cell, label, weight, CLASSES, wanted).tolist() == [3, 1, 255]
+    none = np.empty(0, np.uint64), np.empty(0, np.uint8), np.empty(0, np.float32)
+    assert vote_in_cells(*none, CLASSES, wanted).tolist() == [255, 255, 255]
+
+
+def test_the_compiled_code_is_its_python():
+    """What coverage cannot see inside compiled code, run as Python."""
+    random = np.random.default_rng(5)
+    votes, asked = random_votes(random, 40).limited(LIMITS), random_places(random, 20)
+    grid = grid_of([votes])
+    compiled = grid.labels(asked, LIMITS)
+    fine, coarse, whole = grid._levels
+    label, support = np.full(20, 255, np.uint8), np.zeros(20, np.int32)
+    score, agreement = np.zeros(20, np.float32), np.zeros(20, np.float32)
+    h = asked.heights
+    votes_kernels.decide.py_func(
+        asked.xyz, asked.kind, asked.cluster, h.height, h.top, h.known, LIMITS.packed(),
+        fine, coarse, whole, label, score, agreement, support,
+    )  # fmt: skip
+    np.testing.assert_array_equal(label, compiled.label)
+    np.testing.assert_allclose(agreement, compiled.agreement, atol=1e-6)
+    np.testing.assert_array_equal(support, compiled.support)

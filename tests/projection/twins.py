@@ -108,26 +108,79 @@ def tally(cell, label, amount, one, shape) -> np.ndarray:
     return sums
 
 
+# --- votes -----------------------------------------------------------------------------------------
+
+
+class Vote(NamedTuple):
+    xyz: np.ndarray
+    group: int
+    label: int
+    weight: float
+    score: float
+
+
+def shares(votes: list[Vote], xyz, group, size, classes, flat) -> np.ndarray:
+    """Each class's share of the votes around a place, a vote weighing by the cell that it lies in.
+
+    Cells weigh by the overlap of a cell around the place with them: trilinear interpolation.
+    """
+    axes = 2 if flat else 3
+    found = np.zeros(classes)
+    for vote in votes:
+        centre = (np.floor(vote.xyz[:axes] / size) + 0.5) * size
+        overlap = np.clip(1 - np.abs(xyz[:axes] - centre) / size, 0, None).prod()
+        if vote.group == group:
+            found[vote.label] += overlap * vote.weight
+    return found
+
+
+def class_weight(limits, label, height, top, known) -> float:
+    """0 where a class cannot be, a little where it seldom is, else 1."""
+    if not known:
+        return 1.0
+    if limits.ground[label]:
+        return float(height < 0.2)
+    if top > limits.max_height_m[label]:
+        return 0.0
+    return 0.1 if height < 0.05 and limits.ground.any() else 1.0
+
+
 class Decided(NamedTuple):
-    label: np.ndarray
-    agreement: np.ndarray
-    shares: np.ndarray
+    label: int
+    agreement: float
+    weights: np.ndarray
 
 
-def decide(fine, coarse, fine_sums, coarse_sums, fine_share, allowed) -> Decided:
-    """Mixes the shares of the fine and the coarse cell and takes the best allowed class, 255 where nobody voted."""
-    label, shares = np.full(len(fine), 255, np.uint8), np.zeros((len(fine), fine_sums.shape[1]))
-    for i, (near, far) in enumerate(zip(fine, coarse, strict=True)):
-        rows = [(fine_sums[near] if near >= 0 else None, fine_share)]
-        rows += [(coarse_sums[far] if far >= 0 else None, 1 - fine_share)]
-        heard = [(row / row.sum(), share) for row, share in rows if row is not None and row.sum() > 0]
-        if not heard:
-            continue
-        mix = sum(row * share for row, share in heard) if len(heard) == 2 else heard[0][0]
-        shares[i] = mix * allowed[min(i, len(allowed) - 1)]
-        if shares[i].max() > 0:
-            label[i] = shares[i].argmax()
-    return Decided(label, shares.max(axis=1), shares)
+def decide(levels, limits, height, top, known) -> Decided:
+    """The class with the largest weighted sum of shares; ``levels`` are pairs of weight and votes."""
+    total, mixed = 0.0, 0.0
+    for weight, votes in levels:
+        if votes.sum() > 0:
+            total += weight
+            mixed = mixed + weight * votes / votes.sum()
+    if total == 0.0:
+        return Decided(255, 0.0, np.zeros(1))
+    factors = [class_weight(limits, c, height, top, known) for c in range(len(mixed))]
+    weights = mixed * factors
+    if weights.max() == 0:
+        return Decided(255, 0.0, weights)
+    return Decided(int(weights.argmax()), weights.max() / total, weights)
+
+
+def clusters(cells) -> list[set[int]]:
+    """Sets of rows whose cells ``(kind, x, y, z)`` are connected, by flooding."""
+    left, found = set(range(len(cells))), []
+    while left:
+        waiting, cluster = [left.pop()], set()
+        while waiting:
+            row = waiting.pop()
+            cluster.add(row)
+            away = np.abs(cells - cells[row])
+            near = np.flatnonzero((away[:, 0] == 0) & (away[:, 1:].max(axis=1) <= 1))
+            waiting += [n for n in near.tolist() if n in left]
+            left -= set(near.tolist())
+        found.append(cluster)
+    return found
 
 
 # --- ground ----------------------------------------------------------------------------------------------------------
@@ -149,14 +202,34 @@ def low_quantile(cell, z, share, cells) -> np.ndarray:
     return ground
 
 
-def fill_pits(ground, rank, reach) -> np.ndarray:
-    filled = np.full(ground.shape, np.inf)
-    for (row, column), own in np.ndenumerate(ground):
-        near = ground[max(0, row - reach) : row + reach + 1, max(0, column - reach) : column + reach + 1]
-        near = np.sort(near[np.isfinite(near)])
-        if np.isfinite(own) and len(near) > rank:
-            filled[row, column] = max(own, near[rank])
-    return filled
+class Grown(NamedTuple):
+    ground: np.ndarray
+    gap: np.ndarray
+
+
+def grow_ground(low, seed, slope, step, size, reach) -> Grown:
+    """Settles cells ring by ring around the seeds, each from the settled ones near it."""
+    ground, gap = seed.astype(np.float64), np.where(np.isfinite(seed), 0.0, np.inf)
+    waiting = [tuple(cell) for cell in np.argwhere(np.isfinite(seed))]
+    reached, settled = set(waiting), set(waiting)
+    while waiting:
+        row, column = waiting.pop(0)
+        if (row, column) not in settled:
+            near = [(a, b) for a, b in settled if max(abs(a - row), abs(b - column)) <= reach]
+            away = np.array([np.hypot(a - row, b - column) for a, b in near])
+            gaps = np.array([gap[cell] for cell in near])
+            weight = 1 / (away**2 * (0.5 + gaps))
+            expected = (weight * [ground[cell] for cell in near]).sum() / weight.sum()
+            way = (gaps + away * size).min()
+            seen = abs(low[row, column] - expected) <= step + slope * way
+            ground[row, column] = low[row, column] if seen else expected
+            gap[row, column] = 0.0 if seen else way
+            settled.add((row, column))
+        for cell in ((row + i, column + j) for i in (-1, 0, 1) for j in (-1, 0, 1)):
+            if 0 <= cell[0] < low.shape[0] and 0 <= cell[1] < low.shape[1] and cell not in reached:
+                reached.add(cell)
+                waiting.append(cell)
+    return Grown(ground, gap)
 
 
 def limit_slope(ground, rise) -> np.ndarray:

@@ -1,0 +1,230 @@
+"""Aligns key frames vertically: height, pitch and roll, from the flat ground that they share.
+
+nuScenes writes every ego pose with z = 0, while streets climb. Two key frames a second apart then
+show the same road at two heights, and votes cast in one grid for both end up in wrong cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int64
+from scipy.linalg import solveh_banded
+
+from projection import alignment_kernels as kernels
+from projection.pose import Pose
+
+_CELL_M = 1.0
+_REACH_M = 40.0  # rings are too far apart beyond
+_FLAT_M = 0.2  # height range of a flat cell's points
+_LEAST_POINTS = 3
+_LEAST_CELLS = 40  # that two frames must share to be compared
+_ROUNDS = 8  # of reweighting
+_NOISE_M = 0.03  # spread of the height of a flat cell
+_AGREEING_M = 0.01  # key frames that differ less than this are left as they are
+_APART_M = 0.15  # frames that still differ more than this do not fit together
+_PRIOR_M = 30.0  # the correction of a height, a priori
+_PRIOR_RAD = 0.02  # and of pitch and roll
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class FlatCells:
+    """Squares of the ground that one key frame sees as flat.
+
+    Attributes:
+        cell: packed column and row in the global frame, ascending.
+        centre: mean of the points in it, in the global frame [m].
+    """
+
+    cell: Int64[np.ndarray, " m"]
+    centre: Float64[np.ndarray, "m 3"]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Alignment:
+    """Vertical corrections of the key frames of a scene.
+
+    Attributes:
+        corrections: for each key frame the pose to put before its ``global_from_lidar``; none of
+            them moves anything where the frames agree already, or do not fit.
+        before_m: median difference in height of the ground that two key frames share [m].
+        after_m: the same with the best corrections.
+        largest_m: largest correction of a height between neighbouring key frames [m].
+        fits: whether the frames agree on the ground well enough to be fused together.
+    """
+
+    corrections: tuple[Pose, ...]
+    before_m: float
+    after_m: float
+    largest_m: float
+    fits: bool
+
+    @property
+    def corrected(self) -> bool:
+        """Whether any pose was changed."""
+        return self.fits and self.after_m != self.before_m
+
+
+def unaligned(frames: int) -> Alignment:
+    """No corrections, of key frames that were not compared."""
+    return Alignment(tuple(Pose.identity() for _ in range(frames)), 0.0, 0.0, 0.0, True)
+
+
+class FlatCellFinder:
+    """Finds the flat cells of sweeps; owns the scratch memory of that."""
+
+    def __init__(self) -> None:
+        self._width = 2 * round(_REACH_M / _CELL_M)
+        cells = self._width**2
+        self._low = np.full(cells, np.inf, np.float32)
+        self._high = np.full(cells, -np.inf, np.float32)
+        self._total = np.zeros((cells, 3))
+        self._count = np.zeros(cells, np.int32)
+
+    def find(self, xyz: Float32[np.ndarray, "n 3"], global_from_lidar: Pose) -> FlatCells:
+        """The flat cells within 40 m of the sensor."""
+        centre = np.floor(global_from_lidar.translation[:2] / _CELL_M).astype(np.int64)
+        cell = np.empty(len(self._count), np.int64)
+        mean = np.empty((len(cell), 3))
+        found = kernels.flat_cells(
+            xyz, global_from_lidar.rotation, global_from_lidar.translation,
+            centre - self._width // 2, _CELL_M, self._width, _FLAT_M, _LEAST_POINTS,
+            self._low, self._high, self._total, self._count, cell, mean,
+        )  # fmt: skip
+        return FlatCells(cell[:found].copy(), mean[:found].copy())
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Match:
+    """How the ground of one key frame lies to that of another.
+
+    Attributes:
+        first, second: rows of the frames.
+        xy: places of the shared cells, from the first frame's sensor [m].
+        dz: height of the second frame's ground above the first's there [m].
+        plane: offset and slopes of the plane that fits ``dz``.
+        information: inverse covariance of ``plane``.
+    """
+
+    first: int
+    second: int
+    xy: Float64[np.ndarray, "m 2"]
+    dz: Float64[np.ndarray, " m"]
+    plane: Float64[np.ndarray, "3"]
+    information: Float64[np.ndarray, "3 3"]
+
+
+def _fit_plane(xy: Float64[np.ndarray, "m 2"], dz: Float64[np.ndarray, " m"]) -> tuple[np.ndarray, np.ndarray]:
+    """The plane through height differences, and its information, robust to cells that changed.
+
+    Iteratively reweighted least squares with Geman-McClure weights.
+    """
+    design = np.column_stack([np.ones(len(xy)), xy])
+    prior = np.diag([1 / _PRIOR_M**2, 1 / _PRIOR_RAD**2, 1 / _PRIOR_RAD**2]) * _NOISE_M**2
+    plane = np.array([np.median(dz), 0.0, 0.0])
+    for _ in range(_ROUNDS):
+        error = dz - design @ plane
+        scale = max(2 * _NOISE_M, 1.5 * float(np.median(np.abs(error))))
+        weight = 1 / (1 + (error / scale) ** 2) ** 2
+        normal = (design * weight[:, None]).T @ design + prior
+        plane = np.linalg.solve(normal, (design * weight[:, None]).T @ dz)
+    return plane, normal / _NOISE_M**2
+
+
+def _match(first: int, second: int, cells: Sequence[FlatCells], poses: Sequence[Pose]) -> _Match | None:
+    one, other = cells[first], cells[second]
+    rows = np.empty((min(len(one.cell), len(other.cell)), 2), np.int64)
+    rows = rows[: kernels.common(one.cell, other.cell, rows)]
+    if len(rows) < _LEAST_CELLS:
+        return None
+    xy = one.centre[rows[:, 0], :2] - poses[first].translation[:2]
+    dz = other.centre[rows[:, 1], 2] - one.centre[rows[:, 0], 2]
+    plane, information = _fit_plane(xy, dz)
+    return _Match(first, second, xy, dz, plane, information)
+
+
+def _pairs(times_us: Sequence[int], poses: Sequence[Pose], window_s: float) -> Iterator[tuple[int, int]]:
+    """Pairs of frames 1, 2, 4, 8, ... apart that share votes and see the same ground."""
+    for first in range(len(times_us)):
+        step = 1
+        while first + step < len(times_us):
+            second = first + step
+            apart = poses[second].translation[:2] - poses[first].translation[:2]
+            late = times_us[second] - times_us[first] > window_s * 1e6
+            if late or np.linalg.norm(apart) > 1.5 * _REACH_M:
+                break
+            yield first, second
+            step *= 2
+
+
+def align(cells: Sequence[FlatCells], poses: Sequence[Pose], times_us: Sequence[int], window_s: float) -> Alignment:
+    """Brings the key frames of a scene to one height of the ground.
+
+    The plane through the height differences of each pair of key frames is a measurement of their
+    relative height, pitch and roll; all measurements are adjusted together by least squares, which
+    is linear because the angles are small.
+
+    Args:
+        cells: flat cells of each key frame, in order of time.
+        poses: ``global_from_lidar`` of each key sweep.
+        times_us: time of each key sweep [us].
+        window_s: frames farther apart in time are not compared [s].
+    """
+    pairs = _pairs(times_us, poses, window_s)
+    matches = [m for m in (_match(i, j, cells, poses) for i, j in pairs) if m is not None]
+    if not matches:
+        return unaligned(len(poses))
+    before = _disagreement(matches, np.zeros((len(poses), 3)), poses)
+    if before < _AGREEING_M:
+        return replace(unaligned(len(poses)), before_m=before, after_m=before)
+    motion = _adjust(matches, poses)
+    after = _disagreement(matches, motion, poses)
+    if after > _APART_M:
+        return Alignment(unaligned(len(poses)).corrections, before, after, 0.0, False)
+    steps = np.abs(np.diff(motion[:, 0]))
+    corrections = tuple(_correction(m, pose) for m, pose in zip(motion, poses, strict=True))
+    return Alignment(corrections, before, after, float(steps.max(initial=0.0)), True)
+
+
+def _adjust(matches: Sequence[_Match], poses: Sequence[Pose]) -> Float64[np.ndarray, "n 3"]:
+    """Height [m] and slopes of the correction of each frame, about its own sensor."""
+    n = 3 * len(poses)
+    band = 3 * max(m.second - m.first for m in matches) + 2
+    upper, right = np.zeros((band + 1, n)), np.zeros(n)
+    prior = np.tile([1 / _PRIOR_M**2, 1 / _PRIOR_RAD**2, 1 / _PRIOR_RAD**2], len(poses))
+    upper[band] = prior
+    for match in matches:
+        # correction of the second minus that of the first, as a plane about the first: -plane
+        apart = poses[match.first].translation[:2] - poses[match.second].translation[:2]
+        to_first = np.eye(3)
+        to_first[0, 1:] = apart
+        rows = 3 * np.array([match.first] * 3 + [match.second] * 3) + [0, 1, 2, 0, 1, 2]
+        design = np.concatenate([-np.eye(3), to_first], axis=1)
+        normal = design.T @ match.information @ design
+        for i, row in enumerate(rows):
+            for j, column in enumerate(rows):
+                if column >= row:
+                    upper[band + row - column, column] += normal[i, j]
+        right[rows] -= design.T @ match.information @ match.plane
+    return solveh_banded(upper, right).reshape(-1, 3)
+
+
+def _disagreement(matches: Sequence[_Match], motion: Float64[np.ndarray, "n 3"], poses: Sequence[Pose]) -> float:
+    """Median absolute difference in height of cells that two frames share [m]."""
+    left: list[np.ndarray] = []
+    for match in matches:
+        apart = poses[match.first].translation[:2] - poses[match.second].translation[:2]
+        first = motion[match.first, 0] + match.xy @ motion[match.first, 1:]
+        second = motion[match.second, 0] + (match.xy + apart) @ motion[match.second, 1:]
+        left.append(np.abs(match.dz + second - first))
+    return float(np.median(np.concatenate(left)))
+
+
+def _correction(motion: Float64[np.ndarray, "3"], pose: Pose) -> Pose:
+    """The rigid transform that raises and tilts what a sensor at ``pose`` saw."""
+    tilt = Pose.from_axis_angle(np.array([motion[2], -motion[1], 0.0]))
+    at = pose.translation
+    lifted = at + np.array([0.0, 0.0, motion[0]])
+    return Pose(tilt.rotation, lifted - tilt.rotation @ at)

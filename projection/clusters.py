@@ -1,0 +1,21 @@
+"""Clusters points that are connected through occupied cells: Euclidean clustering on a grid."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Int32, UInt64
+
+from projection import clusters_kernels as kernels
+from projection.grid import index_cells
+
+
+def connect_cells(keys: UInt64[np.ndarray, " n"]) -> Int32[np.ndarray, " n"]:
+    """Cluster of each point, from the packed key of its cell (``projection.grid.cell_keys``).
+
+    Cells that touch at a face, an edge or a corner belong to one cluster. Clusters are numbered by
+    one of their cells, so numbers have gaps.
+    """
+    index, cell = index_cells(keys)
+    parent = np.empty(len(index), np.int32)
+    kernels.connect(index.keys, index.table, parent)
+    return parent[cell]
