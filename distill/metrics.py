@@ -8,12 +8,14 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 
-from projection.frames import NONE
-
 Absent = Literal["nan", "one", "zero"]
 _ABSENT: dict[Absent, float] = {"nan": float("nan"), "one": 1.0, "zero": 0.0}
 OTHER = 254
-"""A prediction of a class that the table does not have: wrong, but an opinion."""
+"""A class that the table does not have.
+
+As a prediction it is wrong, but not missing. As the truth it makes every prediction of a class of
+the table a false positive, and is scored in no other way.
+"""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -22,21 +24,24 @@ class Confusion:
 
     Attributes:
         counts: number of points.
+        background: number of points by predicted class whose true class is none of the table's:
+            false positives, counted in the classes' unions and nowhere else.
     """
 
     counts: Int64[np.ndarray, "c c2"]
+    background: Int64[np.ndarray, " c"]
 
     @staticmethod
     def empty(classes: int) -> Confusion:
         """Counts of no point."""
-        return Confusion(np.zeros((classes, classes + 2), np.int64))
+        return Confusion(np.zeros((classes, classes + 2), np.int64), np.zeros(classes, np.int64))
 
     @staticmethod
     def of(truth: UInt8[np.ndarray, " n"], predicted: UInt8[np.ndarray, " m"], classes: int) -> Confusion:
         """Counts a cloud; points whose truth is 255 are left out.
 
         Args:
-            truth: true class, 255 = ignored.
+            truth: true class, 254 = none of the table's, 255 = ignored.
             predicted: class, 254 = one that the table does not have, 255 = none.
             classes: number of classes.
 
@@ -45,31 +50,35 @@ class Confusion:
         """
         if truth.shape != predicted.shape:
             raise ValueError(f"{len(predicted)} predictions for {len(truth)} points")
-        known = truth != NONE
-        true, seen = truth[known].astype(np.int64), predicted[known].astype(np.int64)
-        if true.size and (true.max() >= classes or seen[seen < OTHER].max(initial=0) >= classes):
+        known = truth < OTHER
+        true = truth[known].astype(np.int64)
+        seen = predicted[known].astype(np.int64)
+        wrong = predicted[(truth == OTHER) & (predicted < OTHER)]
+        largest = max(true.max(initial=0), seen[seen < OTHER].max(initial=0), wrong.max(initial=0))
+        if (true.size or wrong.size) and largest >= classes:
             raise ValueError(f"a label lies beyond the last of {classes} classes")
         column = np.where(seen < OTHER, seen, classes + seen - OTHER)
         flat = np.bincount(true * (classes + 2) + column, minlength=classes * (classes + 2))
-        return Confusion(flat.reshape(classes, classes + 2))
+        background = np.bincount(wrong, minlength=classes)
+        return Confusion(flat.reshape(classes, classes + 2), background)
 
     def __add__(self, other: Confusion) -> Confusion:
-        return Confusion(self.counts + other.counts)
+        return Confusion(self.counts + other.counts, self.background + other.background)
 
     def covered(self) -> Confusion:
         """The same without the points that were predicted none."""
         counts = self.counts.copy()
         counts[:, -1] = 0
-        return Confusion(counts)
+        return Confusion(counts, self.background)
 
     @property
     def points(self) -> int:
-        """Number of points counted."""
+        """Number of points that have a true class."""
         return int(self.counts.sum())
 
     @property
     def accuracy(self) -> float:
-        """Share of points that are right; nan without points."""
+        """Share of the points with a true class that are right; nan without points."""
         right = np.trace(self.counts)
         return float(right / self.points) if self.points else float("nan")
 
@@ -81,7 +90,7 @@ class Confusion:
                 as SemanticKITTI's evaluator does.
         """
         right = np.diagonal(self.counts).astype(np.float64)
-        union = self.counts.sum(1) + self.counts[:, :-2].sum(0) - right
+        union = self.counts.sum(1) + self.counts[:, :-2].sum(0) + self.background - right
         return np.divide(right, union, out=np.full(len(right), _ABSENT[absent]), where=union > 0)
 
     def miou(self, absent: Absent = "nan") -> float:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipeline.boxes import boxes_artifact
 from pipeline.datasets import DATASETS, DataConfig
 from pipeline.datasets.rows import read_label_files
 from pipeline.store import Artifact
@@ -24,7 +25,7 @@ _forbidden: set[str] = set()
 def _watch(event: str, arguments: tuple[object, ...]) -> None:
     if event == "open" and _forbidden and isinstance(arguments[0], str | bytes | os.PathLike):
         name = os.fsdecode(arguments[0])
-        if any(os.path.dirname(path) in _forbidden for path in _meant(name)):
+        if any({path, os.path.dirname(path)} & _forbidden for path in _meant(name)):
             raise LabelLeak(f"{name} was opened in an annotation-free training")
 
 
@@ -45,20 +46,31 @@ sys.addaudithook(_watch)
 
 
 def label_folders(data: DataConfig, index: Artifact) -> list[Path]:
-    """The folders that hold human labels of any split: those of the layout, and those that the index names."""
-    root = Path(data.root)
-    named = {(root / name).parent for name in read_label_files(index.shard("index"))}
-    return sorted(named.union(*(root.glob(pattern) for pattern in DATASETS[data.kind].label_folders)))
+    """The folders and files that hold human labels of any split.
+
+    They are those of the data set's layout, those that the index names, and the stored boxes of
+    this and of any other index beside it, which ``labels.truth=boxes`` scores against.
+    """
+    root, reader = Path(data.root), DATASETS[data.kind]
+    found = {(root / name).parent for name in read_label_files(index.shard("index"))}
+    for pattern in (*reader.label_folders, *reader.label_files):
+        found.update(root.glob(pattern))
+    if reader.boxes:
+        found.add(boxes_artifact(index).path)
+    found.update(index.path.parent.glob("boxes-*"))
+    return sorted(found)
 
 
 @contextmanager
-def no_labels(folders: Iterable[Path]) -> Iterator[None]:
-    """While this lasts, opening any file in these folders raises ``LabelLeak``, in worker processes too.
+def no_labels(places: Iterable[Path]) -> Iterator[None]:
+    """While this lasts, opening any of these files, or one in any of these folders, is refused.
+
+    It raises ``LabelLeak``, in worker processes too.
 
     It is an audit hook of the interpreter: whichever Python code opens the file is heard, a library that opens it in
     C or Rust by itself is not.
     """
-    names = {name(folder) for folder in folders for name in (os.path.abspath, os.path.realpath)}
+    names = {name(place) for place in places for name in (os.path.abspath, os.path.realpath)}
     _forbidden.update(names)
     try:
         yield

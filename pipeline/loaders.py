@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -17,6 +17,7 @@ from distill.batch import Batch, Group, Sample, Voxels, collate_groups, voxelise
 from distill.ranks import rank, ranks
 from pipeline.config import Config
 from pipeline.datasets import DATASETS
+from pipeline.datasets.boxes import Box, box_truth
 from pipeline.datasets.rows import Skip
 from pipeline.labels import LabelSpace
 from pipeline.store import Artifact
@@ -105,6 +106,28 @@ def read_truth(frame: Frame, space: LabelSpace, config: Config) -> UInt8[np.ndar
         return None
     raw = DATASETS[config.data.kind].labels(frame.labels.read())
     return space.from_raw(raw, frame.labels.path)
+
+
+def read_box_truth(
+    frame: Frame, boxes: Sequence[Box], class_of: Mapping[str, int], config: Config
+) -> UInt8[np.ndarray, " n"]:
+    """True class of every raw row of a frame's key sweep, as ``box_truth`` tells it from boxes.
+
+    The car's own returns (``data.ego_box_m``), and rows that are no points, are ignored (255).
+
+    Raises:
+        BadInput: the key sweep is bad, or a box has a category that ``class_of`` does not know.
+    """
+    cloud = key_cloud(frame, config, config.data.ego_box_m)
+    truth = np.full(raw_rows(frame, config), NONE, np.uint8)
+    pose = frame.sweeps[0].global_from_lidar
+    truth[cloud.source] = box_truth(boxes, class_of, cloud.xyz, pose)
+    return truth
+
+
+def raw_rows(frame: Frame, config: Config) -> int:
+    """Number of raw rows in the file of a frame's key sweep."""
+    return frame.sweeps[0].points.bytes // (4 * config.data.columns)
 
 
 def truth_targets(space: LabelSpace, config: Config, frame: Frame, cloud: Cloud) -> Targets:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Bool, Float32, Int64, UInt8, UInt64
 from matplotlib.figure import Figure
 
-from distill.metrics import Confusion
+from distill.metrics import OTHER, Confusion
+from pipeline.boxes import BoxTruth, make_boxes
 from pipeline.command import say
 from pipeline.config import Config
-from pipeline.labels import LabelSpace, load_space
+from pipeline.datasets import DATASETS
+from pipeline.labels import BOXES, LabelSpace, load_space
 from pipeline.loaders import key_cloud, read_pixels, read_points, read_truth, skip_or_raise
 from pipeline.report import score_table
 from pipeline.stages import scene_frames, scenes_of
@@ -24,7 +26,7 @@ from projection.frames import NONE, Cloud, Frame, Pairs, PixelLabels
 from projection.fusion import visible_pairs
 from projection.grid import cell_keys
 from projection.pose import Pose
-from projection.votes import Votes, fuse
+from projection.votes import vote_in_cells
 
 _BINS = 20
 
@@ -42,7 +44,9 @@ class Quality:
         confidence: labelled grid cells by confidence, in equal bins over 0..1.
         cameras: labels of points that two cameras see, one camera's against the other's.
         frames: labels of points against what the key frame before says of their cell of space, moving things included.
-        pixels_truth: labels of the points' pixels against the points' true classes, in scenes of ``data.eval``.
+        moved: labels of the points' surest pixels (rows) against the points' fused labels (columns).
+        pixels_truth: labels of the points' pixels against the points' true classes, in scenes of
+            ``data.eval``: of label files, or of annotated boxes where no frame has labels.
         points_truth: fused labels against the same.
         sure: pairs of point and pixel with a true class by confidence: all, and those that are right.
     """
@@ -52,6 +56,7 @@ class Quality:
     confidence: Int64[np.ndarray, " bins"]
     cameras: Confusion
     frames: Confusion
+    moved: Confusion
     pixels_truth: Confusion
     points_truth: Confusion
     sure: Int64[np.ndarray, "2 bins"]
@@ -60,40 +65,72 @@ class Quality:
         return Quality(*(getattr(self, name) + getattr(other, name) for name in Quality.__slots__))
 
 
-def _truth(frame: Frame, space: LabelSpace, config: Config) -> UInt8[np.ndarray, " n"] | None:
-    """True classes; with ``on_bad=skip`` none, and word of it, where the file is bad."""
-    try:
-        return read_truth(frame, space, config)
-    except BadInput as error:
-        say(f"frame {skip_or_raise(error, frame, config).frame} goes without truth: {error}")
-        return None
+@dataclass(frozen=True, eq=False, slots=True)
+class _Truth:
+    """True classes of the frames of ``data.eval``: from label files, or from annotated boxes.
+
+    Attributes:
+        read: true class of every raw row of a frame's key sweep, if it has labels.
+        scored: classes that can be scored; a label of another one is none of the table's.
+    """
+
+    read: Callable[[Frame], UInt8[np.ndarray, " n"] | None]
+    scored: Bool[np.ndarray, " classes"]
+
+    def of(self, frame: Frame, config: Config) -> UInt8[np.ndarray, " n"] | None:
+        """True classes; with ``on_bad=skip`` none, and a warning, where the file is bad."""
+        try:
+            return self.read(frame)
+        except BadInput as error:
+            left_out = skip_or_raise(error, frame, config).frame
+            say(f"frame {left_out} goes without truth: {error}")
+            return None
+
+    def in_table(self, label: UInt8[np.ndarray, " n"]) -> UInt8[np.ndarray, " n"]:
+        """Labels with those that cannot be scored as ``OTHER``."""
+        table = np.full(256, NONE, np.uint8)
+        table[: len(self.scored)] = np.where(self.scored, np.arange(len(self.scored)), OTHER)
+        return table[label]
+
+
+def _open_truth(config: Config, index: Artifact, space: LabelSpace) -> _Truth:
+    """Truth from boxes where ``labels.truth`` says so or nothing else is there; else label files."""
+    everything = np.ones(len(space), np.bool_)
+    frames = (f for scene in scenes_of(index, "eval") for f in scene_frames(index, config, scene))
+    boxes = space.boxes and DATASETS[config.data.kind].boxes is not None
+    wanted = config.labels.truth == BOXES or all(frame.labels is None for frame in frames)
+    if not boxes or not wanted or not scenes_of(index, "eval"):
+        return _Truth(lambda frame: read_truth(frame, space, config), everything)
+    scored = np.zeros(len(space), np.bool_)
+    scored[[own for own in space.boxes.values() if own != NONE]] = True
+    return _Truth(BoxTruth(config, make_boxes(config, index), space.boxes), scored)
 
 
 def look_over(config: Config, index: Artifact, pixels: Artifact, points: Artifact) -> Quality:
     """Counts the labels of all scenes; files with true labels are opened for scenes of ``data.eval`` only."""
     space, lost = load_space(config.labels), {skip.frame for skip in points.skipped()}
-    scored = scenes_of(index, "eval")
+    scored, opened = scenes_of(index, "eval"), _open_truth(config, index, space)
     total = _nothing(len(space))
     for scene in scenes_of(index):
         frames = [frame for frame in scene_frames(index, config, scene) if frame.id not in lost]
-        before: Votes | None = None
+        before: _Named | None = None
         for frame in frames:
             cloud = key_cloud(frame, config, config.data.ego_box_m)
             images, fused = read_pixels(pixels, frame), read_points(points, frame).label
-            truth = _truth(frame, space, config) if scene in scored else None
-            named = _named(config, frame, cloud, images)
-            scene_from_lidar = frames[0].sweeps[0].global_from_lidar.inverse() @ frame.sweeps[0].global_from_lidar
-            votes = named.votes(cloud, config.fusion.cell_m, scene_from_lidar)
-            total += _unchecked(len(space), images, fused[cloud.source], named, votes, before)
+            truth = opened.of(frame, config) if scene in scored else None
+            scene_from_global = frames[0].sweeps[0].global_from_lidar.inverse()
+            scene_from_lidar = scene_from_global @ frame.sweeps[0].global_from_lidar
+            named = _named(config, frame, cloud, images, scene_from_lidar)
+            total += _unchecked(len(space), images, fused[cloud.source], named, before)
             if truth is not None:
-                total += _checked(len(space), truth, fused, named, cloud)
-            before = votes
+                total += _checked(opened, truth, fused, named, cloud)
+            before = named
     return total
 
 
 def _nothing(classes: int) -> Quality:
     counts, bins, both = np.zeros(classes + 1, np.int64), np.zeros((2, _BINS), np.int64), Confusion.empty(classes)
-    return Quality(counts, counts, bins[0], both, both, both, both, bins)
+    return Quality(counts, counts, bins[0], both, both, both, both, both, bins)
 
 
 def _unchecked(
@@ -101,44 +138,55 @@ def _unchecked(
     images: Sequence[PixelLabels],
     fused: UInt8[np.ndarray, " n"],
     named: _Named,
-    votes: Votes,
-    before: Votes | None,
+    before: _Named | None,
 ) -> Quality:
-    """What a frame's labels show without truth, and beside the votes of the key frame before."""
+    """What a frame's labels show without truth, and beside those of the key frame before."""
     label = np.concatenate([image.label.ravel() for image in images])
     score = np.concatenate([image.score.ravel() for image in images])
-    said = np.full_like(named.label, NONE) if before is None else fuse([before], votes.cell, classes).label
+    earlier = np.full_like(named.label, NONE)
+    if before is not None:
+        earlier = vote_in_cells(before.cell, before.label, before.score, classes, named.cell)
     return replace(
         _nothing(classes),
         pixels=_count(label, classes),
         points=_count(fused, classes),
         confidence=_by_confidence(score[label != NONE]),
         cameras=_both(*named.overlaps(), classes),
-        frames=_both(named.label, said, classes),
+        frames=_both(named.label, earlier, classes),
+        moved=Confusion.of(named.of_points(len(fused)), fused, classes),
     )
 
 
 def _checked(
-    classes: int, truth: UInt8[np.ndarray, " n"], fused: UInt8[np.ndarray, " n"], named: _Named, cloud: Cloud
+    opened: _Truth, truth: UInt8[np.ndarray, " n"], fused: UInt8[np.ndarray, " n"], named: _Named, cloud: Cloud
 ) -> Quality:
     """What a frame's labels show beside the true classes of its key sweep's raw rows."""
+    classes = len(opened.scored)
     true = truth[cloud.source[named.pairs.point]]
-    known, right = true != NONE, true == named.label
+    known, right = true < OTHER, true == named.label
     return replace(
         _nothing(classes),
-        pixels_truth=Confusion.of(true, named.label, classes),
-        points_truth=Confusion.of(truth, fused, classes),
+        pixels_truth=Confusion.of(true, opened.in_table(named.label), classes),
+        points_truth=Confusion.of(truth, opened.in_table(fused), classes),
         sure=np.stack([_by_confidence(named.score[known]), _by_confidence(named.score[known & right])]),
     )
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Named:
-    """Pairs of point and pixel whose pixel has a label."""
+    """Pairs of point and pixel whose pixel has a label, and the key of the cell of each point."""
 
     pairs: Pairs
     label: UInt8[np.ndarray, " m"]
     score: Float32[np.ndarray, " m"]
+    cell: UInt64[np.ndarray, " m"]
+
+    def of_points(self, points: int) -> UInt8[np.ndarray, " n"]:
+        """Label of each point's surest pixel, 255 where no pixel has one."""
+        label = np.full(points, NONE, np.uint8)
+        order = np.argsort(self.score, kind="stable")  # the surest is written last
+        label[self.pairs.point[order]] = self.label[order]
+        return label
 
     def overlaps(self) -> tuple[UInt8[np.ndarray, " k"], UInt8[np.ndarray, " k"]]:
         """Labels of points in two images: one camera's and the next one's."""
@@ -147,16 +195,13 @@ class _Named:
         again = point[1:] == point[:-1]
         return label[:-1][again], label[1:][again]
 
-    def votes(self, cloud: Cloud, cell_m: float, scene_from_lidar: Pose) -> Votes:
-        cell = cell_keys(cloud.xyz, cell_m, scene_from_lidar)[self.pairs.point]
-        return Votes(cell[:, None], self.label, self.score, self.score)
 
-
-def _named(config: Config, frame: Frame, cloud: Cloud, images: Sequence[PixelLabels]) -> _Named:
+def _named(config: Config, frame: Frame, cloud: Cloud, images: Sequence[PixelLabels], scene_from_lidar: Pose) -> _Named:
     pairs = visible_pairs(frame, cloud.xyz, config.fusion)
     label, score = look_up(pairs, frame.cameras, images)
     named = label != NONE
-    return _Named(pairs[named], label[named], score[named])
+    cell = cell_keys(cloud.xyz, config.fusion.cell_m, scene_from_lidar)[pairs.point[named]]
+    return _Named(pairs[named], label[named], score[named], cell)
 
 
 def _both(one: UInt8[np.ndarray, " k"], two: UInt8[np.ndarray, " k"], classes: int) -> Confusion:
@@ -170,6 +215,54 @@ def _count(label: np.ndarray, classes: int) -> Int64[np.ndarray, " c1"]:
 
 def _by_confidence(score: np.ndarray) -> Int64[np.ndarray, " bins"]:
     return np.histogram(score, _BINS, (0, 1))[0].astype(np.int64)
+
+
+# --- warnings ------------------------------------------------------------------------------------
+
+_SEEN_MIN = 100  # points of a class that cameras see, below which nothing is said of it
+_GROUND_MOVED = 0.05
+_CLASS_LOST = 0.5
+
+
+def quality_warnings(quality: Quality, space: LabelSpace) -> list[str]:
+    """What should be looked at before anybody learns from these labels, in words.
+
+    Fusion may well be right against the pixels (a fence that they call road). That it moves so
+    many labels is worth a look at the pictures of ``tools/view.py`` in any case.
+    """
+    counts = quality.moved.counts
+    warnings: list[str] = []
+    for own, name in enumerate(space.names):
+        seen = int(counts[own].sum())
+        if seen < _SEEN_MIN:
+            continue
+        if space.limits.ground[own]:
+            things = np.where(space.limits.ground, 0, counts[own, : len(space)])
+            gone = int(things.sum() + counts[own, -1])
+            if gone > _GROUND_MOVED * seen:
+                to = _largest(things, int(counts[own, -1]), seen, space)
+                warnings.append(
+                    f"{name}: {_percent(gone, seen)} of the points that pixels call so are not ground"
+                    f" after fusion ({to})"
+                )
+        elif counts[:, own].sum() < _CLASS_LOST * seen:
+            left = _percent(int(counts[:, own].sum()), seen)
+            others = counts[own, : len(space)].copy()
+            others[own] = 0
+            to = _largest(others, int(counts[own, -1]), seen, space)
+            warnings.append(f"{name}: fusion leaves {left} as many of the points that cameras see ({to})")
+    return warnings
+
+
+def _largest(counts: Int64[np.ndarray, " c"], none: int, seen: int, space: LabelSpace) -> str:
+    """The three labels that most of the points get, with their shares."""
+    most = [(int(counts[i]), space.names[i]) for i in np.argsort(-counts, kind="stable")]
+    most = sorted([*most, (none, "no label")], key=lambda each: -each[0])[:3]
+    return ", ".join(f"{_percent(count, seen)} {name}" for count, name in most if count)
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.0f} %"
 
 
 # --- table and picture -----------------------------------------------------------------------------------------------

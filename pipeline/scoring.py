@@ -14,11 +14,19 @@ from jaxtyping import UInt8
 
 from distill.checkpoint import Trained, load_student
 from distill.metrics import OTHER, Confusion
+from pipeline.boxes import BoxTruth, make_boxes
 from pipeline.config import Config
 from pipeline.datasets.rows import Skip
 from pipeline.executor import run_stage
-from pipeline.labels import load_scoring, load_space, load_truth
-from pipeline.loaders import note_older, read_points, read_truth, skip_or_raise, usable_cloud
+from pipeline.labels import BOXES, LabelSpace, Scoring, load_scoring, load_space, load_truth
+from pipeline.loaders import (
+    note_older,
+    raw_rows,
+    read_points,
+    read_truth,
+    skip_or_raise,
+    usable_cloud,
+)
 from pipeline.stages import device, scene_frames, scenes_of
 from pipeline.store import Artifact, digest_files
 from pipeline.training import finished_student
@@ -86,9 +94,8 @@ class PredictWorker:
         cloud = usable_cloud(frame, self.config, 0.0, self.trained.model.sweeps, left_out)
         height_m = self.config.data.sensor_height_m  # above the ground of the data's own rig
         label = self.trained.predict(cloud.xyz, cloud.intensity, cloud.age_s, height_m)
-        rows = frame.sweeps[0].points.bytes // (4 * self.config.data.columns)
         key = cloud.sweep == 0
-        full = np.full(rows, np.bincount(label[key]).argmax(), np.uint8)
+        full = np.full(raw_rows(frame, self.config), np.bincount(label[key]).argmax(), np.uint8)
         full[cloud.source[key]] = label[key]
         return full
 
@@ -132,6 +139,11 @@ def labelled_frames(config: Config, index: Artifact, said: Artifact) -> Iterator
 def make_scores(config: Config, index: Artifact, said: Artifact) -> Artifact:
     """Scores predictions or fused points against the truth of ``data.eval``: ``scores-<id>/scores.json``.
 
+    With ``labels.truth=boxes`` the truth of a class is the points in its annotated boxes. Points in
+    no box have no class; those that are labelled as one of the table's count against it. Objects far
+    away may have no box, and a box holds some points of the ground beneath it: both count as errors,
+    also of a perfect labelling.
+
     Raises:
         BadInput: no frame has truth, or a label file does not fit.
     """
@@ -143,17 +155,21 @@ def make_scores(config: Config, index: Artifact, said: Artifact) -> Artifact:
         "classes": [scoring.names, scoring.of_class.tolist(), scoring.of_truth.tolist(), truths.digest()],
         "said": said.manifest()["digest"],
     }
-    scores = Artifact.of(config.store, "scores", key, [index, said], suffix=".json")
+    inputs = [index, said]
+    if config.labels.truth == BOXES:
+        key["boxes"] = truths.boxes
+        inputs.append(make_boxes(config, index))
+    scores = Artifact.of(config.store, "scores", key, inputs, suffix=".json")
     if scores.whole and scores.done("scores", config.verify):
         return scores
-    true_class, said_class = np.full(256, NONE, np.uint8), np.full(256, NONE, np.uint8)
-    true_class[: len(truths)] = scoring.of_truth
+    truth_of = truth_reader(config, index, truths, scoring)
+    said_class = np.full(256, NONE, np.uint8)
     said_class[: len(space)] = np.where(scoring.of_class == NONE, OTHER, scoring.of_class)
     confusion, frames = Confusion.empty(len(scoring.names)), 0
     skipped = _of_eval(said, scenes_of(index, "eval"))
     for frame, label in labelled_frames(config, index, said):
         try:
-            truth = read_truth(frame, truths, config)
+            truth = truth_of(frame)
         except BadInput as error:
             skipped.append(skip_or_raise(error, frame, config))
             continue
@@ -161,16 +177,36 @@ def make_scores(config: Config, index: Artifact, said: Artifact) -> Artifact:
             continue
         if len(truth) != len(label):
             raise BadInput(frame.id, f"has {len(truth)} true labels and {len(label)} predicted ones")
-        confusion += Confusion.of(true_class[truth], said_class[label], len(scoring.names))
+        confusion += Confusion.of(truth, said_class[label], len(scoring.names))
         frames += 1
     if not confusion.points and skipped:
         raise BadInput("data.eval", f"all frames were left out, first: {skipped[0].reason}")
+    if not confusion.points and config.labels.truth == BOXES:
+        problem = "no point lies in an annotated box of a scored class"
+        raise BadInput("data.eval", problem, "score annotated scenes")
     if not confusion.points:
         raise BadInput("data.eval", "no frame has labels to score against", "unpack its labels, or score val")
     tree = _scores(config, confusion, frames, scoring.names, said)
     scores.commit("scores", json.dumps(tree, indent=1).encode())
     scores.finish(["scores"], config, started, skipped)
     return scores
+
+
+def truth_reader(
+    config: Config, index: Artifact, truths: LabelSpace, scoring: Scoring
+) -> Callable[[Frame], UInt8[np.ndarray, " n"] | None]:
+    """Reads a frame's true classes of the table, from annotated boxes or from its label file."""
+    of_truth = np.full(256, NONE, np.uint8)
+    of_truth[: len(truths)] = scoring.of_truth
+    if config.labels.truth == BOXES:
+        class_of = {category: int(of_truth[own]) for category, own in truths.boxes.items()}
+        return BoxTruth(config, make_boxes(config, index), class_of)
+
+    def from_file(frame: Frame) -> UInt8[np.ndarray, " n"] | None:
+        truth = read_truth(frame, truths, config)
+        return None if truth is None else of_truth[truth]
+
+    return from_file
 
 
 def _protocol(config: Config, said: Artifact) -> str:
@@ -207,6 +243,8 @@ def _scores(
         "student": config.student,
         "config": dataclasses.asdict(config),
     }
+    if config.labels.truth == BOXES:
+        tree["in_no_box"] = dict(zip(names, confusion.background.tolist(), strict=True))
     if said.stage == "points":
         tree["covered"] = numbers(confusion.covered())
     return tree

@@ -29,7 +29,8 @@ class Faulty:
 
     Attributes:
         notes: folder in which each call leaves a file ``<scene>@<process>@<unique>``.
-        faults: by scene, what happens at the first, second, ... call; after the last, nothing.
+        faults: by scene, what happens at the first, second, ... call; after the last, nothing. A
+            call that is ``held`` waits in the middle of its scene until its process is killed.
         seconds: what a scene takes [s].
     """
 
@@ -45,6 +46,18 @@ class Faulty:
         files = sorted(self.notes.glob(f"{scene}@*"), key=lambda path: path.stat().st_mtime_ns)
         return [int(path.name.split("@")[1]) for path in files]
 
+    def held(self, scene: str, timeout_s: float = 300.0) -> int:
+        """Waits for the first call of a scene that is to be held; answers its process."""
+        deadline = time.monotonic() + timeout_s
+        while not (calls := self.calls(scene)):
+            assert time.monotonic() < deadline, f"nobody took {scene} up"
+            time.sleep(0.02)
+        return calls[0]
+
+    def release(self) -> None:
+        """Lets all calls go on that are held, for a test that failed and must end."""
+        (self.notes / "released").touch()
+
     def __call__(self, scene: str) -> Shard:
         planned = self.faults.get(scene, ())
         before = len(self.calls(scene))
@@ -59,6 +72,9 @@ class Faulty:
             os.kill(os.getpid(), signal.SIGKILL)
         elif fault == "hung":
             time.sleep(600)
+        elif fault == "held":
+            while not (self.notes / "released").exists():
+                time.sleep(0.02)
         elif fault == "memory":
             np.empty(2**60, np.uint8)
         elif fault == "bad input":

@@ -1,5 +1,8 @@
 """Scores a student, or fused point labels, against the truth of data.eval: every point, all around.
 
+The truth is the data set's label files or, with labels.truth=boxes, its annotated 3D boxes, as for
+nuScenes without lidarseg.
+
 usage: python tools/evaluate.py DATA.yaml student=FOLDER [key=value ...]
        python tools/evaluate.py DATA.yaml points=FOLDER [key=value ...]
 """
@@ -28,6 +31,8 @@ def _table(tree: dict) -> str:
     rows = ["mIoU", "accuracy", *tree["classes"]]
     columns = {"all points": {"mIoU": tree["miou"], "accuracy": tree["accuracy"], **tree["iou"]}}
     title = f"{tree['protocol']}, {', '.join(tree['split'])}: {tree['frames']} frames, {tree['points']} points"
+    if "in_no_box" in tree:
+        title += " in annotated boxes"
     if "covered" in tree:
         part = tree["covered"]
         columns["covered"] = {"mIoU": part["miou"], "accuracy": part["accuracy"], **part["iou"]}

@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline.command import Made, main, say
 from pipeline.config import Config
 from pipeline.labels import load_space
-from pipeline.quality import draw_quality, look_over, quality_table
+from pipeline.quality import draw_quality, look_over, quality_table, quality_warnings
 from pipeline.stages import make_index, make_pixels, make_points
 from pipeline.views import check_picture, save_figure
 
@@ -26,6 +26,8 @@ def run(config: Config) -> Made:
         space, title = load_space(config.labels), f"labels of {pixels.id} and {points.id}"
         quality = look_over(config, index, pixels, points)
         say(quality_table(quality, space, title))
+        for warning in quality_warnings(quality, space):
+            say(f"look at this: {warning}")
         save_figure(draw_quality(quality, space, title), Path(config.report))
         say(f"drawn in {config.report}")
     return Made(points.path, points.skipped())

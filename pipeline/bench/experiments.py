@@ -17,16 +17,18 @@ from jaxtyping import UInt8
 
 from distill.metrics import OTHER, Confusion
 from pipeline.config import Config, load_config
-from pipeline.labels import LabelSpace, load_scoring, load_space
-from pipeline.loaders import key_cloud, read_pixels, read_points, read_truth
-from pipeline.scoring import make_predictions, make_scores
+from pipeline.labels import LabelSpace, load_scoring, load_space, load_truth
+from pipeline.loaders import key_cloud, raw_rows, read_pixels, read_points, read_truth
+from pipeline.scoring import make_predictions, make_scores, truth_reader
 from pipeline.stages import make_index, make_pixels, make_points, scene_frames, scenes_of
 from pipeline.store import Artifact
 from pipeline.training import make_finetuned, make_pretrained
 from projection.cameras import look_up
 from projection.errors import BadInput
 from projection.frames import NONE, Frame
-from projection.fusion import ClassLimits, FusionConfig, label_scene, visible_pairs
+from projection.fusion import label_scene, visible_pairs
+from projection.grid import cell_keys
+from projection.votes import vote_in_cells
 
 SEEDS = (0, 1, 2)
 
@@ -97,8 +99,13 @@ def _lifting(config: Config, index: Artifact, pixels: Artifact, points: Artifact
 def _truth(frame: Frame, space: LabelSpace, config: Config) -> UInt8[np.ndarray, " n"]:
     truth = read_truth(frame, space, config)
     if truth is None:
-        raise BadInput(frame.id, "has no labels to score against", "name scenes that have some as data.eval")
+        raise _no_truth(frame)
     return truth
+
+
+def _no_truth(frame: Frame) -> BadInput:
+    cure = "name scenes that have some as data.eval, or score with labels.truth=boxes"
+    return BadInput(frame.id, "has no labels to score against", cure)
 
 
 def lifted(config: Config, pixels: Artifact, frame: Frame) -> UInt8[np.ndarray, " n"]:
@@ -120,26 +127,24 @@ def _counted(name: str, counts: Confusion, names: Sequence[str], note: str) -> L
 # --- the steps of the fusion -----------------------------------------------------------------------------------------
 
 _FAR = 1e9
-_PLAIN: dict[str, Any] = {"coarse_cell_m": 0.4, "unclear_weight": 1.0, "ground_m": -_FAR}
-FUSION: tuple[tuple[str, dict[str, Any], bool], ...] = (
-    ("votes in 0.4 m cells", _PLAIN, False),
-    ("+ 1.6 m cells beside them", {"unclear_weight": 1.0, "ground_m": -_FAR}, False),
-    ("+ views next to something nearer weigh 0.1", {"ground_m": -_FAR}, False),
-    ("+ ground and non-ground points vote apart", {}, False),
-    ("+ limits of classes (the default)", {}, True),
-    ("default, without z-buffer", {"occlusion_m": _FAR}, True),
-    ("default, unclear views left out", {"unclear_weight": 0.0}, True),
-    ("default, own frame alone", {"window_s": 0.0}, True),
-    ("default, window 1 s", {"window_s": 1.0}, True),
-    ("default, window 2 s", {"window_s": 2.0}, True),
-    ("default, three sweeps vote", {"vote_sweeps": 3}, True),
-    ("default, cells 0.2 m", {"cell_m": 0.2}, True),
-    ("default, cells 0.8 m", {"cell_m": 0.8}, True),
-    ("default, coarse cells 0.8 m", {"coarse_cell_m": 0.8}, True),
-    ("default, coarse cells 2.4 m", {"coarse_cell_m": 2.4}, True),
-    ("default, agreement of .7", {"min_agreement": 0.7}, True),
+FUSION: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("default, without limits of classes", {"limits": False}),
+    ("the same without clusters", {"limits": False, "cluster_share": 0.0}),
+    ("default", {}),
+    ("default, poses not aligned", {"align": False}),
+    ("default, without clusters", {"cluster_share": 0.0}),
+    ("default, clusters weigh .3", {"cluster_share": 0.3}),
+    ("default, without z-buffer", {"occlusion_m": _FAR}),
+    ("default, unclear views left out", {"unclear_weight": 0.0}),
+    ("default, own frame alone", {"window_s": 0.0}),
+    ("default, window 1 s", {"window_s": 1.0}),
+    ("default, three sweeps vote", {"vote_sweeps": 3}),
+    ("default, cells 0.2 m", {"cell_m": 0.2}),
+    ("default, coarse cells 0.8 m", {"coarse_cell_m": 0.8}),
+    ("default, coarse cells 1.6 m", {"coarse_cell_m": 1.6}),
+    ("default, agreement of .7", {"min_agreement": 0.7}),
 )
-"""Name, settings of the fusion, and whether what is known of the classes' places is used."""
+"""Name and settings of the fusion; all but those named so use the limits of classes."""
 
 
 def fusion(arguments: Sequence[str]) -> Iterator[Line]:
@@ -150,19 +155,44 @@ def fusion(arguments: Sequence[str]) -> Iterator[Line]:
     none = dataclasses.replace(config, fusion=dataclasses.replace(config.fusion, occlusion_m=_FAR))
     yield _opinions("one pixel a point", config, index, lambda frames: ((f, lifted(none, pixels, f)) for f in frames))
     yield _opinions("+ z-buffer", config, index, lambda frames: ((f, lifted(config, pixels, f)) for f in frames))
-    space = load_space(config.labels)
-    for name, settings, limited in FUSION:
-        chosen, limits = dataclasses.replace(config.fusion, **settings), space.limits if limited else None
+    yield _opinions("votes in 0.4 m cells", config, index, partial(plain_votes, config, pixels))
+    for name, settings in FUSION:
+        yield _opinions(name, config, index, partial(_fused, config, pixels, settings))
 
-        def label(
-            frames: list[Frame], chosen: FusionConfig = chosen, limits: ClassLimits | None = limits
-        ) -> Iterator[tuple[Frame, UInt8[np.ndarray, " n"]]]:
-            data = config.data
-            cut = data.columns, data.ego_box_m, data.bad_share
-            for frame, said in label_scene(frames, partial(read_pixels, pixels), chosen, len(space), *cut, limits):
-                yield frame, said.label
 
-        yield _opinions(name, config, index, label)
+def _fused(
+    config: Config, pixels: Artifact, settings: dict[str, Any], frames: list[Frame]
+) -> Iterator[tuple[Frame, UInt8[np.ndarray, " n"]]]:
+    space, data = load_space(config.labels), config.data
+    cut = data.columns, data.ego_box_m, data.bad_share
+    chosen = dataclasses.replace(config.fusion, **settings)
+    read = partial(read_pixels, pixels)
+    for frame, labels in label_scene(frames, read, chosen, len(space), *cut, space.limits):
+        yield frame, labels.label
+
+
+PLAIN_CELL_M = 0.4
+
+
+def plain_votes(
+    config: Config, pixels: Artifact, frames: list[Frame]
+) -> Iterator[tuple[Frame, UInt8[np.ndarray, " n"]]]:
+    """What everybody else does: majority of all key frames' pixels in cells of 0.4 m, no more."""
+    classes, read = len(load_space(config.labels)), []
+    grid_from_global = frames[0].sweeps[0].global_from_lidar.inverse()
+    for frame in frames:
+        cloud = key_cloud(frame, config, config.data.ego_box_m)
+        pose = grid_from_global @ frame.sweeps[0].global_from_lidar
+        cell = cell_keys(cloud.xyz, PLAIN_CELL_M, pose)
+        pairs = visible_pairs(frame, cloud.xyz, config.fusion)
+        label, score = look_up(pairs, frame.cameras, read_pixels(pixels, frame))
+        named = label != NONE
+        read.append((cloud, cell, cell[pairs.point[named]], label[named], score[named]))
+    place, label, score = (np.concatenate([each[column] for each in read]) for column in (2, 3, 4))
+    for frame, (cloud, cell, *_) in zip(frames, read, strict=True):
+        full = np.full(raw_rows(frame, config), NONE, np.uint8)
+        full[cloud.source] = vote_in_cells(place, label, score, classes, cell)
+        yield frame, full
 
 
 def _opinions(
@@ -172,16 +202,18 @@ def _opinions(
     label: Callable[[list[Frame]], Iterable[tuple[Frame, UInt8[np.ndarray, " n"]]]],
 ) -> Line:
     """Scores labels of the scenes to be scored, on the points that have one."""
-    space = load_space(config.labels)
-    scoring = load_scoring(config.labels, space, space)
+    space, truths = load_space(config.labels), load_truth(config.labels)
+    scoring = load_scoring(config.labels, space, truths)
     of_class = np.full(256, NONE, np.uint8)
-    of_class[: len(space)] = scoring.of_class
+    of_class[: len(space)] = np.where(scoring.of_class == NONE, OTHER, scoring.of_class)
+    truth_of = truth_reader(config, index, truths, scoring)
     counts = Confusion.empty(len(scoring.names))
     for scene in scenes_of(index, "eval"):
-        for frame, said in label(scene_frames(index, config, scene)):
-            truth = _truth(frame, space, config)
-            predicted = np.where((said != NONE) & (of_class[said] == NONE), np.uint8(OTHER), of_class[said])
-            counts += Confusion.of(of_class[truth], predicted, len(scoring.names))
+        for frame, fused in label(scene_frames(index, config, scene)):
+            truth = truth_of(frame)
+            if truth is None:
+                raise _no_truth(frame)
+            counts += Confusion.of(truth, of_class[fused], len(scoring.names))
     seen = counts.covered()
     return _counted(name, seen, scoring.names, f"{seen.points:,} of {counts.points:,} points")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,7 +10,9 @@ from typing import Literal
 import numpy as np
 
 from pipeline.datasets import nuscenes, semantickitti
-from pipeline.datasets.rows import Row
+from pipeline.datasets.boxes import FrameBoxes
+from pipeline.datasets.rows import Row, Skip
+from projection.frames import Frame
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Reader:
         labels: official ids of the points in the bytes of a label file.
         splits: the scenes of each official split.
         label_folders: patterns of the folders below the data root that hold human labels, of every split.
+        label_files: patterns of single files there that do, in folders that hold other things too.
+        boxes: the annotated 3D boxes of frames; None where the data set has none.
     """
 
     tables: Callable[[DataConfig], list[Path]]
@@ -65,6 +69,8 @@ class Reader:
     labels: Callable[[bytes], np.ndarray]
     splits: Callable[[], Mapping[str, Sequence[str]]]
     label_folders: tuple[str, ...]
+    label_files: tuple[str, ...] = ()
+    boxes: Callable[[DataConfig, Iterable[Frame]], Iterator[FrameBoxes | Skip]] | None = None
 
 
 DATASETS: dict[str, Reader] = {
@@ -74,6 +80,8 @@ DATASETS: dict[str, Reader] = {
         labels=nuscenes.labels,
         splits=nuscenes.splits,
         label_folders=("lidarseg/*", "panoptic/*"),
+        label_files=("*/sample_annotation.json",),
+        boxes=nuscenes.boxes,
     ),
     "semantickitti": Reader(
         tables=semantickitti.tables,

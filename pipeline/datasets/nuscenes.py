@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import UInt8
 
+from pipeline.datasets.boxes import Box, FrameBoxes, checked_box
 from pipeline.datasets.checks import check_image, check_intrinsics, check_points, check_times, pin
 from pipeline.datasets.rows import MAX_SWEEPS, Row, Skip
 from projection.errors import BadInput
@@ -68,6 +69,26 @@ def index(config: DataConfig) -> Iterator[Row]:
 def labels(data: bytes) -> UInt8[np.ndarray, " n"]:
     """Raw ids of the points in the bytes of a lidarseg file."""
     return np.frombuffer(data, np.uint8)
+
+
+def boxes(config: DataConfig, frames: Iterable[Frame]) -> Iterator[FrameBoxes | Skip]:
+    """Yields the annotated boxes of each frame, from the table ``sample_annotation``.
+
+    Raises:
+        BadInput: the tables cannot be loaded. What is wrong with a frame's comes as a ``Skip``.
+    """
+    tables(config)
+    nusc = _load(config)
+    for frame in frames:
+        try:
+            sample = nusc.get("sample", nusc.get("sample_data", frame.id)["sample_token"])
+            found = tuple(_box(nusc.get("sample_annotation", token)) for token in sample["anns"])
+            yield FrameBoxes(frame.id, frame.scene, found)
+        except BadInput as error:
+            yield Skip(frame.id, frame.scene, str(error))
+        except KeyError as error:
+            reason = f"its sample, or a row of sample_annotation, has no {error}"
+            yield Skip(frame.id, frame.scene, reason)
 
 
 def splits() -> dict[str, list[str]]:
@@ -185,9 +206,22 @@ def _global_from_sensor(nusc: NuScenes, record: dict[str, Any]) -> Pose:
 
 def _pose(table: str, record: dict[str, Any]) -> Pose:
     try:
-        return Pose.from_quaternion(record["rotation"], record["translation"])
-    except ValueError as error:
+        rotation = [float(value) for value in record["rotation"]]
+        translation = [float(value) for value in record["translation"]]
+        return Pose.from_quaternion(rotation, translation)
+    except (TypeError, ValueError) as error:
         raise BadInput(f"{table} {record['token']}", f"rotation or translation: {error}") from None
+
+
+def _box(record: dict[str, Any]) -> Box:
+    """The box of a row of sample_annotation; its size there is width, length, height."""
+    where = f"sample_annotation {record['token']}"
+    try:
+        width, length, height = map(float, record["size"])
+    except (TypeError, ValueError):
+        raise BadInput(where, f"size {record['size']!r} is not width, length, height") from None
+    pose = _pose("sample_annotation", record)
+    return checked_box(pose, (length, width, height), record["category_name"], where)
 
 
 def _labels(nusc: NuScenes, root: Path, token: str, points: int, hash_bytes: bool) -> File | None:

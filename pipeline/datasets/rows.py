@@ -163,7 +163,7 @@ def _to_frame(row: dict[str, Any], root: Path) -> Frame:
 
 
 @contextmanager
-def _undamaged(index: Path) -> Iterator[None]:
+def undamaged(index: Path) -> Iterator[None]:
     """Turns whatever reading a damaged index raises within into ``BadInput``."""
     try:
         yield
@@ -180,28 +180,28 @@ def read_frames(index: Path, root: Path, scene: str) -> list[Frame]:
     Raises:
         BadInput: the index is damaged, as for the functions below, or names a file outside of the data root.
     """
-    with _undamaged(index):
+    with undamaged(index):
         table = pq.read_table(index, schema=SCHEMA, filters=[("scene", "=", scene)])
         return [_to_frame(row, root) for row in table.to_pylist()]
 
 
 def read_images(index: Path) -> Iterator[str]:
     """Names of all images of the index, below the data root, read piece by piece: a fleet has a million."""
-    with _undamaged(index), pq.ParquetFile(index) as file:
+    with undamaged(index), pq.ParquetFile(index) as file:
         for batch in file.iter_batches(1024, columns=["cameras.list.element.path"]):
             yield from batch["cameras"].flatten().field("path").to_pylist()
 
 
 def read_label_files(index: Path) -> list[str]:
     """Names of all label files of the index, below the data root."""
-    with _undamaged(index):
+    with undamaged(index):
         column = pq.read_table(index, columns=["labels"])["labels"]
         return [labels["path"] for labels in column.to_pylist() if labels]
 
 
 def read_scenes(index: Path, roles: Sequence[str] = ("train", "eval")) -> dict[str, int]:
     """Scenes of the index that have a role, in its order, with their number of frames."""
-    with _undamaged(index):
+    with undamaged(index):
         table = pq.read_table(index, columns=["scene", *roles])
         counts: dict[str, int] = {}
         for row in zip(*(table[name].to_pylist() for name in ["scene", *roles]), strict=True):

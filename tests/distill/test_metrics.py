@@ -58,3 +58,18 @@ def test_what_does_not_fit_is_refused() -> None:
         Confusion.of(np.zeros(3, np.uint8), np.zeros(2, np.uint8), 3)
     with pytest.raises(ValueError, match="beyond the last"):
         Confusion.of(np.zeros(1, np.uint8), np.full(1, 3, np.uint8), 3)
+
+
+def test_truth_of_no_class_counts_against_what_is_predicted_and_nowhere_else() -> None:
+    random = np.random.default_rng(1)
+    truth = random.choice([0, 1, 2, OTHER, 255], 1000).astype(np.uint8)
+    said = random.choice([0, 1, 2, OTHER, 255], 1000).astype(np.uint8)
+    scores = Confusion.of(truth, said, 3)
+    np.testing.assert_allclose(scores.iou(), counted(truth, said, 3))
+    background = np.bincount(said[(truth == OTHER) & (said < OTHER)], minlength=3)
+    np.testing.assert_array_equal(scores.background, background)
+    assert scores.points == (truth < OTHER).sum()
+    assert scores.accuracy == ((truth == said) & (truth < OTHER)).sum() / scores.points
+    assert ((scores + scores).covered().background == 2 * scores.background).all()
+    with pytest.raises(ValueError, match="beyond the last"):
+        Confusion.of(np.full(1, OTHER, np.uint8), np.full(1, 3, np.uint8), 3)

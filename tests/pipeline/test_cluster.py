@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,33 +68,68 @@ def report(store: Path) -> dict[str, Any]:
     return json.loads((Artifact.of(str(store), "s", {}).path / "report.json").read_text())
 
 
-def test_killed_workers_and_a_lost_node_change_nothing(nodes: Cluster, tmp_path: Path, worker: Faulty) -> None:
-    scenes, killed, done = [f"scene-{i}" for i in range(20)], set[int](), 0
-    busy = replace(worker, seconds=0.4)
+KILLED = ("scene-3", "scene-8", "scene-13")
+LOST = "scene-17"
+
+
+def node_of(nodes: Cluster, process: int) -> Any:
+    """The node that started a worker."""
+    above = {parent.pid for parent in psutil.Process(process).parents()}
+    (node,) = (
+        node
+        for node in nodes.worker_nodes
+        if any(started.process.pid in above for started in node.all_processes["raylet"])
+    )
+    return node
+
+
+def test_killed_workers_and_a_lost_node_change_nothing(
+    nodes: Cluster,
+    tmp_path: Path,
+    worker: Faulty,
+) -> None:
+    """Each victim is held in the middle of its scene until it is struck, on any machine."""
+    scenes = [f"scene-{i}" for i in range(20)]
+    busy = replace(worker, faults=dict.fromkeys((*KILLED, LOST), ("held",)))
     artifact = Artifact.of(str(tmp_path), "s", {})
 
-    def strike() -> None:
-        """Kills the worker that began last, in the middle of its scene; and once takes a node away."""
-        nonlocal done
-        done += 1
-        if done == 8:
-            nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
-        elif done % 3 == 0:
-            victim = busy.calls()[-1]
-            if victim not in killed and psutil.pid_exists(victim):
-                os.kill(victim, signal.SIGKILL)
-                killed.add(victim)
+    def strike() -> list[int]:
+        """Kills three workers, then takes a fourth one's node away; answers their processes."""
+        victims: list[int] = []
+        try:
+            for scene in KILLED:
+                victims.append(busy.held(scene))
+                os.kill(victims[-1], signal.SIGKILL)
+            victims.append(busy.held(LOST))
+            nodes.remove_node(node_of(nodes, victims[-1]), allow_graceful=False)
+        except BaseException:
+            busy.release()
+            raise
+        return victims
 
-    run_on_ray(artifact, scenes, busy.build, RunConfig(workers=3, attempts=10), tick=strike)
-    nodes.add_node(num_cpus=1)
-    assert len(killed) >= 3
+    room = len(nodes.worker_nodes)
+    try:
+        with ThreadPoolExecutor(1) as beside:
+            struck = beside.submit(strike)
+            run_on_ray(artifact, scenes, busy.build, RunConfig(workers=3, attempts=2))
+            victims = struck.result()
+        assert len(nodes.worker_nodes) == room - 1
+    finally:
+        for _ in range(room - len(nodes.worker_nodes)):
+            nodes.add_node(num_cpus=1)
+    assert len(set(victims)) == 4
+    alive = [psutil.Process(victim) for victim in victims if psutil.pid_exists(victim)]
+    assert not psutil.wait_procs(alive, timeout=60)[1]
     said = report(tmp_path)
     assert (said["expected"], said["done"], said["given_up"], said["left"]) == (20, 20, {}, 0)
-    assert len(said["retried"]) >= 3
-    calls = len(busy.calls())
-    assert 20 + 3 <= calls <= 20 + len(killed) + 2
+    assert set(said["retried"]) == {*KILLED, LOST}
+    assert all(len(reasons) == 1 for reasons in said["retried"].values())
+    calls = {scene: busy.calls(scene) for scene in scenes}
+    assert [calls[scene][0] for scene in (*KILLED, LOST)] == victims
+    assert {scene for scene in scenes if len(calls[scene]) == 2} == {*KILLED, LOST}
+    assert sum(map(len, calls.values())) == 20 + 4
     on_ray(tmp_path, busy, scenes)
-    assert len(busy.calls()) == calls
+    assert {scene: busy.calls(scene) for scene in scenes} == calls
     assert artifact.manifest()["digest"] == clean_digest(tmp_path, scenes)
     assert artifact.manifest()["counts"] == {"calls": 20}
 

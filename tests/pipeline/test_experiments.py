@@ -19,7 +19,7 @@ def test_the_fusion_table_ends_where_the_tools_do(small_world: Path, tmp_path: P
     lines = {line.name: line for line in experiments.fusion(given)}
     scored = tool("evaluate", *given, f"points={tool('label', *given).path}").path
     covered = json.loads((scored / "scores.json").read_text())["covered"]
-    default = lines["+ limits of classes (the default)"]
+    default = lines["default"]
     assert default.miou == [pytest.approx(covered["miou"])]
     assert default.accuracy == [pytest.approx(covered["accuracy"])]
     seen = [_points(lines[name]) for name in ("one pixel a point", "+ z-buffer", "votes in 0.4 m cells")]
