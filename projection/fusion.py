@@ -21,7 +21,7 @@ from projection.pose import Pose
 from projection.sweeps import merge, read_sweep
 from projection.votes import NO_CLUSTER, ClassLimits, Places, VoteGrid, Votes
 
-_BLOCK = 32  # key frames that share a map of the ground, with those around whose votes they share
+_BLOCK = 64  # key frames that share a map of the ground, with those around whose votes they share
 _NEAR_CELLS = 1  # z-buffer cells around a pixel in which nothing may be nearer for a clear view
 _TALL, _GROUND, _LOW = 0, 1, 2  # kinds of places, which never share votes
 _GROUND_M = 0.2  # points lower than this with nothing on them are ground
@@ -109,7 +109,7 @@ def label_scene(
     5. Every point of a key sweep gets the class with the most votes around it, in its cluster
        above all, seen or not (``projection.votes``).
 
-    Memory is bounded by the key frames within ``window_s`` and ``window_m`` of 32 successive ones.
+    Memory is bounded by the key frames within ``window_s`` and ``window_m`` of 64 successive ones.
 
     Args:
         frames: all key frames of one scene, in order of time.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ import numpy as np
 
 from pipeline.bench import samples
 from pipeline.bench.row import Row
+from pipeline.labels import LabelsConfig, load_space
 from projection.cameras import project
-from projection.frames import Cloud, Frame
+from projection.frames import Cloud, Frame, PixelLabels
+from projection.fusion import FusionConfig, label_scene
 from projection.grid import cell_keys
 from projection.sweeps import merge
 from projection.votes import vote_in_cells
@@ -22,6 +24,7 @@ from projection.votes import vote_in_cells
 SAMPLES = ("nuscenes-0523", "pandaset-002")
 _SWEEPS, _COLUMNS, _EGO_BOX_M, _CELL_M, _CLASSES = 10, 5, 1.0, 0.2, 16
 _TURN_S = 0.02
+_GRID_HW = (256, 512)
 
 
 def rows(data_root: Path, seconds: float = 4.0) -> Iterator[Row]:
@@ -39,6 +42,7 @@ def rows(data_root: Path, seconds: float = 4.0) -> Iterator[Row]:
             yield from _project(name, devkit, frame, seconds)
             yield _merge(name, devkit, frame, seconds)
             yield from _fuse(name, frame, seconds)
+            yield _label(name, frames)
 
 
 def _race(ours: Callable[[], Any], peer: Callable[[], Any], seconds: float) -> tuple[float, float]:
@@ -116,6 +120,31 @@ def _fuse(sample: str, frame: Frame, seconds: float) -> Iterator[Row]:
     tracemalloc.stop()
     allowed = 10 * sum(part.nbytes for part in (cloud.xyz, label, weight, weight)) / 1e6
     yield _row(f"{sample}: peak memory of the same", "MB", peak, "ten times the input", allowed, 1.0)
+
+
+def _label(sample: str, frames: Sequence[Frame]) -> Row:
+    """All of the fusion, from files and pixel labels to point labels, a key frame, warm.
+
+    The pixel labels are random blocks, which cost as much time as true ones.
+    """
+    random = np.random.default_rng(0)
+    pixels = {
+        frame.id: [
+            PixelLabels(random.integers(0, _CLASSES, _GRID_HW).astype(np.uint8), np.ones(_GRID_HW, np.float16))
+            for _ in frame.cameras
+        ]
+        for frame in frames
+    }
+    limits = load_space(LabelsConfig()).limits
+
+    def run() -> None:
+        read = lambda frame: pixels[frame.id]  # noqa: E731
+        for _ in label_scene(frames, read, FusionConfig(), _CLASSES, _COLUMNS, _EGO_BOX_M, 0.0, limits):
+            pass
+
+    run()
+    ours = statistics.median(_spent(run, 1) for _ in range(5)) / len(frames) * 1e3
+    return _row(f"{sample}: fuse a key frame ({len(frames)} of a scene)", "ms", ours, "allowed", 30.0, None)
 
 
 def fuse_cloud(cloud: Cloud, label: np.ndarray, weight: np.ndarray) -> np.ndarray:
