@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float16, Float32, Int32, Int64, UInt64
 from torch import Tensor
 
-from projection import grid, kernels
+from clipsweep.projection import grid, kernels
 
 Reduce = Literal["first", "mean", "max"]
 

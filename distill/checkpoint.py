@@ -17,12 +17,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from distill.batch import Reduce, Sample, channels, collate, voxelise
-from distill.sparse import Backend
-from distill.student import ModelConfig, Student
-from distill.train import Learner
-from distill.weights import hub_file
-from projection.errors import BadInput
+from clipsweep.distill.batch import Reduce, Sample, channels, collate, voxelise
+from clipsweep.distill.sparse import Backend
+from clipsweep.distill.student import ModelConfig, Student
+from clipsweep.distill.train import Learner
+from clipsweep.distill.weights import hub_file
+from clipsweep.projection.errors import BadInput
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 

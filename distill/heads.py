@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from distill import sparse_native
+from clipsweep.distill import sparse_native
 
 _EPS = 1e-12
 

@@ -17,8 +17,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from projection.errors import BadInput
-from projection.frames import Camera, PixelLabels
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.frames import Camera, PixelLabels
 
 In = TypeVar("In")
 Out = TypeVar("Out")

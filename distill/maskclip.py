@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Float16, Float32, UInt8
 from torch import Tensor
 
-from distill.images import (
+from clipsweep.distill.images import (
     all_or_raise,
     at_least_one,
     autocast,
@@ -26,14 +26,14 @@ from distill.images import (
     normalised,
     to_device,
 )
-from distill.readings import Dense, DenseResNet, DenseVit, Reading, choose_reading, stride_of
-from distill.scoring import Scorer
-from distill.text import Encoder, Vocabulary, cached, embed, group_names, sentences, words_of
-from distill.tiles import Tiles
-from distill.vit import PatchVit, find_vit
-from distill.weights import build_clip, clip_config, clip_tokenizer, find_clip
-from projection.errors import BadInput
-from projection.frames import Camera, PixelLabels
+from clipsweep.distill.readings import Dense, DenseResNet, DenseVit, Reading, choose_reading, stride_of
+from clipsweep.distill.scoring import Scorer
+from clipsweep.distill.text import Encoder, Vocabulary, cached, embed, group_names, sentences, words_of
+from clipsweep.distill.tiles import Tiles
+from clipsweep.distill.vit import PatchVit, find_vit
+from clipsweep.distill.weights import build_clip, clip_config, clip_tokenizer, find_clip
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.frames import Camera, PixelLabels
 
 _ARTICLES = ("a", "an", "the")
 

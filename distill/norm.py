@@ -13,9 +13,9 @@ from jaxtyping import Float, Float64
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 
-from distill import norm_kernels as kernels
-from distill.sparse_native import bits
-from distill.threads import share
+from clipsweep.distill import norm_kernels as kernels
+from clipsweep.distill.sparse_native import bits
+from clipsweep.distill.threads import share
 
 _local = threading.local()
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numba.extending import overload
 
-from distill.sparse_kernels import FLOAT, round_bits
-from projection.jit import jit
+from clipsweep.distill.sparse_kernels import FLOAT, round_bits
+from clipsweep.projection.jit import jit
 
 CHUNK = 512
 """Rows that one thread sums before the sums of chunks are added in order."""

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from projection.errors import BadInput
+from clipsweep.projection.errors import BadInput
 
 Reading = Literal["auto", "pure", "residual", "naclip", "proxy", "pool"]
 _VIT_READINGS = ("pure", "residual", "naclip", "proxy")

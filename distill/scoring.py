@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float, Float16, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from distill.text import group_max
-from projection.frames import NONE
+from clipsweep.distill.text import group_max
+from clipsweep.projection.frames import NONE
 
 _DENOISING_SCALE = 100.0  # prompt denoising is defined at this scale, whatever the model's own
 

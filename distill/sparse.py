@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float, Int32
 from torch import Tensor, nn
 
-from distill import sparse_native, sparse_spconv
-from distill.sparse_native import KernelMap
-from projection import grid
+from clipsweep.distill import sparse_native, sparse_spconv
+from clipsweep.distill.sparse_native import KernelMap
+from clipsweep.projection import grid
 
 Backend = Literal["auto", "spconv", "native"]
 

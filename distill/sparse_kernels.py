@@ -19,7 +19,7 @@ from numba.core import cgutils, config
 from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic, overload
 
-from projection.jit import jit
+from clipsweep.projection.jit import jit
 
 _CHOSEN = getattr(config, "CPU_FEATURES", None)  # NUMBA_CPU_FEATURES, or none at all for NUMBA_CPU_NAME=generic
 _FEATURES = get_host_cpu_features() if _CHOSEN is None else _CHOSEN

@@ -16,9 +16,9 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distill import sparse_kernels as kernels
-from distill.threads import share
-from projection.grid import PairLists
+from clipsweep.distill import sparse_kernels as kernels
+from clipsweep.distill.threads import share
+from clipsweep.projection.grid import PairLists
 
 TILE_ROWS = 512
 """Output rows of a tile: its float32 sums stay in a core's second cache up to 256 channels."""

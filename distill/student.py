@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from distill.batch import Batch
-from distill.heads import Head
-from distill.norm import Norm, recomputing
-from distill.sparse import Backend, Down, Pointwise, Sites, SparseTensor, Submanifold, Up
+from clipsweep.distill.batch import Batch
+from clipsweep.distill.heads import Head
+from clipsweep.distill.norm import Norm, recomputing
+from clipsweep.distill.sparse import Backend, Down, Pointwise, Sites, SparseTensor, Submanifold, Up
 
 HeadName = Literal["semantic", "local", "classifier"]
 

@@ -13,11 +13,11 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
-from distill.images import DECODE_ERRORS, all_or_raise, decoders, prefetch
-from distill.maskclip import MaskClip
-from distill.vit import VitFeatures
-from projection.errors import BadInput
-from projection.frames import NONE, Camera, PixelLabels
+from clipsweep.distill.images import DECODE_ERRORS, all_or_raise, decoders, prefetch
+from clipsweep.distill.maskclip import MaskClip
+from clipsweep.distill.vit import VitFeatures
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.frames import NONE, Camera, PixelLabels
 
 __all__ = ["MaskClip", "Precomputed", "Teacher", "TeacherConfig", "VitFeatures"]
 

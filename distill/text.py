@@ -15,7 +15,7 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from projection.errors import BadInput
+from clipsweep.projection.errors import BadInput
 
 SCENE_TEMPLATES = (
     "there is a {} in the scene.",

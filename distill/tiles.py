@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from distill.readings import Dense
-from projection.errors import BadInput
+from clipsweep.distill.readings import Dense
+from clipsweep.projection.errors import BadInput
 
 
 @dataclass(frozen=True, slots=True)

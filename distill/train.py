@@ -13,12 +13,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from distill.augment import AugmentConfig
-from distill.batch import Batch
-from distill.objectives import Moment, Terms
-from distill.ranks import add_gradients, listed, ranks, total
-from distill.student import Student
-from projection.errors import BadInput
+from clipsweep.distill.augment import AugmentConfig
+from clipsweep.distill.batch import Batch
+from clipsweep.distill.objectives import Moment, Terms
+from clipsweep.distill.ranks import add_gradients, listed, ranks, total
+from clipsweep.distill.student import Student
+from clipsweep.projection.errors import BadInput
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distill.images import (
+from clipsweep.distill.images import (
     all_or_raise,
     at_least_one,
     autocast,
@@ -26,9 +26,9 @@ from distill.images import (
     to_device,
     whole_cells,
 )
-from distill.weights import file_digest, fitted, hub_file, read_weights
-from projection.errors import BadInput
-from projection.frames import NONE, Camera, PixelLabels
+from clipsweep.distill.weights import file_digest, fitted, hub_file, read_weights
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.frames import NONE, Camera, PixelLabels
 
 _HUB_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from projection.errors import BadInput
+from clipsweep.projection.errors import BadInput
 
 _LOCAL, _HUB, _CONFIG = "local-dir:", "hf-hub:", "open_clip_config.json"
 _NETWORK_WAIT_S = 5.0

@@ -8,15 +8,15 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from jaxtyping import UInt8
 
-from pipeline.config import Config
-from pipeline.datasets import DATASETS
-from pipeline.datasets.boxes import Box, FrameBoxes, boxes_to_parquet, read_scene_boxes
-from pipeline.datasets.rows import Skip
-from pipeline.loaders import read_box_truth
-from pipeline.stages import scene_frames, scenes_of
-from pipeline.store import Artifact
-from projection.errors import BadInput
-from projection.frames import Frame
+from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.datasets import DATASETS
+from clipsweep.pipeline.datasets.boxes import Box, FrameBoxes, boxes_to_parquet, read_scene_boxes
+from clipsweep.pipeline.datasets.rows import Skip
+from clipsweep.pipeline.loaders import read_box_truth
+from clipsweep.pipeline.stages import scene_frames, scenes_of
+from clipsweep.pipeline.store import Artifact
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.frames import Frame
 
 
 def boxes_artifact(index: Artifact) -> Artifact:

@@ -23,10 +23,10 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from pipeline.signals import raised
-from pipeline.store import Artifact, write_whole
-from pipeline.work import Incomplete, RunConfig, Worker, do_scene
-from projection.errors import BadInput
+from clipsweep.pipeline.signals import raised
+from clipsweep.pipeline.store import Artifact, write_whole
+from clipsweep.pipeline.work import Incomplete, RunConfig, Worker, do_scene
+from clipsweep.projection.errors import BadInput
 
 _DISK = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS, errno.EDQUOT)
 _POLL_S = 0.5

@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from distill.train import NotFinite
-from pipeline.config import Config, describe, load_config
-from pipeline.datasets.rows import Skip
-from pipeline.signals import Stopped, raised
-from pipeline.store import Artifact
-from pipeline.work import Incomplete
-from projection.errors import BadInput
+from clipsweep.distill.train import NotFinite
+from clipsweep.pipeline.config import Config, describe, load_config
+from clipsweep.pipeline.datasets.rows import Skip
+from clipsweep.pipeline.signals import Stopped, raised
+from clipsweep.pipeline.store import Artifact
+from clipsweep.pipeline.work import Incomplete
+from clipsweep.projection.errors import BadInput
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,19 +16,19 @@ from typing import Any, Literal
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from distill.batch import channels
-from distill.objectives import ObjectivesConfig
-from distill.student import ModelConfig
-from distill.teacher import TeacherConfig
-from distill.train import TrainConfig
-from pipeline.datasets import DataConfig
-from pipeline.datasets.rows import MAX_SWEEPS
-from pipeline.demo.write import DemoConfig
-from pipeline.labels import LabelsConfig
-from pipeline.work import RunConfig
-from pipeline.yaml_files import read_yaml, split_texts
-from projection.errors import BadInput
-from projection.fusion import FusionConfig
+from clipsweep.distill.batch import channels
+from clipsweep.distill.objectives import ObjectivesConfig
+from clipsweep.distill.student import ModelConfig
+from clipsweep.distill.teacher import TeacherConfig
+from clipsweep.distill.train import TrainConfig
+from clipsweep.pipeline.datasets import DataConfig
+from clipsweep.pipeline.datasets.rows import MAX_SWEEPS
+from clipsweep.pipeline.demo.write import DemoConfig
+from clipsweep.pipeline.labels import LabelsConfig
+from clipsweep.pipeline.work import RunConfig
+from clipsweep.pipeline.yaml_files import CONFIGS, read_yaml, split_texts
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.fusion import FusionConfig
 
 
 @dataclass(frozen=True)
@@ -179,14 +179,17 @@ _BOUNDS: dict[str, tuple[float, float]] = {
 
 
 def load_config(arguments: Sequence[str]) -> Config:
-    """The configuration of a command line: YAML files and ``key=value`` in any order, files first.
+    """The configuration of a command line: recipes and ``key=value`` in any order, recipes first.
+
+    A recipe is a YAML file, or the name of one that comes with the package: ``demo``,
+    ``data/nuscenes``.
 
     Raises:
         BadInput: a file cannot be read, a key does not exist ("did you mean ..."), or a value is not allowed.
     """
     tree: Any = OmegaConf.structured(Config)
     for argument in (a for a in arguments if "=" not in a):
-        for path, values in list(_with_includes(Path(argument), (), count(1))):
+        for path, values in list(_with_includes(recipe(argument), (), count(1))):
             tree = _merge(tree, values, str(path))
     for argument in (a for a in arguments if "=" in a):
         tree = _merge(tree, _from_pair(argument), "command line")
@@ -204,6 +207,22 @@ def load_config(arguments: Sequence[str]) -> Config:
     except ValueError as error:
         raise BadInput("configuration", str(error)) from None
     return config
+
+
+def recipe(name: str) -> Path:
+    """The file of a recipe, given by its path or by its name.
+
+    Raises:
+        BadInput: there is neither; the text names a recipe that is called alike.
+    """
+    path, bundled = Path(name), CONFIGS / f"{name}.yaml"
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        return path
+    if not bundled.is_file():
+        known = [p.relative_to(CONFIGS).with_suffix("").as_posix() for p in CONFIGS.rglob("*.yaml")]
+        close = difflib.get_close_matches(name, known, 1) or ["--help"]
+        raise BadInput(name, "is no file and no recipe of the package", f"see {close[0]}")
+    return bundled
 
 
 def _with_includes(path: Path, above: tuple[Path, ...], number: Iterator[int]) -> Iterator[tuple[Path, dict[str, Any]]]:

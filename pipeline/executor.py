@@ -9,11 +9,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pipeline.config import Config
-from pipeline.datasets.rows import Skip
-from pipeline.store import Artifact
-from pipeline.work import Worker, do_scene
-from projection.errors import BadInput
+from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.datasets.rows import Skip
+from clipsweep.pipeline.store import Artifact
+from clipsweep.pipeline.work import Worker, do_scene
+from clipsweep.projection.errors import BadInput
 
 
 def run_stage(
@@ -52,7 +52,7 @@ def run_stage(
         with tqdm(total=len(scenes), initial=done, desc=artifact.stage, unit="scene", disable=quiet) as bar:
             if config.run.executor == "ray":
                 with needs_ray("run.executor"):
-                    from pipeline.cluster import run_on_ray
+                    from clipsweep.pipeline.cluster import run_on_ray
 
                 run_on_ray(artifact, left, make_worker, config.run, gpu, bar.update, done)
             else:

@@ -13,10 +13,10 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import UInt8
 
-from pipeline.labels import LabelSpace
-from pipeline.store import write_folder
-from projection.errors import BadInput
-from projection.frames import Frame, PointLabels
+from clipsweep.pipeline.labels import LabelSpace
+from clipsweep.pipeline.store import write_folder
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.frames import Frame, PointLabels
 
 T = TypeVar("T")
 

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.boxes import boxes_artifact
-from pipeline.datasets import DATASETS, DataConfig
-from pipeline.datasets.rows import read_label_files
-from pipeline.store import Artifact
+from clipsweep.pipeline.boxes import boxes_artifact
+from clipsweep.pipeline.datasets import DATASETS, DataConfig
+from clipsweep.pipeline.datasets.rows import read_label_files
+from clipsweep.pipeline.store import Artifact
 
 
 class LabelLeak(RuntimeError):

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8, UInt16
 
-from pipeline.yaml_files import named, read_yaml, split_texts
-from projection.errors import BadInput
-from projection.frames import NONE
-from projection.votes import ClassLimits
+from clipsweep.pipeline.yaml_files import named, read_yaml, split_texts
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.frames import NONE
+from clipsweep.projection.votes import ClassLimits
 
 _UNKNOWN = 254  # in the table of raw ids: neither a class nor ignored
 _RAW_IDS = 1 << 16

@@ -12,21 +12,21 @@ import torch
 from jaxtyping import Float16, Int64, UInt8
 from torch.utils.data import DataLoader, Dataset
 
-from distill.augment import augment
-from distill.batch import Batch, Group, Sample, Voxels, collate_groups, voxelise
-from distill.ranks import rank, ranks
-from pipeline.config import Config
-from pipeline.datasets import DATASETS
-from pipeline.datasets.boxes import Box, box_truth
-from pipeline.datasets.rows import Skip
-from pipeline.labels import LabelSpace
-from pipeline.store import Artifact
-from projection.cameras import pixel_rows
-from projection.errors import BadInput
-from projection.frames import NONE, Cloud, Frame, PixelLabels, PointLabels
-from projection.fusion import visible_pairs
-from projection.grid import cell_keys, index_cells
-from projection.sweeps import choose_sweeps, merge, read_sweep
+from clipsweep.distill.augment import augment
+from clipsweep.distill.batch import Batch, Group, Sample, Voxels, collate_groups, voxelise
+from clipsweep.distill.ranks import rank, ranks
+from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.datasets import DATASETS
+from clipsweep.pipeline.datasets.boxes import Box, box_truth
+from clipsweep.pipeline.datasets.rows import Skip
+from clipsweep.pipeline.labels import LabelSpace
+from clipsweep.pipeline.store import Artifact
+from clipsweep.projection.cameras import pixel_rows
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.frames import NONE, Cloud, Frame, PixelLabels, PointLabels
+from clipsweep.projection.fusion import visible_pairs
+from clipsweep.projection.grid import cell_keys, index_cells
+from clipsweep.projection.sweeps import choose_sweeps, merge, read_sweep
 
 
 def read_pixels(pixels: Artifact, frame: Frame) -> list[PixelLabels]:

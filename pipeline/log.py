@@ -9,7 +9,7 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from distill.train import Step
+from clipsweep.distill.train import Step
 
 
 def met_targets(folder: Path) -> bool:

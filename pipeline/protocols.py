@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
-from projection.errors import BadInput
-from projection.frames import Frame
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.frames import Frame
 
 _FORM = re.compile(r"(scene|frame)@([0-9]{1,3}(?:\.[0-9]{1,9})?)%")
 

@@ -10,23 +10,23 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8, UInt64
 from matplotlib.figure import Figure
 
-from distill.metrics import OTHER, Confusion
-from pipeline.boxes import BoxTruth, make_boxes
-from pipeline.command import say
-from pipeline.config import Config
-from pipeline.datasets import DATASETS
-from pipeline.labels import BOXES, LabelSpace, load_space
-from pipeline.loaders import key_cloud, read_pixels, read_points, read_truth, skip_or_raise
-from pipeline.report import score_table
-from pipeline.stages import scene_frames, scenes_of
-from pipeline.store import Artifact
-from projection.cameras import look_up
-from projection.errors import BadInput
-from projection.frames import NONE, Cloud, Frame, Pairs, PixelLabels
-from projection.fusion import visible_pairs
-from projection.grid import cell_keys
-from projection.pose import Pose
-from projection.votes import vote_in_cells
+from clipsweep.distill.metrics import OTHER, Confusion
+from clipsweep.pipeline.boxes import BoxTruth, make_boxes
+from clipsweep.pipeline.command import say
+from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.datasets import DATASETS
+from clipsweep.pipeline.labels import BOXES, LabelSpace, load_space
+from clipsweep.pipeline.loaders import key_cloud, read_pixels, read_points, read_truth, skip_or_raise
+from clipsweep.pipeline.report import score_table
+from clipsweep.pipeline.stages import scene_frames, scenes_of
+from clipsweep.pipeline.store import Artifact
+from clipsweep.projection.cameras import look_up
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.frames import NONE, Cloud, Frame, Pairs, PixelLabels
+from clipsweep.projection.fusion import visible_pairs
+from clipsweep.projection.grid import cell_keys
+from clipsweep.projection.pose import Pose
+from clipsweep.projection.votes import vote_in_cells
 
 _BINS = 20
 

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from distill.checkpoint import Trained, load_student
-from distill.metrics import OTHER, Confusion
-from pipeline.boxes import BoxTruth, make_boxes
-from pipeline.config import Config
-from pipeline.datasets.rows import Skip
-from pipeline.executor import run_stage
-from pipeline.labels import BOXES, LabelSpace, Scoring, load_scoring, load_space, load_truth
-from pipeline.loaders import (
+from clipsweep.distill.checkpoint import Trained, load_student
+from clipsweep.distill.metrics import OTHER, Confusion
+from clipsweep.pipeline.boxes import BoxTruth, make_boxes
+from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.datasets.rows import Skip
+from clipsweep.pipeline.executor import run_stage
+from clipsweep.pipeline.labels import BOXES, LabelSpace, Scoring, load_scoring, load_space, load_truth
+from clipsweep.pipeline.loaders import (
     note_older,
     raw_rows,
     read_points,
@@ -27,12 +27,12 @@ from pipeline.loaders import (
     skip_or_raise,
     usable_cloud,
 )
-from pipeline.stages import device, scene_frames, scenes_of
-from pipeline.store import Artifact, digest_files
-from pipeline.training import finished_student
-from pipeline.work import Shard
-from projection.errors import BadInput
-from projection.frames import NONE, Frame
+from clipsweep.pipeline.stages import device, scene_frames, scenes_of
+from clipsweep.pipeline.store import Artifact, digest_files
+from clipsweep.pipeline.training import finished_student
+from clipsweep.pipeline.work import Shard
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.frames import NONE, Frame
 
 # --- predictions -----------------------------------------------------------------------------------------------------
 

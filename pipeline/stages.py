@@ -14,22 +14,22 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from distill.teacher import MaskClip, Precomputed, Teacher, VitFeatures
-from pipeline.command import say
-from pipeline.config import Config
-from pipeline.datasets import DATASETS
-from pipeline.datasets.rows import Row, Skip, read_frames, read_images, read_scenes, to_parquet
-from pipeline.demo.kitti import write_kitti_demo
-from pipeline.demo.write import write_demo
-from pipeline.executor import run_stage
-from pipeline.labels import LabelSpace, load_space, load_teacher_map
-from pipeline.loaders import key_cloud, note_older, read_pixels, readable, skip_or_raise
-from pipeline.store import Artifact, digest_files, digest_of, write_whole
-from pipeline.work import Shard
-from projection.alignment import Alignment
-from projection.errors import BadInput
-from projection.frames import Frame, PixelLabels
-from projection.fusion import label_scene
+from clipsweep.distill.teacher import MaskClip, Precomputed, Teacher, VitFeatures
+from clipsweep.pipeline.command import say
+from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.datasets import DATASETS
+from clipsweep.pipeline.datasets.rows import Row, Skip, read_images, read_index, read_scenes, to_parquet
+from clipsweep.pipeline.demo.kitti import write_kitti_demo
+from clipsweep.pipeline.demo.write import write_demo
+from clipsweep.pipeline.executor import run_stage
+from clipsweep.pipeline.labels import LabelSpace, load_space, load_teacher_map
+from clipsweep.pipeline.loaders import key_cloud, note_older, read_pixels, readable, skip_or_raise
+from clipsweep.pipeline.store import Artifact, digest_files, digest_of, write_whole
+from clipsweep.pipeline.work import Shard
+from clipsweep.projection.alignment import Alignment
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.frames import Frame, PixelLabels
+from clipsweep.projection.fusion import label_scene
 
 _DEMOS = {"nuscenes": write_demo, "semantickitti": write_kitti_demo}
 _DEMO_SAID = "demo.json"
@@ -166,7 +166,7 @@ def _skip_hint(count: int) -> str:
 
 def scene_frames(index: Artifact, config: Config, scene: str) -> list[Frame]:
     """The frames of a scene."""
-    return read_frames(index.shard("index"), Path(config.data.root), scene)
+    return read_index(index.shard("index"), Path(config.data.root), scene)
 
 
 def scenes_of(index: Artifact, *roles: str) -> list[str]:
@@ -175,6 +175,15 @@ def scenes_of(index: Artifact, *roles: str) -> list[str]:
 
 
 # --- pixels ----------------------------------------------------------------------------------------------------------
+
+
+def _bundled(model: str) -> str:
+    """A ``local-dir:`` that is not here, taken from the package: the demo's own CLIP."""
+    kind, _, folder = model.partition(":")
+    packaged = Path(__file__).parents[1] / folder
+    if kind == "local-dir" and not Path(folder).exists() and packaged.is_dir():
+        return f"{kind}:{packaged}"
+    return model
 
 
 def make_teacher(config: Config, space: LabelSpace) -> Teacher:
@@ -188,7 +197,7 @@ def make_teacher(config: Config, space: LabelSpace) -> Teacher:
             model=teacher.model, weights=teacher.weights, size_hw=teacher.size_hw, batch=teacher.batch, device=where
         )
     return MaskClip(
-        model=teacher.model,
+        model=_bundled(teacher.model),
         weights=teacher.weights,
         prompts=space.prompts,
         negatives=space.negatives,

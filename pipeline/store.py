@@ -26,8 +26,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from pipeline.datasets.rows import Skip
-from projection.errors import BadInput
+from clipsweep.pipeline.datasets.rows import Skip
+from clipsweep.projection.errors import BadInput
 
 _PACKAGES = ("clipsweep", "numpy", "numba", "torch", "spconv-cu120", "spconv-cu126", "open_clip_torch", "ray")
 _ORPHANED_S = 3600.0

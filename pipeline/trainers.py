@@ -17,14 +17,14 @@ import torch
 from torch import distributed
 from torch.distributed.rendezvous import rendezvous
 
-from distill.ranks import rank
-from distill.train import NotFinite
-from pipeline.config import Config
-from pipeline.executor import check_shared, needs_ray
-from pipeline.guard import LabelLeak
-from pipeline.store import write_whole
-from pipeline.work import Incomplete
-from projection.errors import BadInput
+from clipsweep.distill.ranks import rank
+from clipsweep.distill.train import NotFinite
+from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.executor import check_shared, needs_ray
+from clipsweep.pipeline.guard import LabelLeak
+from clipsweep.pipeline.store import write_whole
+from clipsweep.pipeline.work import Incomplete
+from clipsweep.projection.errors import BadInput
 
 T = TypeVar("T")
 _POLL_S = 0.5
@@ -87,7 +87,7 @@ def on_ray(learn: Callable[[Config], object], config: Config) -> None:
         from ray.train.v2.api.config import FailureConfig
         from ray.train.v2.api.exceptions import TrainingFailedError
 
-        from pipeline.cluster import check_room, cluster
+        from clipsweep.pipeline.cluster import check_room, cluster
     if config.run.address:
         check_shared(config)
     workers, attempts = min(config.run.workers, config.train.batch_size), config.run.attempts

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.batch import Batch
-from distill.checkpoint import (
+from clipsweep.distill.batch import Batch
+from clipsweep.distill.checkpoint import (
     learner_bytes,
     load_learner,
     load_student,
@@ -23,15 +23,15 @@ from distill.checkpoint import (
     student_bytes,
     student_config,
 )
-from distill.objectives import Terms, finetuning, pretraining
-from distill.ranks import rank
-from distill.student import ModelConfig, Student
-from distill.train import Learner, NotFinite, Step, train
-from pipeline.config import Config
-from pipeline.datasets.rows import Skip
-from pipeline.guard import label_folders, no_labels
-from pipeline.labels import LabelSpace, load_space
-from pipeline.loaders import (
+from clipsweep.distill.objectives import Terms, finetuning, pretraining
+from clipsweep.distill.ranks import rank
+from clipsweep.distill.student import ModelConfig, Student
+from clipsweep.distill.train import Learner, NotFinite, Step, train
+from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.datasets.rows import Skip
+from clipsweep.pipeline.guard import label_folders, no_labels
+from clipsweep.pipeline.labels import LabelSpace, load_space
+from clipsweep.pipeline.loaders import (
     Targets,
     key_cloud,
     note_older,
@@ -41,14 +41,14 @@ from pipeline.loaders import (
     training_steps,
     truth_targets,
 )
-from pipeline.log import TrainingLog, met_targets
-from pipeline.protocols import labelled_subset
-from pipeline.signals import Stopped, noted
-from pipeline.stages import device, make_index, make_pixels, make_points, scene_frames, scenes_of
-from pipeline.store import Artifact, digest_files, write_whole
-from pipeline.trainers import joined, on_ray, wants_ray
-from projection.errors import BadInput
-from projection.frames import Cloud, Frame
+from clipsweep.pipeline.log import TrainingLog, met_targets
+from clipsweep.pipeline.protocols import labelled_subset
+from clipsweep.pipeline.signals import Stopped, noted
+from clipsweep.pipeline.stages import device, make_index, make_pixels, make_points, scene_frames, scenes_of
+from clipsweep.pipeline.store import Artifact, digest_files, write_whole
+from clipsweep.pipeline.trainers import joined, on_ray, wants_ray
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.frames import Cloud, Frame
 
 
 def make_pretrained(config: Config) -> Artifact:

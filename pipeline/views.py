@@ -12,11 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from distill.images import decode
-from pipeline.labels import LabelSpace
-from projection.errors import BadInput
-from projection.frames import NONE, Cloud, Frame
-from projection.fusion import FusionConfig, visible_pairs
+from clipsweep.distill.images import decode
+from clipsweep.pipeline.labels import LabelSpace
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.frames import NONE, Cloud, Frame
+from clipsweep.projection.fusion import FusionConfig, visible_pairs
 
 mpl.use("Agg")
 _ORDER = ("FRONT_LEFT", "FRONT", "FRONT_RIGHT", "BACK_LEFT", "BACK", "BACK_RIGHT")

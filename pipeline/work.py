@@ -9,8 +9,8 @@ from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-from pipeline.datasets.rows import Skip
-from pipeline.store import Artifact
+from clipsweep.pipeline.datasets.rows import Skip
+from clipsweep.pipeline.store import Artifact
 
 
 @dataclass(frozen=True)

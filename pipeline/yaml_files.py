@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from projection.errors import BadInput
+from clipsweep.projection.errors import BadInput
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 _BYTES_MAX = 1 << 20

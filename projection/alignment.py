@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int64
 from scipy.linalg import solveh_banded
 
-from projection import alignment_kernels as kernels
-from projection.pose import Pose
+from clipsweep.projection import alignment_kernels as kernels
+from clipsweep.projection.pose import Pose
 
 _CELL_M = 1.0
 _REACH_M = 40.0  # rings are too far apart beyond

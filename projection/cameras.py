@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8
 
-from projection import kernels
-from projection.frames import Camera, Pairs, PixelLabels
-from projection.pose import Pose
+from clipsweep.projection import kernels
+from clipsweep.projection.frames import Camera, Pairs, PixelLabels
+from clipsweep.projection.pose import Pose
 
 
 def project(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Int32, UInt64
 
-from projection import clusters_kernels as kernels
-from projection.grid import index_cells
+from clipsweep.projection import clusters_kernels as kernels
+from clipsweep.projection.grid import index_cells
 
 
 def connect_cells(keys: UInt64[np.ndarray, " n"]) -> Int32[np.ndarray, " n"]:

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from projection.jit import jit
-from projection.kernels import COORD_BITS, find_one
+from clipsweep.projection.jit import jit
+from clipsweep.projection.kernels import COORD_BITS, find_one
 
 
 @jit

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float16, Float32, Float64, Int32, UInt8
 
-from projection.errors import BadInput
-from projection.pose import Pose
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.pose import Pose
 
 NONE = 255
 """Label of a pixel or point without a class (design: "255 = none")."""

@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from projection.alignment import Alignment, FlatCellFinder, align, unaligned
-from projection.cameras import look_up, project, visible
-from projection.clusters import connect_cells
-from projection.errors import BadInput
-from projection.frames import NONE, Cloud, Frame, Pairs, PixelLabels, PointLabels
-from projection.grid import cell_keys
-from projection.ground import Heights, map_ground
-from projection.kernels import COORD_BITS
-from projection.pose import Pose
-from projection.sweeps import merge, read_sweep
-from projection.votes import NO_CLUSTER, ClassLimits, Places, VoteGrid, Votes
+from clipsweep.projection.alignment import Alignment, FlatCellFinder, align, unaligned
+from clipsweep.projection.cameras import look_up, project, visible
+from clipsweep.projection.clusters import connect_cells
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.frames import NONE, Cloud, Frame, Pairs, PixelLabels, PointLabels
+from clipsweep.projection.grid import cell_keys
+from clipsweep.projection.ground import Heights, map_ground
+from clipsweep.projection.kernels import COORD_BITS
+from clipsweep.projection.pose import Pose
+from clipsweep.projection.sweeps import merge, read_sweep
+from clipsweep.projection.votes import NO_CLUSTER, ClassLimits, Places, VoteGrid, Votes
 
 _BLOCK = 64  # key frames that share a map of the ground, with those around whose votes they share
 _NEAR_CELLS = 1  # z-buffer cells around a pixel in which nothing may be nearer for a clear view

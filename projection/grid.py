@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Int32, Int64, Integer, UInt64
 
-from projection import kernels
-from projection.frames import Cells
-from projection.pose import Pose
+from clipsweep.projection import kernels
+from clipsweep.projection.frames import Cells
+from clipsweep.projection.pose import Pose
 
 
 @dataclass(frozen=True, eq=False, slots=True)

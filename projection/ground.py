@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, UInt64
 
-from projection import ground_kernels as kernels
-from projection.pose import Pose
+from clipsweep.projection import ground_kernels as kernels
+from clipsweep.projection.pose import Pose
 
 _REACH_M = 100.0  # the map ends this far from the track of the sensor; points beyond have no height
 _CELL_M = 0.5

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from projection.jit import jit
+from clipsweep.projection.jit import jit
 
 
 @jit

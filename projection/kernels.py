@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from projection.jit import jit
+from clipsweep.projection.jit import jit
 
 COORD_BITS = 19
 """Bits of one cell coordinate in a packed key: cells -262144..262143, 26 km either way at 0.1 m."""

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from projection import kernels
-from projection.errors import BadInput
-from projection.frames import Cloud, Frame, Sweep
-from projection.pose import Pose
+from clipsweep.projection import kernels
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.frames import Cloud, Frame, Sweep
+from clipsweep.projection.pose import Pose
 
 _RANGE_MAX_M = 300.0
 

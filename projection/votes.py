@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64, UInt8, UInt64
 
-from projection import votes_kernels as kernels
-from projection.frames import NONE
-from projection.grid import index_cells
-from projection.ground import Heights
+from clipsweep.projection import votes_kernels as kernels
+from clipsweep.projection.frames import NONE
+from clipsweep.projection.grid import index_cells
+from clipsweep.projection.ground import Heights
 
 NO_CLUSTER = -1
 """Cluster of points that are part of no thing."""

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int32, Int64, UInt64
 
-from projection.jit import jit
-from projection.kernels import find_one, pack
+from clipsweep.projection.jit import jit
+from clipsweep.projection.kernels import find_one, pack
 
 _NONE = 255
 _PLANE_BITS = 14  # of a cell coordinate in a key that has two of them and a cluster

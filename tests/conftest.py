@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,11 @@ def _checked_modules() -> list[str]:
     files = (path for package in ("projection", "distill", "pipeline") for path in (ROOT / package).rglob("*.py"))
     names = (path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".") for path in files)
     plain = ("kernels", "render", "__init__")
-    return [name for name in names if not name.endswith(plain)]
+    return [f"clipsweep.{name}" for name in names if not name.endswith(plain)]
+
+
+for folder in ("projection", "distill", "pipeline", "tools"):
+    sys.modules[folder] = None  # type: ignore[assignment] # a second module of the same file
 
 
 # read when Ray is imported
@@ -29,10 +34,10 @@ os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * 64, RAY_USAGE_STAT
 torch.set_num_threads(1)  # small work: waiting for a second thread costs more than it gives
 install_import_hook(_checked_modules(), "beartype.beartype")
 
-from pipeline.command import main  # noqa: E402 - after the hook, as all of the packages
-from pipeline.config import Config  # noqa: E402
-from pipeline.demo.write import DemoConfig  # noqa: E402
-from pipeline.stages import make_demo  # noqa: E402
+from clipsweep.pipeline.command import main  # noqa: E402 - after the hook, as all of the packages
+from clipsweep.pipeline.config import Config  # noqa: E402
+from clipsweep.pipeline.demo.write import DemoConfig  # noqa: E402
+from clipsweep.pipeline.stages import make_demo  # noqa: E402
 from tests.helpers import LABELS_HW, Outcome, Run  # noqa: E402
 
 
@@ -77,7 +82,7 @@ def tool(capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs a tool of tools/ in this process."""
 
     def run(name: str, *arguments: str) -> Outcome:
-        module = importlib.import_module(f"tools.{name}")
+        module = importlib.import_module(f"clipsweep.tools.{name}")
         capsys.readouterr()
         status = main(module.__doc__, module.KEYS, module.run, arguments)
         return Outcome(status, *capsys.readouterr())

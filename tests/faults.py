@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.config import Config
-from pipeline.work import Shard
-from projection.errors import BadInput
+from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.work import Shard
+from clipsweep.projection.errors import BadInput
 
 
 def full_disk(_: int) -> None:

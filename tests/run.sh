@@ -6,5 +6,5 @@ ruff check .
 ruff format --check .
 lint-imports
 mypy
-python -m pytest -n 2 --dist worksteal -m "not slow" --cov=projection --cov=distill --cov-report=term:skip-covered --cov-fail-under=90
+python -m pytest -n 2 --dist worksteal -m "not slow" --cov=clipsweep.projection --cov=clipsweep.distill --cov-report=term:skip-covered --cov-fail-under=90
 python -m pytest -m slow

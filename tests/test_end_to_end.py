@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.demo.write import DemoConfig, write_demo
-from pipeline.store import Artifact
+from clipsweep.pipeline.demo.write import DemoConfig, write_demo
+from clipsweep.pipeline.store import Artifact
 from tests.helpers import Run, settings
 
 QUIET = ("run.progress=false", "teacher.kind=precomputed")

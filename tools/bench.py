@@ -24,14 +24,14 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.bench import experiments, fleet, pixels, projection, samples, sparse, teacher, training
-from pipeline.bench.experiments import Line
-from pipeline.bench.row import Row
-from pipeline.command import Made, main, say
-from pipeline.config import Config
-from pipeline.store import write_whole
-from projection.errors import BadInput
-from projection.sweeps import merge
+from clipsweep.pipeline.bench import experiments, fleet, pixels, projection, samples, sparse, teacher, training
+from clipsweep.pipeline.bench.experiments import Line
+from clipsweep.pipeline.bench.row import Row
+from clipsweep.pipeline.command import Made, main, say
+from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.store import write_whole
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.sweeps import merge
 
 KEYS = ("out",)
 

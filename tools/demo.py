@@ -9,10 +9,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.command import Made, main
-from pipeline.config import Config
-from pipeline.stages import make_demo
-from pipeline.yaml_files import CONFIGS
+from clipsweep.pipeline.command import Made, main
+from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.stages import make_demo
+from clipsweep.pipeline.yaml_files import CONFIGS
 
 KEYS = ("demo", "data.kind", "data.root", "out")
 

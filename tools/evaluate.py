@@ -10,11 +10,11 @@ usage: python tools/evaluate.py DATA.yaml student=FOLDER [key=value ...]
 import json
 import sys
 
-from pipeline.command import Made, main, say
-from pipeline.config import Config
-from pipeline.report import score_table
-from pipeline.scoring import make_predictions, make_scores, open_points
-from pipeline.stages import make_index
+from clipsweep.pipeline.command import Made, main, say
+from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.report import score_table
+from clipsweep.pipeline.scoring import make_predictions, make_scores, open_points
+from clipsweep.pipeline.stages import make_index
 
 KEYS = ("data", "labels", "run", "store", "on_bad", "verify", "student", "points", "absent_class")
 

@@ -7,13 +7,13 @@ usage: python tools/export_labels.py DATA.yaml student=FOLDER [format=NAME] [out
 import sys
 from pathlib import Path
 
-from pipeline.command import Made, main, say
-from pipeline.config import Config
-from pipeline.export import FORMATS, pseudo_labels, submission
-from pipeline.labels import load_space
-from pipeline.loaders import read_points
-from pipeline.scoring import labelled_frames, make_predictions, open_points
-from pipeline.stages import make_index
+from clipsweep.pipeline.command import Made, main, say
+from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.export import FORMATS, pseudo_labels, submission
+from clipsweep.pipeline.labels import load_space
+from clipsweep.pipeline.loaders import read_points
+from clipsweep.pipeline.scoring import labelled_frames, make_predictions, open_points
+from clipsweep.pipeline.stages import make_index
 
 KEYS = ("data", "labels", "run", "store", "on_bad", "verify", "student", "points", "format", "out")
 

@@ -5,9 +5,9 @@ usage: python tools/finetune.py DATA.yaml FINETUNE.yaml student=FOLDER|none [pro
 
 import sys
 
-from pipeline.command import Made, main, say_bad_steps
-from pipeline.config import Config
-from pipeline.training import make_finetuned
+from clipsweep.pipeline.command import Made, main, say_bad_steps
+from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.training import make_finetuned
 
 KEYS = (
     *("data", "labels", "model", "objectives", "train", "finetune", "run"),

@@ -5,9 +5,9 @@ usage: python tools/index.py DATA.yaml [key=value ...]
 
 import sys
 
-from pipeline.command import Made, main
-from pipeline.config import Config
-from pipeline.stages import make_index
+from clipsweep.pipeline.command import Made, main
+from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.stages import make_index
 
 KEYS = ("data", "make_demo", "demo", "store", "on_bad", "verify")
 

@@ -6,12 +6,12 @@ usage: python tools/label.py DATA.yaml LABEL.yaml [report=quality.png] [key=valu
 import sys
 from pathlib import Path
 
-from pipeline.command import Made, main, say
-from pipeline.config import Config
-from pipeline.labels import load_space
-from pipeline.quality import draw_quality, look_over, quality_table, quality_warnings
-from pipeline.stages import make_index, make_pixels, make_points
-from pipeline.views import check_picture, save_figure
+from clipsweep.pipeline.command import Made, main, say
+from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.labels import load_space
+from clipsweep.pipeline.quality import draw_quality, look_over, quality_table, quality_warnings
+from clipsweep.pipeline.stages import make_index, make_pixels, make_points
+from clipsweep.pipeline.views import check_picture, save_figure
 
 KEYS = ("data", "make_demo", "demo", "labels", "teacher", "fusion", "run", "store", "on_bad", "verify", "report")
 

@@ -11,10 +11,10 @@ import sys
 import time
 from pathlib import Path
 
-from pipeline.command import Made, main, say, say_bad_steps
-from pipeline.config import Config
-from pipeline.signals import Stopped, noted
-from pipeline.training import make_pretrained
+from clipsweep.pipeline.command import Made, main, say, say_bad_steps
+from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.signals import Stopped, noted
+from clipsweep.pipeline.training import make_pretrained
 
 KEYS = (
     *("data", "make_demo", "demo", "labels", "teacher", "fusion", "model", "objectives", "train", "run"),

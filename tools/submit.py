@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from pipeline.command import Made, main, say
-from pipeline.config import Config
-from pipeline.executor import check_shared, needs_ray
-from projection.errors import BadInput
+from clipsweep.pipeline.command import Made, main, say
+from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.executor import check_shared, needs_ray
+from clipsweep.projection.errors import BadInput
 
 KEYS = ("run", "store", "data")
 ROOT = Path(__file__).resolve().parents[1]

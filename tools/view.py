@@ -6,14 +6,14 @@ usage: python tools/view.py DATA.yaml points=FOLDER|student=FOLDER [frame=ID] ou
 import sys
 from pathlib import Path
 
-from pipeline.command import Made, main
-from pipeline.config import Config
-from pipeline.labels import load_space
-from pipeline.loaders import key_cloud, read_truth
-from pipeline.scoring import labelled_frames, make_predictions, open_points
-from pipeline.stages import make_index
-from pipeline.views import draw_frame, save_figure
-from projection.errors import BadInput
+from clipsweep.pipeline.command import Made, main
+from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.labels import load_space
+from clipsweep.pipeline.loaders import key_cloud, read_truth
+from clipsweep.pipeline.scoring import labelled_frames, make_predictions, open_points
+from clipsweep.pipeline.stages import make_index
+from clipsweep.pipeline.views import draw_frame, save_figure
+from clipsweep.projection.errors import BadInput
 
 KEYS = ("data", "labels", "fusion", "run", "store", "on_bad", "student", "points", "frame", "out")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from distill.ranks import share_of_mean
+from clipsweep.distill.ranks import share_of_mean
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from distill.ranks import all_rows, ranks, share_of_mean
+from clipsweep.distill.ranks import all_rows, ranks, share_of_mean
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from distill.objectives.segmentation import lovasz_share
-from distill.ranks import all_rows, ranks, share_of_mean
+from clipsweep.distill.objectives.segmentation import lovasz_share
+from clipsweep.distill.ranks import all_rows, ranks, share_of_mean
 
 
 @dataclass(frozen=True)

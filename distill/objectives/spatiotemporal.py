@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from distill.ranks import total
+from clipsweep.distill.ranks import total
 
 _SLOTS = 8  # pairs of a cube that the published code hears
 _PARTS, _PART = 32, 1024  # pairs are looked at in so many parts, but none smaller than that

@@ -15,20 +15,20 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from distill.metrics import OTHER, Confusion
-from pipeline.config import Config, load_config
-from pipeline.labels import LabelSpace, load_scoring, load_space, load_truth
-from pipeline.loaders import key_cloud, raw_rows, read_pixels, read_points, read_truth
-from pipeline.scoring import make_predictions, make_scores, truth_reader
-from pipeline.stages import make_index, make_pixels, make_points, scene_frames, scenes_of
-from pipeline.store import Artifact
-from pipeline.training import make_finetuned, make_pretrained
-from projection.cameras import look_up
-from projection.errors import BadInput
-from projection.frames import NONE, Frame
-from projection.fusion import label_scene, visible_pairs
-from projection.grid import cell_keys
-from projection.votes import vote_in_cells
+from clipsweep.distill.metrics import OTHER, Confusion
+from clipsweep.pipeline.config import Config, load_config
+from clipsweep.pipeline.labels import LabelSpace, load_scoring, load_space, load_truth
+from clipsweep.pipeline.loaders import key_cloud, raw_rows, read_pixels, read_points, read_truth
+from clipsweep.pipeline.scoring import make_predictions, make_scores, truth_reader
+from clipsweep.pipeline.stages import make_index, make_pixels, make_points, scene_frames, scenes_of
+from clipsweep.pipeline.store import Artifact
+from clipsweep.pipeline.training import make_finetuned, make_pretrained
+from clipsweep.projection.cameras import look_up
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.frames import NONE, Frame
+from clipsweep.projection.fusion import label_scene, visible_pairs
+from clipsweep.projection.grid import cell_keys
+from clipsweep.projection.votes import vote_in_cells
 
 SEEDS = (0, 1, 2)
 

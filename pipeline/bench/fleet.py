@@ -19,16 +19,16 @@ from unittest import mock
 import numpy as np
 import torch
 
-from pipeline import stages
-from pipeline.bench.row import Row as BenchRow
-from pipeline.config import Config, load_config
-from pipeline.datasets import DATASETS, DataConfig, nuscenes
-from pipeline.datasets.rows import Row
-from pipeline.demo.write import DemoConfig, write_demo
-from pipeline.executor import run_stage
-from pipeline.store import Artifact
-from pipeline.work import RunConfig, Shard, Worker, do_scene
-from projection.frames import Frame
+from clipsweep.pipeline import stages
+from clipsweep.pipeline.bench.row import Row as BenchRow
+from clipsweep.pipeline.config import Config, load_config
+from clipsweep.pipeline.datasets import DATASETS, DataConfig, nuscenes
+from clipsweep.pipeline.datasets.rows import Row
+from clipsweep.pipeline.demo.write import DemoConfig, write_demo
+from clipsweep.pipeline.executor import run_stage
+from clipsweep.pipeline.store import Artifact
+from clipsweep.pipeline.work import RunConfig, Shard, Worker, do_scene
+from clipsweep.projection.frames import Frame
 
 _TURNS, _SCENES = 3, 8
 _WARM = 2
@@ -73,7 +73,7 @@ class _Again:
 
 def _cost(folder: Path) -> Iterator[BenchRow]:
     """Seconds between one scene and the next, one worker on each side, in turns; empty scenes show Ray's share bare."""
-    from pipeline.cluster import cluster, run_on_ray
+    from clipsweep.pipeline.cluster import cluster, run_on_ray
 
     write_demo(DemoConfig(train_scenes=1, val_scenes=0, key_frames=10), folder / "data")
     config = _config(folder, "teacher.kind=maskclip", "teacher.model=local-dir:pipeline/demo/teacher")
@@ -167,7 +167,7 @@ def _fleet(folder: Path, scenes: int) -> Iterator[BenchRow]:
 
 
 def _planned(folder: Path, scenes: int) -> dict[str, float]:
-    command = [sys.executable, "-m", "pipeline.bench.fleet", str(folder), str(scenes)]
+    command = [sys.executable, "-m", "clipsweep.pipeline.bench.fleet", str(folder), str(scenes)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 

@@ -10,18 +10,18 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import UInt8
 
-from distill.metrics import Confusion
-from pipeline.bench.experiments import Line
-from pipeline.config import Config, load_config
-from pipeline.demo.render import SKY
-from pipeline.demo.write import true_pixels
-from pipeline.labels import LabelSpace, load_space
-from pipeline.loaders import key_cloud, read_truth
-from pipeline.stages import make_index, make_teacher, scene_frames, scenes_of
-from projection.cameras import look_up
-from projection.errors import BadInput
-from projection.frames import Frame, PixelLabels
-from projection.fusion import visible_pairs
+from clipsweep.distill.metrics import Confusion
+from clipsweep.pipeline.bench.experiments import Line
+from clipsweep.pipeline.config import Config, load_config
+from clipsweep.pipeline.demo.render import SKY
+from clipsweep.pipeline.demo.write import true_pixels
+from clipsweep.pipeline.labels import LabelSpace, load_space
+from clipsweep.pipeline.loaders import key_cloud, read_truth
+from clipsweep.pipeline.stages import make_index, make_teacher, scene_frames, scenes_of
+from clipsweep.projection.cameras import look_up
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.frames import Frame, PixelLabels
+from clipsweep.projection.fusion import visible_pairs
 
 
 @dataclass(frozen=True, slots=True)

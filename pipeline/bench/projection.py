@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.bench import samples
-from pipeline.bench.row import Row
-from pipeline.labels import LabelsConfig, load_space
-from projection.cameras import project
-from projection.frames import Cloud, Frame, PixelLabels
-from projection.fusion import FusionConfig, label_scene
-from projection.grid import cell_keys
-from projection.sweeps import merge
-from projection.votes import vote_in_cells
+from clipsweep.pipeline.bench import samples
+from clipsweep.pipeline.bench.row import Row
+from clipsweep.pipeline.labels import LabelsConfig, load_space
+from clipsweep.projection.cameras import project
+from clipsweep.projection.frames import Cloud, Frame, PixelLabels
+from clipsweep.projection.fusion import FusionConfig, label_scene
+from clipsweep.projection.grid import cell_keys
+from clipsweep.projection.sweeps import merge
+from clipsweep.projection.votes import vote_in_cells
 
 SAMPLES = ("nuscenes-0523", "pandaset-002")
 _SWEEPS, _COLUMNS, _EGO_BOX_M, _CELL_M, _CLASSES = 10, 5, 1.0, 0.2, 16

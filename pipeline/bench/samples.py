@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from projection.frames import Camera, File, Frame, Sweep
-from projection.pose import Pose
+from clipsweep.projection.frames import Camera, File, Frame, Sweep
+from clipsweep.projection.pose import Pose
 
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_FRONT_LEFT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT")
 

@@ -21,12 +21,12 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
 
-from distill.batch import Batch, Sample, collate, voxelise
-from distill.sparse import Backend, Down, Pointwise, Sites, SparseTensor, Submanifold, Up
-from distill.student import SIZES, UNet
-from pipeline.bench import samples
-from pipeline.bench.row import Row
-from projection.sweeps import merge
+from clipsweep.distill.batch import Batch, Sample, collate, voxelise
+from clipsweep.distill.sparse import Backend, Down, Pointwise, Sites, SparseTensor, Submanifold, Up
+from clipsweep.distill.student import SIZES, UNet
+from clipsweep.pipeline.bench import samples
+from clipsweep.pipeline.bench.row import Row
+from clipsweep.projection.sweeps import merge
 
 SWEEPS = (1, 4, 10)
 _FEATURES = ("intensity", "height", "range", "age", "offset")

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from distill.maskclip import MaskClip
-from distill.readings import Reading
-from pipeline.bench.row import Row
-from projection.frames import Camera, File
-from projection.pose import Pose
+from clipsweep.distill.maskclip import MaskClip
+from clipsweep.distill.readings import Reading
+from clipsweep.pipeline.bench.row import Row
+from clipsweep.projection.frames import Camera, File
+from clipsweep.projection.pose import Pose
 
 _IMAGE_HW = (900, 1600)  # a nuScenes camera's
 _SMALL_TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1}

@@ -17,14 +17,14 @@ from jaxtyping import Float, Int64
 from PIL import Image
 from torch import Tensor
 
-from distill.batch import Batch, collate_groups
-from distill.objectives.spatiotemporal import SpatioTemporalConfig, spatiotemporal
-from pipeline.bench.row import Row
-from pipeline.config import Config, load_config
-from pipeline.loaders import TrainingFrames, pixel_targets
-from pipeline.stages import make_index, make_pixels
-from pipeline.training import training_frames
-from projection.frames import Frame
+from clipsweep.distill.batch import Batch, collate_groups
+from clipsweep.distill.objectives.spatiotemporal import SpatioTemporalConfig, spatiotemporal
+from clipsweep.pipeline.bench.row import Row
+from clipsweep.pipeline.config import Config, load_config
+from clipsweep.pipeline.loaders import TrainingFrames, pixel_targets
+from clipsweep.pipeline.stages import make_index, make_pixels
+from clipsweep.pipeline.training import training_frames
+from clipsweep.projection.frames import Frame
 
 _DIM, _SLOTS, _CLASSES = 512, 8, 16
 

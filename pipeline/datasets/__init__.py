@@ -9,10 +9,10 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.datasets import nuscenes, semantickitti
-from pipeline.datasets.boxes import FrameBoxes
-from pipeline.datasets.rows import Row, Skip
-from projection.frames import Frame
+from clipsweep.pipeline.datasets import nuscenes, semantickitti
+from clipsweep.pipeline.datasets.boxes import FrameBoxes
+from clipsweep.pipeline.datasets.rows import Row, Skip
+from clipsweep.projection.frames import Frame
 
 
 @dataclass(frozen=True)

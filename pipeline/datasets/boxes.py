@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float, Float64, Int64, UInt8
 
-from distill.metrics import OTHER
-from pipeline.datasets.rows import undamaged
-from projection.errors import BadInput
-from projection.frames import NONE
-from projection.pose import Pose
+from clipsweep.distill.metrics import OTHER
+from clipsweep.pipeline.datasets.rows import undamaged
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.frames import NONE
+from clipsweep.projection.pose import Pose
 
 _SIZE_MAX_M = 60.0
 _SLACK_M = 1e-3

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.datasets.rows import within
-from projection.errors import BadInput
-from projection.frames import Camera, File, Sweep
+from clipsweep.pipeline.datasets.rows import within
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.frames import Camera, File, Sweep
 
 _SPEED_MAX_M_S = 80.0
 _CAMERA_GAP_MAX_US = 110_000

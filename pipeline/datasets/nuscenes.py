@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import UInt8
 
-from pipeline.datasets.boxes import Box, FrameBoxes, checked_box
-from pipeline.datasets.checks import check_image, check_intrinsics, check_points, check_times, pin
-from pipeline.datasets.rows import MAX_SWEEPS, Row, Skip
-from projection.errors import BadInput
-from projection.frames import Camera, File, Frame, Sweep
-from projection.pose import Pose
+from clipsweep.pipeline.datasets.boxes import Box, FrameBoxes, checked_box
+from clipsweep.pipeline.datasets.checks import check_image, check_intrinsics, check_points, check_times, pin
+from clipsweep.pipeline.datasets.rows import MAX_SWEEPS, Row, Skip
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.frames import Camera, File, Frame, Sweep
+from clipsweep.projection.pose import Pose
 
 if TYPE_CHECKING:
     from nuscenes.nuscenes import NuScenes
 
-    from pipeline.datasets import DataConfig
+    from clipsweep.pipeline.datasets import DataConfig
 
 LIDAR = "LIDAR_TOP"
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_LEFT", "CAM_FRONT_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT")

@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from projection.errors import BadInput
-from projection.frames import Camera, File, Frame, Sweep
-from projection.pose import Pose
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.frames import Camera, File, Frame, Sweep
+from clipsweep.projection.pose import Pose
 
 MAX_SWEEPS = 11
 """Sweeps of a frame in the index: the key sweep and up to ten earlier ones."""
@@ -174,7 +174,7 @@ def undamaged(index: Path) -> Iterator[None]:
         raise BadInput(index, f"is damaged ({reason})", "run the same command again with verify=true") from None
 
 
-def read_frames(index: Path, root: Path, scene: str) -> list[Frame]:
+def read_index(index: Path, root: Path, scene: str) -> list[Frame]:
     """The frames of one scene in time order, paths resolved under the data root.
 
     Raises:

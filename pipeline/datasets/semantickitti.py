@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float64, UInt16
 
-from pipeline.datasets.checks import check_intrinsics, check_points, check_times, image_size, pin
-from pipeline.datasets.rows import MAX_SWEEPS, Row, Skip, within
-from projection.errors import BadInput
-from projection.frames import Camera, File, Frame, Sweep
-from projection.pose import Pose
+from clipsweep.pipeline.datasets.checks import check_intrinsics, check_points, check_times, image_size, pin
+from clipsweep.pipeline.datasets.rows import MAX_SWEEPS, Row, Skip, within
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.frames import Camera, File, Frame, Sweep
+from clipsweep.projection.pose import Pose
 
 if TYPE_CHECKING:
-    from pipeline.datasets import DataConfig
+    from clipsweep.pipeline.datasets import DataConfig
 
 SPLITS = {
     "train": ("00", "01", "02", "03", "04", "05", "06", "07", "09", "10"),

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from pipeline.demo.ground import Ground
-from pipeline.demo.paint_kernels import ground_colour, part_colour, sky_colour
-from pipeline.demo.parts import Primitives
-from pipeline.demo.ray_kernels import (
+from clipsweep.pipeline.demo.ground import Ground
+from clipsweep.pipeline.demo.paint_kernels import ground_colour, part_colour, sky_colour
+from clipsweep.pipeline.demo.parts import Primitives
+from clipsweep.pipeline.demo.ray_kernels import (
     bound_m,
     hit_ground,
     hit_part,
@@ -18,7 +18,7 @@ from pipeline.demo.ray_kernels import (
     slope_at,
     to_local,
 )
-from projection.jit import jit
+from clipsweep.projection.jit import jit
 
 TILE_PX = 16
 SHADE_STEP_M = 0.25

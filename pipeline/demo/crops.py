@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8
 from PIL import Image
 
-from pipeline.demo.render import render
-from pipeline.demo.rig import cameras
-from pipeline.demo.words import CLASS_OF_RAW, NAMES, THINGS
-from pipeline.demo.world import build_world
+from clipsweep.pipeline.demo.render import render
+from clipsweep.pipeline.demo.rig import cameras
+from clipsweep.pipeline.demo.words import CLASS_OF_RAW, NAMES, THINGS
+from clipsweep.pipeline.demo.world import build_world
 
 _SPOTS = 24
 """Places kept per class and picture, where stuff may be cropped."""

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from pipeline.demo.parts import Angles
-from pipeline.demo.shapes import shade
+from clipsweep.pipeline.demo.parts import Angles
+from clipsweep.pipeline.demo.shapes import shade
 
 Span = tuple[float, float]
 DRIVEABLE, OTHER_FLAT, SIDEWALK, TERRAIN = 24, 25, 26, 27

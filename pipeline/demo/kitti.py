@@ -10,15 +10,15 @@ import numpy as np
 from jaxtyping import Float, UInt32
 from PIL import Image
 
-from pipeline.datasets.semantickitti import SPLITS
-from pipeline.demo.lidar_kernels import EGO
-from pipeline.demo.parts import rotation
-from pipeline.demo.render import render
-from pipeline.demo.rig import LEVEL, SPIN_S, RigCamera, RigLidar, inverse, pose
-from pipeline.demo.spin import Scan, scan
-from pipeline.demo.world import World, build_world
-from pipeline.demo.write import VAL_SEED, DemoConfig, write_root
-from projection.errors import BadInput
+from clipsweep.pipeline.datasets.semantickitti import SPLITS
+from clipsweep.pipeline.demo.lidar_kernels import EGO
+from clipsweep.pipeline.demo.parts import rotation
+from clipsweep.pipeline.demo.render import render
+from clipsweep.pipeline.demo.rig import LEVEL, SPIN_S, RigCamera, RigLidar, inverse, pose
+from clipsweep.pipeline.demo.spin import Scan, scan
+from clipsweep.pipeline.demo.world import World, build_world
+from clipsweep.pipeline.demo.write import VAL_SEED, DemoConfig, write_root
+from clipsweep.projection.errors import BadInput
 
 SCAN_S = 0.1
 """From scan to scan; a turn itself takes no longer than on the other rig."""

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from pipeline.demo.ground import NO_PAINT, OTHER_FLAT, SIDEWALK, TERRAIN
-from pipeline.demo.ray_kernels import (
+from clipsweep.pipeline.demo.ground import NO_PAINT, OTHER_FLAT, SIDEWALK, TERRAIN
+from clipsweep.pipeline.demo.ray_kernels import (
     bound_m,
     cell_of,
     hit_ground,
@@ -17,7 +17,7 @@ from pipeline.demo.ray_kernels import (
     slope_at,
     to_local,
 )
-from projection.jit import jit
+from clipsweep.projection.jit import jit
 
 BINS = 128
 RANGE_M = 80.0

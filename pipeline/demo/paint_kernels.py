@@ -3,8 +3,8 @@
 import math
 from typing import Any
 
-from pipeline.demo.ground import OTHER_FLAT, SIDEWALK, TERRAIN, WHITE_PAINT, YELLOW_PAINT
-from pipeline.demo.parts import (
+from clipsweep.pipeline.demo.ground import OTHER_FLAT, SIDEWALK, TERRAIN, WHITE_PAINT, YELLOW_PAINT
+from clipsweep.pipeline.demo.parts import (
     BANDS,
     BLOCKS,
     BRICK,
@@ -20,7 +20,7 @@ from pipeline.demo.parts import (
     WHEEL,
     WINDOWS,
 )
-from pipeline.demo.ray_kernels import cell_of, kernel
+from clipsweep.pipeline.demo.ray_kernels import cell_of, kernel
 
 
 @kernel

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from pipeline.demo import scenery, shapes
-from pipeline.demo.ground import KERB_M
-from pipeline.demo.parts import BOX, CYLINDER, ELLIPSOID, PEOPLE, Thing
+from clipsweep.pipeline.demo import scenery, shapes
+from clipsweep.pipeline.demo.ground import KERB_M
+from clipsweep.pipeline.demo.parts import BOX, CYLINDER, ELLIPSOID, PEOPLE, Thing
 
 Rng = np.random.Generator
 Party = list[Thing]

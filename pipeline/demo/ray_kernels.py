@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int64
 
-from pipeline.demo.ground import DRIVEABLE, KERB_M, STEP_M
-from pipeline.demo.parts import BOX, ELLIPSOID
-from projection.jit import jit
+from clipsweep.pipeline.demo.ground import DRIVEABLE, KERB_M, STEP_M
+from clipsweep.pipeline.demo.parts import BOX, ELLIPSOID
+from clipsweep.projection.jit import jit
 
 kernel = partial(jit, forceinline=True, _nrt=False)
 """For functions called per ray: inlined, and without numba's reference counting of arrays, which is all that they

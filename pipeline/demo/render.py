@@ -5,10 +5,18 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
-from pipeline.demo.camera_kernels import SHADE_STEP_M, Eye, Stage, cast_pixels, cast_shadows, fill_tiles, near_to_far
-from pipeline.demo.ray_kernels import Lists
-from pipeline.demo.rig import RigCamera
-from pipeline.demo.world import World
+from clipsweep.pipeline.demo.camera_kernels import (
+    SHADE_STEP_M,
+    Eye,
+    Stage,
+    cast_pixels,
+    cast_shadows,
+    fill_tiles,
+    near_to_far,
+)
+from clipsweep.pipeline.demo.ray_kernels import Lists
+from clipsweep.pipeline.demo.rig import RigCamera
+from clipsweep.pipeline.demo.world import World
 
 SKY = 0
 GRAIN = 0.012

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from pipeline.demo.ground import FLAT, Hills
-from pipeline.demo.parts import Angles, rotation
+from clipsweep.pipeline.demo.ground import FLAT, Hills
+from clipsweep.pipeline.demo.parts import Angles, rotation
 
 SPIN_S = 0.05
 """Time of one turn of the LiDAR; a sweep is stamped when its turn is complete."""

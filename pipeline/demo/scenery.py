@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pipeline.demo.parts import (
+from clipsweep.pipeline.demo.parts import (
     BRICK,
     FOLIAGE,
     GLASS,
@@ -17,7 +17,7 @@ from pipeline.demo.parts import (
     rod,
     tube,
 )
-from pipeline.demo.shapes import STEEL, WHITE, pick, shade
+from clipsweep.pipeline.demo.shapes import STEEL, WHITE, pick, shade
 
 MANMADE, VEGETATION = 28, 30
 

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from pipeline.demo.parts import (
+from clipsweep.pipeline.demo.parts import (
     BANDS,
     BLACK,
     BLOCKS,

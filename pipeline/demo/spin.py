@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int32, UInt8
 
-from pipeline.demo.ground import TERRAIN
-from pipeline.demo.lidar_kernels import EGO, RANGE_M, Turn, cast_car, cast_turn, fill_bins
-from pipeline.demo.parts import BLACK, Thing, box, pack
-from pipeline.demo.ray_kernels import Lists
-from pipeline.demo.rig import SPIN_S, RigLidar, inverse
-from pipeline.demo.scenery import VEGETATION
-from pipeline.demo.world import World
+from clipsweep.pipeline.demo.ground import TERRAIN
+from clipsweep.pipeline.demo.lidar_kernels import EGO, RANGE_M, Turn, cast_car, cast_turn, fill_bins
+from clipsweep.pipeline.demo.parts import BLACK, Thing, box, pack
+from clipsweep.pipeline.demo.ray_kernels import Lists
+from clipsweep.pipeline.demo.rig import SPIN_S, RigLidar, inverse
+from clipsweep.pipeline.demo.scenery import VEGETATION
+from clipsweep.pipeline.demo.world import World
 
 NOISE_M = 0.02
 """Standard deviation of the range on hard surfaces [m]."""

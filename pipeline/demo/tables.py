@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from pipeline.demo.parts import Thing
-from pipeline.demo.rig import RigCamera, RigLidar
+from clipsweep.pipeline.demo.parts import Thing
+from clipsweep.pipeline.demo.rig import RigCamera, RigLidar
 
 CATEGORIES = (
     "noise",

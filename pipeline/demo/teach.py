@@ -1,4 +1,4 @@
-"""Trains the demo's own CLIP on crops of its streets and captions: python -m pipeline.demo.teach out=FOLDER.
+"""Trains the demo's own CLIP on crops of its streets and captions: python -m clipsweep.pipeline.demo.teach out=FOLDER.
 
 The model is an ordinary open_clip one (ResNet image tower, small text tower) and learns by contrast alone: a crop
 belongs to a caption, such as "a photo of a bus and a sidewalk", when everything that the caption names is in the crop.
@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from distill.text import SCENE_TEMPLATES
-from pipeline.demo.crops import Album, Crops, draw_crops, render_album
-from pipeline.demo.words import ABSENT, NAMES, SKY, SYNONYMS
+from clipsweep.distill.text import SCENE_TEMPLATES
+from clipsweep.pipeline.demo.crops import Album, Crops, draw_crops, render_album
+from clipsweep.pipeline.demo.words import ABSENT, NAMES, SKY, SYNONYMS
 
 TRAIN_SEED, SCORE_SEED = 1_000_000, 2_000_000
 MEAN, STD = (0.45, 0.45, 0.45), (0.22, 0.22, 0.22)
@@ -249,10 +249,12 @@ def save(model: nn.Module, folder: Path, config: TeachConfig, measured: dict[str
     about = {"model_cfg": MODEL, "preprocess_cfg": preprocess}
     (folder / "open_clip_config.json").write_text(json.dumps(about, indent=2) + "\n")
     settings = {key: value for key, value in asdict(config).items() if key != "out"}
-    command = " ".join(["python -m pipeline.demo.teach out=FOLDER", *(f"{k}={v}" for k, v in settings.items())])
+    command = " ".join(
+        ["python -m clipsweep.pipeline.demo.teach out=FOLDER", *(f"{k}={v}" for k, v in settings.items())]
+    )
     versions = {"python": platform.python_version(), "torch": torch.__version__, "open_clip": open_clip.__version__}
     card = {
-        "command": command, "train_seed": TRAIN_SEED, "score_seed": SCORE_SEED, "score_size_hw": [288, 512],
+        "command": " ".join(command), "train_seed": TRAIN_SEED, "score_seed": SCORE_SEED, "score_size_hw": [288, 512],
         "score_templates": ASKED, "hardware": f"{os.cpu_count()} cores, {platform.machine()}", "versions": versions,
         **measured, "words": words,
     }  # fmt: skip

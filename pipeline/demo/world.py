@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from pipeline.demo import people, scenery, shapes
-from pipeline.demo.ground import (
+from clipsweep.pipeline.demo import people, scenery, shapes
+from clipsweep.pipeline.demo.ground import (
     FLAT,
     KERB_M,
     Ground,
@@ -19,7 +19,7 @@ from pipeline.demo.ground import (
     draw_street,
     lay_ground,
 )
-from pipeline.demo.parts import (
+from clipsweep.pipeline.demo.parts import (
     BOX,
     BRICK,
     FOLIAGE,
@@ -32,7 +32,7 @@ from pipeline.demo.parts import (
     place,
     rotation,
 )
-from pipeline.demo.rig import Drive, draw_drive, pose
+from clipsweep.pipeline.demo.rig import Drive, draw_drive, pose
 
 Rng = np.random.Generator
 SET_M = 85.0

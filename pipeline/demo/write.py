@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Float, Float32, Int64, UInt8
 from PIL import Image
 
-from pipeline.demo.lidar_kernels import count_in_boxes
-from pipeline.demo.render import render
-from pipeline.demo.rig import (
+from clipsweep.pipeline.demo.lidar_kernels import count_in_boxes
+from clipsweep.pipeline.demo.render import render
+from clipsweep.pipeline.demo.rig import (
     SPIN_S,
     FlatPoses,
     RigCamera,
@@ -22,8 +22,8 @@ from pipeline.demo.rig import (
     inverse,
     lidar,
 )
-from pipeline.demo.spin import scan
-from pipeline.demo.tables import (
+from clipsweep.pipeline.demo.spin import scan
+from clipsweep.pipeline.demo.tables import (
     Seen,
     Shot,
     Tables,
@@ -34,9 +34,9 @@ from pipeline.demo.tables import (
     log_name,
     token,
 )
-from pipeline.demo.world import World, build_world
-from pipeline.store import write_folder
-from projection.errors import BadInput
+from clipsweep.pipeline.demo.world import World, build_world
+from clipsweep.pipeline.store import write_folder
+from clipsweep.projection.errors import BadInput
 
 MINI_TRAIN = (
     "scene-0061",

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill.batch import FEATURES, Batch, Sample, Voxels, channels, collate, voxelise
-from projection import kernels
+from clipsweep.distill.batch import FEATURES, Batch, Sample, Voxels, channels, collate, voxelise
+from clipsweep.projection import kernels
 
 ALL = tuple(FEATURES)
 VOXEL_M, HEIGHT_M = 0.5, 1.8

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from distill.metrics import OTHER, Confusion
+from clipsweep.distill.metrics import OTHER, Confusion
 
 TRUTH = np.array([0, 0, 0, 1, 1, 2, 255, 255], np.uint8)
 SAID = np.array([0, 0, 1, 1, 255, OTHER, 0, 255], np.uint8)

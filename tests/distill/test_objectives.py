@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from distill.objectives.regression import regression
-from distill.objectives.semantic import SemanticConfig, semantic
+from clipsweep.distill.objectives.regression import regression
+from clipsweep.distill.objectives.semantic import SemanticConfig, semantic
 
 M, C, D = 30, 5, 8
 

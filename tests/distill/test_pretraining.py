@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from distill.batch import Batch, Group, Sample, collate_groups, voxelise
-from distill.checkpoint import make_student
-from distill.objectives import Moment, ObjectivesConfig, pretraining
-from distill.objectives.regression import RegressionConfig
-from distill.objectives.selftraining import SelfTrainingConfig, switched
-from distill.objectives.semantic import SemanticConfig, semantic
-from distill.objectives.spatiotemporal import SpatioTemporalConfig
-from distill.student import ModelConfig, Student
-from pipeline.config import load_config
+from clipsweep.distill.batch import Batch, Group, Sample, collate_groups, voxelise
+from clipsweep.distill.checkpoint import make_student
+from clipsweep.distill.objectives import Moment, ObjectivesConfig, pretraining
+from clipsweep.distill.objectives.regression import RegressionConfig
+from clipsweep.distill.objectives.selftraining import SelfTrainingConfig, switched
+from clipsweep.distill.objectives.semantic import SemanticConfig, semantic
+from clipsweep.distill.objectives.spatiotemporal import SpatioTemporalConfig
+from clipsweep.distill.student import ModelConfig, Student
+from clipsweep.pipeline.config import load_config
 
 MODEL, TEXT = ModelConfig(size="tiny", voxel_m=0.5), torch.eye(4)
 EARLY, LATE = Moment(0.0, 0.0), Moment(0.9, 0.0)

@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import distributed
 
-from distill.batch import Batch, Group, Sample, collate_groups, voxelise
-from distill.checkpoint import make_student
-from distill.objectives import Moment, ObjectivesConfig, Terms, finetuning, pretraining
-from distill.objectives.regression import RegressionConfig
-from distill.objectives.selftraining import SelfTrainingConfig
-from distill.objectives.semantic import SemanticConfig
-from distill.objectives.spatiotemporal import SpatioTemporalConfig
-from distill.student import ModelConfig, Student
-from distill.train import Learner, NotFinite, Step, TrainConfig, train
+from clipsweep.distill.batch import Batch, Group, Sample, collate_groups, voxelise
+from clipsweep.distill.checkpoint import make_student
+from clipsweep.distill.objectives import Moment, ObjectivesConfig, Terms, finetuning, pretraining
+from clipsweep.distill.objectives.regression import RegressionConfig
+from clipsweep.distill.objectives.selftraining import SelfTrainingConfig
+from clipsweep.distill.objectives.semantic import SemanticConfig
+from clipsweep.distill.objectives.spatiotemporal import SpatioTemporalConfig
+from clipsweep.distill.student import ModelConfig, Student
+from clipsweep.distill.train import Learner, NotFinite, Step, TrainConfig, train
 
 MODEL, TEXT = ModelConfig(size="tiny", voxel_m=0.5), torch.eye(4)
 OBJECTIVES = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from distill.objectives.segmentation import SegmentationConfig, lovasz_softmax, segmentation
+from clipsweep.distill.objectives.segmentation import SegmentationConfig, lovasz_softmax, segmentation
 
 
 def literal(probability: list, label: list) -> float:

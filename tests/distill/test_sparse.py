@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from distill import sparse_kernels, sparse_native
-from distill.sparse import Down, Pointwise, Sites, SparseTensor, Submanifold, Up
-from distill.sparse_native import convolve
-from pipeline.bench import sparse as bench
-from projection import grid, kernels
+from clipsweep.distill import sparse_kernels, sparse_native
+from clipsweep.distill.sparse import Down, Pointwise, Sites, SparseTensor, Submanifold, Up
+from clipsweep.distill.sparse_native import convolve
+from clipsweep.pipeline.bench import sparse as bench
+from clipsweep.projection import grid, kernels
 
 SIDE = 8
 

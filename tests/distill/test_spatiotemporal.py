@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from distill.objectives.spatiotemporal import SpatioTemporalConfig, spatiotemporal
+from clipsweep.distill.objectives.spatiotemporal import SpatioTemporalConfig, spatiotemporal
 
 M, D, CUBES = 60, 6, 9
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from distill import norm_kernels, sparse_kernels
-from distill.batch import Batch, Sample, collate, voxelise
-from distill.heads import Head
-from distill.norm import Norm
-from distill.student import SIZES, Embeddings, Student
+from clipsweep.distill import norm_kernels, sparse_kernels
+from clipsweep.distill.batch import Batch, Sample, collate, voxelise
+from clipsweep.distill.heads import Head
+from clipsweep.distill.norm import Norm
+from clipsweep.distill.student import SIZES, Embeddings, Student
 
 FEATURES = ("intensity", "height", "range", "offset")
 

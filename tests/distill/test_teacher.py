@@ -14,9 +14,9 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch.nn import functional as F
 
-from distill.teacher import MaskClip, Precomputed, Teacher
-from projection.errors import BadInput
-from projection.frames import NONE, Camera
+from clipsweep.distill.teacher import MaskClip, Precomputed, Teacher
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.frames import NONE, Camera
 from tests.distill.tiny_clip import RESNET, VIT, camera_of, one_thread, write_camera, write_clip
 
 __all__ = ["one_thread"]  # a fixture for every test here

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.bench.teacher import rows
+from clipsweep.pipeline.bench.teacher import rows
 from tests.distill.tiny_clip import one_thread
 
 __all__ = ["one_thread"]  # a fixture for every test here

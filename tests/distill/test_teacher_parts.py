@@ -14,13 +14,13 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from distill.images import decode, prefetch
-from distill.readings import Dense
-from distill.scoring import Scorer
-from distill.teacher import Teacher, VitFeatures
-from distill.tiles import Tiles
-from projection.errors import BadInput
-from projection.frames import NONE
+from clipsweep.distill.images import decode, prefetch
+from clipsweep.distill.readings import Dense
+from clipsweep.distill.scoring import Scorer
+from clipsweep.distill.teacher import Teacher, VitFeatures
+from clipsweep.distill.tiles import Tiles
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.frames import NONE
 from tests.distill.tiny_clip import one_thread, write_camera
 
 __all__ = ["one_thread"]  # a fixture for every test here

@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from distill.maskclip import MaskClip
-from distill.readings import DenseResNet, DenseVit, choose_reading, proxy_attention, stride_of
-from distill.weights import build_clip, find_clip
-from projection.errors import BadInput
+from clipsweep.distill.maskclip import MaskClip
+from clipsweep.distill.readings import DenseResNet, DenseVit, choose_reading, proxy_attention, stride_of
+from clipsweep.distill.weights import build_clip, find_clip
+from clipsweep.projection.errors import BadInput
 from tests.distill.tiny_clip import RESNET, VIT, one_thread, write_clip
 
 __all__ = ["one_thread"]  # a fixture for every test here

@@ -17,10 +17,10 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
-from distill import weights
-from distill.maskclip import MaskClip
-from distill.weights import build_clip, find_clip, hub_file, read_weights
-from projection.errors import BadInput
+from clipsweep.distill import weights
+from clipsweep.distill.maskclip import MaskClip
+from clipsweep.distill.weights import build_clip, find_clip, hub_file, read_weights
+from clipsweep.projection.errors import BadInput
 from tests.distill.tiny_clip import VIT, one_thread, write_clip
 
 __all__ = ["one_thread"]  # a fixture for every test here

@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from distill.maskclip import MaskClip
-from distill.text import Encoder, Vocabulary, cached, embed, group_max, group_names, sentences
-from distill.weights import build_clip, clip_tokenizer, find_clip
-from projection.errors import BadInput
+from clipsweep.distill.maskclip import MaskClip
+from clipsweep.distill.text import Encoder, Vocabulary, cached, embed, group_max, group_names, sentences
+from clipsweep.distill.weights import build_clip, clip_tokenizer, find_clip
+from clipsweep.projection.errors import BadInput
 from tests.distill.tiny_clip import VIT, one_thread, write_clip
 
 __all__ = ["one_thread"]  # a fixture for every test here

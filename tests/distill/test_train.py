@@ -15,17 +15,24 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from distill.augment import AugmentConfig, augment
-from distill.batch import Batch, Sample, collate, voxelise
-from distill.checkpoint import learner_bytes, load_learner, load_student, make_student, student_bytes, student_config
-from distill.objectives import Moment, ObjectivesConfig, Terms, pretraining
-from distill.objectives.regression import RegressionConfig
-from distill.objectives.selftraining import SelfTrainingConfig
-from distill.objectives.semantic import SemanticConfig
-from distill.objectives.spatiotemporal import SpatioTemporalConfig
-from distill.student import ModelConfig, Student
-from distill.train import Learner, NotFinite, Step, TrainConfig, make_optimizer, rates, train
-from projection.errors import BadInput
+from clipsweep.distill.augment import AugmentConfig, augment
+from clipsweep.distill.batch import Batch, Sample, collate, voxelise
+from clipsweep.distill.checkpoint import (
+    learner_bytes,
+    load_learner,
+    load_student,
+    make_student,
+    student_bytes,
+    student_config,
+)
+from clipsweep.distill.objectives import Moment, ObjectivesConfig, Terms, pretraining
+from clipsweep.distill.objectives.regression import RegressionConfig
+from clipsweep.distill.objectives.selftraining import SelfTrainingConfig
+from clipsweep.distill.objectives.semantic import SemanticConfig
+from clipsweep.distill.objectives.spatiotemporal import SpatioTemporalConfig
+from clipsweep.distill.student import ModelConfig, Student
+from clipsweep.distill.train import Learner, NotFinite, Step, TrainConfig, make_optimizer, rates, train
+from clipsweep.projection.errors import BadInput
 
 MODEL = ModelConfig(size="tiny", voxel_m=0.5)
 TEXT = torch.eye(3)

@@ -14,8 +14,8 @@ from open_clip.model import CLIP
 from PIL import Image
 from safetensors.torch import save_file
 
-from projection.frames import Camera, File
-from projection.pose import Pose
+from clipsweep.projection.frames import Camera, File
+from clipsweep.projection.pose import Pose
 
 VIT = {"image_size": 64, "layers": 3, "width": 64, "head_width": 16, "patch_size": 16}
 RESNET = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "head_width": 32}

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from distill.objectives.spatiotemporal import SpatioTemporalConfig, spatiotemporal
-from pipeline.bench import training
+from clipsweep.distill.objectives.spatiotemporal import SpatioTemporalConfig, spatiotemporal
+from clipsweep.pipeline.bench import training
 
 
 def test_the_dense_packing_is_the_reference() -> None:

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.bench import pixels
-from pipeline.bench.pixels import Setting, teacher_settings
-from pipeline.config import load_config
-from pipeline.demo.words import CLASS_OF_RAW, SKY
-from pipeline.demo.write import true_pixels
-from pipeline.loaders import read_pixels
-from pipeline.stages import make_index, make_pixels, scene_frames
-from projection.errors import BadInput
+from clipsweep.pipeline.bench import pixels
+from clipsweep.pipeline.bench.pixels import Setting, teacher_settings
+from clipsweep.pipeline.config import load_config
+from clipsweep.pipeline.demo.words import CLASS_OF_RAW, SKY
+from clipsweep.pipeline.demo.write import true_pixels
+from clipsweep.pipeline.loaders import read_pixels
+from clipsweep.pipeline.stages import make_index, make_pixels, scene_frames
+from clipsweep.projection.errors import BadInput
 
 
 def test_lines_are_scored_on_every_pixel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distill.metrics import OTHER
-from pipeline.boxes import BoxTruth, boxes_artifact, make_boxes
-from pipeline.config import Config, load_config
-from pipeline.datasets.boxes import Box, box_truth, points_in_box, read_scene_boxes
-from pipeline.guard import LabelLeak, label_folders, no_labels
-from pipeline.labels import LabelsConfig, load_scoring, load_space, load_truth
-from pipeline.loaders import read_points
-from pipeline.stages import make_index, scene_frames
-from pipeline.store import Artifact
-from projection.errors import BadInput
-from projection.frames import NONE, Frame
-from projection.pose import Pose
-from projection.sweeps import read_sweep
+from clipsweep.distill.metrics import OTHER
+from clipsweep.pipeline.boxes import BoxTruth, boxes_artifact, make_boxes
+from clipsweep.pipeline.config import Config, load_config
+from clipsweep.pipeline.datasets.boxes import Box, box_truth, points_in_box, read_scene_boxes
+from clipsweep.pipeline.guard import LabelLeak, label_folders, no_labels
+from clipsweep.pipeline.labels import LabelsConfig, load_scoring, load_space, load_truth
+from clipsweep.pipeline.loaders import read_points
+from clipsweep.pipeline.stages import make_index, scene_frames
+from clipsweep.pipeline.store import Artifact
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.frames import NONE, Frame
+from clipsweep.projection.pose import Pose
+from clipsweep.projection.sweeps import read_sweep
 from tests.helpers import Run, settings
 
 SCENES = ("scene-0061", "scene-0103")
@@ -415,7 +415,7 @@ def test_no_box_is_in_the_index(small_world: Path, tmp_path: Path, tool: Run) ->
 def test_boxes_read_in_a_training_without_labels_end_it(
     small_world: Path, tmp_path: Path, tool: Run, monkeypatch: pytest.MonkeyPatch, through: str
 ) -> None:
-    from pipeline import loaders
+    from clipsweep.pipeline import loaders
 
     given = settings(small_world, tmp_path / "store")
     config = load_config(given)

@@ -19,12 +19,12 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
-from pipeline.cluster import cluster, run_on_ray
-from pipeline.config import Config
-from pipeline.executor import run_stage
-from pipeline.store import Artifact
-from pipeline.work import Incomplete, RunConfig
-from projection.errors import BadInput
+from clipsweep.pipeline.cluster import cluster, run_on_ray
+from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.executor import run_stage
+from clipsweep.pipeline.store import Artifact
+from clipsweep.pipeline.work import Incomplete, RunConfig
+from clipsweep.projection.errors import BadInput
 from tests.faults import Faulty
 
 pytestmark = pytest.mark.slow
@@ -255,10 +255,10 @@ DRIVER = """
 import sys
 from pathlib import Path
 from tests.faults import Faulty
-from pipeline.config import Config
-from pipeline.executor import run_stage
-from pipeline.store import Artifact
-from pipeline.work import RunConfig
+from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.executor import run_stage
+from clipsweep.pipeline.store import Artifact
+from clipsweep.pipeline.work import RunConfig
 config = Config(run=RunConfig(executor="ray", workers=2, progress=False))
 worker = Faulty(Path(sys.argv[1]) / "notes", {"scene-11": ("killed",)}, seconds=0.3)
 run_stage(Artifact.of(sys.argv[1], "s", {}), [f"scene-{i}" for i in range(12)], worker.build, config)

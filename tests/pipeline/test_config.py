@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import _BOUNDS, Config, describe, load_config
-from pipeline.yaml_files import CONFIGS
-from projection.errors import BadInput
+from clipsweep.pipeline.config import _BOUNDS, Config, describe, load_config
+from clipsweep.pipeline.yaml_files import CONFIGS
+from clipsweep.projection.errors import BadInput
 
 
 def test_files_merge_left_to_right_then_pairs(tmp_path: Path) -> None:

@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.demo import render as render_module
-from pipeline.demo import spin as spin_module
-from pipeline.demo.ground import DRIVEABLE, KERB_M, OTHER_FLAT, SIDEWALK, TERRAIN
-from pipeline.demo.lidar_kernels import BINS, EGO
-from pipeline.demo.parts import Thing, ball, box, pack, tube
-from pipeline.demo.ray_kernels import hit_part, normal
-from pipeline.demo.render import SKY, render
-from pipeline.demo.rig import SPIN_S, cameras, inverse, lidar, pose
-from pipeline.demo.spin import scan
-from pipeline.demo.tables import CATEGORIES, quaternion
-from pipeline.demo.world import World, build_world
-from pipeline.demo.write import FIRST_US, DemoConfig, split_names, true_pixels, write_demo
-from projection.errors import BadInput
+from clipsweep.pipeline.demo import render as render_module
+from clipsweep.pipeline.demo import spin as spin_module
+from clipsweep.pipeline.demo.ground import DRIVEABLE, KERB_M, OTHER_FLAT, SIDEWALK, TERRAIN
+from clipsweep.pipeline.demo.lidar_kernels import BINS, EGO
+from clipsweep.pipeline.demo.parts import Thing, ball, box, pack, tube
+from clipsweep.pipeline.demo.ray_kernels import hit_part, normal
+from clipsweep.pipeline.demo.render import SKY, render
+from clipsweep.pipeline.demo.rig import SPIN_S, cameras, inverse, lidar, pose
+from clipsweep.pipeline.demo.spin import scan
+from clipsweep.pipeline.demo.tables import CATEGORIES, quaternion
+from clipsweep.pipeline.demo.world import World, build_world
+from clipsweep.pipeline.demo.write import FIRST_US, DemoConfig, split_names, true_pixels, write_demo
+from clipsweep.projection.errors import BadInput
 
 SMALL = DemoConfig(seed=3, train_scenes=1, val_scenes=1, key_frames=2, width_px=240, height_px=135, azimuths=360)
 CLASSES = {
@@ -224,7 +224,7 @@ def test_true_pixels_are_those_of_the_written_images(root: Path, monkeypatch: py
         views.append(render(*arguments))
         return views[-1]
 
-    monkeypatch.setattr("pipeline.demo.write.render", kept)
+    monkeypatch.setattr("clipsweep.pipeline.demo.write.render", kept)
     truth = true_pixels(SMALL, "scene-0103")
     shots = [row for row in table(root, "sample_data").values() if row["filename"].endswith(".jpg")]
     named = {(row["filename"].split("/")[1], row["timestamp"]): root / row["filename"] for row in shots}
@@ -373,7 +373,7 @@ def test_a_failed_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def fail(*_: Any) -> None:
         raise RuntimeError("disk full")
 
-    monkeypatch.setattr("pipeline.demo.write._take_sweep", fail)
+    monkeypatch.setattr("clipsweep.pipeline.demo.write._take_sweep", fail)
     with pytest.raises(RuntimeError, match="disk full"):
         write_demo(SMALL, tmp_path / "root")
     assert not list(tmp_path.iterdir())

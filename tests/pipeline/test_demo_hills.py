@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 
-from pipeline.demo.ground import DRIVEABLE, KERB_M, STEP_M, TERRAIN, Ground, Hills, draw_hills
-from pipeline.demo.parts import BOX, rotation
-from pipeline.demo.ray_kernels import hit_ground, slope_at
-from pipeline.demo.rig import draw_flat_poses, pose
-from pipeline.demo.world import World, build_world
+from clipsweep.pipeline.demo.ground import DRIVEABLE, KERB_M, STEP_M, TERRAIN, Ground, Hills, draw_hills
+from clipsweep.pipeline.demo.parts import BOX, rotation
+from clipsweep.pipeline.demo.ray_kernels import hit_ground, slope_at
+from clipsweep.pipeline.demo.rig import draw_flat_poses, pose
+from clipsweep.pipeline.demo.world import World, build_world
 
 HILLS_M = 4.0
 

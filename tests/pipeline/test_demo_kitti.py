@@ -11,20 +11,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.config import load_config
-from pipeline.datasets import DATASETS, DataConfig
-from pipeline.demo.kitti import SCAN_S, write_kitti_demo
-from pipeline.demo.parts import rotation
-from pipeline.demo.render import render
-from pipeline.demo.rig import RigCamera, inverse, pose
-from pipeline.demo.world import World, build_world
-from pipeline.demo.write import VAL_SEED, DemoConfig
-from pipeline.labels import LabelsConfig, load_space
-from pipeline.store import Artifact
-from projection.cameras import project
-from projection.errors import BadInput
-from projection.frames import Frame
-from projection.sweeps import read_sweep
+from clipsweep.pipeline.config import load_config
+from clipsweep.pipeline.datasets import DATASETS, DataConfig
+from clipsweep.pipeline.demo.kitti import SCAN_S, write_kitti_demo
+from clipsweep.pipeline.demo.parts import rotation
+from clipsweep.pipeline.demo.render import render
+from clipsweep.pipeline.demo.rig import RigCamera, inverse, pose
+from clipsweep.pipeline.demo.world import World, build_world
+from clipsweep.pipeline.demo.write import VAL_SEED, DemoConfig
+from clipsweep.pipeline.labels import LabelsConfig, load_space
+from clipsweep.pipeline.store import Artifact
+from clipsweep.projection.cameras import project
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.frames import Frame
+from clipsweep.projection.sweeps import read_sweep
 from tests.helpers import Run, settings
 
 SMALL = DemoConfig(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.demo.parts import BOX, CYLINDER, ELLIPSOID, PEOPLE, Thing, rotation
-from pipeline.demo.world import World, build_world
+from clipsweep.pipeline.demo.parts import BOX, CYLINDER, ELLIPSOID, PEOPLE, Thing, rotation
+from clipsweep.pipeline.demo.world import World, build_world
 
 SCENES = 10
 DURATION_S = 3.0

@@ -11,15 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
-from distill.maskclip import MaskClip
-from pipeline.demo import teach
-from pipeline.demo.crops import Album, draw_crops, render_album
-from pipeline.demo.render import View, render
-from pipeline.demo.rig import cameras
-from pipeline.demo.words import ABSENT, CLASS_OF_RAW, NAMES, SKY, SYNONYMS, THINGS
-from pipeline.demo.world import build_world
-from pipeline.demo.write import VAL_SEED
-from pipeline.labels import LabelsConfig, load_space
+from clipsweep.distill.maskclip import MaskClip
+from clipsweep.pipeline.demo import teach
+from clipsweep.pipeline.demo.crops import Album, draw_crops, render_album
+from clipsweep.pipeline.demo.render import View, render
+from clipsweep.pipeline.demo.rig import cameras
+from clipsweep.pipeline.demo.words import ABSENT, CLASS_OF_RAW, NAMES, SKY, SYNONYMS, THINGS
+from clipsweep.pipeline.demo.world import build_world
+from clipsweep.pipeline.demo.write import VAL_SEED
+from clipsweep.pipeline.labels import LabelsConfig, load_space
 
 TEACHER = Path(teach.__file__).parent / "teacher"
 stored = pytest.mark.skipif(not (TEACHER / "card.json").is_file(), reason="the teacher has not been trained yet")

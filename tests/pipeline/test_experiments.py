@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.bench import experiments
-from pipeline.bench.experiments import Line
-from pipeline.store import Artifact
+from clipsweep.pipeline.bench import experiments
+from clipsweep.pipeline.bench.experiments import Line
+from clipsweep.pipeline.store import Artifact
 from tests.helpers import Run, settings
 
 

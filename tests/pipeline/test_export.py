@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distill.metrics import Confusion
-from pipeline.datasets.semantickitti import labels
-from pipeline.export import FORMATS, pseudo_labels, submission
-from pipeline.labels import LabelsConfig, LabelSpace, load_space
-from projection.errors import BadInput
-from projection.frames import Frame, PointLabels
+from clipsweep.distill.metrics import Confusion
+from clipsweep.pipeline.datasets.semantickitti import labels
+from clipsweep.pipeline.export import FORMATS, pseudo_labels, submission
+from clipsweep.pipeline.labels import LabelsConfig, LabelSpace, load_space
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.frames import Frame, PointLabels
 from tests.pipeline.test_labels import LEARNING_MAP
 
 KITTI = FORMATS["semantickitti"]

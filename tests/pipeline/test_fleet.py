@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.bench import fleet
-from pipeline.config import load_config
-from pipeline.datasets import DATASETS
+from clipsweep.pipeline.bench import fleet
+from clipsweep.pipeline.config import load_config
+from clipsweep.pipeline.datasets import DATASETS
 from tests.helpers import settings
 
 _opened: list[str] = []

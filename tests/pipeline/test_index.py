@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import load_config
-from pipeline.datasets.rows import read_frames, read_images, read_label_files, read_scenes
-from pipeline.stages import make_index
-from pipeline.store import Artifact
-from projection.errors import BadInput
+from clipsweep.pipeline.config import load_config
+from clipsweep.pipeline.datasets.rows import read_images, read_index, read_label_files, read_scenes
+from clipsweep.pipeline.stages import make_index
+from clipsweep.pipeline.store import Artifact
+from clipsweep.projection.errors import BadInput
 from tests.helpers import Run, settings
 
 
@@ -21,7 +21,7 @@ def given(world: Path, tmp_path: Path) -> list[str]:
 
 
 def sweeps_of(index: Path, root: Path) -> int:
-    frames = read_frames(index / "index.parquet", root, "scene-0061")
+    frames = read_index(index / "index.parquet", root, "scene-0061")
     return sum(len(frame.sweeps) for frame in frames)
 
 
@@ -62,7 +62,7 @@ def test_a_damaged_index_is_named_and_mended(given: list[str], world: Path, tool
     kept = index.read_bytes()
     index.write_bytes(b"\0" * len(kept))
     for read in (
-        lambda: read_frames(index, world, "scene-0061"),
+        lambda: read_index(index, world, "scene-0061"),
         lambda: list(read_images(index)),
         lambda: read_label_files(index),
         lambda: read_scenes(index),
@@ -81,7 +81,7 @@ def test_any_damage_to_an_index_reads_as_bad_input_or_as_rows(world_index: bytes
     path = tmp_path / "index.parquet"
     path.write_bytes(world_index[:-start] + b"\xff" * min(start, 40) + world_index[len(world_index) - start + 40 :])
     with suppress(BadInput):  # nothing else is raised
-        read_frames(path, tmp_path, "scene-0061")
+        read_index(path, tmp_path, "scene-0061")
 
 
 @pytest.fixture(scope="module")

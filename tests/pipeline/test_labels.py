@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distill.teacher import Teacher
-from pipeline.config import load_config
-from pipeline.labels import LabelsConfig, load_scoring, load_space, load_teacher_map, load_truth
-from pipeline.stages import make_teacher
-from projection.errors import BadInput
-from projection.frames import NONE
+from clipsweep.distill.teacher import Teacher
+from clipsweep.pipeline.config import load_config
+from clipsweep.pipeline.labels import LabelsConfig, load_scoring, load_space, load_teacher_map, load_truth
+from clipsweep.pipeline.stages import make_teacher
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.frames import NONE
 from tests.distill.tiny_clip import VIT, write_camera, write_clip
 
 # raw ids of nuScenes lidarseg and the challenge's id of each (1..16; the rest 0), written out from its documentation

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from distill.batch import Batch
-from distill.objectives import ObjectivesConfig
-from distill.objectives.spatiotemporal import SpatioTemporalConfig
-from pipeline import training
-from pipeline.config import Config, load_config
-from pipeline.loaders import (
+from clipsweep.distill.batch import Batch
+from clipsweep.distill.objectives import ObjectivesConfig
+from clipsweep.distill.objectives.spatiotemporal import SpatioTemporalConfig
+from clipsweep.pipeline import training
+from clipsweep.pipeline.config import Config, load_config
+from clipsweep.pipeline.loaders import (
     Targets,
     TrainingFrames,
     batch_order,
@@ -27,10 +27,10 @@ from pipeline.loaders import (
     training_batches,
     training_steps,
 )
-from pipeline.stages import make_index, make_pixels, make_points, scene_frames
-from pipeline.store import Artifact
-from pipeline.training import make_pretrained
-from projection.frames import Cloud, Frame
+from clipsweep.pipeline.stages import make_index, make_pixels, make_points, scene_frames
+from clipsweep.pipeline.store import Artifact
+from clipsweep.pipeline.training import make_pretrained
+from clipsweep.projection.frames import Cloud, Frame
 from tests.helpers import settings
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.datasets import DATASETS, DataConfig
-from pipeline.datasets.rows import Row, Skip, read_frames, read_images, read_scenes, to_parquet
-from projection.errors import BadInput
-from projection.frames import Frame
-from projection.sweeps import read_sweep
+from clipsweep.pipeline.datasets import DATASETS, DataConfig
+from clipsweep.pipeline.datasets.rows import Row, Skip, read_images, read_index, read_scenes, to_parquet
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.frames import Frame
+from clipsweep.projection.sweeps import read_sweep
 
 
 def rows(config: DataConfig) -> list[Row]:
@@ -46,7 +46,7 @@ def test_points_in_boxes_equal_the_tables_counts(samples: Path) -> None:
     }
     sample = next(row["sample_token"] for row in tables["sample_data"] if row["token"] == frame.id)
     xyz = frame.sweeps[0].global_from_lidar.apply(read_sweep(frame.sweeps[0], 5)[:, :3])
-    from projection.pose import Pose
+    from clipsweep.projection.pose import Pose
 
     boxes = [row for row in tables["sample_annotation"] if row["sample_token"] == sample]
     assert boxes
@@ -80,7 +80,7 @@ def test_index_comes_back_as_it_went_in(small_world: Path, tmp_path: Path) -> No
     assert list(read_scenes(path, ["train"])) == ["scene-0061"]
     assert list(read_scenes(path, ["eval"])) == ["scene-0103"]
     assert len(list(read_images(path))) == 6 * 6
-    for row, back in zip(found[:3], read_frames(path, small_world, "scene-0061"), strict=True):
+    for row, back in zip(found[:3], read_index(path, small_world, "scene-0061"), strict=True):
         frame = row.frame
         assert isinstance(frame, Frame)
         assert (frame.id, frame.time_us, frame.labels) == (back.id, back.time_us, back.labels)

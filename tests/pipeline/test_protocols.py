@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from pipeline.datasets import DataConfig
-from pipeline.datasets.rows import Row, to_parquet
-from pipeline.guard import LabelLeak, label_folders, no_labels
-from pipeline.protocols import labelled_subset
-from pipeline.store import Artifact
-from projection.errors import BadInput
-from projection.frames import File, Frame, Sweep
-from projection.pose import Pose
+from clipsweep.pipeline.datasets import DataConfig
+from clipsweep.pipeline.datasets.rows import Row, to_parquet
+from clipsweep.pipeline.guard import LabelLeak, label_folders, no_labels
+from clipsweep.pipeline.protocols import labelled_subset
+from clipsweep.pipeline.store import Artifact
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.frames import File, Frame, Sweep
+from clipsweep.projection.pose import Pose
 from tests.helpers import Run, settings
 
 
@@ -83,7 +83,7 @@ def test_the_guard_stops_any_way_of_opening(tmp_path: Path, monkeypatch: pytest.
 def test_a_leak_planted_in_pretraining_ends_it(
     small_world: Path, tmp_path: Path, tool: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline import loaders
+    from clipsweep.pipeline import loaders
 
     honest, planted = loaders.merge, next((small_world / "lidarseg").rglob("*.bin"))
 

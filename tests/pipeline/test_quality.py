@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distill.metrics import Confusion
-from pipeline import quality
-from pipeline.config import Config, load_config
-from pipeline.labels import load_space
-from pipeline.loaders import key_cloud, read_pixels, read_points, read_truth
-from pipeline.quality import look_over
-from pipeline.stages import make_index, make_pixels, make_points, scene_frames, scenes_of
-from pipeline.store import Artifact
-from projection.frames import NONE, Frame
-from projection.fusion import visible_pairs
+from clipsweep.distill.metrics import Confusion
+from clipsweep.pipeline import quality
+from clipsweep.pipeline.config import Config, load_config
+from clipsweep.pipeline.labels import load_space
+from clipsweep.pipeline.loaders import key_cloud, read_pixels, read_points, read_truth
+from clipsweep.pipeline.quality import look_over
+from clipsweep.pipeline.stages import make_index, make_pixels, make_points, scene_frames, scenes_of
+from clipsweep.pipeline.store import Artifact
+from clipsweep.projection.frames import NONE, Frame
+from clipsweep.projection.fusion import visible_pairs
 from tests.helpers import Run, settings
 
 

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.config import Config, load_config
-from pipeline.datasets import DATASETS, DataConfig
-from pipeline.datasets.rows import Row, Skip
-from pipeline.datasets.semantickitti import SPLITS, labels
-from pipeline.labels import LabelsConfig, load_space
-from pipeline.stages import make_index
-from pipeline.store import digest_files
-from projection.cameras import project
-from projection.errors import BadInput
-from projection.frames import Frame
-from projection.sweeps import merge, read_sweep
+from clipsweep.pipeline.config import Config, load_config
+from clipsweep.pipeline.datasets import DATASETS, DataConfig
+from clipsweep.pipeline.datasets.rows import Row, Skip
+from clipsweep.pipeline.datasets.semantickitti import SPLITS, labels
+from clipsweep.pipeline.labels import LabelsConfig, load_space
+from clipsweep.pipeline.stages import make_index
+from clipsweep.pipeline.store import digest_files
+from clipsweep.projection.cameras import project
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.frames import Frame
+from clipsweep.projection.sweeps import merge, read_sweep
 
 K = np.array([[50.0, 0.0, 32.0], [0.0, 50.0, 12.0], [0.0, 0.0, 1.0]])
 TR = np.array([[0.0, -1.0, 0.0, 0.01], [0.0, 0.0, -1.0, -0.08], [1.0, 0.0, 0.0, -0.27]])

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import store
-from pipeline.config import Config
-from pipeline.datasets.rows import Skip
-from pipeline.executor import run_stage
-from pipeline.store import Artifact
-from pipeline.work import RunConfig, Shard
-from projection.errors import BadInput
+from clipsweep.pipeline import store
+from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.datasets.rows import Skip
+from clipsweep.pipeline.executor import run_stage
+from clipsweep.pipeline.store import Artifact
+from clipsweep.pipeline.work import RunConfig, Shard
+from clipsweep.projection.errors import BadInput
 
 QUIET = Config(run=RunConfig(progress=False))
 ARRAYS = {"a": np.arange(5, dtype=np.int32)}
@@ -161,7 +161,7 @@ KILLED_WRITER = """
 import os, signal, sys
 from pathlib import Path
 import numpy as np
-from pipeline.store import Artifact
+from clipsweep.pipeline.store import Artifact
 owner, calls = (os if "{call}" == "fsync" else Path), 0
 real = getattr(owner, "{call}")
 def strike(*arguments):
@@ -177,10 +177,10 @@ Artifact.of(sys.argv[1], "s", {{}}).commit_arrays("x", dict(a=np.arange(5)))
 SLOW_STAGE = """
 import sys, time
 import numpy as np
-from pipeline.config import Config
-from pipeline.executor import run_stage
-from pipeline.store import Artifact
-from pipeline.work import RunConfig, Shard
+from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.executor import run_stage
+from clipsweep.pipeline.store import Artifact
+from clipsweep.pipeline.work import RunConfig, Shard
 def work(scene):
     time.sleep(0.05)
     return Shard({"x": np.full(1000, int(scene))})

@@ -17,14 +17,14 @@ import numpy as np
 import psutil
 import pytest
 
-from pipeline.config import load_config
-from pipeline.loaders import training_batches
-from pipeline.trainers import on_ray, wants_ray
-from pipeline.work import RunConfig
-from projection.errors import BadInput
+from clipsweep.pipeline.config import load_config
+from clipsweep.pipeline.loaders import training_batches
+from clipsweep.pipeline.trainers import on_ray, wants_ray
+from clipsweep.pipeline.work import RunConfig
+from clipsweep.projection.errors import BadInput
+from clipsweep.tools import submit
 from tests.faults import bad_training
 from tests.helpers import Run, settings
-from tools import submit
 
 STEPS = 21
 
@@ -110,7 +110,7 @@ class Unshared(Trainer):
 def ray_of_four(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cluster of 4 CPUs and a GPU that needs no starting."""
     pytest.importorskip("ray.train", exc_type=ImportError)
-    monkeypatch.setattr("pipeline.cluster.cluster", lambda run: nullcontext())
+    monkeypatch.setattr("clipsweep.pipeline.cluster.cluster", lambda run: nullcontext())
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 4.0, "GPU": 1.0})
     monkeypatch.setattr("ray.train.torch.TorchTrainer", Trainer)
 
@@ -148,14 +148,14 @@ def test_who_starts_workers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_each_worker_needs_a_frame(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.loaders.ranks", lambda: 3)
+    monkeypatch.setattr("clipsweep.pipeline.loaders.ranks", lambda: 3)
     with pytest.raises(BadInput, match="3 workers"):
         next(training_batches([], lambda frame, cloud: None, load_config(["train.batch_size=2"])))  # type: ignore
 
 
 @pytest.mark.parametrize("address", ["auto", "local"])
 def test_only_a_named_cluster_is_joined(address: str) -> None:
-    from pipeline.cluster import cluster
+    from clipsweep.pipeline.cluster import cluster
 
     refused = pytest.raises(BadInput, match=rf"run\.address: '{address}' names no cluster")
     with refused, cluster(RunConfig(address=address)):
@@ -167,7 +167,7 @@ def test_without_ray_its_installation_is_told(
 ) -> None:
     for name in ("ray", "ray.train", "ray.job_submission"):
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.delitem(sys.modules, "pipeline.cluster", raising=False)
+    monkeypatch.delitem(sys.modules, "clipsweep.pipeline.cluster", raising=False)
     given = [*settings(small_world, tmp_path), "run.address=http://127.0.0.1:1"]
     refused = tool("label", *given, "run.executor=ray")
     assert refused.status == 1

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.datasets.checks import image_size
-from pipeline.labels import LabelsConfig, load_space
-from pipeline.views import draw_frame
-from projection.errors import BadInput
-from projection.frames import Camera, Cloud, File, Frame, Sweep
-from projection.fusion import FusionConfig
-from projection.pose import Pose
+from clipsweep.pipeline.datasets.checks import image_size
+from clipsweep.pipeline.labels import LabelsConfig, load_space
+from clipsweep.pipeline.views import draw_frame
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.frames import Camera, Cloud, File, Frame, Sweep
+from clipsweep.projection.fusion import FusionConfig
+from clipsweep.projection.pose import Pose
 
 
 def test_one_grey_camera_is_drawn_grey_and_alone(tmp_path: Path) -> None:

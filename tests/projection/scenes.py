@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from projection.frames import Camera, File, Frame, PixelLabels, Sweep
-from projection.pose import Pose
+from clipsweep.projection.frames import Camera, File, Frame, PixelLabels, Sweep
+from clipsweep.projection.pose import Pose
 
 LOOKING_FORWARD = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
 """Rotation of a camera that looks along x of a LiDAR whose z points up: its z is x, its x is -y, its y is -z."""

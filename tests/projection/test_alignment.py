@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from projection import alignment_kernels as kernels
-from projection.alignment import FlatCellFinder, align, unaligned
-from projection.pose import Pose
+from clipsweep.projection import alignment_kernels as kernels
+from clipsweep.projection.alignment import FlatCellFinder, align, unaligned
+from clipsweep.projection.pose import Pose
 from tests.projection.scenes import shift
 
 SENSOR_M = 1.8

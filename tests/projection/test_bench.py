@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.bench import projection
+from clipsweep.pipeline.bench import projection
 
 
 @pytest.mark.slow

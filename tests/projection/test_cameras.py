@@ -8,9 +8,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from projection.cameras import look_up, pixel_rows, project, visible
-from projection.frames import Pairs
-from projection.pose import Pose
+from clipsweep.projection.cameras import look_up, pixel_rows, project, visible
+from clipsweep.projection.frames import Pairs
+from clipsweep.projection.pose import Pose
 from tests.projection.scenes import camera, pixels, pose, shift
 
 SEEDS = st.integers(0, 2**32 - 1)

@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from projection.errors import BadInput
-from projection.frames import File, Sweep
-from projection.fusion import ClassLimits, FusionConfig, label_scene
-from projection.sweeps import read_sweep
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.frames import File, Sweep
+from clipsweep.projection.fusion import ClassLimits, FusionConfig, label_scene
+from clipsweep.projection.sweeps import read_sweep
 from tests.projection.scenes import camera, frame, pixels, shift, write
 
 ROAD, CAR, WALL = 0, 1, 2
@@ -136,7 +136,7 @@ def test_blocks_hear_their_neighbours(drive, monkeypatch):
     blind = [drive[0], replace(drive[1], cameras=()), drive[2]]
     read = lambda f: horizon(f) if f.cameras else []  # noqa: E731
     whole = run(blind, read)
-    monkeypatch.setattr("projection.fusion._BLOCK", 1)
+    monkeypatch.setattr("clipsweep.projection.fusion._BLOCK", 1)
     cut = run(blind, read)
     assert list(cut) == list(whole)
     assert (cut["frame-1"].label < 255).mean() > 0.35

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from projection.grid import cell_keys, cut, index_cells
+from clipsweep.projection.grid import cell_keys, cut, index_cells
 from tests.projection.scenes import pose
 
 SEEDS = st.integers(0, 2**32 - 1)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from projection.ground import map_ground
-from projection.pose import Pose
+from clipsweep.projection.ground import map_ground
+from clipsweep.projection.pose import Pose
 from tests.projection.scenes import pose, shift
 
 SLOPE = 0.08

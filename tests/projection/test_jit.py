@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from projection import jit, kernels
+from clipsweep.projection import jit, kernels
 
 WORK = """
 import sys
 import numpy as np
-from projection.grid import cut
+from clipsweep.projection.grid import cut
 xyz = np.random.default_rng(0).random((1000, 3)).astype(np.float32)
 xyz = np.asfortranarray(xyz) if int(sys.argv[1]) % 2 else xyz  # two signatures of the same kernels
 cells = cut(xyz, 0.1)
@@ -57,8 +57,10 @@ def test_torn_files_and_full_disks_stop_nobody(tmp_path):
 
 def test_code_of_what_is_called_is_part_of_the_stamp(tmp_path):
     """Numba's own stamp is of the caller's file: a changed callee went on as it was."""
-    (tmp_path / "callee.py").write_text("from projection.jit import jit\n\n@jit\ndef f(x):\n    return x + 1\n")
-    caller = "from callee import f\nfrom projection.jit import jit\n\n@jit\ndef g(x):\n    return f(x)\n"
+    (tmp_path / "callee.py").write_text(
+        "from clipsweep.projection.jit import jit\n\n@jit\ndef f(x):\n    return x + 1\n"
+    )
+    caller = "from callee import f\nfrom clipsweep.projection.jit import jit\n\n@jit\ndef g(x):\n    return f(x)\n"
     (tmp_path / "caller.py").write_text(caller)
     paths = os.pathsep.join([str(tmp_path), os.getcwd()])
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": paths}
@@ -68,7 +70,9 @@ def test_code_of_what_is_called_is_part_of_the_stamp(tmp_path):
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
 
     assert answer() == "2"
-    (tmp_path / "callee.py").write_text("from projection.jit import jit\n\n@jit\ndef f(x):\n    return x + 10\n")
+    (tmp_path / "callee.py").write_text(
+        "from clipsweep.projection.jit import jit\n\n@jit\ndef f(x):\n    return x + 10\n"
+    )
     assert answer() == "11"
 
 

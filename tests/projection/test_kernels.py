@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from projection import clusters_kernels, ground_kernels, kernels, votes_kernels
-from projection.grid import index_coords
+from clipsweep.projection import clusters_kernels, ground_kernels, kernels, votes_kernels
+from clipsweep.projection.grid import index_coords
 from tests.projection import twins
 
 SEEDS = st.integers(0, 2**32 - 1)

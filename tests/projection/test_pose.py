@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from projection.pose import Pose
+from clipsweep.projection.pose import Pose
 from tests.projection.scenes import pose
 
 SEEDS = st.integers(0, 2**32 - 1)

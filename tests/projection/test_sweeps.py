@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from projection.errors import BadInput
-from projection.frames import File, Sweep
-from projection.pose import Pose
-from projection.sweeps import choose_sweeps, deskew, merge, read_sweep
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.frames import File, Sweep
+from clipsweep.projection.pose import Pose
+from clipsweep.projection.sweeps import choose_sweeps, deskew, merge, read_sweep
 from tests.projection.scenes import frame, pose, shift, write
 
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from projection import votes_kernels
-from projection.ground import Heights
-from projection.votes import (
+from clipsweep.projection import votes_kernels
+from clipsweep.projection.ground import Heights
+from clipsweep.projection.votes import (
     NO_CLUSTER,
     ClassLimits,
     FusedLabels,

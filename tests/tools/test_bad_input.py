@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.store import Artifact
+from clipsweep.pipeline.store import Artifact
 from tests.helpers import Run, settings
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import load_config
-from pipeline.yaml_files import CONFIGS
+from clipsweep.pipeline.config import load_config
+from clipsweep.pipeline.yaml_files import CONFIGS
+from clipsweep.tools import demo, submit
 from tests.helpers import Run
-from tools import demo, submit
 
 RECIPES = [str(path) for path in sorted(CONFIGS.glob("demo*.yaml"))]
 SMALL = [

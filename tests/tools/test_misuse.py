@@ -80,7 +80,7 @@ def test_fine_tuning_on_nothing_is_refused(given: list[str], tool: Run, setting:
 
 def test_steps_that_were_left_out_are_told(given: list[str], tool: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """One bad step of two is told; when all are bad there is no student."""
-    module = importlib.import_module("distill.objectives.semantic")  # a function goes by the same name
+    module = importlib.import_module("clipsweep.distill.objectives.semantic")  # a function goes by the same name
     honest, calls = module.cross_entropy, iter(range(100))
 
     def sometimes(cosine, label, scale):  # type: ignore[no-untyped-def]

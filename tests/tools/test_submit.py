@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import load_config
-from pipeline.store import Artifact
-from projection.errors import BadInput
+from clipsweep.pipeline.config import load_config
+from clipsweep.pipeline.store import Artifact
+from clipsweep.projection.errors import BadInput
+from clipsweep.tools import submit
 from tests.helpers import Run, settings
-from tools import submit
 
 BIN = Path(sys.executable).parent
 

@@ -17,8 +17,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from distill.checkpoint import load_student, make_student
-from pipeline.store import Artifact
+from clipsweep.distill.checkpoint import load_student, make_student
+from clipsweep.pipeline.store import Artifact
 from tests.helpers import Run, settings
 
 
@@ -113,7 +113,7 @@ def test_training_goes_on_where_it_stopped(small_world: Path, tmp_path: Path, to
     whole = tool("pretrain", *given).path
     halted = tmp_path / "halted"
     with pytest.MonkeyPatch.context() as patch:
-        from pipeline import log
+        from clipsweep.pipeline import log
 
         def stop(self: log.TrainingLog, step: object) -> None:
             if step.step == 4:  # type: ignore[attr-defined]

@@ -1,0 +1,56 @@
+"""LiDAR scene segmentation without human labels: pixel labels, fusion on points, a sparse 3D U-Net.
+
+The names below are loaded when they are first used, so that importing the package is cheap.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from clipsweep.distill.checkpoint import load_student
+    from clipsweep.distill.maskclip import MaskClip
+    from clipsweep.pipeline.config import load_config
+    from clipsweep.pipeline.datasets.rows import read_index
+    from clipsweep.projection.cameras import project
+    from clipsweep.projection.frames import Camera, Frame, Sweep
+    from clipsweep.projection.fusion import label_scene
+    from clipsweep.projection.pose import Pose
+    from clipsweep.projection.sweeps import deskew, merge
+
+__all__ = [
+    "Camera",
+    "Frame",
+    "MaskClip",
+    "Pose",
+    "Sweep",
+    "deskew",
+    "label_scene",
+    "load_config",
+    "load_student",
+    "merge",
+    "project",
+    "read_index",
+]
+
+_HOMES = {
+    "Camera": "projection.frames",
+    "Frame": "projection.frames",
+    "MaskClip": "distill.maskclip",
+    "Pose": "projection.pose",
+    "Sweep": "projection.frames",
+    "deskew": "projection.sweeps",
+    "label_scene": "projection.fusion",
+    "load_config": "pipeline.config",
+    "load_student": "distill.checkpoint",
+    "merge": "projection.sweeps",
+    "project": "projection.cameras",
+    "read_index": "pipeline.datasets.rows",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,1 @@
+"""Recipes and label spaces, as YAML files."""
