@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from clipsweep.pipeline.command import Made, main, say
-from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.config import Config, recipe
 from clipsweep.pipeline.executor import check_shared, needs_ray
 from clipsweep.projection.errors import BadInput
 
@@ -56,7 +56,7 @@ def command(tool: str, arguments: Sequence[str]) -> str:
     words = ["python", f"tools/{tool}.py"]
     for argument in arguments:
         if "=" not in argument and not argument.startswith("-"):
-            file = Path(argument).resolve()
+            file = recipe(argument).resolve()
             if not file.is_relative_to(ROOT):
                 raise BadInput(argument, f"is not below {ROOT}, which is what is sent", "copy it there")
             argument = str(file.relative_to(ROOT))
@@ -79,7 +79,8 @@ def _follow(address: str, job: str, excludes: list[str]) -> tuple[int, str]:
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         client = JobSubmissionClient(address)
-        name = client.submit_job(entrypoint=job, runtime_env={"working_dir": str(ROOT), "excludes": excludes})
+        sent = {"working_dir": str(ROOT), "excludes": excludes, "env_vars": {"PYTHONPATH": ".src"}}
+        name = client.submit_job(entrypoint=job, runtime_env=sent)
     except RuntimeError as error:
         raise BadInput("run.address", f"{address} does not take the job ({error})", "check RAY_AUTH_TOKEN") from None
 
