@@ -12,6 +12,7 @@ from pathlib import Path
 from clipsweep.distill.train import NotFinite
 from clipsweep.pipeline.config import Config, describe, load_config
 from clipsweep.pipeline.datasets.rows import Skip
+from clipsweep.pipeline.ready import check_ready
 from clipsweep.pipeline.signals import Stopped, raised
 from clipsweep.pipeline.store import Artifact
 from clipsweep.pipeline.work import Incomplete
@@ -58,7 +59,9 @@ def main(about: str, keys: Sequence[str], run: Callable[[Config], Made], argumen
         return 2
     try:
         with raised("stopped"):
-            made = run(load_config([argument for argument in given if not argument.startswith("-")]))
+            config = load_config([argument for argument in given if not argument.startswith("-")])
+            check_ready(config)
+            made = run(config)
     except (BadInput, Incomplete, NotFinite, OSError) as error:
         if show_trace:
             traceback.print_exc()

@@ -271,7 +271,8 @@ def _checked(values: Mapping[str, Any], kind: type, prefix: str, source: str) ->
     checked: dict[str, Any] = {}
     for key, value in values.items():
         if key not in types:
-            raise BadInput(source, f"unknown key {prefix}{key}", _did_you_mean(f"{prefix}{key}"))
+            whole = f"{prefix}{key}" + _first_leaf(value)
+            raise BadInput(source, f"unknown key {whole}", _did_you_mean(whole))
         inner = types[key]
         if dataclasses.is_dataclass(inner):
             if not isinstance(value, Mapping):
@@ -286,6 +287,15 @@ def _checked(values: Mapping[str, Any], kind: type, prefix: str, source: str) ->
             value = _text(value, f"{prefix}{key}", source)
         checked[key] = value
     return checked
+
+
+def _first_leaf(value: Any) -> str:
+    """The rest of a key that goes on below an unknown group: ``.epochs`` of ``trian.epochs=3``."""
+    rest = ""
+    while isinstance(value, Mapping) and value:
+        key, value = next(iter(value.items()))
+        rest += f".{key}"
+    return rest
 
 
 def _text(value: Any, key: str, source: str) -> str:

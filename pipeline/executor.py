@@ -15,6 +15,8 @@ from clipsweep.pipeline.store import Artifact
 from clipsweep.pipeline.work import Worker, do_scene
 from clipsweep.projection.errors import BadInput
 
+INSTALL_RAY = 'pip install -e ".[ray]"'
+
 
 def run_stage(
     artifact: Artifact,
@@ -70,7 +72,7 @@ def needs_ray(where: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise BadInput(where, f"needs Ray ({error})", 'pip install -e ".[ray]"') from None
+        raise BadInput(where, f"needs Ray ({error})", INSTALL_RAY) from None
 
 
 def check_shared(config: Config) -> None:

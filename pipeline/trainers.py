@@ -61,8 +61,9 @@ def joined(prepare: Callable[[], T]) -> Iterator[T]:
 
 
 def wants_ray(config: Config) -> bool:
-    """Whether ``run.workers`` asks for several workers that nobody has started yet."""
-    return config.run.workers > 1 and not distributed.is_initialized() and "WORLD_SIZE" not in os.environ
+    """Whether ``run`` asks for several workers on Ray that nobody has started yet."""
+    wanted = config.run.executor == "ray" and config.run.workers > 1
+    return wanted and not distributed.is_initialized() and "WORLD_SIZE" not in os.environ
 
 
 def on_ray(learn: Callable[[Config], object], config: Config) -> None:

@@ -20,7 +20,7 @@ class RunConfig:
     Attributes:
         executor: local does all in this process; ray spreads scenes over workers
         address: HOST:PORT of a Ray cluster to join; empty starts one of its own on this machine and ends it after (ray)
-        workers: workers that do scenes at the same time (ray), and that train together on Ray Train
+        workers: workers that do scenes at the same time, and that train together (ray)
         gpus: GPUs of each labelling or predicting worker, fractions allowed (ray); more than 0 trains on one each
         attempts: times that a scene, or a training, may lose its worker before it is given up (ray)
         failures: scenes that may be given up before the whole run stops (ray)

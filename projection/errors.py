@@ -12,7 +12,12 @@ class BadInput(ValueError):
 
     def __init__(self, where: object, problem: str, cure: str = "") -> None:
         self.where, self.problem, self.cure = str(where), problem, cure
-        super().__init__(f"{where}: {problem}" + (f"; {cure}" if cure else ""))
+        super().__init__(printable(f"{where}: {problem}" + (f"; {cure}" if cure else "")))
 
     def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
         return (BadInput, (self.where, self.problem, self.cure))
+
+
+def printable(text: str) -> str:
+    """A text with control characters escaped: names from files must not steer a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -2,7 +2,8 @@
 
 usage: python tools/pretrain.py DATA.yaml PRETRAIN.yaml [key=value ...]
 
-run.workers=N trains on N workers of Ray Train; torchrun --nproc-per-node=N tools/pretrain.py ... needs no Ray.
+run.executor=ray run.workers=N trains on N workers of Ray Train; torchrun --nproc-per-node=N
+tools/pretrain.py ... needs no Ray.
 """
 
 import os

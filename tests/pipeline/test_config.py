@@ -73,6 +73,7 @@ def test_no_number_may_be_nan(key: str) -> None:
     [
         ("data.rot=x", "did you mean data.root"),
         ("trian.lr=1", "did you mean train.lr"),
+        ("trian.epochs=3", r"unknown key trian\.epochs; did you mean train\.epochs"),
         ("teacher.kind=clip", "precomputed"),
         ("train.epochs=many", "train.epochs"),
         ("on_bad=ignore", "fail"),

@@ -26,6 +26,7 @@ from clipsweep.tools import submit
 from tests.faults import bad_training
 from tests.helpers import Run, settings
 
+ON_RAY = ("run.executor=ray", "run.workers=2")
 STEPS = 21
 
 
@@ -62,7 +63,7 @@ def test_two_workers_of_torchrun_learn_what_one_does(small_world: Path, two: Pat
 def test_a_lost_worker_of_ray_train_changes_nothing(small_world: Path, two: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray.train", exc_type=ImportError)
     store = tmp_path / "store"
-    command = [sys.executable, "tools/pretrain.py", *given(small_world, store), "run.workers=2"]
+    command = [sys.executable, "tools/pretrain.py", *given(small_world, store), *ON_RAY]
     driver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 300
     while not any(path.stat().st_size for path in store.glob("student-*/done/state.json")):
@@ -141,7 +142,8 @@ def test_how_a_training_ended_comes_back(ray_of_four: None, tmp_path: Path, monk
 
 def test_who_starts_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not wants_ray(load_config([]))
-    several = load_config(["run.workers=2"])
+    assert not wants_ray(load_config(["run.workers=2"]))
+    several = load_config(list(ON_RAY))
     assert wants_ray(several)
     monkeypatch.setitem(os.environ, "WORLD_SIZE", "2")
     assert not wants_ray(several)

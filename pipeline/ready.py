@@ -1,0 +1,61 @@
+"""Checks before the first second of work: what a command needs and will only meet hours later."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+
+from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.executor import INSTALL_RAY
+from clipsweep.projection.errors import BadInput
+
+_FREE_MIN_BYTES = 200 << 20
+_COPIES = 4  # of a batch of images that a network needs at the very least
+
+
+def check_ready(config: Config) -> None:
+    """Refuses settings that this machine cannot carry out.
+
+    Raises:
+        BadInput: Ray is wanted and not installed, several workers are wanted without it, the store
+            cannot be written or its disk is full, or a batch of the teacher's images does not fit
+            the machine's memory.
+    """
+    _check_workers(config)
+    _check_store(Path(config.store))
+    _check_images(config)
+
+
+def _check_workers(config: Config) -> None:
+    run = config.run
+    if run.executor == "ray":
+        if importlib.util.find_spec("ray") is None:
+            raise BadInput("run.executor", "is ray, which is not installed", INSTALL_RAY)
+    elif run.workers > 1 and "WORLD_SIZE" not in os.environ:
+        cure = "give run.executor=ray, or start the training with torchrun"
+        raise BadInput("run.workers", f"is {run.workers} with run.executor=local", cure)
+
+
+def _check_store(store: Path) -> None:
+    there = next(folder for folder in (store, *store.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise BadInput(store, "cannot be written", "give a folder of your own as store=")
+    free = shutil.disk_usage(there).free
+    if free < _FREE_MIN_BYTES:
+        raise BadInput(store, f"its disk has {free >> 20} MiB left", "make room, or give another store=")
+
+
+def _check_images(config: Config) -> None:
+    if config.teacher.kind == "precomputed":
+        return
+    height, width = config.teacher.size_hw
+    wanted = _COPIES * 4 * 3 * config.teacher.batch * height * width
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if wanted > memory:
+        problem = (
+            f"{config.teacher.batch} images of {height} x {width} need {wanted / 2**30:.0f} GiB or"
+            f" more, this machine has {memory / 2**30:.0f}"
+        )
+        raise BadInput("teacher.size_hw", problem, "make it or teacher.batch smaller")
