@@ -127,7 +127,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "fusion.cell_share": (0, 1),
     "fusion.cluster_share": (0, 1),
     "fusion.window_s": (0, _MANY),
-    "fusion.window_m": (0, _MANY),
+    "fusion.window_m": (0, 1000),
     "fusion.vote_sweeps": (1, MAX_SWEEPS),
     "fusion.min_support": (1, _MANY),
     "fusion.min_agreement": (0, 1),

@@ -22,6 +22,8 @@ from clipsweep.projection.sweeps import merge, read_sweep
 from clipsweep.projection.votes import NO_CLUSTER, ClassLimits, Places, VoteGrid, Votes
 
 _BLOCK = 64  # key frames that share a map of the ground, with those around whose votes they share
+_BLOCK_M = 500.0  # and lie within this of the first of them
+_SCENE_M = 70_000.0  # from the first key frame; cells are numbered so far
 _NEAR_CELLS = 1  # z-buffer cells around a pixel in which nothing may be nearer for a clear view
 _TALL, _GROUND, _LOW = 0, 1, 2  # kinds of places, which never share votes
 _GROUND_M = 0.2  # points lower than this with nothing on them are ground
@@ -125,22 +127,40 @@ def label_scene(
         grid_from_global: frame of the grid, z up; None takes the first key sweep's.
 
     Raises:
-        BadInput: a key sweep cannot be used, or another where ``on_bad_sweep`` is None.
+        BadInput: a key sweep cannot be used, or another where ``on_bad_sweep`` is None; the poses of
+            a scene lie more than 70 km apart.
     """
     if not frames:
         return
     reader = _Reader(config, columns, ego_box_m, bad_share, on_bad_sweep, set())
     grid_from_global = grid_from_global or frames[0].sweeps[0].global_from_lidar.inverse()
     poses = [grid_from_global @ frame.sweeps[0].global_from_lidar for frame in frames]
+    farthest_m = max(_apart(poses[0], pose) for pose in poses)
+    if farthest_m > _SCENE_M:
+        problem = f"its key frames lie up to {farthest_m / 1000:.0f} km apart"
+        raise BadInput(f"scene {frames[0].scene}", problem, "look at its poses, or cut the drive")
     alignment = _align(frames, poses, reader)
     if on_alignment is not None:
         on_alignment(alignment)
     aligned = [c @ pose for c, pose in zip(alignment.corrections, poses, strict=True)]
     known = limits if limits is not None and config.limits else ClassLimits.none(classes)
     scene = _SceneFusion(reader, read_pixels, frames, aligned, known, classes, alignment.fits)
-    size = _BLOCK if alignment.fits else 1
-    for start in range(0, len(frames), size):
-        yield from scene.label(range(start, min(start + size, len(frames))))
+    for block in _blocks(aligned, _BLOCK if alignment.fits else 1):
+        yield from scene.label(block)
+
+
+def _blocks(poses: Sequence[Pose], most: int) -> Iterator[range]:
+    """Successive key frames that share a map of the ground: at most so many, and not far apart."""
+    start = 0
+    for end in range(1, len(poses) + 1):
+        full = end - start == most
+        if end == len(poses) or full or _apart(poses[start], poses[end]) > _BLOCK_M:
+            yield range(start, end)
+            start = end
+
+
+def _apart(one: Pose, other: Pose) -> float:
+    return float(np.linalg.norm(one.translation - other.translation))
 
 
 def _align(frames: Sequence[Frame], poses: Sequence[Pose], reader: _Reader) -> Alignment:
@@ -230,13 +250,12 @@ class _SceneFusion:
         if not self.together:
             return {number}
         config, near = self.reader.config, {number}
-        here, now_us = self.grid_from_lidar[number].translation, self.frames[number].time_us
+        here, now_us = self.grid_from_lidar[number], self.frames[number].time_us
         for others in (range(number - 1, -1, -1), range(number + 1, len(self.frames))):
             for i in others:
                 if abs(self.frames[i].time_us - now_us) > config.window_s * 1e6:
                     break
-                apart = self.grid_from_lidar[i].translation - here
-                if np.linalg.norm(apart) <= config.window_m:
+                if _apart(self.grid_from_lidar[i], here) <= config.window_m:
                     near.add(i)
         return near
 

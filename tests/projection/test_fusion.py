@@ -144,6 +144,30 @@ def test_blocks_hear_their_neighbours(drive, monkeypatch):
         np.testing.assert_array_equal(cut[name].label, whole[name].label)
 
 
+def test_key_frames_far_apart_share_no_map(drive, tmp_path):
+    """A jump of the poses by 50 km is no map of 50 km: memory stays small, and both ends get labels."""
+    far = shift(50_000.0)
+    moved = [
+        replace(
+            each,
+            id=f"{each.id}-far",
+            sweeps=tuple(replace(s, global_from_lidar=far @ s.global_from_lidar) for s in each.sweeps),
+            cameras=tuple(replace(c, global_from_cam=far @ c.global_from_cam) for c in each.cameras),
+        )
+        for each in drive
+    ]
+    labels, alone = run([*drive, *moved]), run(drive)
+    for name in alone:
+        np.testing.assert_array_equal(labels[name].label, alone[name].label)
+        assert (labels[f"{name}-far"].label < 255).mean() > 0.35
+
+
+def test_poses_beyond_any_drive_are_refused(drive):
+    lost = replace(drive[1].sweeps[0], global_from_lidar=shift(1e6))
+    with pytest.raises(BadInput, match=r"scene drive: its key frames lie up to 1000 km apart"):
+        run([drive[0], replace(drive[1], sweeps=(lost,))])
+
+
 def test_an_older_sweep_that_cannot_be_read(drive):
     gone = replace(drive[1].sweeps[1], points=File(drive[1].sweeps[1].points.path.with_name("gone.bin"), 100))
     broken = [drive[0], replace(drive[1], sweeps=(drive[1].sweeps[0], gone)), drive[2]]
