@@ -254,7 +254,7 @@ def save(model: nn.Module, folder: Path, config: TeachConfig, measured: dict[str
     )
     versions = {"python": platform.python_version(), "torch": torch.__version__, "open_clip": open_clip.__version__}
     card = {
-        "command": " ".join(command), "train_seed": TRAIN_SEED, "score_seed": SCORE_SEED, "score_size_hw": [288, 512],
+        "command": command, "train_seed": TRAIN_SEED, "score_seed": SCORE_SEED, "score_size_hw": [288, 512],
         "score_templates": ASKED, "hardware": f"{os.cpu_count()} cores, {platform.machine()}", "versions": versions,
         **measured, "words": words,
     }  # fmt: skip

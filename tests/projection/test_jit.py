@@ -25,7 +25,7 @@ assert (cells.coords[cells.inverse] == np.floor(xyz.astype(np.float64) / 0.1)).a
 
 @pytest.mark.slow
 def test_eight_processes_fill_an_empty_cache_at_once(tmp_path):
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.getcwd()}
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
     for _ in range(2):  # once empty, once full
         running = [subprocess.Popen([sys.executable, "-c", WORK, str(k)], env=environment) for k in range(8)]
         assert [process.wait(timeout=300) for process in running] == [0] * 8
@@ -62,7 +62,7 @@ def test_code_of_what_is_called_is_part_of_the_stamp(tmp_path):
     )
     caller = "from callee import f\nfrom clipsweep.projection.jit import jit\n\n@jit\ndef g(x):\n    return f(x)\n"
     (tmp_path / "caller.py").write_text(caller)
-    paths = os.pathsep.join([str(tmp_path), os.getcwd()])
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": paths}
 
     def answer() -> str:
