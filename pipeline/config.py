@@ -123,7 +123,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "fusion.unclear_weight": (0, 1),
     "fusion.cell_m": (0.05, 100),
     "fusion.coarse_cell_m": (0.05, 100),
-    "fusion.cluster_reach_m": (0.05, 1000),
+    "fusion.cluster_reach_m": (10, 1000),
     "fusion.cell_share": (0, 1),
     "fusion.cluster_share": (0, 1),
     "fusion.window_s": (0, _MANY),
@@ -202,11 +202,22 @@ def load_config(arguments: Sequence[str]) -> Config:
         value: Any = reduce(getattr, key.split("."), config)
         if not low <= value <= high:  # False for nan too
             raise BadInput(key, f"is {value}", f"it must be from {low:g} to {high:g}")
+    _check_fusion(config.fusion)
     try:
         channels(config.model.features)
     except ValueError as error:
         raise BadInput("configuration", str(error)) from None
     return config
+
+
+def _check_fusion(fusion: FusionConfig) -> None:
+    """Refuses settings of the fusion that contradict each other."""
+    shares = fusion.cell_share + fusion.cluster_share
+    if shares > 1:
+        raise BadInput("fusion.cell_share", f"and fusion.cluster_share sum to {shares:g}", "1 at the most")
+    if fusion.coarse_cell_m < fusion.cell_m:
+        cure = f"at least fusion.cell_m, {fusion.cell_m:g}"
+        raise BadInput("fusion.coarse_cell_m", f"is {fusion.coarse_cell_m:g}", cure)
 
 
 def recipe(name: str) -> Path:

@@ -145,12 +145,28 @@ def load_space(config: LabelsConfig) -> LabelSpace:
 
 def _taller(path: Path, classes: Sequence[Mapping[str, Any]]) -> UInt8[np.ndarray, " c"]:
     """What each class is called where it is too tall; itself where there is no name for that."""
-    names = [row["name"] for row in classes]
+    by_name = {row["name"]: row for row in classes}
+    names = list(by_name)
     for row in classes:
-        if row.get("taller", names[0]) not in names:
-            raise BadInput(path, f"class {row['name']!r}: taller is no class: {row['taller']!r}")
+        if "taller" in row:
+            problem = _taller_problem(row, by_name.get(row["taller"]))
+            if problem:
+                raise BadInput(path, f"class {row['name']!r}: taller is {row['taller']!r}, {problem}")
     wanted = (row.get("taller", row["name"]) for row in classes)
     return np.fromiter(map(names.index, wanted), np.uint8, len(names))
+
+
+def _taller_problem(row: Mapping[str, Any], other: Mapping[str, Any] | None) -> str:
+    """Why one class cannot be what another is called where it is too tall; empty if it can."""
+    if other is None:
+        return "which is no class"
+    if "max_height_m" not in row:
+        return "and there is no max_height_m to be taller than"
+    if other.get("ground", False):
+        return "which lies on the ground"
+    if other.get("max_height_m", np.inf) <= row["max_height_m"]:
+        return "which may not be taller"
+    return ""
 
 
 def _boxes(path: Path, names: Sequence[str], mapping: Any) -> dict[str, int]:

@@ -15,7 +15,7 @@ from clipsweep.pipeline.boxes import BoxTruth, make_boxes
 from clipsweep.pipeline.command import say
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.datasets import DATASETS
-from clipsweep.pipeline.labels import BOXES, LabelSpace, load_space
+from clipsweep.pipeline.labels import BOXES, LabelSpace, load_space, load_truth
 from clipsweep.pipeline.loaders import key_cloud, read_pixels, read_points, read_truth, skip_or_raise
 from clipsweep.pipeline.report import score_table
 from clipsweep.pipeline.stages import scene_frames, scenes_of
@@ -29,6 +29,7 @@ from clipsweep.projection.pose import Pose
 from clipsweep.projection.votes import vote_in_cells
 
 _BINS = 20
+_BOXES = "annotated boxes"
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -93,17 +94,42 @@ class _Truth:
         return table[label]
 
 
+def truth_source(config: Config, index: Artifact) -> str:
+    """What the report takes for the truth: ``label files``, ``annotated boxes``, or nothing (empty).
+
+    Boxes are taken where ``labels.truth`` says so, or where no frame of ``data.eval`` has labels.
+
+    Raises:
+        BadInput: ``labels.truth`` names boxes that the data set or the label space does not have.
+    """
+    reader, scenes = DATASETS[config.data.kind], scenes_of(index, "eval")
+    if config.labels.truth == BOXES:
+        load_truth(config.labels)
+        if reader.boxes is None:
+            cure = "score against label files"
+            raise BadInput("labels.truth", f"{config.data.kind} has no annotated boxes", cure)
+        return _BOXES if scenes else ""
+    frames = (frame for scene in scenes for frame in scene_frames(index, config, scene))
+    if any(frame.labels is not None for frame in frames):
+        return "label files"
+    boxed = reader.boxes is not None and load_space(config.labels).boxes
+    return _BOXES if boxed and scenes else ""
+
+
 def _open_truth(config: Config, index: Artifact, space: LabelSpace) -> _Truth:
-    """Truth from boxes where ``labels.truth`` says so or nothing else is there; else label files."""
+    """The truth of the report; without any where boxes that nobody asked for are bad."""
     everything = np.ones(len(space), np.bool_)
-    frames = (f for scene in scenes_of(index, "eval") for f in scene_frames(index, config, scene))
-    boxes = space.boxes and DATASETS[config.data.kind].boxes is not None
-    wanted = config.labels.truth == BOXES or all(frame.labels is None for frame in frames)
-    if not boxes or not wanted or not scenes_of(index, "eval"):
+    if truth_source(config, index) != _BOXES:
         return _Truth(lambda frame: read_truth(frame, space, config), everything)
     scored = np.zeros(len(space), np.bool_)
     scored[[own for own in space.boxes.values() if own != NONE]] = True
-    return _Truth(BoxTruth(config, make_boxes(config, index), space.boxes), scored)
+    try:
+        return _Truth(BoxTruth(config, make_boxes(config, index), space.boxes), scored)
+    except BadInput as error:
+        if config.labels.truth == BOXES:
+            raise
+        say(f"the report goes without truth: {error}")
+        return _Truth(lambda frame: None, everything)
 
 
 def look_over(config: Config, index: Artifact, pixels: Artifact, points: Artifact) -> Quality:

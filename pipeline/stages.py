@@ -358,19 +358,21 @@ class FuseWorker:
 
 
 def _tell_alignment(scene: str, alignments: Sequence[Alignment]) -> dict[str, int]:
-    """Says how the poses of a scene were corrected, and counts scenes: corrected, and not fitting."""
-    counts = {"scenes_aligned": 0, "scenes_apart": 0}
+    """Tells how the poses of a scene were corrected; counts scenes corrected and frames left alone."""
+    counts = {"scenes_aligned": 0, "frames_apart": 0}
     for alignment in alignments:
         before, after = 100 * alignment.before_m, 100 * alignment.after_m
         if alignment.corrected:
             counts["scenes_aligned"] += 1
             say(
-                f"{scene}: key frames differed in the height of the ground by {before:.1f} cm (median);"
+                f"{scene}: key frames differed in the height of the ground by {before:.1f} cm;"
                 f" aligned to {after:.1f} cm, neighbours by up to {alignment.largest_m:.2f} m"
             )
-        if not alignment.fits:
-            counts["scenes_apart"] += 1
-            say(f"{scene}: key frames cannot be brought together and are labelled one by one")
+        apart = alignment.fits.count(False)
+        if apart:
+            counts["frames_apart"] += apart
+            whole = f"{apart} of {len(alignment.fits)} key frames do not fit the others' ground"
+            say(f"{scene}: {whole} and are labelled by their own images alone")
     return counts
 
 

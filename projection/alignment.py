@@ -7,7 +7,7 @@ show the same road at two heights, and votes cast in one grid for both end up in
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
@@ -23,7 +23,7 @@ _LEAST_POINTS = 3
 _LEAST_CELLS = 40  # that two frames must share to be compared
 _ROUNDS = 8  # of reweighting
 _NOISE_M = 0.03  # spread of the height of a flat cell
-_AGREEING_M = 0.01  # key frames that differ less than this are left as they are
+_AGREEING_M = 0.01  # where no two key frames differ more, all are left as they are
 _APART_M = 0.15  # frames that still differ more than this do not fit together
 _PRIOR_M = 30.0  # the correction of a height, a priori
 _PRIOR_RAD = 0.02  # and of pitch and roll
@@ -49,27 +49,29 @@ class Alignment:
     Attributes:
         corrections: for each key frame the pose to put before its ``global_from_lidar``; none of
             them moves anything where the frames agree already, or do not fit.
-        before_m: median difference in height of the ground that two key frames share [m].
-        after_m: the same with the best corrections.
+        before_m: difference in height of the ground that two key frames share [m], the median over
+            the ground, the mean over all pairs of key frames that were compared.
+        after_m: the same with the corrections.
         largest_m: largest correction of a height between neighbouring key frames [m].
-        fits: whether the frames agree on the ground well enough to be fused together.
+        fits: for each key frame, whether it agrees on the ground with the others well enough to be
+            fused with them.
     """
 
     corrections: tuple[Pose, ...]
     before_m: float
     after_m: float
     largest_m: float
-    fits: bool
+    fits: tuple[bool, ...]
 
     @property
     def corrected(self) -> bool:
         """Whether any pose was changed."""
-        return self.fits and self.after_m != self.before_m
+        return self.after_m != self.before_m
 
 
 def unaligned(frames: int) -> Alignment:
     """No corrections, of key frames that were not compared."""
-    return Alignment(tuple(Pose.identity() for _ in range(frames)), 0.0, 0.0, 0.0, True)
+    return Alignment(tuple(Pose.identity() for _ in range(frames)), 0.0, 0.0, 0.0, (True,) * frames)
 
 
 class FlatCellFinder:
@@ -130,7 +132,8 @@ def _fit_plane(xy: Float64[np.ndarray, "m 2"], dz: Float64[np.ndarray, " m"]) ->
         weight = 1 / (1 + (error / scale) ** 2) ** 2
         normal = (design * weight[:, None]).T @ design + prior
         plane = np.linalg.solve(normal, (design * weight[:, None]).T @ dz)
-    return plane, normal / _NOISE_M**2
+    noise_m = max(_NOISE_M, 1.48 * float(np.median(np.abs(dz - design @ plane))))
+    return plane, normal / noise_m**2
 
 
 def _match(first: int, second: int, cells: Sequence[FlatCells], poses: Sequence[Pose]) -> _Match | None:
@@ -174,52 +177,83 @@ def align(cells: Sequence[FlatCells], poses: Sequence[Pose], times_us: Sequence[
     """
     pairs = _pairs(times_us, poses, window_s)
     matches = [m for m in (_match(i, j, cells, poses) for i, j in pairs) if m is not None]
-    if not matches:
+    still = np.zeros((len(poses), 3))
+    before = _differences(matches, still, poses)
+    if not matches or before.max() < _AGREEING_M:
         return unaligned(len(poses))
-    before = _disagreement(matches, np.zeros((len(poses), 3)), poses)
-    if before < _AGREEING_M:
-        return replace(unaligned(len(poses)), before_m=before, after_m=before)
-    motion = _adjust(matches, poses)
-    after = _disagreement(matches, motion, poses)
-    if after > _APART_M:
-        return Alignment(unaligned(len(poses)).corrections, before, after, 0.0, False)
+    motion = _adjust_robustly(matches, poses)
+    after = _differences(matches, motion, poses)
+    fits = _fitting(matches, after, len(poses))
+    used = [k for k, match in enumerate(matches) if fits[match.first] and fits[match.second]]
+    if not used or after[used].mean() >= before[used].mean():
+        motion, after = still, before
+        fits = _fitting(matches, before, len(poses))
+    motion[~np.array(fits)] = 0.0  # nothing is known of these
     steps = np.abs(np.diff(motion[:, 0]))
-    corrections = tuple(_correction(m, pose) for m, pose in zip(motion, poses, strict=True))
-    return Alignment(corrections, before, after, float(steps.max(initial=0.0)), True)
+    return Alignment(
+        corrections=tuple(_correction(m, pose) for m, pose in zip(motion, poses, strict=True)),
+        before_m=float(before.mean()),
+        after_m=float(after.mean()),
+        largest_m=float(steps.max(initial=0.0)),
+        fits=fits,
+    )
 
 
-def _adjust(matches: Sequence[_Match], poses: Sequence[Pose]) -> Float64[np.ndarray, "n 3"]:
+def _fitting(matches: Sequence[_Match], differences_m: Float64[np.ndarray, " m"], frames: int) -> tuple[bool, ...]:
+    """Frames whose ground lies as high as that of most frames that they were compared with."""
+    of_frame: list[list[float]] = [[] for _ in range(frames)]
+    for match, difference in zip(matches, differences_m, strict=True):
+        of_frame[match.first].append(difference)
+        of_frame[match.second].append(difference)
+    return tuple(not each or float(np.median(each)) <= _APART_M for each in of_frame)
+
+
+def _adjust_robustly(matches: Sequence[_Match], poses: Sequence[Pose]) -> Float64[np.ndarray, "n 3"]:
+    """As ``_adjust``, with pairs that contradict the others weighted down (Geman-McClure)."""
+    weight = np.ones(len(matches))
+    for _ in range(_ROUNDS):
+        motion = _adjust(matches, weight, poses)
+        left = _differences(matches, motion, poses)
+        weight = 1 / (1 + (left / (2 * _NOISE_M)) ** 2) ** 2
+    return motion
+
+
+def _adjust(
+    matches: Sequence[_Match], weight: Float64[np.ndarray, " m"], poses: Sequence[Pose]
+) -> Float64[np.ndarray, "n 3"]:
     """Height [m] and slopes of the correction of each frame, about its own sensor."""
     n = 3 * len(poses)
     band = 3 * max(m.second - m.first for m in matches) + 2
     upper, right = np.zeros((band + 1, n)), np.zeros(n)
     prior = np.tile([1 / _PRIOR_M**2, 1 / _PRIOR_RAD**2, 1 / _PRIOR_RAD**2], len(poses))
     upper[band] = prior
-    for match in matches:
+    for match, share in zip(matches, weight, strict=True):
         # correction of the second minus that of the first, as a plane about the first: -plane
         apart = poses[match.first].translation[:2] - poses[match.second].translation[:2]
         to_first = np.eye(3)
         to_first[0, 1:] = apart
         rows = 3 * np.array([match.first] * 3 + [match.second] * 3) + [0, 1, 2, 0, 1, 2]
         design = np.concatenate([-np.eye(3), to_first], axis=1)
-        normal = design.T @ match.information @ design
+        normal = share * design.T @ match.information @ design
         for i, row in enumerate(rows):
             for j, column in enumerate(rows):
                 if column >= row:
                     upper[band + row - column, column] += normal[i, j]
-        right[rows] -= design.T @ match.information @ match.plane
+        right[rows] -= share * design.T @ match.information @ match.plane
     return solveh_banded(upper, right).reshape(-1, 3)
 
 
-def _disagreement(matches: Sequence[_Match], motion: Float64[np.ndarray, "n 3"], poses: Sequence[Pose]) -> float:
-    """Median absolute difference in height of cells that two frames share [m]."""
-    left: list[np.ndarray] = []
-    for match in matches:
+def _differences(
+    matches: Sequence[_Match], motion: Float64[np.ndarray, "n 3"], poses: Sequence[Pose]
+) -> Float64[np.ndarray, " m"]:
+    """For each pair of frames the median absolute difference in height of the cells they share [m]."""
+    medians = np.zeros(len(matches))
+    for k, match in enumerate(matches):
         apart = poses[match.first].translation[:2] - poses[match.second].translation[:2]
         first = motion[match.first, 0] + match.xy @ motion[match.first, 1:]
         second = motion[match.second, 0] + (match.xy + apart) @ motion[match.second, 1:]
-        left.append(np.abs(match.dz + second - first))
-    return float(np.median(np.concatenate(left)))
+        medians[k] = np.median(np.abs(match.dz + second - first))
+    return medians
 
 
 def _correction(motion: Float64[np.ndarray, "3"], pose: Pose) -> Pose:

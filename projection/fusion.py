@@ -23,7 +23,8 @@ from clipsweep.projection.votes import NO_CLUSTER, ClassLimits, Places, VoteGrid
 
 _BLOCK = 64  # key frames that share a map of the ground, with those around whose votes they share
 _BLOCK_M = 500.0  # and lie within this of the first of them
-_SCENE_M = 70_000.0  # from the first key frame; cells are numbered so far
+_SCENE_M = 70_000.0  # from the first key frame
+_CELLS_MOST = 1 << 17  # that far, cells of each size have numbers of their own
 _NEAR_CELLS = 1  # z-buffer cells around a pixel in which nothing may be nearer for a clear view
 _TALL, _GROUND, _LOW = 0, 1, 2  # kinds of places, which never share votes
 _GROUND_M = 0.2  # points lower than this with nothing on them are ground
@@ -102,10 +103,11 @@ def label_scene(
 ) -> Iterator[tuple[Frame, PointLabels]]:
     """Labels every raw row of each key sweep of a scene by the votes of the key frames around it.
 
-    1. Poses are corrected where key frames disagree on the ground (``projection.alignment``); a
-       scene whose frames still disagree is labelled frame by frame.
+    1. Poses are corrected where key frames disagree on the ground (``projection.alignment``); those
+       that still disagree with the others are labelled by their own votes alone.
     2. The ground is mapped, and how tall what stands on it is (``projection.ground``).
-    3. Points that are connected form clusters (``projection.clusters``).
+    3. Points that are connected form clusters (``projection.clusters``). Both are made from up to
+       64 successive key frames and those around them.
     4. Each point that a camera sees votes for its pixel's label at its place. The ground, low and
        tall things never share votes.
     5. Every point of a key sweep gets the class with the most votes around it, in its cluster
@@ -136,7 +138,7 @@ def label_scene(
     grid_from_global = grid_from_global or frames[0].sweeps[0].global_from_lidar.inverse()
     poses = [grid_from_global @ frame.sweeps[0].global_from_lidar for frame in frames]
     farthest_m = max(_apart(poses[0], pose) for pose in poses)
-    if farthest_m > _SCENE_M:
+    if farthest_m > min(_SCENE_M, _CELLS_MOST * config.cell_m):
         problem = f"its key frames lie up to {farthest_m / 1000:.0f} km apart"
         raise BadInput(f"scene {frames[0].scene}", problem, "look at its poses, or cut the drive")
     alignment = _align(frames, poses, reader)
@@ -145,16 +147,16 @@ def label_scene(
     aligned = [c @ pose for c, pose in zip(alignment.corrections, poses, strict=True)]
     known = limits if limits is not None and config.limits else ClassLimits.none(classes)
     scene = _SceneFusion(reader, read_pixels, frames, aligned, known, classes, alignment.fits)
-    for block in _blocks(aligned, _BLOCK if alignment.fits else 1):
+    for block in _blocks(aligned, alignment.fits):
         yield from scene.label(block)
 
 
-def _blocks(poses: Sequence[Pose], most: int) -> Iterator[range]:
-    """Successive key frames that share a map of the ground: at most so many, and not far apart."""
+def _blocks(poses: Sequence[Pose], fits: Sequence[bool]) -> Iterator[range]:
+    """Successive key frames that share a map of the ground; one that does not fit has its own."""
     start = 0
     for end in range(1, len(poses) + 1):
-        full = end - start == most
-        if end == len(poses) or full or _apart(poses[start], poses[end]) > _BLOCK_M:
+        full = end == len(poses) or end - start == _BLOCK
+        if full or not (fits[start] and fits[end]) or _apart(poses[start], poses[end]) > _BLOCK_M:
             yield range(start, end)
             start = end
 
@@ -222,7 +224,7 @@ class _SceneFusion:
     grid_from_lidar: Sequence[Pose]
     limits: ClassLimits
     classes: int
-    together: bool
+    fits: Sequence[bool]
 
     def label(self, block: range) -> Iterator[tuple[Frame, PointLabels]]:
         """Labels successive key frames with the votes of those around them."""
@@ -247,15 +249,15 @@ class _SceneFusion:
 
     def _near(self, number: int) -> set[int]:
         """The key frames that share votes with one, itself included."""
-        if not self.together:
-            return {number}
         config, near = self.reader.config, {number}
+        if not self.fits[number]:
+            return near
         here, now_us = self.grid_from_lidar[number], self.frames[number].time_us
         for others in (range(number - 1, -1, -1), range(number + 1, len(self.frames))):
             for i in others:
                 if abs(self.frames[i].time_us - now_us) > config.window_s * 1e6:
                     break
-                if _apart(self.grid_from_lidar[i], here) <= config.window_m:
+                if self.fits[i] and _apart(self.grid_from_lidar[i], here) <= config.window_m:
                     near.add(i)
         return near
 

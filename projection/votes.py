@@ -161,7 +161,7 @@ class VoteGrid:
     ) -> None:
         self._votes = votes
         self._ends = np.cumsum([0, *map(len, votes)])
-        rest = 1.0 - cell_share - cluster_share
+        rest = max(0.0, round(1.0 - cell_share - cluster_share, 9))
         self._levels: list[kernels.Level] = []
         self._cells: list[Int32[np.ndarray, " m"]] = []
         for size_m, share, flat, scored in (

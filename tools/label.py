@@ -9,7 +9,7 @@ from pathlib import Path
 from clipsweep.pipeline.command import Made, main, say
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.labels import load_space
-from clipsweep.pipeline.quality import draw_quality, look_over, quality_table, quality_warnings
+from clipsweep.pipeline.quality import draw_quality, look_over, quality_table, quality_warnings, truth_source
 from clipsweep.pipeline.stages import make_index, make_pixels, make_points
 from clipsweep.pipeline.views import check_picture, save_figure
 
@@ -20,10 +20,12 @@ def run(config: Config) -> Made:
     if config.report:
         check_picture(Path(config.report))  # before hours of labelling
     index = make_index(config)
+    truth = truth_source(config, index) if config.report else ""
     pixels = make_pixels(config, index)
     points = make_points(config, index, pixels)
     if config.report:
         space, title = load_space(config.labels), f"labels of {pixels.id} and {points.id}"
+        title += f", truth from {truth}" if truth else ""
         quality = look_over(config, index, pixels, points)
         say(quality_table(quality, space, title))
         for warning in quality_warnings(quality, space):

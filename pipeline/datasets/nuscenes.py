@@ -29,6 +29,7 @@ _TABLES = (
     *("sample_annotation", "sample_data", "scene", "sensor", "visibility"),
 )
 _SENSOR_OFFSET_MAX_M = 20.0
+_BOX_AWAY_M = 300.0
 _UNPACK = "unpack the metadata archive again"
 
 
@@ -82,13 +83,23 @@ def boxes(config: DataConfig, frames: Iterable[Frame]) -> Iterator[FrameBoxes | 
     for frame in frames:
         try:
             sample = nusc.get("sample", nusc.get("sample_data", frame.id)["sample_token"])
-            found = tuple(_box(nusc.get("sample_annotation", token)) for token in sample["anns"])
+            found = tuple(_near(_box(nusc.get("sample_annotation", token)), token, frame) for token in sample["anns"])
             yield FrameBoxes(frame.id, frame.scene, found)
         except BadInput as error:
             yield Skip(frame.id, frame.scene, str(error))
         except KeyError as error:
             reason = f"its sample, or a row of sample_annotation, has no {error}"
             yield Skip(frame.id, frame.scene, reason)
+
+
+def _near(box: Box, token: str, frame: Frame) -> Box:
+    """The box, unless no point of the frame could lie in it."""
+    lidar = frame.sweeps[0].global_from_lidar.translation
+    away_m = float(np.linalg.norm(box.global_from_box.translation - lidar))
+    if away_m > _BOX_AWAY_M:
+        cure = f"{_BOX_AWAY_M:.0f} m at the most"
+        raise BadInput(f"sample_annotation {token}", f"is {away_m:.3g} m from the sensor", cure)
+    return box
 
 
 def splits() -> dict[str, list[str]]:

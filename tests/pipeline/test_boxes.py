@@ -299,6 +299,7 @@ DAMAGES: dict[str, tuple[str, Any]] = {
     "rotation of length 2": ("rotation", [2.0, 0.0, 0.0, 0.0]),
     "three numbers": ("rotation", [1.0, 0.0, 0.0]),
     "no rotation": ("rotation", None),
+    "far away": ("translation", [1e300, 0.0, 0.0]),
     "nowhere": ("translation", [float("nan"), 0.0, 0.0]),
     "flat": ("size", [0, 4, 1.5]),
     "huge": ("size", [2, 60, 1.5]),

@@ -82,6 +82,8 @@ def test_no_number_may_be_nan(key: str) -> None:
         ("train.batch_size=0", "from 1 to 128"),
         ("model.voxel_m=-0.1", "from 0.002"),
         ("fusion.cell_m=.nan", "fusion.cell_m"),
+        ("fusion.cell_share=.8", r"fusion\.cell_share: and fusion\.cluster_share sum to 1\.3; 1 at the most"),
+        ("fusion.coarse_cell_m=.2", r"fusion\.coarse_cell_m: is 0\.2; at least fusion\.cell_m, 0\.4"),
         ("data.sensor_height_m=-2", "from 0 to 100"),
         ("train.weight_decay=inf", "from 0 to 10"),
         ("seed.x=1", "seed"),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections import Counter, defaultdict
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -114,3 +117,79 @@ def test_the_report_is_printed_and_drawn(small_world: Path, tmp_path: Path, tool
     assert "point IoU" in made.err
     assert (tmp_path / "report.png").stat().st_size > 50_000
     assert "point IoU" not in tool("label", *given, "data.eval=[]").err
+
+
+def without_lidarseg(world: Path) -> None:
+    (world / "v1.0-mini/lidarseg.json").unlink()
+    shutil.rmtree(world / "lidarseg")
+
+
+def test_boxes_are_the_truth_where_there_are_no_label_files(world: Path, tmp_path: Path, tool: Run) -> None:
+    given = [*settings(world, tmp_path / "store"), f"report={tmp_path / 'report.png'}"]
+    assert ", truth from label files" in tool("label", *given).err
+    without_lidarseg(world)
+    report = tool("label", *given).err
+    assert ", truth from annotated boxes" in report
+    rows = {line.split("  ")[0]: line.split() for line in report.splitlines()}
+    assert rows["driveable surface"][-2:] == ["-", "-"]  # boxes tell nothing of it
+    assert 0 <= float(rows["car"][-1]) <= 100
+
+
+def test_bad_boxes_that_nobody_asked_for_cost_the_report_its_truth_alone(
+    world: Path, tmp_path: Path, tool: Run
+) -> None:
+    without_lidarseg(world)
+    path = world / "v1.0-mini/sample_annotation.json"
+    rows = json.loads(path.read_text())
+    path.write_text(json.dumps([{**row, "size": [0, 0, 0]} for row in rows]))
+    given = [*settings(world, tmp_path / "store"), f"report={tmp_path / 'report.png'}"]
+    made = tool("label", *given)
+    assert made.path.name.startswith("points-")
+    assert "the report goes without truth: frame " in made.err
+    assert "point IoU" not in made.err
+    refused = tool("label", *given, "labels.truth=boxes")
+    assert refused.status == 1
+    assert "length, width, height" in refused.err
+
+
+def test_boxes_that_a_data_set_does_not_have_are_refused_before_labelling(
+    small_world: Path, tmp_path: Path, tool: Run
+) -> None:
+    given = [*settings(small_world, tmp_path / "store"), f"report={tmp_path / 'report.png'}"]
+    refused = tool("label", *given, "labels.truth=boxes", "labels.names=a bus, a tree")
+    assert refused.status == 1
+    assert "which class an annotated box is of" in refused.err
+    assert not list((tmp_path / "store").glob("pixels-*"))
+
+
+def moved(counts: dict[tuple[str, str], int]) -> quality.Quality:
+    space = load_space(Config().labels)
+    table = np.zeros((len(space), len(space) + 2), np.int64)
+    for (pixel, fused), count in counts.items():
+        column = space.names.index(fused) if fused in space.names else len(space) + 1
+        table[space.names.index(pixel), column] = count
+    none = quality._nothing(len(space))
+    return replace(none, moved=replace(none.moved, counts=table))
+
+
+def test_road_that_becomes_cars_is_warned_of() -> None:
+    road, car = "driveable surface", "car"
+    found = moved({(road, road): 540, (road, car): 100, (road, "pedestrian"): 20, (road, ""): 340})
+    (warning,) = quality.quality_warnings(found, load_space(Config().labels))
+    assert warning == (
+        "driveable surface: 46 % of the points that pixels call so are not ground after fusion"
+        " (34 % no label, 10 % car, 2 % pedestrian)"
+    )
+
+
+def test_people_that_get_lost_are_warned_of() -> None:
+    person, wall = "pedestrian", "manmade"
+    found = moved({(person, wall): 374, (person, person): 3, (wall, wall): 1000})
+    (warning,) = quality.quality_warnings(found, load_space(Config().labels))
+    assert warning == "pedestrian: fusion leaves 1 % as many of the points that cameras see (99 % manmade)"
+
+
+def test_nothing_is_said_of_labels_that_stay_or_are_few() -> None:
+    road = "driveable surface"
+    stay = moved({(road, road): 990, (road, "car"): 10, ("pedestrian", "manmade"): 60})
+    assert quality.quality_warnings(stay, load_space(Config().labels)) == []
