@@ -283,7 +283,7 @@ def _checked(values: Mapping[str, Any], kind: type, prefix: str, source: str) ->
     for key, value in values.items():
         if key not in types:
             whole = f"{prefix}{key}" + _first_leaf(value)
-            raise BadInput(source, f"unknown key {whole}", _did_you_mean(whole))
+            raise BadInput(source, f"unknown key {whole}", did_you_mean(whole))
         inner = types[key]
         if dataclasses.is_dataclass(inner):
             if not isinstance(value, Mapping):
@@ -316,7 +316,8 @@ def _text(value: Any, key: str, source: str) -> str:
     return "" if value is None else str(value)
 
 
-def _did_you_mean(key: str) -> str:
+def did_you_mean(key: str) -> str:
+    """The key that somebody may have meant by one that does not exist."""
     known = [name for name, _, _ in describe(Config)]
     close = difflib.get_close_matches(key, known, 1, 0.5) or [k for k in known if k.split(".")[-1] == key]
     return f"did you mean {close[0]}?" if close else "see --help"

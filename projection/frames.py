@@ -153,7 +153,7 @@ class Cells:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class PixelLabels:
-    """What the teacher says of one image, on its own grid stretched over the image.
+    """Pixel labels of one image by the teacher, on its own grid stretched over the image.
 
     Attributes:
         label: class of each grid pixel, 255 = none.
@@ -168,12 +168,12 @@ class PixelLabels:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class PointLabels:
-    """What is believed of every raw row of a key sweep, in file order.
+    """Fused pseudo-labels of every raw row of a key sweep, in file order.
 
     Attributes:
-        label: class, 255 = no opinion.
-        score: mean confidence of the votes for that class, 0..1 (0 without opinion).
-        agreement: their share of all votes' weight, 0..1 (0 without opinion).
+        label: class, 255 = no label.
+        score: mean confidence of the votes for that class, 0..1 (0 without label).
+        agreement: their share of all votes' weight, 0..1 (0 without label).
     """
 
     label: UInt8[np.ndarray, " n"]

@@ -13,7 +13,7 @@ TOOLS = {
     "Pseudo-labels": ("label", "export_labels"),
     "Training": ("pretrain", "finetune"),
     "Results": ("evaluate", "view"),
-    "Clusters and measurements": ("submit", "bench"),
+    "Clusters, measurements, settings": ("submit", "bench", "config"),
 }
 _FOLDER = Path(__file__).parent / "tools"
 
