@@ -217,6 +217,14 @@ def _protocol(config: Config, said: Artifact) -> str:
     return str(manifest["protocol"]) if manifest["used_labels"] else "annotation-free"
 
 
+def _knowledge(config: Config, labels: Artifact) -> list[str]:
+    """What people know that went into labels beside true labels, as texts for a table."""
+    made = labels if labels.stage == "points" else Artifact.at(config.student, "student")
+    settings = made.manifest()["config"]
+    fused = made.stage == "points" or settings["objectives"]["semantic"]["targets"] == "points"
+    return ["limits of classes"] if fused and settings["fusion"].get("limits", True) else []
+
+
 def _scores(
     config: Config, confusion: Confusion, frames: int, names: tuple[str, ...], said: Artifact
 ) -> dict[str, Any]:
@@ -237,6 +245,7 @@ def _scores(
         "confusion": confusion.counts.tolist(),
         "classes": list(names),
         "protocol": _protocol(config, said),
+        "human_knowledge": _knowledge(config, said),
         "split": list(config.data.eval),
         "absent_class": absent,
         "labels_of": said.id,

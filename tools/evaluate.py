@@ -33,6 +33,8 @@ def _table(tree: dict) -> str:
     title = f"{tree['protocol']}, {', '.join(tree['split'])}: {tree['frames']} frames, {tree['points']} points"
     if "in_no_box" in tree:
         title += " in annotated boxes"
+    if tree.get("human_knowledge"):  # scores made before it was written have none
+        title += f", human knowledge: {', '.join(tree['human_knowledge'])}"
     if "covered" in tree:
         part = tree["covered"]
         columns["covered"] = {"mIoU": part["miou"], "accuracy": part["accuracy"], **part["iou"]}

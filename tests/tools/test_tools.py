@@ -34,6 +34,7 @@ def test_from_logs_to_a_scored_student_and_its_export(small_world: Path, tmp_pat
     assert "driveable surface" in scored.err
     scores = json.loads((scored.path / "scores.json").read_text())
     assert scores["frames"] == 3
+    assert scores["human_knowledge"] == []  # it learns from single pixels
     assert 0 <= scores["miou"] <= 1
     assert np.sum(scores["confusion"]) == scores["points"]
 
@@ -73,6 +74,13 @@ def test_fused_labels_are_scored_and_exported(small_world: Path, tmp_path: Path,
     scores = json.loads((scored.path / "scores.json").read_text())
     assert scores["covered"]["points"] < scores["points"]
     assert scores["covered"]["iou"]["driveable"] > 0.3
+    assert scores["human_knowledge"] == ["limits of classes"]
+    assert "human knowledge: limits of classes" in scored.err
+    without = tool("label", *given, "fusion.limits=false").path
+    assert without != points
+    scored = tool("evaluate", *given, f"points={without}")
+    assert json.loads((scored.path / "scores.json").read_text())["human_knowledge"] == []
+    assert "human knowledge" not in scored.err
     out = tool("export_labels", *given, f"points={points}", f"out={tmp_path / 'out'}").path
     assert not list(out.rglob("submission.json"))
     path = next(out.rglob("*.bin"))
