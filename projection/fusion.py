@@ -110,8 +110,8 @@ def label_scene(
        64 successive key frames and those around them.
     4. Each point that a camera sees votes for its pixel's label at its place. The ground, low and
        tall things never share votes.
-    5. Every point of a key sweep gets the class with the most votes around it, in its cluster
-       above all, seen or not (``projection.votes``).
+    5. Every point of a key sweep with votes around it gets the class with the most of them, those
+       of its cluster above all, seen or not (``projection.votes``).
 
     Memory is bounded by the key frames within ``window_s`` and ``window_m`` of 64 successive ones.
 

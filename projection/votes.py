@@ -121,7 +121,7 @@ class FusedLabels:
         score: mean confidence of the votes for it around the point.
         agreement: its share of the weight of all votes.
         support: number of votes for it in the coarse cells around the point, or in its cluster
-            where there are none.
+            where it has none there.
     """
 
     label: UInt8[np.ndarray, " n"]
@@ -135,9 +135,10 @@ class VoteGrid:
 
     A point's label is the class with the largest share of the votes around it: those of the fine
     cells weigh ``cell_share``, those of its cluster ``cluster_share``, those of the coarse cells the
-    rest. Cells around a point are interpolated, so that results hardly depend on where the grid
-    lies. A frame's votes can be added and taken out again; sums are integers, so neither the order
-    of the votes nor what was added and taken out before can matter.
+    rest. A point without votes in the cells around it gets no label: its cluster decides between
+    labels nearby and brings none from afar. Cells around a point are interpolated, so that results
+    hardly depend on where the grid lies. A frame's votes can be added and taken out again; sums are
+    integers, so neither the order of the votes nor what was added and taken out before can matter.
 
     Args:
         votes: of each key frame.

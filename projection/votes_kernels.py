@@ -177,22 +177,27 @@ def decide(
     """Writes the class with the most weight around each point (the lower id on a tie).
 
     ``fine``, ``coarse`` and ``whole`` are levels; one without votes around a point is passed over.
-    Points that nobody voted for are left untouched. ``score`` (in the fixed point of the levels)
-    and the number of ``votes`` are those of the coarse level, or of the cluster if it has none.
+    Points without votes in the fine and coarse cells around them are left untouched: a cluster's
+    votes from afar decide between labels that were seen nearby, and do not stand in for them.
+    ``score`` (in the fixed point of the levels) and the number of ``votes`` are those of the coarse
+    level, or of the cluster if the winner has none there.
     """
     classes = coarse.sums.shape[1]
     share, mine = np.empty(classes), np.empty(classes)
     rows, weights = np.empty(8, np.int64), np.empty(8)
+    far_rows, far_weights, of_cluster = np.empty(8, np.int64), np.empty(8), 0
     for i in range(xyz.shape[0]):
         x, y, z = np.float64(xyz[i, 0]), np.float64(xyz[i, 1]), np.float64(xyz[i, 2])
         share[:] = 0.0
         found = gather(fine, kind[i], x, y, z, rows, weights)
         total = add_shares(fine, rows, weights, found, mine, share)
-        if cluster[i] >= 0:
-            found = gather(whole, cluster[i], x, y, z, rows, weights)
-            total += add_shares(whole, rows, weights, found, mine, share)
         found = gather(coarse, kind[i], x, y, z, rows, weights)
         total += add_shares(coarse, rows, weights, found, mine, share)
+        if total == 0.0:
+            continue
+        if cluster[i] >= 0:
+            of_cluster = gather(whole, cluster[i], x, y, z, far_rows, far_weights)
+            total += add_shares(whole, far_rows, far_weights, of_cluster, mine, share)
         best = 0.0
         for c in range(classes):
             weight = share[c] * class_weight(limits, c, height[i], top[i], known[i])
@@ -203,8 +208,7 @@ def decide(
             agreement[i] = best / total
             score[i], votes[i] = mean_score(coarse, rows, weights, found, label[i])
             if votes[i] == 0:
-                found = gather(whole, cluster[i], x, y, z, rows, weights)
-                score[i], votes[i] = mean_score(whole, rows, weights, found, label[i])
+                score[i], votes[i] = mean_score(whole, far_rows, far_weights, of_cluster, label[i])
 
 
 @jit

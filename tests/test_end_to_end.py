@@ -46,8 +46,9 @@ def test_real_sensors_with_one_grey_camera(samples: Path, tmp_path: Path, tool: 
     points = tool("label", *given).path
     fused = json.loads((tool("evaluate", *given, f"points={points}").path / "scores.json").read_text())
     assert fused["frames"] == 2
-    assert 0.18 < fused["covered"]["points"] / fused["points"] < 0.22  # ahead, and what was ahead before
-    assert fused["covered"]["accuracy"] > 0.58
+    assert 0.18 < fused["covered"]["points"] / fused["points"] < 0.24  # ahead, what was before, and around it
+    assert fused["covered"]["accuracy"] > 0.57
+    assert fused["accuracy"] > 0.125  # of all points; .119 when fewer points had labels
     student = tool("pretrain", *given, "train.epochs=1", "model.voxel_m=0.4").path
     out = tool("export_labels", *given, f"student={student}").path
     scans = sorted((samples / "semantickitti/sequences/00/velodyne").iterdir())

@@ -198,13 +198,16 @@ def test_few_votes_of_a_thing_win_over_many_beside_it():
     assert alone.label.tolist() == [3]
 
 
-def test_what_nobody_voted_for_gets_the_label_of_its_cluster():
-    """The far side of a car, 3 m from all votes for it."""
-    near, far = places([[0, 0, 1], [0.1, 0, 1]], cluster=7), places([[3, 0, 1]], cluster=7)
-    found = fuse([vote(near, CAR, score=0.6)], far)
-    assert (found.label.tolist(), found.support.tolist()) == ([CAR], [2])
-    assert found.score[0] == pytest.approx(0.6, abs=1e-3)
-    assert fuse([vote(near, CAR)], places([[3, 0, 1]], cluster=8)).label.tolist() == [255]
+def test_a_cluster_decides_between_labels_nearby_and_labels_nothing_far_away():
+    """Of the far side of a car, 3 m from all votes for it, nothing is known: it may be a hedge."""
+    car = places(np.column_stack([np.linspace(0, 0.4, 9), np.zeros(9), np.ones(9)]), cluster=7)
+    wrong = places([[3, 0, 1]], cluster=7)
+    asked = places([[3, 0, 1], [6, 0, 1]], cluster=7)
+    found = fuse([vote(car, CAR, score=0.6), vote(wrong, TRUCK, score=0.4)], asked)
+    assert found.label.tolist() == [TRUCK, 255]
+    mixed = places([[3.2, 0, 1]], cluster=7)
+    found = fuse([vote(car, CAR, score=0.6), vote(wrong, TRUCK), vote(mixed, CAR)], asked)
+    assert found.label.tolist() == [CAR, 255]
 
 
 def test_kinds_of_places_never_share_votes():

@@ -152,8 +152,13 @@ class Decided(NamedTuple):
 
 
 def decide(levels, limits, height, top, known) -> Decided:
-    """The class with the largest weighted sum of shares; ``levels`` are pairs of weight and votes."""
+    """The class with the largest weighted sum of shares; ``levels`` are pairs of weight and votes.
+
+    The last level is the cluster's, which counts only where there are votes on another one.
+    """
     total, mixed = 0.0, 0.0
+    if not any(votes.sum() > 0 for _, votes in levels[:-1]):
+        return Decided(255, 0.0, np.zeros(1))
     for weight, votes in levels:
         if votes.sum() > 0:
             total += weight
