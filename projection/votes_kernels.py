@@ -185,7 +185,7 @@ def decide(
     classes = coarse.sums.shape[1]
     share, mine = np.empty(classes), np.empty(classes)
     rows, weights = np.empty(8, np.int64), np.empty(8)
-    far_rows, far_weights, of_cluster = np.empty(8, np.int64), np.empty(8), 0
+    far_rows, far_weights = np.empty(8, np.int64), np.empty(8)
     for i in range(xyz.shape[0]):
         x, y, z = np.float64(xyz[i, 0]), np.float64(xyz[i, 1]), np.float64(xyz[i, 2])
         share[:] = 0.0
@@ -195,6 +195,7 @@ def decide(
         total += add_shares(coarse, rows, weights, found, mine, share)
         if total == 0.0:
             continue
+        of_cluster = 0
         if cluster[i] >= 0:
             of_cluster = gather(whole, cluster[i], x, y, z, far_rows, far_weights)
             total += add_shares(whole, far_rows, far_weights, of_cluster, mine, share)

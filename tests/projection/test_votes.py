@@ -210,6 +210,25 @@ def test_a_cluster_decides_between_labels_nearby_and_labels_nothing_far_away():
     assert found.label.tolist() == [CAR, 255]
 
 
+def test_a_point_is_labelled_as_if_it_were_alone():
+    """One without a cluster, whose winner has no votes in coarse cells, after one with a cluster."""
+    thing = places([[20, 0.2, 0.2]], cluster=7)
+    loose = places([[0.22, 0.2, 0.2]])
+    votes = [vote(thing, CAR, score=0.9), vote(places([[0.79, 0.2, 0.2]]), CAR, score=0.3)]
+    grid = VoteGrid(votes, CLASSES, 0.4, 0.5, CLUSTER_M, FINE, CLUSTER)
+    for frame in range(2):
+        grid.add(frame)
+    both = Places(
+        np.concatenate([thing.xyz, loose.xyz]),
+        np.concatenate([thing.kind, loose.kind]),
+        np.concatenate([thing.cluster, loose.cluster]),
+        places(np.zeros((2, 3))).heights,
+    )
+    together, alone = (grid.labels(asked, FREE, min_support=0) for asked in (both, loose))
+    assert together.label.tolist() == [CAR, CAR]
+    assert (together.support[1], together.score[1]) == (alone.support[0], alone.score[0]) == (0, 0)
+
+
 def test_kinds_of_places_never_share_votes():
     low, tall = places([[0, 0, 1]], kind=2), places([[0, 0, 1]], kind=0)
     assert fuse([vote(low, CAR)], tall).label.tolist() == [255]
