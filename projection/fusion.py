@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -103,15 +103,8 @@ def label_scene(
 ) -> Iterator[tuple[Frame, PointLabels]]:
     """Labels every raw row of each key sweep of a scene by the votes of the key frames around it.
 
-    1. Poses are corrected where key frames disagree on the ground (``projection.alignment``); those
-       that still disagree with the others are labelled by their own votes alone.
-    2. The ground is mapped, and how tall what stands on it is (``projection.ground``).
-    3. Points that are connected form clusters (``projection.clusters``). Both are made from up to
-       64 successive key frames and those around them.
-    4. Each point that a camera sees votes for its pixel's label at its place. The ground, low and
-       tall things never share votes.
-    5. Every point of a key sweep with votes around it gets the class with the most of them, those
-       of its cluster above all, seen or not (``projection.votes``).
+    1. Poses are corrected where key frames disagree on the ground (``align_scene``).
+    2. The labels of all frames follow from them (``label_frames``).
 
     Memory is bounded by the key frames within ``window_s`` and ``window_m`` of 64 successive ones.
 
@@ -134,28 +127,103 @@ def label_scene(
     """
     if not frames:
         return
-    reader = _Reader(config, columns, ego_box_m, bad_share, on_bad_sweep, set())
-    grid_from_global = grid_from_global or frames[0].sweeps[0].global_from_lidar.inverse()
-    poses = [grid_from_global @ frame.sweeps[0].global_from_lidar for frame in frames]
-    farthest_m = max(_apart(poses[0], pose) for pose in poses)
-    if farthest_m > min(_SCENE_M, _CELLS_MOST * config.cell_m):
-        problem = f"its key frames lie up to {farthest_m / 1000:.0f} km apart"
-        raise BadInput(f"scene {frames[0].scene}", problem, "look at its poses, or cut the drive")
-    alignment = _align(frames, poses, reader)
+    reader = SweepReader(columns, ego_box_m, bad_share, on_bad_sweep)
+    alignment = align_scene(frames, reader, config, grid_from_global)
     if on_alignment is not None:
         on_alignment(alignment)
+    yield from label_frames(
+        frames, range(len(frames)), alignment, reader, read_pixels, config, classes, limits,
+        grid_from_global,
+    )  # fmt: skip
+
+
+def align_scene(
+    frames: Sequence[Frame],
+    reader: SweepReader,
+    config: FusionConfig,
+    grid_from_global: Pose | None = None,
+) -> Alignment:
+    """Corrects the poses of a scene where its key frames disagree on the ground.
+
+    Args:
+        frames: all key frames of one scene, in order of time, at least one.
+        reader: reads their key sweeps.
+        config: ``align`` and ``window_s`` are used.
+        grid_from_global: frame that the corrections are made in, z up; None takes the first key
+            sweep's.
+
+    Raises:
+        BadInput: a key sweep cannot be used; the poses lie more than 70 km apart.
+    """
+    if not config.align:
+        return unaligned(len(frames))
+    poses = _grid_poses(frames, grid_from_global, config.cell_m)
+    finder = FlatCellFinder()
+    cells = [finder.find(reader.merged(frame, 1).xyz, pose) for frame, pose in zip(frames, poses, strict=True)]
+    return align(cells, poses, [frame.time_us for frame in frames], config.window_s)
+
+
+def label_frames(
+    frames: Sequence[Frame],
+    wanted: range,
+    alignment: Alignment,
+    reader: SweepReader,
+    read_pixels: Callable[[Frame], Sequence[PixelLabels]],
+    config: FusionConfig,
+    classes: int,
+    limits: ClassLimits | None = None,
+    grid_from_global: Pose | None = None,
+) -> Iterator[tuple[Frame, PointLabels]]:
+    """Labels every raw row of successive key sweeps by the votes of the key frames around them.
+
+    1. The ground is mapped, and how tall what stands on it is (``projection.ground``).
+    2. Points that are connected form clusters (``projection.clusters``). Both are made from up to
+       64 successive key frames and those around them.
+    3. Each point that a camera sees votes for its pixel's label at its place. The ground, low and
+       tall things never share votes.
+    4. Every point of a key sweep with votes around it gets the class with the most of them, those
+       of its cluster above all, seen or not (``projection.votes``).
+
+    Key frames that do not fit the alignment are labelled by their own votes alone.
+
+    Args:
+        frames: all key frames of one scene, in order of time.
+        wanted: rows of the frames to be labelled.
+        alignment: of all these frames (``align_scene``), in the same ``grid_from_global``.
+        reader: reads their sweeps.
+        read_pixels: gives a frame's pixel labels, one for each of its cameras.
+        config: how to fuse.
+        classes: number of classes.
+        limits: what is known of the classes' places; None is nothing.
+        grid_from_global: frame of the grid, z up; None takes the first key sweep's.
+
+    Raises:
+        BadInput: a sweep cannot be used; the poses of a scene lie more than 70 km apart.
+    """
+    poses = _grid_poses(frames, grid_from_global, config.cell_m)
     aligned = [c @ pose for c, pose in zip(alignment.corrections, poses, strict=True)]
     known = limits if limits is not None and config.limits else ClassLimits.none(classes)
-    scene = _SceneFusion(reader, read_pixels, frames, aligned, known, classes, alignment.fits)
-    for block in _blocks(aligned, alignment.fits):
+    scene = _SceneFusion(reader, config, read_pixels, frames, aligned, known, classes, alignment.fits)
+    for block in _blocks(aligned, alignment.fits, wanted):
         yield from scene.label(block)
 
 
-def _blocks(poses: Sequence[Pose], fits: Sequence[bool]) -> Iterator[range]:
+def _grid_poses(frames: Sequence[Frame], grid_from_global: Pose | None, cell_m: float) -> list[Pose]:
+    """Poses of the key sweeps in the grid, whose cells reach some way only."""
+    grid_from_global = grid_from_global or frames[0].sweeps[0].global_from_lidar.inverse()
+    poses = [grid_from_global @ frame.sweeps[0].global_from_lidar for frame in frames]
+    farthest_m = max(_apart(poses[0], pose) for pose in poses)
+    if farthest_m > min(_SCENE_M, _CELLS_MOST * cell_m):
+        problem = f"its key frames lie up to {farthest_m / 1000:.0f} km apart"
+        raise BadInput(f"scene {frames[0].scene}", problem, "look at its poses, or cut the drive")
+    return poses
+
+
+def _blocks(poses: Sequence[Pose], fits: Sequence[bool], wanted: range) -> Iterator[range]:
     """Successive key frames that share a map of the ground; one that does not fit has its own."""
-    start = 0
-    for end in range(1, len(poses) + 1):
-        full = end == len(poses) or end - start == _BLOCK
+    start = wanted.start
+    for end in range(wanted.start + 1, wanted.stop + 1):
+        full = end == wanted.stop or end - start == _BLOCK
         if full or not (fits[start] and fits[end]) or _apart(poses[start], poses[end]) > _BLOCK_M:
             yield range(start, end)
             start = end
@@ -163,15 +231,6 @@ def _blocks(poses: Sequence[Pose], fits: Sequence[bool]) -> Iterator[range]:
 
 def _apart(one: Pose, other: Pose) -> float:
     return float(np.linalg.norm(one.translation - other.translation))
-
-
-def _align(frames: Sequence[Frame], poses: Sequence[Pose], reader: _Reader) -> Alignment:
-    config = reader.config
-    if not config.align:
-        return unaligned(len(frames))
-    finder = FlatCellFinder()
-    cells = [finder.find(reader.merged(frame, 1).xyz, pose) for frame, pose in zip(frames, poses, strict=True)]
-    return align(cells, poses, [frame.time_us for frame in frames], config.window_s)
 
 
 def _kind(heights: Heights) -> UInt8[np.ndarray, " n"]:
@@ -182,15 +241,23 @@ def _kind(heights: Heights) -> UInt8[np.ndarray, " n"]:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class _Reader:
-    """Reads sweeps without the car's own returns and bad rows."""
+class SweepReader:
+    """Reads sweeps without the car's own returns and bad rows.
 
-    config: FusionConfig
+    Attributes:
+        columns: see ``projection.sweeps.merge``, as for the next two.
+        ego_box_m: returns in the car's own box are left out [m].
+        bad_share: share of a sweep's rows that may be bad; they are left out.
+        on_bad_sweep: told once of each older sweep that cannot be used, which is left out then;
+            None raises.
+        bad: files of those.
+    """
+
     columns: int
-    ego_box_m: float
-    bad_share: float
-    on_bad_sweep: Callable[[BadInput], None] | None
-    bad: set[Path]
+    ego_box_m: float = 0.0
+    bad_share: float = 0.0
+    on_bad_sweep: Callable[[BadInput], None] | None = None
+    bad: set[Path] = field(default_factory=set)
 
     def merged(self, frame: Frame, sweeps: int) -> Cloud:
         """The key sweep and the usable ones of the older sweeps asked for."""
@@ -218,7 +285,8 @@ class _Reader:
 class _SceneFusion:
     """A scene on its way to point labels: its frames, and their corrected poses in the grid."""
 
-    reader: _Reader
+    reader: SweepReader
+    config: FusionConfig
     read_pixels: Callable[[Frame], Sequence[PixelLabels]]
     frames: Sequence[Frame]
     grid_from_lidar: Sequence[Pose]
@@ -228,7 +296,7 @@ class _SceneFusion:
 
     def label(self, block: range) -> Iterator[tuple[Frame, PointLabels]]:
         """Labels successive key frames with the votes of those around them."""
-        config = self.reader.config
+        config = self.config
         near = {number: self._near(number) for number in block}
         around = sorted(set().union(*near.values()))
         clouds = {i: self.reader.merged(self.frames[i], config.vote_sweeps) for i in around}
@@ -249,7 +317,7 @@ class _SceneFusion:
 
     def _near(self, number: int) -> set[int]:
         """The key frames that share votes with one, itself included."""
-        config, near = self.reader.config, {number}
+        config, near = self.config, {number}
         if not self.fits[number]:
             return near
         here, now_us = self.grid_from_lidar[number], self.frames[number].time_us
@@ -277,7 +345,7 @@ class _SceneFusion:
 
     def _votes(self, number: int, cloud: Cloud, places: Places) -> Votes:
         """The votes of one key frame's pixels."""
-        config, frame = self.reader.config, self.frames[number]
+        config, frame = self.config, self.frames[number]
         pairs = visible_pairs(frame, cloud.xyz, config)
         clear = visible(pairs, frame.cameras, *config.tolerance, _NEAR_CELLS)
         label, score = look_up(pairs, frame.cameras, self.read_pixels(frame))
@@ -288,7 +356,7 @@ class _SceneFusion:
 
     def _labels(self, number: int, cloud: Cloud, places: Places, grid: VoteGrid) -> PointLabels:
         """Labels of each raw row of a key sweep by the votes counted in."""
-        config, sweep = self.reader.config, self.frames[number].sweeps[0]
+        config, sweep = self.config, self.frames[number].sweeps[0]
         key = slice(0, int((cloud.sweep == 0).sum()))  # the key sweep comes first
         fused = grid.labels(places[key], self.limits, config.min_support, config.min_agreement)
         rows = sweep.points.bytes // (4 * self.reader.columns)
