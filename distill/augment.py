@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import Float32
+from pydantic import Field
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """How far a sweep may be moved in training.
+    """How far a sweep may be moved in training."""
 
-    Attributes:
-        rotate_deg: largest turn about the vertical axis, either way [deg]
-        flip: mirror along x and along y, each with probability one half
-        scale: largest relative change of size, either way
-    """
-
-    rotate_deg: float = 180.0
-    flip: bool = True
-    scale: float = 0.05
+    rotate_deg: Annotated[
+        float,
+        Field(ge=0, le=180, description="largest turn about the vertical axis, either way [deg]"),
+    ] = 180.0
+    flip: Annotated[
+        bool,
+        Field(description="mirror along x and along y, each with probability one half"),
+    ] = True
+    scale: Annotated[
+        float,
+        Field(ge=0, le=0.9, description="largest relative change of size, either way"),
+    ] = 0.05
 
 
 def augment(

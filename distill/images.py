@@ -30,8 +30,13 @@ DECODE_ERRORS = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image
 """What Pillow raises for bytes that are no whole image."""
 
 
-def input_size(size_hw: tuple[int, int], patch: int) -> tuple[int, int]:
+def input_size(size_hw: tuple[int, int], patch: int, key: str = "size_hw") -> tuple[int, int]:
     """A network's input size [px]; (0, 0) stands for 224 x 416, rounded to whole patches.
+
+    Args:
+        size_hw: the size that was asked for.
+        patch: side of a patch [px].
+        key: what the size is called where it was asked for.
 
     Raises:
         BadInput: a size that was given is no multiple of the patch.
@@ -41,7 +46,7 @@ def input_size(size_hw: tuple[int, int], patch: int) -> tuple[int, int]:
         return whole_cells(_DEFAULT_HW, patch)
     whole = whole_cells(size_hw, patch)
     if whole != size_hw:
-        raise BadInput("teacher.size_hw", f"{size_hw} is no multiple of the patch, {patch}", f"{whole} is near")
+        raise BadInput(key, f"{size_hw} is no multiple of the patch, {patch}", f"{whole} is near")
     return size_hw
 
 
@@ -114,7 +119,7 @@ def at_least_one(batch: int) -> int:
         BadInput: it is less than 1.
     """
     if batch < 1:
-        raise BadInput("teacher.batch", f"{batch} is less than 1", "take 1 or more")
+        raise BadInput("batch", f"{batch} is less than 1", "take 1 or more")
     return batch
 
 

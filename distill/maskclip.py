@@ -7,13 +7,15 @@ import json
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float16, Float32, UInt8
+from pydantic import Field
 from torch import Tensor
 
 from clipsweep.distill.images import (
@@ -36,6 +38,82 @@ from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import Camera, PixelLabels
 
 _ARTICLES = ("a", "an", "the")
+
+
+@dataclass(frozen=True)
+class MaskClipConfig:
+    """A CLIP model and how it is read."""
+
+    model: Annotated[
+        str,
+        Field(description="open_clip name, hf-hub:OWNER/NAME or local-dir:FOLDER"),
+    ] = "ViT-B-16-quickgelu"
+    weights: Annotated[
+        str,
+        Field(
+            description="open_clip tag or local checkpoint; empty: openai, or the folder's own",
+        ),
+    ] = ""
+    reading: Annotated[
+        Reading,
+        Field(description="how the last block is read; auto: naclip for a ViT, pool for a ResNet"),
+    ] = "auto"
+    proxy: Annotated[
+        str,
+        Field(description="timm ViT whose attention the reading proxy takes"),
+    ] = "vit_base_patch8_224.dino"
+    proxy_weights: Annotated[
+        str,
+        Field(description="its local checkpoint; empty takes its tag's"),
+    ] = ""
+    size_hw: Annotated[
+        tuple[Annotated[int, Field(ge=0, le=100_000)], Annotated[int, Field(ge=0, le=100_000)]],
+        Field(
+            description="height and width that images are stretched to; 0,0 takes 224,416 rounded "
+            "to whole patches [px]",
+        ),
+    ] = (0, 0)
+    tile_hw: Annotated[
+        tuple[Annotated[int, Field(ge=0, le=100_000)], Annotated[int, Field(ge=0, le=100_000)]],
+        Field(description="size of tiles laid over size_hw; 0,0 takes all at once [px]"),
+    ] = (0, 0)
+    tile_overlap: Annotated[
+        float,
+        Field(ge=0, le=0.9, description="share of a tile that its neighbour repeats"),
+    ] = 0.5
+    templates: Annotated[
+        Literal["reference", "short", "plain"],
+        Field(description="sentences that names are put into"),
+    ] = "reference"
+    min_score: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="confidence that a label needs; labels.prompts may set it by class",
+        ),
+    ] = 0.0
+    key_smoothing: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="patches less sure than this take the mean of those with like keys; 0: off",
+        ),
+    ] = 0.0
+    denoising: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="classes that no pixel of an image is so sure of are dropped; 0: off",
+        ),
+    ] = 0.0
+    batch: Annotated[int, Field(ge=1, le=4096, description="images per forward pass")] = 16
+    keep_features: Annotated[
+        bool,
+        Field(description="store dense features beside the labels"),
+    ] = False
 
 
 class MaskClip:
@@ -96,14 +174,14 @@ class MaskClip:
         self._source = find_clip(model, weights)
         self._proxy_source = find_vit(proxy, proxy_weights) if self._reading == "proxy" else None
         stride = stride_of(self._source.config)
-        self._size_hw = input_size(size_hw, stride)
+        self._size_hw = input_size(size_hw, stride, "teacher.maskclip.size_hw")
         unit = math.lcm(stride, self._proxy_source.patch) if self._proxy_source else stride
         self._tiles = Tiles.over(self._size_hw, (tile_hw[0], tile_hw[1]), tile_overlap, unit)
         self._names, self._group = group_names(prompts, negatives)
         self._templates = sentences(templates)
         self._floor = _floor(min_score, len(prompts), len(negatives))
-        self._key_smoothing = _share("teacher.key_smoothing", key_smoothing)
-        self._denoising = _share("teacher.denoising", denoising)
+        self._key_smoothing = _share("teacher.maskclip.key_smoothing", key_smoothing)
+        self._denoising = _share("teacher.maskclip.denoising", denoising)
         self._batch, self._device, self._keep_features = at_least_one(batch), torch.device(device), keep_features
         self._threads, self._cache = decoders(threads), cache
 
@@ -165,7 +243,7 @@ class MaskClip:
             BadInput: key smoothing is on; keys are not kept.
         """
         if self._key_smoothing > 0:
-            raise BadInput("teacher.key_smoothing", "needs the images again: keys are not kept", "set it to 0")
+            raise BadInput("teacher.maskclip.key_smoothing", "needs the images again: keys are not kept", "set it to 0")
         unit = torch.from_numpy(feature).to(self._device).float()
         label, score = self._scorer(unit[None], None)
         return PixelLabels(label[0].cpu().numpy(), score[0].cpu().numpy(), feature if self._keep_features else None)
@@ -222,7 +300,7 @@ def _floor(min_score: float | Sequence[float], classes: int, negatives: int) -> 
     """The confidence that each class needs; no confidence makes a negative a label."""
     own = np.asarray(min_score, np.float32)
     if own.shape not in ((), (classes,)) or not ((own >= 0) & (own <= 1)).all():
-        raise BadInput("teacher.min_score", f"{min_score} is not in 0..1, one for all or one for each class")
+        raise BadInput("teacher.maskclip.min_score", f"{min_score} is not in 0..1, one for all or one for each class")
     return np.append(np.broadcast_to(own, classes), np.full(negatives, np.inf, np.float32))
 
 

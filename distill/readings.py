@@ -60,7 +60,9 @@ def choose_reading(name: str, config: Mapping[str, Any], reading: Reading) -> Re
         return "pool" if resnet else "naclip"
     if resnet != (reading == "pool"):
         choice = "pool" if resnet else ", ".join(_VIT_READINGS)
-        raise BadInput("teacher.reading", f"{reading} is not a reading of {name}", f"its image tower has {choice}")
+        raise BadInput(
+            "teacher.maskclip.reading", f"{reading} is not a reading of {name}", f"its image tower has {choice}"
+        )
     return reading
 
 

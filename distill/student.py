@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float, Int64, UInt8
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -23,29 +24,47 @@ HeadName = Literal["semantic", "local", "classifier"]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The student and the voxels it sees.
+    """The student and the voxels it sees."""
 
-    Attributes:
-        size: number of layers and channels, see ``SIZES``.
-        sweeps: merged sweeps that it takes as one cloud
-        voxel_m: edge of a voxel [m].
-        features: what a point tells: intensity, height, range, age, offset.
-        reduce: what a voxel keeps of its points' features.
-        backend: who computes the sparse convolutions; auto is spconv on CUDA, native elsewhere.
-        max_voxels: limit for each frame while training, 0 is none [voxels].
-        trilinear: interpolate point features between voxels instead of taking those of the point's own.
-        checkpointing: keep less memory and compute each residual block twice.
-    """
-
-    size: Literal["tiny", "unet14", "unet34"] = "unet14"
-    sweeps: int = 1
-    voxel_m: float = 0.1
-    features: tuple[str, ...] = ("intensity", "height", "range", "offset")
-    reduce: Literal["first", "mean", "max"] = "mean"
-    backend: Literal["auto", "spconv", "native"] = "auto"
-    max_voxels: int = 120_000
-    trilinear: bool = False
-    checkpointing: bool = False
+    size: Annotated[
+        Literal["tiny", "unet14", "unet34"],
+        Field(description="number of layers and channels"),
+    ] = "unet14"
+    sweeps: Annotated[
+        int,
+        Field(ge=1, le=11, description="merged sweeps that it takes as one cloud"),
+    ] = 1
+    voxel_m: Annotated[float, Field(ge=0.002, le=100, description="edge of a voxel [m]")] = 0.1
+    features: Annotated[
+        tuple[str, ...],
+        Field(description="what a point tells: intensity, height, range, age, offset"),
+    ] = ("intensity", "height", "range", "offset")
+    reduce: Annotated[
+        Literal["first", "mean", "max"],
+        Field(description="what a voxel keeps of its points' features"),
+    ] = "mean"
+    backend: Annotated[
+        Literal["auto", "spconv", "native"],
+        Field(
+            description="what computes the sparse convolutions; auto: spconv on CUDA, else native",
+        ),
+    ] = "auto"
+    max_voxels: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=1_000_000_000,
+            description="limit for each frame while training, 0 is none [voxels]",
+        ),
+    ] = 120_000
+    trilinear: Annotated[
+        bool,
+        Field(description="interpolate point features between voxels, not take the own voxel's"),
+    ] = False
+    checkpointing: Annotated[
+        bool,
+        Field(description="keep less memory and compute each residual block twice"),
+    ] = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,66 +5,80 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Annotated, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
+from pydantic import Field
 
 from clipsweep.distill.images import DECODE_ERRORS, all_or_raise, decoders, prefetch
-from clipsweep.distill.maskclip import MaskClip
-from clipsweep.distill.vit import VitFeatures
+from clipsweep.distill.maskclip import MaskClip, MaskClipConfig
+from clipsweep.distill.vit import VitFeatures, VitFeaturesConfig
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import NONE, Camera, PixelLabels
 
-__all__ = ["MaskClip", "Precomputed", "Teacher", "TeacherConfig", "VitFeatures"]
-
-_LABELS_HW = (512, 1024)
+__all__ = [
+    "MaskClip",
+    "MaskClipConfig",
+    "Precomputed",
+    "PrecomputedConfig",
+    "ReadsImages",
+    "Teacher",
+    "TeacherConfig",
+    "VitFeatures",
+    "VitFeaturesConfig",
+]
 
 
 @dataclass(frozen=True)
 class TeacherConfig:
     """What names the pixels.
 
-    Attributes:
-        kind: where pixel labels come from: label images made elsewhere, a CLIP model, or a ViT's features without names
-        root: folder of the label images below the data root (precomputed)
-        map: what their ids mean, a file under configs/labels (precomputed)
-        size_hw: size of the label images, or that images are stretched to; 0,0 takes 512,1024, or 224,416 [px]
-        model: open_clip name, hf-hub:OWNER/NAME or local-dir:FOLDER (maskclip); timm name with tag (features)
-        weights: tag of open_clip's list, or a local checkpoint; empty takes openai, the folder's own, or timm's
-        reading: how the last block is read; auto is naclip for a ViT, pool for a ResNet (maskclip)
-        proxy: timm ViT whose attention the reading proxy takes (maskclip)
-        proxy_weights: its local checkpoint; empty takes its tag's (maskclip)
-        tile_hw: size of tiles laid over size_hw; 0,0 takes all at once (maskclip) [px]
-        tile_overlap: share of a tile that its neighbour repeats, 0..1 (maskclip)
-        templates: sentences that names are put into (maskclip)
-        min_score: confidence below which a pixel has no label, 0..1; labels.prompts may set it by class (maskclip)
-        key_smoothing: patches under this confidence take the average of those with like keys; 0 = off (maskclip)
-        denoising: classes that reach this confidence nowhere in an image are dropped from it; 0 = off (maskclip)
-        batch: images per forward pass (maskclip, features)
-        keep_features: store dense features beside the labels (maskclip; always for features)
+    ``own`` has the settings of the chosen kind: ``teacher.maskclip.model`` is ``own.model``.
     """
 
-    kind: Literal["precomputed", "maskclip", "features"] = "maskclip"
-    root: str = "labels2d"
-    map: str = "cityscapes19"
-    size_hw: tuple[int, int] = (0, 0)
-    model: str = "ViT-B-16-quickgelu"
-    weights: str = ""
-    reading: Literal["auto", "pure", "residual", "naclip", "proxy", "pool"] = "auto"
-    proxy: str = "vit_base_patch8_224.dino"
-    proxy_weights: str = ""
-    tile_hw: tuple[int, int] = (0, 0)
-    tile_overlap: float = 0.5
-    templates: Literal["reference", "short", "plain"] = "reference"
-    min_score: float = 0.0
-    key_smoothing: float = 0.0
-    denoising: float = 0.0
-    batch: int = 16
-    keep_features: bool = False
+    kind: Annotated[
+        str,
+        Field(
+            description="where pixel labels come from: label images made elsewhere, a CLIP model, "
+            "or a ViT's features without names",
+        ),
+    ] = "maskclip"
+    own: object = field(default_factory=MaskClipConfig)
+
+
+@dataclass(frozen=True)
+class PrecomputedConfig:
+    """Label images made elsewhere."""
+
+    root: Annotated[
+        str,
+        Field(description="folder of the label images below the data root"),
+    ] = "labels2d"
+    map: Annotated[
+        str,
+        Field(description="what their ids mean, a file under configs/labels"),
+    ] = "cityscapes19"
+    size_hw: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=100_000)], Annotated[int, Field(ge=1, le=100_000)]],
+        Field(description="height and width of the label images [px]"),
+    ] = (512, 1024)
+
+
+@runtime_checkable
+class ReadsImages(Protocol):
+    """Settings of a teacher that feeds images to a network."""
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """Size that images are stretched to [px]; (0, 0) is the network's usual one."""
+
+    @property
+    def batch(self) -> int:
+        """Images per forward pass."""
 
 
 @runtime_checkable
@@ -97,7 +111,7 @@ class Precomputed:
         label_root: folder of the label images, below the data root.
         class_of_id: class of each id in the images, 255 = none.
         classes: number of classes.
-        size_hw: size that every label image must have [px]; (0, 0) takes 512 x 1024.
+        size_hw: size that every label image must have [px].
     """
 
     def __init__(
@@ -106,11 +120,11 @@ class Precomputed:
         label_root: str,
         class_of_id: UInt8[np.ndarray, "256"],
         classes: int,
-        size_hw: tuple[int, int] = (0, 0),
+        size_hw: tuple[int, int] = (512, 1024),
     ) -> None:
         self._data_root, self._label_root = data_root, label_root
         self._class_of_id, self._classes = class_of_id, classes
-        self._size_hw = (size_hw[0], size_hw[1]) if any(size_hw) else _LABELS_HW
+        self._size_hw = (size_hw[0], size_hw[1])
         known = class_of_id[class_of_id != NONE]
         if known.size and known.max() >= classes:
             raise ValueError(f"an id stands for class {known.max()} of {classes}")
@@ -168,13 +182,14 @@ def _read_ids(path: Path, size_hw: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
                 raise BadInput(path, f"has mode {image.mode}", "label images are 8-bit, one channel or palette")
             if (image.height, image.width) != size_hw:
                 size = f"{image.height}x{image.width}"
-                raise BadInput(path, f"is {size} pixels, teacher.size_hw is {size_hw}", "set teacher.size_hw")
+                key = "teacher.precomputed.size_hw"
+                raise BadInput(path, f"is {size} pixels, {key} is {size_hw}", f"set {key}")
             image.verify()  # decoding does not look at the checksums
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             return np.array(image)
     except BadInput:
         raise
     except FileNotFoundError:
-        raise BadInput(path, "does not exist", "make the label image, or correct teacher.root") from None
+        raise BadInput(path, "does not exist", "make the label image, or correct teacher.precomputed.root") from None
     except DECODE_ERRORS as error:
         raise BadInput(path, f"cannot be decoded ({error})", "make the label image again") from None

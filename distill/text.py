@@ -42,7 +42,9 @@ def sentences(name: str) -> tuple[str, ...]:
         return (*(template("{}") for template in OPENAI_IMAGENET_TEMPLATES), *SCENE_TEMPLATES)
     sets = {"short": SHORT_TEMPLATES, "plain": ("{}",)}
     if name not in sets:
-        raise BadInput("teacher.templates", f"no set of templates is called {name!r}", "reference, short or plain")
+        raise BadInput(
+            "teacher.maskclip.templates", f"no set of templates is called {name!r}", "reference, short or plain"
+        )
     return sets[name]
 
 

@@ -45,12 +45,14 @@ class Tiles:
         """
         tile_hw = tile_hw if any(tile_hw) else size_hw
         if not 0 <= overlap < 1:
-            raise BadInput("teacher.tile_overlap", f"{overlap} is not in 0..1")
+            raise BadInput("teacher.maskclip.tile_overlap", f"{overlap} is not in 0..1")
         if any(side < unit or side % unit for side in (*size_hw, *tile_hw)) and tile_hw != size_hw:
             problem = f"tiles of {tile_hw} on {size_hw} are no multiples of {unit}"
-            raise BadInput("teacher.tile_hw", problem, f"take multiples of {unit} for both")
+            raise BadInput("teacher.maskclip.tile_hw", problem, f"take multiples of {unit} for both")
         if tile_hw[0] > size_hw[0] or tile_hw[1] > size_hw[1]:
-            raise BadInput("teacher.tile_hw", f"{tile_hw} is larger than the image, {size_hw}", "make tiles smaller")
+            raise BadInput(
+                "teacher.maskclip.tile_hw", f"{tile_hw} is larger than the image, {size_hw}", "make tiles smaller"
+            )
         top, left = (_starts(s, t, overlap, unit) for s, t in zip(size_hw, tile_hw, strict=True))
         return Tiles(size_hw, tile_hw, top, left)
 

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from clipsweep.distill.augment import AugmentConfig
@@ -23,43 +24,103 @@ from clipsweep.projection.errors import BadInput
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How the student is trained.
+    """How the student is trained."""
 
-    Attributes:
-        sweeps: sweeps of a frame that are learnt from, each with its own augmentation and its own pass
-        sweeps_among: the others are drawn from the newest so many; at most ``sweeps`` takes the newest
-        max_age_s: age that an older sweep may have; 0 is no limit [s]
-        epochs: passes over the training frames
-        batch_size: frames that go through the network together, on all workers
-        accumulate: batches a step; the step follows the mean of their losses
-        optimizer: adamw or sgd with momentum
-        lr: highest learning rate
-        schedule: of the learning rate after its rise: a cosine down to 0, or the second half of one cycle
-        momentum: of sgd, and the first beta of adamw; one_cycle takes .95 to .85 and back instead
-        weight_decay: of all parameters but biases and norms
-        warmup: share of all steps in which the learning rate rises, from 0 or with one_cycle from lr / 25
-        clip_norm: gradients are scaled to at most this norm; 0 leaves them
-        precision: of products; weights and sums stay in float32
-        ema: decay of a running mean of the weights, which then is the student that is kept; 0 is off
-        max_bad_steps: steps whose loss or gradient is not finite that are left out before the training gives up
-    """
-
-    sweeps: int = 1
-    sweeps_among: int = 0
-    max_age_s: float = 0.0
-    epochs: int = 20
-    batch_size: int = 4
-    accumulate: int = 1
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    lr: float = 2e-3
-    schedule: Literal["cosine", "one_cycle"] = "cosine"
-    momentum: float = 0.9
-    weight_decay: float = 0.03
-    warmup: float = 0.1
-    clip_norm: float = 10.0
-    precision: Literal["float32", "bf16", "fp16"] = "float32"
-    ema: float = 0.0
-    max_bad_steps: int = 0
+    sweeps: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=11,
+            description="sweeps of a frame to learn from, each with its own augmentation and pass",
+        ),
+    ] = 1
+    sweeps_among: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=11,
+            description="older sweeps are drawn from the newest so many; up to sweeps: the newest",
+        ),
+    ] = 0
+    max_age_s: Annotated[
+        float,
+        Field(ge=0, le=1e9, description="age that an older sweep may have; 0 is no limit [s]"),
+    ] = 0.0
+    epochs: Annotated[
+        int,
+        Field(ge=0, le=1_000_000_000, description="passes over the training frames"),
+    ] = 20
+    batch_size: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=128,
+            description="frames that go through the network together, on all workers",
+        ),
+    ] = 4
+    accumulate: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=1024,
+            description="batches a step; the step follows the mean of their losses",
+        ),
+    ] = 1
+    optimizer: Annotated[
+        Literal["adamw", "sgd"],
+        Field(description="adamw or sgd with momentum"),
+    ] = "adamw"
+    lr: Annotated[float, Field(ge=0, le=100, description="highest learning rate")] = 2e-3
+    schedule: Annotated[
+        Literal["cosine", "one_cycle"],
+        Field(
+            description="how the learning rate falls: cosine to 0, or the second half of one cycle",
+        ),
+    ] = "cosine"
+    momentum: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=0.9999,
+            description="of sgd, and adamw's first beta; one_cycle goes from .95 to .85 and back",
+        ),
+    ] = 0.9
+    weight_decay: Annotated[
+        float,
+        Field(ge=0, le=10, description="of all parameters but biases and norms"),
+    ] = 0.03
+    warmup: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="share of steps in which lr rises, from 0, or with one_cycle from lr / 25",
+        ),
+    ] = 0.1
+    clip_norm: Annotated[
+        float,
+        Field(ge=0, le=1e9, description="gradients are scaled to at most this norm; 0 leaves them"),
+    ] = 10.0
+    precision: Annotated[
+        Literal["float32", "bf16", "fp16"],
+        Field(description="of products; weights and sums stay in float32"),
+    ] = "float32"
+    ema: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=0.999999,
+            description="decay of the running mean of weights that is kept as student; 0 is off",
+        ),
+    ] = 0.0
+    max_bad_steps: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=1_000_000_000,
+            description="steps that may be left out because loss or gradient is not finite",
+        ),
+    ] = 0
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
 

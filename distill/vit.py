@@ -7,11 +7,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, UInt8
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -120,6 +121,25 @@ class PatchVit(nn.Module):
         return tokens.unflatten(1, (whole[0] // patch, whole[1] // patch))
 
 
+@dataclass(frozen=True)
+class VitFeaturesConfig:
+    """Patch features of a timm ViT, without names."""
+
+    model: Annotated[
+        str,
+        Field(description="timm name with tag, such as vit_small_patch14_dinov2.lvd142m"),
+    ] = "vit_large_patch14_dinov2.lvd142m"
+    weights: Annotated[str, Field(description="local checkpoint; empty takes the tag's")] = ""
+    size_hw: Annotated[
+        tuple[Annotated[int, Field(ge=0, le=100_000)], Annotated[int, Field(ge=0, le=100_000)]],
+        Field(
+            description="height and width that images are stretched to; 0,0 takes 224,416 rounded "
+            "to whole patches [px]",
+        ),
+    ] = (0, 0)
+    batch: Annotated[int, Field(ge=1, le=4096, description="images per forward pass")] = 16
+
+
 class VitFeatures:
     """A teacher without words: unit patch features for feature regression, and no label anywhere.
 
@@ -146,7 +166,7 @@ class VitFeatures:
         threads: int = 0,
     ) -> None:
         self._source = find_vit(model, weights)
-        self._size_hw = input_size(size_hw, self._source.patch)
+        self._size_hw = input_size(size_hw, self._source.patch, "teacher.features.size_hw")
         self._batch, self._device, self._threads = at_least_one(batch), torch.device(device), decoders(threads)
 
     @property

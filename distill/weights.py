@@ -71,7 +71,7 @@ def clip_config(model: str) -> dict[str, Any]:
     config = get_model_config(model)
     if config is None:
         near = difflib.get_close_matches(model, list_models(), 3, 0.5)
-        raise BadInput("teacher.model", f"open_clip knows no {model!r}", f"alike: {', '.join(near) or 'none'}")
+        raise BadInput("teacher.maskclip.model", f"open_clip knows no {model!r}", f"alike: {', '.join(near) or 'none'}")
     return {"model_cfg": config}
 
 
@@ -87,8 +87,9 @@ def find_clip(model: str, weights: str) -> Source:
         BadInput: unknown name, tag or folder, weights neither in the local cache nor to be had, or given twice.
     """
     if weights and model.startswith((_LOCAL, _HUB)):
-        cure = "leave teacher.weights empty, or give open_clip's name of the architecture as teacher.model"
-        raise BadInput("teacher.weights", f"is {weights!r}, but {model} brings its own weights", cure)
+        cure = "leave teacher.maskclip.weights empty, or give the architecture's open_clip name"
+        problem = f"is {weights!r}, but {model} brings its own weights"
+        raise BadInput("teacher.maskclip.weights", problem, cure)
     tree = clip_config(model)
     if model.startswith(_LOCAL):
         return _source(model, tree, _weights_in(Path(model.removeprefix(_LOCAL))))
@@ -105,7 +106,9 @@ def _tagged(model: str, config: dict[str, Any], weights: str) -> Source:
     tag = open_clip.get_pretrained_cfg(model, weights)
     if not tag:
         known = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
-        raise BadInput("teacher.weights", f"{weights!r} is neither a file nor a tag of {model}", f"tags: {known}")
+        raise BadInput(
+            "teacher.maskclip.weights", f"{weights!r} is neither a file nor a tag of {model}", f"tags: {known}"
+        )
     config["quick_gelu"] = tag.get("quick_gelu", False)  # the activation belongs to the weights
     repository, _, name = tag["hf_hub"].rpartition("/")
     names = (f"{Path(name).stem}.safetensors", name) if name else _HUB_WEIGHTS

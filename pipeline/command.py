@@ -8,9 +8,10 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from clipsweep.distill.train import NotFinite
-from clipsweep.pipeline.config import Config, describe, load_config
+from clipsweep.pipeline.config import Setting, describe, load_arguments, load_config
 from clipsweep.pipeline.datasets.rows import Skip
 from clipsweep.pipeline.ready import check_ready
 from clipsweep.pipeline.signals import Stopped, raised
@@ -39,18 +40,27 @@ def say_bad_steps(student: Artifact) -> None:
         say(f"{student.path}: {bad} step(s) were left out because loss or gradient was not finite")
 
 
-def main(about: str, keys: Sequence[str], run: Callable[[Config], Made], arguments: Sequence[str] | None = None) -> int:
-    """Runs a tool; answers its exit status: 0 whole result, 1 bad input, 2 wrong usage, 128 + n signal n.
+def main(
+    about: str,
+    keys: Sequence[str],
+    run: Callable[..., Made],
+    own: type | None = None,
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """Runs a tool; answers its exit status.
+
+    0 is a whole result, 1 bad input, 2 wrong usage, 128 + n signal n.
 
     Args:
         about: what the tool does and how it is called; the head of --help.
-        keys: groups and top-level keys that the tool reads; the body of --help.
-        run: the tool.
+        keys: groups and top-level keys of the configuration that the tool reads, for --help.
+        run: the tool; takes the configuration and, if it has some, its own arguments.
+        own: dataclass of the tool's own arguments; None if it has none.
         arguments: the command line without the program's name.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if {"-h", "--help"} & set(given):
-        sys.stdout.write(_help(about, keys))
+        sys.stdout.write(_help(about, keys, own))
         return 0
     show_trace = "--traceback" in given
     unknown = [argument for argument in given if argument.startswith("-") and argument != "--traceback"]
@@ -59,9 +69,15 @@ def main(about: str, keys: Sequence[str], run: Callable[[Config], Made], argumen
         return 2
     try:
         with raised("stopped"):
-            config = load_config([argument for argument in given if not argument.startswith("-")])
+            settings = [argument for argument in given if not argument.startswith("-")]
+            names = argument_names(own)
+            config = load_config(without(names, settings), names)
+            inputs: list[Any] = []
+            if own is not None:
+                pairs = [argument for argument in settings if _is_one_of(names, argument)]
+                inputs.append(load_arguments(own, pairs))
             check_ready(config)
-            made = run(config)
+            made = run(config, *inputs)
     except (BadInput, Incomplete, NotFinite, OSError) as error:
         if show_trace:
             traceback.print_exc()
@@ -83,10 +99,37 @@ def main(about: str, keys: Sequence[str], run: Callable[[Config], Made], argumen
     return 0
 
 
-def _help(about: str, keys: Sequence[str]) -> str:
-    rows = [row for row in describe(Config) if {row[0], row[0].split(".")[0]} & set(keys)]
-    width = max(len(f"{key}={default}") for key, default, _ in rows)
-    lines = [f"  {f'{key}={default}':{width}}  {text}" for key, default, text in rows]
-    return "\n".join(
-        [about.strip(), "", "YAML files are merged left to right, then key=value. Keys and defaults:", *lines, ""]
-    )
+def argument_names(own: type | None) -> list[str]:
+    """Names of a tool's own arguments."""
+    return [] if own is None else [setting.name for setting in describe(own)]
+
+
+def without(names: Sequence[str], arguments: Sequence[str]) -> list[str]:
+    """A command line without the ``key=value`` of some names."""
+    return [argument for argument in arguments if not _is_one_of(names, argument)]
+
+
+def _is_one_of(names: Sequence[str], argument: str) -> bool:
+    key, equals, _ = argument.partition("=")
+    return bool(equals) and key in names
+
+
+def _help(about: str, keys: Sequence[str], own: type | None) -> str:
+    lines = [about.strip()]
+    if own is not None:
+        lines += ["", "Arguments and defaults, as key=value:", *_table(list(describe(own)))]
+    rows = [row for row in describe() if {row.name, row.name.split(".")[0]} & set(keys)]
+    if rows:
+        order = "YAML files are merged left to right, then key=value. Keys and defaults:"
+        lines += ["", order, *_table(rows)]
+    return "\n".join([*lines, ""])
+
+
+def _table(rows: Sequence[Setting]) -> list[str]:
+    """A line a key: its default, what it is for, and which values it takes."""
+    width = max(len(f"{row.name}={row.default}") for row in rows)
+    lines: list[str] = []
+    for row in rows:
+        values = f" ({row.allowed})" if row.allowed else ""
+        lines.append(f"  {f'{row.name}={row.default}':{width}}  {row.text}{values}")
+    return lines

@@ -4,72 +4,75 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import Field
 
 from clipsweep.distill.batch import channels
 from clipsweep.distill.objectives import ObjectivesConfig
 from clipsweep.distill.student import ModelConfig
 from clipsweep.distill.teacher import TeacherConfig
 from clipsweep.distill.train import TrainConfig
-from clipsweep.pipeline.datasets import DataConfig
-from clipsweep.pipeline.datasets.rows import MAX_SWEEPS
+from clipsweep.pipeline.datasets import DATASETS, DataConfig, Reader
+from clipsweep.pipeline.datasets.nuscenes import NuscenesConfig
 from clipsweep.pipeline.demo.write import DemoConfig
 from clipsweep.pipeline.labels import LabelsConfig
+from clipsweep.pipeline.settings import (
+    OWN,
+    allowed,
+    bare,
+    explained,
+    given_in,
+    is_restricted,
+    one_of,
+    plain,
+    shown,
+    validated,
+)
+from clipsweep.pipeline.teachers import TEACHERS, TeacherKind
 from clipsweep.pipeline.work import RunConfig
 from clipsweep.pipeline.yaml_files import CONFIGS, read_yaml, split_texts
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.fusion import FusionConfig
 
+T = TypeVar("T")
+_Kind = Reader[Any] | TeacherKind[Any]
+
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """What differs from pre-training.
+    """What differs from pre-training."""
 
-    Attributes:
-        head_lr: learning rate of the classifier, as a multiple of the rest's
-        linear_probe: train the classifier alone
-        start: what the classifier starts as: the pre-trained student's own answer to the class names, or random weights
-            (as in the published protocols)
-    """
-
-    head_lr: float = 1.0
-    linear_probe: bool = False
-    start: Literal["names", "random"] = "names"
+    head_lr: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1e9,
+            description="learning rate of the classifier, as a multiple of the rest's",
+        ),
+    ] = 1.0
+    linear_probe: Annotated[bool, Field(description="train the classifier alone")] = False
+    start: Annotated[
+        Literal["names", "random"],
+        Field(
+            description="what the classifier starts as: the pre-trained student's own answer to "
+            "the class names, or random weights (as in the published protocols)",
+        ),
+    ] = "names"
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that a tool can be told.
+    """Everything that a tool can be told."""
 
-    Attributes:
-        make_demo: write the embedded world to data.root first, if it is not there
-        store: folder of all artifacts
-        seed: seed of everything random
-        on_bad: what to do with a frame that cannot be used: fail, or skip it and say so
-        verify: check the sha256 of every shard that is already there, not its size alone, and index the data set again
-        protocol: whose labels fine-tuning may use: scene@1%, frame@10%, ... of data.train
-        student: folder of a student to score, export or start from; none starts fine-tuning from random weights
-        points: folder of fused point labels to score, export or draw
-        evaluate: score and draw the student in child processes after pre-training
-        absent_class: IoU of a class never true nor predicted: nan (not averaged), one (SLidR's), zero (SemanticKITTI's)
-        format: official format to export to
-        frame: id of the frame to draw; empty is the first
-        report: picture to draw of how good the labels are, as .png; a table of the same is printed
-        out: file or folder to write, where a tool writes outside the store
-        resume: folder of a student whose training goes on; empty takes up the own unfinished one
-    """
-
-    data: DataConfig = field(default_factory=DataConfig)
+    data: DataConfig = field(default_factory=lambda: DataConfig(own=NuscenesConfig()))
     labels: LabelsConfig = field(default_factory=LabelsConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
@@ -79,135 +82,215 @@ class Config:
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     run: RunConfig = field(default_factory=RunConfig)
     demo: DemoConfig = field(default_factory=DemoConfig)
-    make_demo: bool = False
-    store: str = "artifacts"
-    seed: int = 0
-    on_bad: Literal["fail", "skip"] = "fail"
-    verify: bool = False
-    protocol: str = "scene@1%"
-    student: str = ""
-    points: str = ""
-    evaluate: bool = False
-    absent_class: Literal["nan", "one", "zero"] = "nan"
-    format: Literal["nuscenes", "semantickitti"] = "nuscenes"
-    frame: str = ""
-    report: str = ""
-    out: str = ""
-    resume: str = ""
+    make_demo: Annotated[
+        bool,
+        Field(description="write the embedded world to data.root first, if it is not there"),
+    ] = False
+    store: Annotated[str, Field(description="folder of all artifacts")] = "artifacts"
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1, description="seed of everything random")] = 0
+    on_bad: Annotated[
+        Literal["fail", "skip"],
+        Field(
+            description="what to do with a frame that cannot be used: fail, or skip it and say so",
+        ),
+    ] = "fail"
+    verify: Annotated[
+        bool,
+        Field(
+            description="check the sha256 of every shard that is already there, not its size "
+            "alone, and index the data set again",
+        ),
+    ] = False
+    protocol: Annotated[
+        str,
+        Field(
+            description="whose labels fine-tuning may use: scene@1%, frame@10%, ... of data.train",
+        ),
+    ] = "scene@1%"
+    evaluate: Annotated[
+        bool,
+        Field(description="score and draw the student in child processes after pre-training"),
+    ] = False
+    absent_class: Annotated[
+        Literal["nan", "one", "zero"],
+        Field(
+            description="IoU of a class never true nor predicted: nan (not averaged), one "
+            "(SLidR's), zero (SemanticKITTI's)",
+        ),
+    ] = "nan"
 
     def groups(self, *names: str) -> dict[str, Any]:
         """The named groups and keys as plain values, to be hashed into an artifact's name."""
-        tree = dataclasses.asdict(self)
+        tree = plain(self)
         return {name: tree[name] for name in names}
 
 
 _FILES_MAX = 100
-_TINY, _MANY = 1e-3, 1e9
-_FINE_M = 0.002  # 2 ** 18 of these reach farther than a point may lie
-_BOUNDS: dict[str, tuple[float, float]] = {
-    "data.columns": (4, 64),
-    "data.intensity_scale": (_TINY, _MANY),
-    "data.sensor_height_m": (0, 100),
-    "data.ego_box_m": (0, 100),
-    "data.bad_share": (0, 1),
-    "data.min_points": (1, _MANY),
-    "teacher.batch": (1, 4096),
-    "teacher.min_score": (0, 1),
-    "teacher.key_smoothing": (0, 1),
-    "teacher.denoising": (0, 1),
-    "teacher.tile_overlap": (0, 0.9),
-    "fusion.min_depth_m": (0, 100),
-    "fusion.occlusion_px": (1, 1000),
-    "fusion.occlusion_relative": (0, _MANY),
-    "fusion.occlusion_m": (0, _MANY),
-    "fusion.unclear_weight": (0, 1),
-    "fusion.cell_m": (0.05, 100),
-    "fusion.coarse_cell_m": (0.05, 100),
-    "fusion.cluster_reach_m": (10, 1000),
-    "fusion.cell_share": (0, 1),
-    "fusion.cluster_share": (0, 1),
-    "fusion.window_s": (0, _MANY),
-    "fusion.window_m": (0, 1000),
-    "fusion.vote_sweeps": (1, MAX_SWEEPS),
-    "fusion.min_support": (1, _MANY),
-    "fusion.min_agreement": (0, 1),
-    "model.voxel_m": (_FINE_M, 100),
-    "model.sweeps": (1, MAX_SWEEPS),
-    "model.max_voxels": (0, _MANY),
-    "train.epochs": (0, _MANY),
-    "train.batch_size": (1, 128),
-    "train.lr": (0, 100),
-    "train.weight_decay": (0, 10),
-    "train.warmup": (0, 1),
-    "train.clip_norm": (0, _MANY),
-    "train.accumulate": (1, 1024),
-    "train.momentum": (0, 0.9999),
-    "train.ema": (0, 0.999999),
-    "train.max_bad_steps": (0, _MANY),
-    "train.sweeps": (1, MAX_SWEEPS),
-    "train.sweeps_among": (0, MAX_SWEEPS),
-    "train.max_age_s": (0, _MANY),
-    "train.augment.rotate_deg": (0, 180),
-    "train.augment.scale": (0, 0.9),
-    "objectives.semantic.weight": (0, _MANY),
-    "objectives.semantic.start": (0, 1),
-    "objectives.semantic.tau": (_TINY, _MANY),
-    "objectives.semantic.scale": (_TINY, _MANY),
-    "objectives.semantic.lovasz": (0, _MANY),
-    "objectives.spatiotemporal.weight": (0, _MANY),
-    "objectives.spatiotemporal.start": (0, 1),
-    "objectives.spatiotemporal.temperature": (_TINY, _MANY),
-    "objectives.spatiotemporal.cell_m": (_FINE_M, 100),
-    "objectives.selftraining.probability": (0, 1),
-    "objectives.selftraining.start": (0, 1),
-    "objectives.selftraining.min_confidence": (0, 1),
-    "objectives.regression.weight": (0, _MANY),
-    "objectives.regression.start": (0, 1),
-    "objectives.segmentation.cross_entropy": (_TINY, _MANY),
-    "objectives.segmentation.lovasz": (0, _MANY),
-    "seed": (0, 2**32 - 1),
-    "finetune.head_lr": (0, _MANY),
-    "run.workers": (1, 10_000),
-    "run.gpus": (0, 64),
-    "run.attempts": (1, 100),
-    "run.failures": (0, _MANY),
-    "run.deadline_s": (1, _MANY),
-    "run.loaders": (0, 256),
-    "run.checkpoint_s": (0, _MANY),
-}
-"""Every number's range; those of the demo are checked where it is written."""
+_COMMAND_LINE = "command line"
+_KINDS: dict[type, Mapping[str, _Kind]] = {DataConfig: DATASETS, TeacherConfig: TEACHERS}
+"""Groups whose kinds have settings of their own, and the kinds."""
 
 
-def load_config(arguments: Sequence[str]) -> Config:
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A key as one may type it.
+
+    Attributes:
+        name: whole name: ``data.nuscenes.version``.
+        default: value where none is given.
+        allowed: which values it takes; empty where its type says it all.
+        text: what it is for.
+    """
+
+    name: str
+    default: str
+    allowed: str
+    text: str
+
+
+def load_config(arguments: Sequence[str], also: Sequence[str] = ()) -> Config:
     """The configuration of a command line: recipes and ``key=value`` in any order, recipes first.
 
     A recipe is a YAML file, or the name of one that comes with the package: ``demo``,
-    ``data/nuscenes``.
+    ``data/nuscenes``. The settings of all kinds of data sets and teachers are checked, and those
+    of the chosen kind are in force.
+
+    Args:
+        arguments: recipes and pairs.
+        also: what else may be given on the command line, beside these, as a tool's own arguments.
 
     Raises:
-        BadInput: a file cannot be read, a key does not exist ("did you mean ..."), or a value is not allowed.
+        BadInput: a file cannot be read, a key does not exist ("did you mean ..."), or a value is
+            not allowed.
     """
-    tree: Any = OmegaConf.structured(Config)
+    layers: list[_Layer] = []
     for argument in (a for a in arguments if "=" not in a):
-        for path, values in list(_with_includes(recipe(argument), (), count(1))):
-            tree = _merge(tree, values, str(path))
-    for argument in (a for a in arguments if "=" in a):
-        tree = _merge(tree, _from_pair(argument), "command line")
-    try:
-        config = OmegaConf.to_object(tree)
-    except (OmegaConfBaseException, ValueError) as error:
-        raise BadInput("configuration", _first_line(error)) from None
-    assert isinstance(config, Config)
-    for key, (low, high) in _BOUNDS.items():
-        value: Any = reduce(getattr, key.split("."), config)
-        if not low <= value <= high:  # False for nan too
-            raise BadInput(key, f"is {value}", f"it must be from {low:g} to {high:g}")
+        for path, values in _with_includes(recipe(argument), (), count(1)):
+            layers.append(_Layer(str(path), values))
+    layers += [_Layer(_COMMAND_LINE, _from_pair(a)) for a in arguments if "=" in a]
+    merged = _merged(Config, layers, also)
+    for group, kind in typing.get_type_hints(Config).items():
+        if kind in _KINDS:
+            _choose_kind(group, _KINDS[kind], merged)
+    config = validated(Config, merged.tree, sources=merged.sources)
     _check_fusion(config.fusion)
     try:
         channels(config.model.features)
     except ValueError as error:
         raise BadInput("configuration", str(error)) from None
     return config
+
+
+def load_arguments(kind: type[T], pairs: Sequence[str]) -> T:
+    """A tool's own arguments, from ``key=value`` on its command line.
+
+    Raises:
+        BadInput: as for ``load_config``.
+    """
+    merged = _merged(kind, [_Layer(_COMMAND_LINE, _from_pair(pair)) for pair in pairs], ())
+    return validated(kind, merged.tree, sources=merged.sources)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Layer:
+    """Values that a file, or a pair of the command line, gives."""
+
+    source: str
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Merged:
+    """Plain values of all keys, and who gave those that are no defaults, by whole name."""
+
+    tree: dict[str, Any]
+    sources: dict[str, str]
+
+
+def _merged(kind: type, layers: Sequence[_Layer], also: Sequence[str]) -> _Merged:
+    """Merges layers over the defaults and resolves references such as ``${oc.env:HOME}``."""
+    tree: Any = OmegaConf.create(_defaults(kind))
+    sources: dict[str, str] = {}
+    for layer in layers:
+        values = _checked(layer.values, kind, "", layer.source, also)
+        sources |= dict.fromkeys(_leaves(values), layer.source)
+        tree = _merge(tree, values, layer.source)
+    try:
+        resolved = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        key = str(getattr(error, "full_key", "") or "configuration")
+        raise BadInput(key, _first_line(error) + given_in(key, sources)) from None
+    assert isinstance(resolved, dict)
+    return _Merged(typing.cast(dict[str, Any], resolved), sources)
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Whole names of the keys that have a value."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _choose_kind(group: str, kinds: Mapping[str, _Kind], merged: _Merged) -> None:
+    """Checks the settings of every kind in a group; those of the chosen one become its own."""
+    tree = merged.tree[group]
+    owned: dict[str, object] = {}
+    for name, kind in kinds.items():
+        prefix = f"{group}.{name}."
+        owned[name] = validated(kind.config, tree.pop(name), prefix, merged.sources)
+    wanted = tree["kind"]
+    if wanted not in owned:
+        key = f"{group}.kind"
+        close = difflib.get_close_matches(wanted, owned, 1, 0.5)
+        cure = f"it must be {one_of(list(owned))}"
+        cure += f"; did you mean {close[0]}?" if close else ""
+        raise BadInput(key, f"is {wanted!r}{given_in(key, merged.sources)}", cure)
+    tree[OWN] = owned[wanted]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Part:
+    """A key below a group.
+
+    Attributes:
+        annotation: of its field.
+        default: value where none is given.
+        group: class of the group that the key is; None for a single value.
+        choices: the values that it takes, where the annotation cannot name them.
+    """
+
+    annotation: Any
+    default: Any
+    group: type | None
+    choices: tuple[str, ...] = ()
+
+
+def _parts(group: type) -> dict[str, _Part]:
+    """The keys below a group; a group with kinds has one for the settings of each kind."""
+    hints = typing.get_type_hints(group, include_extras=True)
+    kinds = _KINDS.get(group, {})
+    parts: dict[str, _Part] = {}
+    for item in dataclasses.fields(group):
+        hint = hints[item.name]
+        if kinds and item.name == OWN:
+            continue
+        if dataclasses.is_dataclass(hint):
+            parts[item.name] = _Part(hint, None, typing.cast(type, hint))
+        else:
+            parts[item.name] = _Part(hint, item.default, None)
+    if kinds:
+        parts["kind"] = dataclasses.replace(parts["kind"], choices=tuple(kinds))
+    return parts | {name: _Part(kind.config, None, kind.config) for name, kind in kinds.items()}
+
+
+def _defaults(group: type) -> dict[str, Any]:
+    """The plain values of all keys below a group where nothing is given."""
+    values: dict[str, Any] = {}
+    for name, part in _parts(group).items():
+        values[name] = _defaults(part.group) if part.group else part.default
+    return values
 
 
 def _check_fusion(fusion: FusionConfig) -> None:
@@ -269,35 +352,56 @@ def _from_pair(argument: str) -> dict[str, Any]:
 
 
 def _merge(tree: Any, values: Mapping[str, Any], source: str) -> Any:
-    values = _checked(values, Config, "", source)
     try:
-        return OmegaConf.merge(tree, OmegaConf.create(values))
+        return OmegaConf.merge(tree, OmegaConf.create(dict(values)))
     except OmegaConfBaseException as error:
-        raise BadInput(source, f"{getattr(error, 'full_key', '') or 'value'}: {_first_line(error)}") from None
+        key = getattr(error, "full_key", "") or "value"
+        raise BadInput(source, f"{key}: {_first_line(error)}") from None
 
 
-def _checked(values: Mapping[str, Any], kind: type, prefix: str, source: str) -> dict[str, Any]:
-    """The values with every key known, a text given for a list split at its commas, and texts where texts belong."""
-    types = typing.get_type_hints(kind)
+def _checked(
+    values: Mapping[str, Any],
+    group: type,
+    prefix: str,
+    source: str,
+    also: Sequence[str],
+) -> dict[str, Any]:
+    """The values with every key known, texts where texts belong, and lists split at commas."""
+    parts = _parts(group)
     checked: dict[str, Any] = {}
     for key, value in values.items():
-        if key not in types:
-            whole = f"{prefix}{key}" + _first_leaf(value)
-            raise BadInput(source, f"unknown key {whole}", did_you_mean(whole))
-        inner = types[key]
-        if dataclasses.is_dataclass(inner):
-            if not isinstance(value, Mapping):
-                raise BadInput(source, f"{prefix}{key} is a group of keys, not {value!r}")
-            value = _checked(value, typing.cast(type, inner), f"{prefix}{key}.", source)
-        elif typing.get_origin(inner) is tuple and isinstance(value, str):
-            value = split_texts(value)
-        elif typing.get_origin(inner) is tuple and str in typing.get_args(inner):
-            values_in = value if isinstance(value, list) else [value]  # one sequence's number
-            value = [_text(each, f"{prefix}{key}", source) for each in values_in]
-        elif inner is str:
-            value = _text(value, f"{prefix}{key}", source)
-        checked[key] = value
+        whole = f"{prefix}{key}"
+        if key in also:
+            problem = f"{whole} is an argument of the tool and no setting"
+            raise BadInput(source, problem, f"give {whole}=... on the command line")
+        if key not in parts:
+            whole += _first_leaf(value)
+            raise BadInput(source, f"unknown key {whole}", did_you_mean(whole, also))
+        part = parts[key]
+        if part.group is None:
+            checked[key] = _checked_value(value, part.annotation, whole, source)
+        elif isinstance(value, Mapping):
+            checked[key] = _checked(value, part.group, f"{whole}.", source, ())
+        else:
+            raise BadInput(source, f"{whole} is a group of keys, not {value!r}")
     return checked
+
+
+def _checked_value(value: Any, annotation: Any, key: str, source: str) -> Any:
+    """A value as it was given, but for texts, which numbers may stand for, and lists."""
+    kind = bare(annotation)
+    if kind is str:
+        return _text(value, key, source)
+    if typing.get_origin(kind) is tuple and isinstance(value, str):
+        return split_texts(value)
+    if kind == tuple[str, ...]:
+        one_by_one = value if isinstance(value, list) else [value]  # one sequence's number
+        return [_text(each, key, source) for each in one_by_one]
+    if isinstance(value, Mapping):
+        raise BadInput(source, f"{key} is one value, not a group of keys")
+    if isinstance(value, bool) and kind in (int, float):
+        raise BadInput(key, f"is {shown(value)} ({source})", f"it must be {allowed(annotation)}")
+    return value
 
 
 def _first_leaf(value: Any) -> str:
@@ -316,10 +420,21 @@ def _text(value: Any, key: str, source: str) -> str:
     return "" if value is None else str(value)
 
 
-def did_you_mean(key: str) -> str:
-    """The key that somebody may have meant by one that does not exist."""
-    known = [name for name, _, _ in describe(Config)]
-    close = difflib.get_close_matches(key, known, 1, 0.5) or [k for k in known if k.split(".")[-1] == key]
+def did_you_mean(key: str, also: Sequence[str] = ()) -> str:
+    """The key that somebody may have meant by one that does not exist.
+
+    Args:
+        key: the whole name that was given.
+        also: the tool's own arguments, which may have been meant too.
+    """
+    known = [setting.name for setting in describe()] + list(also)
+    group, _, name = key.rpartition(".")
+    of_kinds = [k for k in known if k.count(".") == 2 and k.startswith(f"{group}.")]
+    moved = [k for k in of_kinds if group and k.split(".")[-1] == name]
+    if moved:
+        return f"it stands below its kind: give {one_of(moved)}"
+    close = difflib.get_close_matches(key, known, 1, 0.5)
+    close = close or [k for k in known if k.split(".")[-1] == key]
     return f"did you mean {close[0]}?" if close else "see --help"
 
 
@@ -327,24 +442,12 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]
 
 
-def describe(kind: type, prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """Every key below a configuration class: its dotted name, its default, and what its class's docstring says."""
-    texts = dict(re.findall(r"^\s+(\w+): (.+)$", kind.__doc__ or "", re.MULTILINE))
-    types = typing.get_type_hints(kind)
-    for item in dataclasses.fields(kind):
-        inner = types[item.name]
-        if dataclasses.is_dataclass(inner):
-            yield from describe(typing.cast(type, inner), f"{prefix}{item.name}.")
+def describe(group: type = Config, prefix: str = "") -> Iterator[Setting]:
+    """Every key below a configuration class, or below a tool's arguments."""
+    for name, part in _parts(group).items():
+        if part.group:
+            yield from describe(part.group, f"{prefix}{name}.")
             continue
-        text = texts.get(item.name, "")
-        if typing.get_origin(inner) is Literal:
-            text += f" ({', '.join(map(str, typing.get_args(inner)))})"
-        default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
-        yield f"{prefix}{item.name}", _shown(default), text
-
-
-def _shown(value: Any) -> str:
-    """A value as one would type it."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        values = allowed(part.annotation) if is_restricted(part.annotation) else ""
+        values = one_of(part.choices) if part.choices else values
+        yield Setting(f"{prefix}{name}", shown(part.default), values, explained(part.annotation))

@@ -6,10 +6,11 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import UInt8, UInt16
+from pydantic import Field
 
 from clipsweep.pipeline.yaml_files import named, read_yaml, split_texts
 from clipsweep.projection.errors import BadInput
@@ -24,21 +25,39 @@ BOXES = "boxes"
 
 @dataclass(frozen=True)
 class LabelsConfig:
-    """Which classes there are.
+    """Which classes there are."""
 
-    Attributes:
-        space: label space, a name under configs/labels or a path to such a file
-        prompts: the teacher's words, and min_score by class: a name under configs/prompts or a path; empty: the space's
-        names: free text: comma-separated things to look for, against all else in the space; no truth, no export
-        eval: mapping to score with, a name under configs/labels or a path; empty scores with the space itself
-        truth: another label space of the label files (needs eval); boxes scores against 3D boxes
-    """
-
-    space: str = "nuscenes16"
-    prompts: str = ""
-    names: str = ""
-    eval: str = ""
-    truth: str = ""
+    space: Annotated[
+        str,
+        Field(description="label space, a name under configs/labels or a path to such a file"),
+    ] = "nuscenes16"
+    prompts: Annotated[
+        str,
+        Field(
+            description="the teacher's words, and min_score by class: a name under "
+            "configs/prompts or a path; empty: the space's",
+        ),
+    ] = ""
+    names: Annotated[
+        str,
+        Field(
+            description="free text: comma-separated things to look for, against all else in the "
+            "space; no truth, no export",
+        ),
+    ] = ""
+    eval: Annotated[
+        str,
+        Field(
+            description="mapping to score with, a name under configs/labels or a path; empty "
+            "scores with the space itself",
+        ),
+    ] = ""
+    truth: Annotated[
+        str,
+        Field(
+            description="label space of the label files, if another (needs eval); boxes: 3D boxes",
+        ),
+    ] = ""
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -7,6 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
+from clipsweep.distill.teacher import ReadsImages
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.executor import INSTALL_RAY
 from clipsweep.projection.errors import BadInput
@@ -48,14 +49,16 @@ def _check_store(store: Path) -> None:
 
 
 def _check_images(config: Config) -> None:
-    if config.teacher.kind == "precomputed":
+    own = config.teacher.own
+    if not isinstance(own, ReadsImages):
         return
-    height, width = config.teacher.size_hw
-    wanted = _COPIES * 4 * 3 * config.teacher.batch * height * width
+    height, width = own.size_hw
+    wanted = _COPIES * 4 * 3 * own.batch * height * width
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if wanted > memory:
         problem = (
-            f"{config.teacher.batch} images of {height} x {width} need {wanted / 2**30:.0f} GiB or"
+            f"{own.batch} images of {height} x {width} need {wanted / 2**30:.0f} GiB or"
             f" more, this machine has {memory / 2**30:.0f}"
         )
-        raise BadInput("teacher.size_hw", problem, "make it or teacher.batch smaller")
+        group = f"teacher.{config.teacher.kind}"
+        raise BadInput(f"{group}.size_hw", problem, f"make it or {group}.batch smaller")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from clipsweep.pipeline.loaders import (
     skip_or_raise,
     usable_cloud,
 )
+from clipsweep.pipeline.settings import plain
 from clipsweep.pipeline.stages import device, scene_frames, scenes_of
 from clipsweep.pipeline.store import Artifact, digest_files
 from clipsweep.pipeline.training import finished_student
@@ -37,15 +37,15 @@ from clipsweep.projection.frames import NONE, Frame
 # --- predictions -----------------------------------------------------------------------------------------------------
 
 
-def open_student(config: Config) -> tuple[Trained, str]:
-    """The student that ``student=`` names, on the device, and its digest.
+def open_student(config: Config, student: str) -> tuple[Trained, str]:
+    """The student in a folder, on the device, and its digest.
 
     Raises:
         BadInput: it is not whole, or was made for other classes than ``labels`` has.
     """
-    if not config.student:
+    if not student:
         raise BadInput("student", "is not set", "give student=FOLDER, as printed by tools/pretrain.py")
-    artifact = finished_student(config.student)
+    artifact = finished_student(student)
     trained = load_student(artifact.path)
     names = load_space(config.labels).names
     if trained.names != names:
@@ -56,26 +56,26 @@ def open_student(config: Config) -> tuple[Trained, str]:
     return trained, digest_files([artifact.shard("model"), artifact.path / "config.json"])
 
 
-def open_points(config: Config) -> Artifact:
-    """The fused points that ``points=`` names.
+def open_points(config: Config, folder: str) -> Artifact:
+    """The fused points in a folder.
 
     Raises:
         BadInput: they are not whole, or their classes are not those of ``labels``.
     """
-    points = Artifact.at(config.points, "points")
+    points = Artifact.at(folder, "points")
     made, names = points.manifest()["key"].get("classes"), list(load_space(config.labels).names)
     if made != names:
         said = f"has the classes {', '.join(made or ())}"
-        raise BadInput(config.points, said, f"labels has {', '.join(names)}: score, draw and export it with the same")
+        raise BadInput(folder, said, f"labels has {', '.join(names)}: score, draw and export it with the same")
     return points
 
 
 class PredictWorker:
     """Gives every raw point of a scene's key sweeps a class."""
 
-    def __init__(self, config: Config, index: Artifact) -> None:
+    def __init__(self, config: Config, index: Artifact, student: str) -> None:
         self.config, self.index = config, index
-        self.trained, _ = open_student(config)
+        self.trained, _ = open_student(config, student)
 
     def __call__(self, scene: str) -> Shard:
         """The predictions of a scene's key sweeps."""
@@ -100,14 +100,13 @@ class PredictWorker:
         return full
 
 
-def make_predictions(config: Config, index: Artifact) -> Artifact:
-    """Predicts the frames of ``data.eval`` with the student that ``student=`` names."""
-    _, digest = open_student(config)
+def make_predictions(config: Config, index: Artifact, student: str) -> Artifact:
+    """Predicts the frames of ``data.eval`` with the student in a folder."""
+    _, digest = open_student(config, student)
     predictions = Artifact.of(config.store, "predictions", {"student": digest, **config.groups("on_bad")}, [index])
     scenes = scenes_of(index, "eval")
-    return run_stage(
-        predictions, scenes, partial(PredictWorker, config, index), config, _of_eval(index, scenes), gpu=True
-    )
+    worker = partial(PredictWorker, config, index, student)
+    return run_stage(predictions, scenes, worker, config, _of_eval(index, scenes), gpu=True)
 
 
 def _of_eval(artifact: Artifact, scenes: list[str]) -> list[Skip]:
@@ -136,13 +135,19 @@ def labelled_frames(config: Config, index: Artifact, said: Artifact) -> Iterator
 # --- scores ----------------------------------------------------------------------------------------------------------
 
 
-def make_scores(config: Config, index: Artifact, said: Artifact) -> Artifact:
+def make_scores(config: Config, index: Artifact, said: Artifact, student: str = "") -> Artifact:
     """Scores predictions or fused points against the truth of ``data.eval``: ``scores-<id>/scores.json``.
 
     With ``labels.truth=boxes`` the truth of a class is the points in its annotated boxes. Points in
     no box have no class; those that are labelled as one of the table's count against it. Objects far
     away may have no box, and a box holds some points of the ground beneath it: both count as errors,
     also of a perfect labelling.
+
+    Args:
+        config: labels, store and what to do with bad frames.
+        index: the frames.
+        said: predictions or fused points.
+        student: folder of the student that predicted; empty for fused points.
 
     Raises:
         BadInput: no frame has truth, or a label file does not fit.
@@ -186,7 +191,7 @@ def make_scores(config: Config, index: Artifact, said: Artifact) -> Artifact:
         raise BadInput("data.eval", problem, "score annotated scenes")
     if not confusion.points:
         raise BadInput("data.eval", "no frame has labels to score against", "unpack its labels, or score val")
-    tree = _scores(config, confusion, frames, scoring.names, said)
+    tree = _scores(config, confusion, frames, scoring.names, said, student)
     scores.commit("scores", json.dumps(tree, indent=1).encode())
     scores.finish(["scores"], config, started, skipped)
     return scores
@@ -209,24 +214,29 @@ def truth_reader(
     return from_file
 
 
-def _protocol(config: Config, said: Artifact) -> str:
+def _protocol(said: Artifact, student: str) -> str:
     """How many human labels went into what is scored."""
     if said.stage == "points":
         return "annotation-free"
-    manifest = Artifact.at(config.student, "student").manifest()
+    manifest = Artifact.at(student, "student").manifest()
     return str(manifest["protocol"]) if manifest["used_labels"] else "annotation-free"
 
 
-def _knowledge(config: Config, labels: Artifact) -> list[str]:
+def _knowledge(labels: Artifact, student: str) -> list[str]:
     """What people know that went into labels beside true labels, as texts for a table."""
-    made = labels if labels.stage == "points" else Artifact.at(config.student, "student")
+    made = labels if labels.stage == "points" else Artifact.at(student, "student")
     settings = made.manifest()["config"]
     fused = made.stage == "points" or settings["objectives"]["semantic"]["targets"] == "points"
     return ["limits of classes"] if fused and settings["fusion"].get("limits", True) else []
 
 
 def _scores(
-    config: Config, confusion: Confusion, frames: int, names: tuple[str, ...], said: Artifact
+    config: Config,
+    confusion: Confusion,
+    frames: int,
+    names: tuple[str, ...],
+    said: Artifact,
+    student: str,
 ) -> dict[str, Any]:
     absent = config.absent_class
 
@@ -244,13 +254,13 @@ def _scores(
         "frames": frames,
         "confusion": confusion.counts.tolist(),
         "classes": list(names),
-        "protocol": _protocol(config, said),
-        "human_knowledge": _knowledge(config, said),
+        "protocol": _protocol(said, student),
+        "human_knowledge": _knowledge(said, student),
         "split": list(config.data.eval),
         "absent_class": absent,
         "labels_of": said.id,
-        "student": config.student,
-        "config": dataclasses.asdict(config),
+        "student": student,
+        "config": plain(config),
     }
     if config.labels.truth == BOXES:
         tree["in_no_box"] = dict(zip(names, confusion.background.tolist(), strict=True))

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from clipsweep.distill.teacher import MaskClip, Precomputed, Teacher, VitFeatures
+from clipsweep.distill.teacher import MaskClip, MaskClipConfig, PrecomputedConfig, Teacher
 from clipsweep.pipeline.command import say
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.datasets import DATASETS
@@ -22,9 +22,10 @@ from clipsweep.pipeline.datasets.rows import Row, Skip, read_images, read_index,
 from clipsweep.pipeline.demo.kitti import write_kitti_demo
 from clipsweep.pipeline.demo.write import write_demo
 from clipsweep.pipeline.executor import run_stage
-from clipsweep.pipeline.labels import LabelSpace, load_space, load_teacher_map
+from clipsweep.pipeline.labels import LabelSpace, load_space
 from clipsweep.pipeline.loaders import key_cloud, note_older, read_pixels, readable, skip_or_raise
 from clipsweep.pipeline.store import Artifact, digest_files, digest_of, write_whole
+from clipsweep.pipeline.teachers import TeacherInputs, make_teacher
 from clipsweep.pipeline.work import Shard
 from clipsweep.projection.alignment import Alignment
 from clipsweep.projection.errors import BadInput
@@ -177,45 +178,9 @@ def scenes_of(index: Artifact, *roles: str) -> list[str]:
 # --- pixels ----------------------------------------------------------------------------------------------------------
 
 
-def _bundled(model: str) -> str:
-    """A ``local-dir:`` that is not here, taken from the package: the demo's own CLIP."""
-    kind, _, folder = model.partition(":")
-    packaged = Path(__file__).parents[1] / folder
-    if kind == "local-dir" and not Path(folder).exists() and packaged.is_dir():
-        return f"{kind}:{packaged}"
-    return model
-
-
-def make_teacher(config: Config, space: LabelSpace) -> Teacher:
-    """The teacher of a configuration."""
-    teacher, where = config.teacher, device().type
-    if teacher.kind == "precomputed":
-        table = load_teacher_map(teacher.map, space)
-        return Precomputed(Path(config.data.root), teacher.root, table, len(space), teacher.size_hw)
-    if teacher.kind == "features":
-        return VitFeatures(
-            model=teacher.model, weights=teacher.weights, size_hw=teacher.size_hw, batch=teacher.batch, device=where
-        )
-    return MaskClip(
-        model=_bundled(teacher.model),
-        weights=teacher.weights,
-        prompts=space.prompts,
-        negatives=space.negatives,
-        reading=teacher.reading,
-        proxy=teacher.proxy,
-        proxy_weights=teacher.proxy_weights,
-        size_hw=teacher.size_hw,
-        tile_hw=teacher.tile_hw,
-        tile_overlap=teacher.tile_overlap,
-        templates=teacher.templates,
-        min_score=[space.min_score.get(name, teacher.min_score) for name in space.names],
-        key_smoothing=teacher.key_smoothing,
-        denoising=teacher.denoising,
-        batch=teacher.batch,
-        device=where,
-        keep_features=teacher.keep_features,
-        cache=Path(config.store) / "text",
-    )
+def _teacher(config: Config, space: LabelSpace) -> Teacher:
+    inputs = TeacherInputs(space, Path(config.data.root), Path(config.store), device().type)
+    return make_teacher(config.teacher, inputs)
 
 
 class PixelWorker:
@@ -223,7 +188,7 @@ class PixelWorker:
 
     def __init__(self, config: Config, index: Artifact, kept: Artifact | None) -> None:
         self.config, self.index, self.kept = config, index, kept
-        self.teacher = make_teacher(config, load_space(config.labels))
+        self.teacher = _teacher(config, load_space(config.labels))
 
     def __call__(self, scene: str) -> Shard:
         """The labels of a scene's images."""
@@ -262,23 +227,23 @@ def make_pixels(config: Config, index: Artifact) -> Artifact:
 
     Where features of the same model were kept before and only the names differ, the images are not read again.
     """
-    space, wanted = load_space(config.labels), config.teacher
-    teacher = make_teacher(config, space)
+    space, own = load_space(config.labels), config.teacher.own
+    teacher = _teacher(config, space)
     features = teacher.feature_digest() if isinstance(teacher, MaskClip) else ""
     key = {
         **config.groups("on_bad"),
-        "kind": wanted.kind,
-        "keep_features": wanted.keep_features,
+        "kind": config.teacher.kind,
+        "keep_features": isinstance(own, MaskClipConfig) and own.keep_features,
         "classes": [space.names, space.prompts, space.negatives],
         "teacher": teacher.digest(),
         "feature_digest": features,
-        "files": _label_files(config, index) if wanted.kind == "precomputed" else "",
+        "files": _label_files(config, index, own) if isinstance(own, PrecomputedConfig) else "",
     }
     pixels, kept = Artifact.of(config.store, "pixels", key, [index]), None
     shards = ["_text", *scenes_of(index)]
     if _all_done(pixels, shards, config):
         return pixels
-    if features and not wanted.key_smoothing:
+    if isinstance(own, MaskClipConfig) and not own.key_smoothing:
         kept = _kept_features(config, index, features)
     if kept:  # its features are rounded to 16 bits, so that a score may differ in its last digit
         pixels = Artifact.of(config.store, "pixels", {**key, "relabelled": True}, [index])
@@ -304,9 +269,9 @@ def _kept_features(config: Config, index: Artifact, features: str) -> Artifact |
     return None
 
 
-def _label_files(config: Config, index: Artifact) -> str:
+def _label_files(config: Config, index: Artifact, own: PrecomputedConfig) -> str:
     """Digest of the label images' names and sizes: new ones in an old folder are new input."""
-    root = Path(config.data.root) / config.teacher.root
+    root = Path(config.data.root) / own.root
     images = read_images(index.shard("index"))
     return digest_of([_size(f"{root}/{os.path.splitext(image)[0]}.png") for image in images])
 

@@ -27,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from clipsweep.pipeline.datasets.rows import Skip
+from clipsweep.pipeline.settings import plain
 from clipsweep.projection.errors import BadInput
 
 _PACKAGES = ("clipsweep", "numpy", "numba", "torch", "spconv-cu120", "spconv-cu126", "open_clip_torch", "ray")
@@ -246,7 +247,7 @@ class Artifact:
             "key": dict(self.key),
             "counts": counts,
             "skipped": skipped,
-            "config": asdict(config),
+            "config": plain(config),
             "versions": _versions(),
             "wall_s": round(time.time() - started, 3),
             "shards": markers,

@@ -26,6 +26,7 @@ from clipsweep.distill.checkpoint import (
 from clipsweep.distill.objectives import Terms, finetuning, pretraining
 from clipsweep.distill.ranks import rank
 from clipsweep.distill.student import ModelConfig, Student
+from clipsweep.distill.teacher import MaskClipConfig
 from clipsweep.distill.train import Learner, NotFinite, Step, train
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.datasets.rows import Skip
@@ -51,11 +52,15 @@ from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import Cloud, Frame
 
 
-def make_pretrained(config: Config) -> Artifact:
+def make_pretrained(config: Config, resume: str = "") -> Artifact:
     """A student that learnt from the teacher, without any human label; makes the stages before it where missing.
 
-    An unfinished training of the same configuration goes on from its last checkpoint. ``resume=`` starts from another
-    student's weights and optimiser state instead. ``run.workers`` and torchrun spread the training.
+    An unfinished training of the same configuration goes on from its last checkpoint.
+    ``run.workers`` and torchrun spread the training.
+
+    Args:
+        config: everything else.
+        resume: folder of a student to start from, with its optimiser state; may be empty.
 
     Raises:
         BadInput: a frame cannot be used, or none is left.
@@ -65,12 +70,12 @@ def make_pretrained(config: Config) -> Artifact:
         Incomplete: scenes or workers were lost too often.
     """
     _check_teacher(config)
-    if wants_ray(config) and not _complete(_pretrained(config, _sources(config)), config):
-        on_ray(make_pretrained, config)
+    if wants_ray(config) and not _complete(_pretrained(config, _sources(config), resume), config):
+        on_ray(partial(make_pretrained, resume=resume), config)
     with joined(partial(_sources, config)) as sources:
-        student = _pretrained(config, sources)
+        student = _pretrained(config, sources, resume)
         if not _complete(student, config):
-            _pretrain(config, sources, student)
+            _pretrain(config, sources, student, resume)
     return student
 
 
@@ -79,8 +84,10 @@ def _check_teacher(config: Config) -> None:
     teacher, objectives = config.teacher, config.objectives
     if teacher.kind == "features" and objectives.needs_labels():
         raise BadInput("teacher.kind", "features names no class to learn", "see configs/pretrain/scalr.yaml")
-    if teacher.kind == "maskclip" and objectives.needs_features() and not teacher.keep_features:
-        raise BadInput("teacher.keep_features", "is false, but points shall be compared with pixels", "set it true")
+    kept = not isinstance(teacher.own, MaskClipConfig) or teacher.own.keep_features
+    if objectives.needs_features() and not kept:
+        problem = "is false, but points shall be compared with pixels"
+        raise BadInput("teacher.maskclip.keep_features", problem, "set it true")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -98,18 +105,18 @@ def _sources(config: Config) -> _Sources:
     return _Sources(index, pixels, make_points(config, index, pixels))
 
 
-def _pretrained(config: Config, sources: _Sources) -> Artifact:
+def _pretrained(config: Config, sources: _Sources, resume: str) -> Artifact:
     """The student of a configuration, whether it exists or not."""
     key = {
         **config.groups("model", "fusion", "train", "seed", "on_bad"),
         "objectives": {k: v for k, v in config.groups("objectives")["objectives"].items() if k != "segmentation"},
         "sensor_height_m": config.data.sensor_height_m,
-        "resume": _digest(config.resume),
+        "resume": _digest(resume),
     }
     return Artifact.of(config.store, "student", key, [sources.index, sources.pixels, sources.points])
 
 
-def _pretrain(config: Config, sources: _Sources, student: Artifact) -> None:
+def _pretrain(config: Config, sources: _Sources, student: Artifact, resume: str) -> None:
     pixels, points = sources.pixels, sources.points
     lost = {skip.frame for skip in points.skipped()}
     frames = [frame for frame in training_frames(sources.index, config) if frame.id not in lost]
@@ -122,16 +129,19 @@ def _pretrain(config: Config, sources: _Sources, student: Artifact) -> None:
         network.named = "semantic" if config.objectives.semantic.weight else "local"
         terms = pretraining(network, text.to(device()), config.objectives)
         stripped = [dataclasses.replace(frame, labels=None) for frame in frames]
-        bad, older = _fit(config, student, network, terms, text, stripped, targets, False, config.resume)
+        bad, older = _fit(config, student, network, terms, text, stripped, targets, False, resume)
     if rank() == 0:
         _finish(student, config, started, [*points.skipped(), *older], used_labels=False, bad_steps=bad)
 
 
-def make_finetuned(config: Config) -> Artifact:
+def make_finetuned(config: Config, source: str) -> Artifact:
     """A student with a classifier, trained on the labels that ``protocol`` gives.
 
-    It starts from the student that ``student=`` names, or from random weights with ``student=none``; the schedule is
-    the same. The frames whose labels were used are listed in the manifest.
+    The frames whose labels were used are listed in the manifest.
+
+    Args:
+        config: everything else.
+        source: folder of the student to start from; ``none`` for random weights.
 
     Raises:
         BadInput: the protocol, the student or a frame cannot be used.
@@ -141,38 +151,38 @@ def make_finetuned(config: Config) -> Artifact:
     """
     if config.labels.names:
         raise BadInput("labels.names", "has no labels to learn from", "fine-tune with the data set's own classes")
-    if config.finetune.linear_probe and config.student == "none":
+    if config.finetune.linear_probe and source == "none":
         raise BadInput("finetune.linear_probe", "leaves random weights as they are", "give student=FOLDER")
     if config.labels.truth:
         raise BadInput("labels.truth", "is for scoring alone", "fine-tune with labels.space of the label files")
-    if not config.student:
+    if not source:
         raise BadInput("student", "is not set", "give student=FOLDER of a pre-trained student, or student=none")
-    if wants_ray(config) and not _complete(_finetuned(config, make_index(config)), config):
-        on_ray(make_finetuned, config)
+    if wants_ray(config) and not _complete(_finetuned(config, make_index(config), source), config):
+        on_ray(partial(make_finetuned, source=source), config)
     with joined(partial(make_index, config)) as index:
-        student = _finetuned(config, index)
+        student = _finetuned(config, index, source)
         if not _complete(student, config):
-            _finetune(config, index, student)
+            _finetune(config, index, student, source)
     return student
 
 
-def _finetuned(config: Config, index: Artifact) -> Artifact:
+def _finetuned(config: Config, index: Artifact, source: str) -> Artifact:
     """The fine-tuned student of a configuration, whether it exists or not."""
     key = {
         **config.groups("model", "train", "finetune", "protocol", "seed", "on_bad"),
         "segmentation": config.groups("objectives")["objectives"]["segmentation"],
         "sensor_height_m": config.data.sensor_height_m,
-        "student": _digest(_source(config)),
+        "student": _digest(_folder(source)),
         "classes": load_space(config.labels).digest(),
     }
     return Artifact.of(config.store, "student", key, [index])
 
 
-def _source(config: Config) -> str:
-    return "" if config.student == "none" else config.student
+def _folder(source: str) -> str:
+    return "" if source == "none" else source
 
 
-def _finetune(config: Config, index: Artifact, student: Artifact) -> None:
+def _finetune(config: Config, index: Artifact, student: Artifact, source: str) -> None:
     frames = [frame for frame in training_frames(index, config) if frame.labels]
     if not frames:
         raise BadInput("data.train", "has no frame with labels", "unpack its labels")
@@ -182,7 +192,7 @@ def _finetune(config: Config, index: Artifact, student: Artifact) -> None:
         if not subset:
             raise BadInput("data.train", f"all labelled frames were left out, first: {skipped[0].reason}")
     started = time.time()
-    network, text = _student_to_tune(config, _source(config), len(space))
+    network, text = _student_to_tune(config, _folder(source), len(space))
     targets = partial(truth_targets, space, config)
     bad, older = _fit(config, student, network, finetuning(network, config.objectives), text, subset, targets, True)
     if rank() == 0:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import numpy as np
+from pydantic import Field
 
 from clipsweep.pipeline.datasets.rows import Skip
 from clipsweep.pipeline.store import Artifact
@@ -15,31 +16,73 @@ from clipsweep.pipeline.store import Artifact
 
 @dataclass(frozen=True)
 class RunConfig:
-    """How the work is carried out; never changes what comes out.
+    """How the work is carried out; never changes what comes out."""
 
-    Attributes:
-        executor: local does all in this process; ray spreads scenes over workers
-        address: HOST:PORT of a Ray cluster to join; empty starts one of its own on this machine and ends it after (ray)
-        workers: workers that do scenes at the same time, and that train together (ray)
-        gpus: GPUs of each labelling or predicting worker, fractions allowed (ray); more than 0 trains on one each
-        attempts: times that a scene, or a training, may lose its worker before it is given up (ray)
-        failures: scenes that may be given up before the whole run stops (ray)
-        deadline_s: time after which a scene is also given to a second worker; the first to commit wins (ray) [s]
-        loaders: processes that make training batches beside the training itself
-        checkpoint_s: time between checkpoints of a training [s]
-        progress: draw progress bars on stderr
-    """
-
-    executor: Literal["local", "ray"] = "local"
-    address: str = ""
-    workers: int = 1
-    gpus: float = 0.0
-    attempts: int = 3
-    failures: int = 10
-    deadline_s: float = 3600.0
-    loaders: int = 1
-    checkpoint_s: float = 600.0
-    progress: bool = True
+    executor: Annotated[
+        Literal["local", "ray"],
+        Field(description="local does all in this process; ray spreads scenes over workers"),
+    ] = "local"
+    address: Annotated[
+        str,
+        Field(
+            description="HOST:PORT of a Ray cluster to join; empty starts one of its own on this "
+            "machine and ends it after (ray)",
+        ),
+    ] = ""
+    workers: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=10000,
+            description="workers that do scenes at the same time, and that train together (ray)",
+        ),
+    ] = 1
+    gpus: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=64,
+            description="GPUs of each labelling or predicting worker, fractions allowed (ray); "
+            "more than 0 trains on one each",
+        ),
+    ] = 0.0
+    attempts: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=100,
+            description="times that a scene or training may lose its worker before it fails (ray)",
+        ),
+    ] = 3
+    failures: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=1_000_000_000,
+            description="scenes that may be given up before the whole run stops (ray)",
+        ),
+    ] = 10
+    deadline_s: Annotated[
+        float,
+        Field(
+            ge=1,
+            le=1e9,
+            description="time until a scene is given to a second worker too; first commit wins [s]",
+        ),
+    ] = 3600.0
+    loaders: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=256,
+            description="processes that make training batches beside the training itself",
+        ),
+    ] = 1
+    checkpoint_s: Annotated[
+        float,
+        Field(ge=0, le=1e9, description="time between checkpoints of a training [s]"),
+    ] = 600.0
+    progress: Annotated[bool, Field(description="draw progress bars on stderr")] = True
 
 
 @dataclass(frozen=True, eq=False, slots=True)

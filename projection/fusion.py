@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import Float32, UInt8
+from pydantic import Field
 
 from clipsweep.projection.alignment import Alignment, FlatCellFinder, align, unaligned
 from clipsweep.projection.cameras import look_up, project, visible
@@ -35,45 +37,100 @@ _CLUSTER_M = 0.3  # points closer than about this are of one cluster
 
 @dataclass(frozen=True)
 class FusionConfig:
-    """How pixel labels become point labels.
+    """How pixel labels become point labels."""
 
-    Attributes:
-        min_depth_m: points nearer to a camera than this are not looked up [m]
-        occlusion_px: side of a z-buffer cell [px]
-        occlusion_relative: depth behind the nearest point of its cell that a point may have, as a share of that depth
-        occlusion_m: and this much more [m]
-        unclear_weight: what a vote weighs beside 1 where a neighbouring z-buffer cell holds something nearer
-        cell_m: side of the fine cells that votes are gathered in [m]
-        coarse_cell_m: side of the coarse cells beside them [m]
-        cluster_reach_m: votes of one cluster of points are shared over about this distance [m]
-        cell_share: weight of the votes in fine cells, 0..1
-        cluster_share: weight of the votes of the cluster, 0..1; coarse cells have what is left of 1
-        window_s: key frames at most this long before or after share their votes [s]
-        window_m: and at most this far apart [m]
-        vote_sweeps: sweeps of each key frame whose points vote
-        align: correct heights, pitch and roll of the key frames' poses where they disagree on the ground
-        limits: use what the label space tells of where classes can be (human knowledge): on the ground, up to a height
-        min_support: votes for the winner that a label needs
-        min_agreement: share of the vote weight that a label needs, 0..1
-    """
-
-    min_depth_m: float = 1.0
-    occlusion_px: float = 16.0
-    occlusion_relative: float = 0.1
-    occlusion_m: float = 0.5
-    unclear_weight: float = 0.1
-    cell_m: float = 0.4
-    coarse_cell_m: float = 1.2
-    cluster_reach_m: float = 60.0
-    cell_share: float = 0.15
-    cluster_share: float = 0.5
-    window_s: float = 5.0
-    window_m: float = 100.0
-    vote_sweeps: int = 1
-    align: bool = True
-    limits: bool = True
-    min_support: int = 1
-    min_agreement: float = 0.0
+    min_depth_m: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=100,
+            description="points nearer to a camera than this are not looked up [m]",
+        ),
+    ] = 1.0
+    occlusion_px: Annotated[
+        float,
+        Field(ge=1, le=1000, description="side of a z-buffer cell [px]"),
+    ] = 16.0
+    occlusion_relative: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1e9,
+            description="depth that a point may have behind the nearest of its cell, as a share",
+        ),
+    ] = 0.1
+    occlusion_m: Annotated[float, Field(ge=0, le=1e9, description="and this much more [m]")] = 0.5
+    unclear_weight: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="weight of a vote, beside 1, next to a z-buffer cell with something nearer",
+        ),
+    ] = 0.1
+    cell_m: Annotated[
+        float,
+        Field(ge=0.05, le=100, description="side of the fine cells that votes are gathered in [m]"),
+    ] = 0.4
+    coarse_cell_m: Annotated[
+        float,
+        Field(ge=0.05, le=100, description="side of the coarse cells beside them [m]"),
+    ] = 1.2
+    cluster_reach_m: Annotated[
+        float,
+        Field(
+            ge=10,
+            le=1000,
+            description="votes of one cluster of points are shared over about this distance [m]",
+        ),
+    ] = 60.0
+    cell_share: Annotated[
+        float,
+        Field(ge=0, le=1, description="weight of the votes in fine cells"),
+    ] = 0.15
+    cluster_share: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="weight of the cluster's votes; coarse cells have what is left of 1",
+        ),
+    ] = 0.5
+    window_s: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1e9,
+            description="key frames at most this long before or after share their votes [s]",
+        ),
+    ] = 5.0
+    window_m: Annotated[
+        float,
+        Field(ge=0, le=1000, description="and at most this far apart [m]"),
+    ] = 100.0
+    vote_sweeps: Annotated[
+        int,
+        Field(ge=1, le=11, description="sweeps of each key frame whose points vote"),
+    ] = 1
+    align: Annotated[
+        bool,
+        Field(description="correct height, pitch and roll of poses that disagree on the ground"),
+    ] = True
+    limits: Annotated[
+        bool,
+        Field(
+            description="use what the label space tells of where classes can be (human "
+            "knowledge): on the ground, up to a height",
+        ),
+    ] = True
+    min_support: Annotated[
+        int,
+        Field(ge=1, le=1_000_000_000, description="votes for the winner that a label needs"),
+    ] = 1
+    min_agreement: Annotated[
+        float,
+        Field(ge=0, le=1, description="share of the vote weight that a label needs"),
+    ] = 0.0
 
     @property
     def tolerance(self) -> tuple[float, float, float]:

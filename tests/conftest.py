@@ -83,8 +83,9 @@ def tool(capsys: pytest.CaptureFixture[str]) -> Run:
 
     def run(name: str, *arguments: str) -> Outcome:
         module = importlib.import_module(f"clipsweep.tools.{name}")
+        own = getattr(module, "Arguments", None)
         capsys.readouterr()
-        status = main(module.__doc__, module.KEYS, module.run, arguments)
+        status = main(module.__doc__, module.KEYS, module.run, own, arguments)
         return Outcome(status, *capsys.readouterr())
 
     return run

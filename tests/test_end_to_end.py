@@ -78,7 +78,11 @@ def test_real_sensors_without_labels(samples: Path, tmp_path: Path, tool: Run) -
 def test_a_killed_labelling_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
     root = tmp_path / "data"
     write_demo(DemoConfig(train_scenes=6, val_scenes=1, key_frames=2, width_px=320, height_px=180), root)
-    teacher = ("teacher.kind=maskclip", "teacher.model=local-dir:pipeline/demo/teacher", "teacher.size_hw=[160,320]")
+    teacher = (
+        "teacher.kind=maskclip",
+        "teacher.maskclip.model=local-dir:pipeline/demo/teacher",
+        "teacher.maskclip.size_hw=[160,320]",
+    )
 
     def command(store: Path) -> list[str]:
         tool = [sys.executable, "tools/label.py"]
@@ -105,7 +109,7 @@ def test_a_killed_labelling_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_demo_from_nothing_to_a_table(tmp_path: Path) -> None:
     small = ("demo.train_scenes=2", "demo.val_scenes=1", "demo.key_frames=3", "train.epochs=2")
-    mini = ("data.version=v1.0-mini", "data.train=mini_train", "data.eval=mini_val")
+    mini = ("data.nuscenes.version=v1.0-mini", "data.train=mini_train", "data.eval=mini_val")
     where = (f"data.root={tmp_path / 'data'}", f"store={tmp_path / 'store'}", "run.progress=false")
     command = [sys.executable, "tools/pretrain.py", "configs/demo.yaml", *small, *mini, *where]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -17,33 +17,41 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
 from clipsweep.pipeline.bench import experiments, fleet, pixels, projection, samples, sparse, teacher, training
 from clipsweep.pipeline.bench.experiments import Line
 from clipsweep.pipeline.bench.row import Row
-from clipsweep.pipeline.command import Made, main, say
+from clipsweep.pipeline.command import Made, argument_names, main, say, without
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.store import write_whole
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.sweeps import merge
 
-KEYS = ("out",)
+KEYS: tuple[str, ...] = ()
 
 
-def run(name: str, arguments: Sequence[str], config: Config) -> Made:
+@dataclass(frozen=True)
+class Arguments:
+    """Where to write."""
+
+    out: Annotated[str, Field(description="file of the rows to write")] = "bench.json"
+
+
+def run(name: str, settings: Sequence[str], config: Config, arguments: Arguments) -> Made:
     if name not in BENCHES and name not in EXPERIMENTS:
         raise BadInput(name, "is no benchmark", f"choose from {', '.join([*BENCHES, *EXPERIMENTS])}")
     say(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
-    out = Path(config.out or "bench.json")
+    out = Path(arguments.out)
     if not out.parent.is_dir():
         raise BadInput(out.parent, "is no folder", "make it first")
-    rows = _ratios(name) if name in BENCHES else _table(name, arguments)
+    rows = _ratios(name) if name in BENCHES else _table(name, settings)
     write_whole(out, json.dumps(rows, indent=1).encode())
     return Made(out)
 
@@ -107,5 +115,6 @@ if __name__ == "__main__":
     given = sys.argv[1:]
     name = next((argument for argument in given if "=" not in argument and not argument.startswith("-")), "")
     rest = [argument for argument in given if argument != name]
-    settings = [argument for argument in rest if not argument.startswith(("-", "out="))]
-    sys.exit(main(__doc__, KEYS, partial(run, name, settings), rest))
+    options = [argument for argument in rest if not argument.startswith("-")]
+    settings = without(argument_names(Arguments), options)
+    sys.exit(main(__doc__, KEYS, partial(run, name, settings), Arguments, rest))

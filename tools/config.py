@@ -1,28 +1,51 @@
-"""Explains configuration keys: their defaults and what they mean.
+"""Explains configuration keys and tools' arguments: default, allowed values, and what they mean.
 
 usage: python tools/config.py [KEY ...]
 
-A KEY may be whole (fusion.limits), a group (fusion) or a part of one; without any, all keys are listed.
+A KEY may be whole (fusion.limits, student), a group (fusion) or a part of one; without any, all
+keys are listed.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from clipsweep.pipeline.config import Config, describe, did_you_mean
+from clipsweep.pipeline.config import Setting, describe, did_you_mean
+from clipsweep.tools import arguments_of, tool_names
 
 
 def run(wanted: Sequence[str]) -> int:
     """Prints the keys that match; 1 where one of those wanted matches none."""
-    rows = list(describe(Config))
+    entries = list(_entries())
     status = 0
     for part in wanted or ("",):
-        found = [row for row in rows if row[0] == part] or [row for row in rows if part in row[0]]
-        for key, default, text in found:
-            sys.stdout.write(f"{key}={default}\n    {text}\n")
+        found = [entry for entry in entries if entry[0].name == part]
+        found = found or [entry for entry in entries if part in entry[0].name]
+        for setting, tool in found:
+            sys.stdout.write(_text(setting, tool))
         if not found:
-            sys.stderr.write(f"error: no key {part!r}; {did_you_mean(part)}\n")
+            known = [setting.name for setting, tool in entries if tool]
+            sys.stderr.write(f"error: no key {part!r}; {did_you_mean(part, known)}\n")
             status = 1
     return status
+
+
+def _entries() -> Iterator[tuple[Setting, str]]:
+    """Every key with the tool whose argument it is; keys of the configuration have none."""
+    for setting in describe():
+        yield setting, ""
+    for tool in tool_names():
+        own = arguments_of(tool)
+        for setting in describe(own) if own else ():
+            yield setting, tool
+
+
+def _text(setting: Setting, tool: str) -> str:
+    lines = [f"{setting.name}={setting.default}", f"    {setting.text}"]
+    if setting.allowed:
+        lines.append(f"    {setting.allowed}")
+    if tool:
+        lines.append(f"    argument of {tool}")
+    return "\n".join([*lines, ""])
 
 
 if __name__ == "__main__":

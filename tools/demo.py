@@ -7,18 +7,29 @@ Without a file it takes configs/demo.yaml; without out= it writes to data.root, 
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from clipsweep.pipeline.command import Made, main
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.stages import make_demo
 from clipsweep.pipeline.yaml_files import CONFIGS
 
-KEYS = ("demo", "data.kind", "data.root", "out")
+KEYS = ("demo", "data.kind", "data.root")
 
 
-def run(config: Config) -> Made:
-    root = Path(config.out or config.data.root)
+@dataclass(frozen=True)
+class Arguments:
+    """Where to write."""
+
+    out: Annotated[str, Field(description="folder to write; empty is data.root")] = ""
+
+
+def run(config: Config, arguments: Arguments) -> Made:
+    root = Path(arguments.out or config.data.root)
     make_demo(config, root)
     return Made(root)
 
@@ -29,4 +40,4 @@ def with_recipe(arguments: Sequence[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, KEYS, run, with_recipe(sys.argv[1:])))
+    sys.exit(main(__doc__, KEYS, run, Arguments, with_recipe(sys.argv[1:])))

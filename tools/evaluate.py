@@ -9,6 +9,10 @@ usage: python tools/evaluate.py DATA.yaml student=FOLDER [key=value ...]
 
 import json
 import sys
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
 
 from clipsweep.pipeline.command import Made, main, say
 from clipsweep.pipeline.config import Config
@@ -16,13 +20,27 @@ from clipsweep.pipeline.report import score_table
 from clipsweep.pipeline.scoring import make_predictions, make_scores, open_points
 from clipsweep.pipeline.stages import make_index
 
-KEYS = ("data", "labels", "run", "store", "on_bad", "verify", "student", "points", "absent_class")
+KEYS = ("data", "labels", "run", "store", "on_bad", "verify", "absent_class")
 
 
-def run(config: Config) -> Made:
+@dataclass(frozen=True)
+class Arguments:
+    """What to score."""
+
+    student: Annotated[
+        str,
+        Field(description="folder of a student to score, as printed by pretrain"),
+    ] = ""
+    points: Annotated[str, Field(description="folder of fused point labels to score instead")] = ""
+
+
+def run(config: Config, arguments: Arguments) -> Made:
     index = make_index(config)
-    said = open_points(config) if config.points else make_predictions(config, index)
-    scores = make_scores(config, index, said)
+    if arguments.points:
+        said = open_points(config, arguments.points)
+    else:
+        said = make_predictions(config, index, arguments.student)
+    scores = make_scores(config, index, said, arguments.student)
     say(_table(json.loads(scores.shard("scores").read_text())))
     return Made(scores.path, scores.skipped())
 
@@ -43,4 +61,4 @@ def _table(tree: dict) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, KEYS, run))
+    sys.exit(main(__doc__, KEYS, run, Arguments))

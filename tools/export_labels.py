@@ -5,36 +5,71 @@ usage: python tools/export_labels.py DATA.yaml student=FOLDER [format=NAME] [out
 """
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from clipsweep.pipeline.command import Made, main, say
 from clipsweep.pipeline.config import Config
-from clipsweep.pipeline.export import FORMATS, pseudo_labels, submission
+from clipsweep.pipeline.export import FORMATS, Format, pseudo_labels, submission
 from clipsweep.pipeline.labels import load_space
 from clipsweep.pipeline.loaders import read_points
 from clipsweep.pipeline.scoring import labelled_frames, make_predictions, open_points
 from clipsweep.pipeline.stages import make_index
+from clipsweep.pipeline.store import Artifact
+from clipsweep.projection.errors import BadInput
 
-KEYS = ("data", "labels", "run", "store", "on_bad", "verify", "student", "points", "format", "out")
+KEYS = ("data", "labels", "run", "store", "on_bad", "verify")
 
 
-def run(config: Config) -> Made:
+@dataclass(frozen=True)
+class Arguments:
+    """What to export, and how."""
+
+    student: Annotated[
+        str,
+        Field(description="folder of a student to export, as printed by pretrain"),
+    ] = ""
+    points: Annotated[str, Field(description="folder of fused point labels to export instead")] = ""
+    format: Annotated[
+        Literal["", "nuscenes", "semantickitti"],
+        Field(description="official format; empty is the one of data.kind"),
+    ] = ""
+    out: Annotated[str, Field(description="folder to write; empty is one in the store")] = ""
+
+
+def run(config: Config, arguments: Arguments) -> Made:
     index, space = make_index(config), load_space(config.labels)
     split = config.data.eval[0] if len(config.data.eval) == 1 else "eval"
-    if config.points:
-        said = open_points(config)
+    chosen = _format(config, arguments)
+    if arguments.points:
+        said = open_points(config, arguments.points)
         labels = ((frame, read_points(said, frame)) for frame, _ in labelled_frames(config, index, said))
-        out = Path(config.out or f"{config.store}/export-{said.id}")
-        pseudo_labels(FORMATS[config.format], out, split, space, labels)
+        out = _folder(config, arguments, said)
+        pseudo_labels(chosen, out, split, space, labels)
     else:
-        said = make_predictions(config, index)
-        out = Path(config.out or f"{config.store}/export-{said.id}")
-        submission(FORMATS[config.format], out, split, space, labelled_frames(config, index, said))
+        said = make_predictions(config, index, arguments.student)
+        out = _folder(config, arguments, said)
+        submission(chosen, out, split, space, labelled_frames(config, index, said))
         absent = index.manifest()["counts"].get("absent_eval", 0)
         if absent:
             say(f"{out}: {absent} scene(s) of the split are not there; an evaluation server will want them all")
     return Made(out, said.skipped())
 
 
+def _format(config: Config, arguments: Arguments) -> Format:
+    name = arguments.format or config.data.kind
+    if name not in FORMATS:
+        problem = f"is not set, and {name} has no official one"
+        raise BadInput("format", problem, f"give format={' or '.join(FORMATS)}")
+    return FORMATS[name]
+
+
+def _folder(config: Config, arguments: Arguments, said: Artifact) -> Path:
+    return Path(arguments.out or f"{config.store}/export-{said.id}")
+
+
 if __name__ == "__main__":
-    sys.exit(main(__doc__, KEYS, run))
+    sys.exit(main(__doc__, KEYS, run, Arguments))

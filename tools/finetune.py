@@ -4,6 +4,10 @@ usage: python tools/finetune.py DATA.yaml FINETUNE.yaml student=FOLDER|none [pro
 """
 
 import sys
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
 
 from clipsweep.pipeline.command import Made, main, say_bad_steps
 from clipsweep.pipeline.config import Config
@@ -11,15 +15,25 @@ from clipsweep.pipeline.training import make_finetuned
 
 KEYS = (
     *("data", "labels", "model", "objectives", "train", "finetune", "run"),
-    *("protocol", "student", "store", "seed", "on_bad", "verify"),
+    *("protocol", "store", "seed", "on_bad", "verify"),
 )
 
 
-def run(config: Config) -> Made:
-    student = make_finetuned(config)
+@dataclass(frozen=True)
+class Arguments:
+    """What to start from."""
+
+    student: Annotated[
+        str,
+        Field(description="folder of a pre-trained student, or none for random weights"),
+    ] = ""
+
+
+def run(config: Config, arguments: Arguments) -> Made:
+    student = make_finetuned(config, arguments.student)
     say_bad_steps(student)
     return Made(student.path, student.skipped())
 
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, KEYS, run))
+    sys.exit(main(__doc__, KEYS, run, Arguments))

@@ -4,7 +4,11 @@ usage: python tools/label.py DATA.yaml LABEL.yaml [report=quality.png] [key=valu
 """
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from clipsweep.pipeline.command import Made, main, say
 from clipsweep.pipeline.config import Config
@@ -13,27 +17,37 @@ from clipsweep.pipeline.quality import draw_quality, look_over, quality_table, q
 from clipsweep.pipeline.stages import make_index, make_pixels, make_points
 from clipsweep.pipeline.views import check_picture, save_figure
 
-KEYS = ("data", "make_demo", "demo", "labels", "teacher", "fusion", "run", "store", "on_bad", "verify", "report")
+KEYS = ("data", "make_demo", "demo", "labels", "teacher", "fusion", "run", "store", "on_bad", "verify")
 
 
-def run(config: Config) -> Made:
-    if config.report:
-        check_picture(Path(config.report))  # before hours of labelling
+@dataclass(frozen=True)
+class Arguments:
+    """What to make beside the labels."""
+
+    report: Annotated[
+        str,
+        Field(description="picture (.png) of how good the labels are; a table is printed too"),
+    ] = ""
+
+
+def run(config: Config, arguments: Arguments) -> Made:
+    if arguments.report:
+        check_picture(Path(arguments.report))  # before hours of labelling
     index = make_index(config)
-    truth = truth_source(config, index) if config.report else ""
+    truth = truth_source(config, index) if arguments.report else ""
     pixels = make_pixels(config, index)
     points = make_points(config, index, pixels)
-    if config.report:
+    if arguments.report:
         space, title = load_space(config.labels), f"labels of {pixels.id} and {points.id}"
         title += f", truth from {truth}" if truth else ""
         quality = look_over(config, index, pixels, points)
         say(quality_table(quality, space, title))
         for warning in quality_warnings(quality, space):
             say(f"look at this: {warning}")
-        save_figure(draw_quality(quality, space, title), Path(config.report))
-        say(f"drawn in {config.report}")
+        save_figure(draw_quality(quality, space, title), Path(arguments.report))
+        say(f"drawn in {arguments.report}")
     return Made(points.path, points.skipped())
 
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, KEYS, run))
+    sys.exit(main(__doc__, KEYS, run, Arguments))

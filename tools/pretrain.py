@@ -10,21 +10,35 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from clipsweep.pipeline.command import Made, main, say, say_bad_steps
+from pydantic import Field
+
+from clipsweep.pipeline.command import Made, argument_names, main, say, say_bad_steps, without
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.signals import Stopped, noted
 from clipsweep.pipeline.training import make_pretrained
 
 KEYS = (
     *("data", "make_demo", "demo", "labels", "teacher", "fusion", "model", "objectives", "train", "run"),
-    *("store", "seed", "on_bad", "verify", "evaluate", "resume"),
+    *("store", "seed", "on_bad", "verify", "evaluate"),
 )
 
 
-def run(config: Config) -> Made:
-    student = make_pretrained(config)
+@dataclass(frozen=True)
+class Arguments:
+    """Where to start from."""
+
+    resume: Annotated[
+        str,
+        Field(description="student whose training goes on; empty takes up the own unfinished one"),
+    ] = ""
+
+
+def run(config: Config, arguments: Arguments) -> Made:
+    student = make_pretrained(config, arguments.resume)
     say_bad_steps(student)
     if config.evaluate and os.environ.get("RANK", "0") == "0":
         _show(student.path)
@@ -33,10 +47,12 @@ def run(config: Config) -> Made:
 
 def _show(student: Path) -> None:
     """Scores and draws in processes of their own: training must never have truth in reach."""
-    arguments = [a for a in sys.argv[1:] if not a.startswith("-")]
+    given = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
+    settings = without(argument_names(Arguments), given)
     say(f"{student} is trained; its scores and a picture of the first frame that they are of:")
     for tool in ("evaluate", "view"):
-        command = [sys.executable, str(Path(__file__).with_name(f"{tool}.py")), *arguments, f"student={student}"]
+        script = str(Path(__file__).with_name(f"{tool}.py"))
+        command = [sys.executable, script, *settings, f"student={student}"]
         with noted() as heard, subprocess.Popen(command, stdout=sys.stderr) as child:
             while child.poll() is None and not heard:
                 time.sleep(0.1)
@@ -49,4 +65,4 @@ def _show(student: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, KEYS, run))
+    sys.exit(main(__doc__, KEYS, run, Arguments))

@@ -10,7 +10,6 @@ an interrupt the job is stopped.
 import asyncio
 import logging
 import os
-import re
 import shlex
 import sys
 import time
@@ -22,6 +21,7 @@ from clipsweep.pipeline.command import Made, main, say
 from clipsweep.pipeline.config import Config, recipe
 from clipsweep.pipeline.executor import check_shared, needs_ray
 from clipsweep.projection.errors import BadInput
+from clipsweep.tools import arguments_of, tool_names
 
 KEYS = ("run", "store", "data")
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,7 +29,7 @@ _LEFT_OUT = (".git", ".venv*", "__pycache__", "*.egg-info", "/artifacts", "/demo
 _POLL_S = 0.5
 
 
-def run(tool: str, arguments: Sequence[str], config: Config) -> Made:
+def run(tool: str, arguments: Sequence[str], config: Config, own: object = None) -> Made:
     address = config.run.address or os.environ.get("RAY_ADDRESS", "")
     if not address.startswith(("http://", "https://")):
         cure = "give run.address=http://HEAD:8265, or set RAY_ADDRESS"
@@ -39,7 +39,8 @@ def run(tool: str, arguments: Sequence[str], config: Config) -> Made:
     if status:
         raise SystemExit(status)  # the log has said why
     store = os.path.normpath(config.store)
-    made = [line for line in log.splitlines() if line.startswith((f"{store}/", config.out or f"{store}/"))]
+    places = (f"{store}/", getattr(own, "out", "") or f"{store}/")
+    made = [line for line in log.splitlines() if line.startswith(places)]
     if not made:
         raise BadInput(tool, "ended well, but its log names nothing below store", "look for its result there")
     return Made(Path(made[-1]))
@@ -51,7 +52,7 @@ def command(tool: str, arguments: Sequence[str]) -> str:
     Raises:
         BadInput: there is no such tool, or a configuration file is not among what is sent.
     """
-    if tool == "submit" or not re.fullmatch(r"[a-z]\w*", tool) or not (ROOT / "tools" / f"{tool}.py").is_file():
+    if tool == "submit" or tool not in tool_names():
         raise BadInput(tool or "''", "is no tool", "name one of tools/, such as label")
     words = ["python", f"tools/{tool}.py"]
     for argument in arguments:
@@ -108,4 +109,5 @@ def _follow(address: str, job: str, excludes: list[str]) -> tuple[int, str]:
 if __name__ == "__main__":
     tool, rest = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("--help", ["--help"])
     help_wanted = ["--help"] if tool in ("-h", "--help") else rest
-    sys.exit(main(__doc__, KEYS, partial(run, tool, rest), help_wanted))
+    own = arguments_of(tool) if tool in tool_names() and tool != "submit" else None
+    sys.exit(main(__doc__, KEYS, partial(run, tool, rest), own, help_wanted))

@@ -4,7 +4,11 @@ usage: python tools/view.py DATA.yaml points=FOLDER|student=FOLDER [frame=ID] ou
 """
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from clipsweep.pipeline.command import Made, main
 from clipsweep.pipeline.config import Config
@@ -15,26 +19,46 @@ from clipsweep.pipeline.stages import make_index
 from clipsweep.pipeline.views import draw_frame, save_figure
 from clipsweep.projection.errors import BadInput
 
-KEYS = ("data", "labels", "fusion", "run", "store", "on_bad", "student", "points", "frame", "out")
+KEYS = ("data", "labels", "fusion", "run", "store", "on_bad")
 
 
-def run(config: Config) -> Made:
+@dataclass(frozen=True)
+class Arguments:
+    """What to draw, and where."""
+
+    student: Annotated[
+        str,
+        Field(description="folder of a student to draw, as printed by pretrain"),
+    ] = ""
+    points: Annotated[str, Field(description="folder of fused point labels to draw instead")] = ""
+    frame: Annotated[
+        str,
+        Field(description="id of the frame to draw; empty is the first of data.eval"),
+    ] = ""
+    out: Annotated[str, Field(description="picture to write; empty is one in the store")] = ""
+
+
+def run(config: Config, arguments: Arguments) -> Made:
     index, space = make_index(config), load_space(config.labels)
-    said = open_points(config) if config.points else make_predictions(config, index)
-    frames = ((f, label) for f, label in labelled_frames(config, index, said) if config.frame in ("", f.id))
-    frame, label = next(frames, (None, None))
+    if arguments.points:
+        said = open_points(config, arguments.points)
+    else:
+        said = make_predictions(config, index, arguments.student)
+    labelled = labelled_frames(config, index, said)
+    wanted = ((frame, label) for frame, label in labelled if arguments.frame in ("", frame.id))
+    frame, label = next(wanted, (None, None))
     if frame is None or label is None:
-        raise BadInput("frame", f"{config.frame!r} is no frame of data.eval", "leave it out for the first")
+        raise BadInput("frame", f"{arguments.frame!r} is no frame of data.eval", "leave it out for the first")
     cloud = key_cloud(frame, config, config.data.ego_box_m)
     others = config.labels.truth or config.labels.names  # then the truth's classes are not these
     truth = None if others else read_truth(frame, space, config)
     title = f"{frame.scene}, frame {frame.id}, {said.id}"
     rows = cloud.source
     figure = draw_frame(frame, cloud, label[rows], None if truth is None else truth[rows], space, config.fusion, title)
-    out = Path(config.out or f"{config.store}/view-{said.id}-{frame.id.replace('/', '-')}.png")
+    out = Path(arguments.out or f"{config.store}/view-{said.id}-{frame.id.replace('/', '-')}.png")
     save_figure(figure, out)
     return Made(out, said.skipped())
 
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, KEYS, run))
+    sys.exit(main(__doc__, KEYS, run, Arguments))

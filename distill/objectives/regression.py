@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 
 from clipsweep.distill.ranks import share_of_mean
@@ -12,15 +14,16 @@ from clipsweep.distill.ranks import share_of_mean
 
 @dataclass(frozen=True)
 class RegressionConfig:
-    """Point features drawn to pixel features.
+    """Point features drawn to pixel features."""
 
-    Attributes:
-        weight: factor of this term; 0 leaves it out
-        start: share of the training that passes before this term sets in
-    """
-
-    weight: float = 0.0
-    start: float = 0.0
+    weight: Annotated[
+        float,
+        Field(ge=0, le=1e9, description="factor of this term; 0 leaves it out"),
+    ] = 0.0
+    start: Annotated[
+        float,
+        Field(ge=0, le=1, description="share of the training that passes before this term sets in"),
+    ] = 0.0
 
 
 def regression(local: Float[Tensor, "m d"], pixel: Float[Tensor, "m d"]) -> Float[Tensor, ""]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
+from pydantic import Field
 from torch import Tensor
 
 from clipsweep.distill.ranks import all_rows, ranks, share_of_mean
@@ -15,15 +17,16 @@ from clipsweep.distill.ranks import all_rows, ranks, share_of_mean
 
 @dataclass(frozen=True)
 class SegmentationConfig:
-    """Learning from labels of points.
+    """Learning from labels of points."""
 
-    Attributes:
-        cross_entropy: weight of the cross-entropy
-        lovasz: weight of Lovasz-softmax, which stands for the mean IoU
-    """
-
-    cross_entropy: float = 1.0
-    lovasz: float = 1.0
+    cross_entropy: Annotated[
+        float,
+        Field(ge=0.001, le=1e9, description="weight of the cross-entropy"),
+    ] = 1.0
+    lovasz: Annotated[
+        float,
+        Field(ge=0, le=1e9, description="weight of Lovasz-softmax, which stands for the mean IoU"),
+    ] = 1.0
 
 
 def lovasz_softmax(probability: Float[Tensor, "m c"], label: Int64[Tensor, " m"]) -> Float[Tensor, ""]:

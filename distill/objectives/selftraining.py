@@ -3,27 +3,47 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from jaxtyping import Bool, Float, Int64
+from pydantic import Field
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class SelfTrainingConfig:
-    """When the student's own prediction is the label (CLIP2Scene section 3.3).
+    """When the student's own prediction is the label (CLIP2Scene section 3.3)."""
 
-    Attributes:
-        probability: share of the steps after the warm-up that take the student's own labels; 0 leaves it out
-        start: share of the training that is warm-up; CLIP2Scene's is half
-        unpaired: also take the points that no camera saw (the published code meant to, and overwrote the term)
-        min_confidence: softmax confidence at ``objectives.semantic.scale`` below which a point keeps the teacher's word
-    """
-
-    probability: float = 0.0
-    start: float = 0.5
-    unpaired: bool = False
-    min_confidence: float = 0.0
+    probability: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="share of later steps that take the student's own labels; 0 is off",
+        ),
+    ] = 0.0
+    start: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="share of the training that is warm-up; CLIP2Scene's is half",
+        ),
+    ] = 0.5
+    unpaired: Annotated[
+        bool,
+        Field(description="also take points that no camera saw (what the published code meant to)"),
+    ] = False
+    min_confidence: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="softmax confidence at ``objectives.semantic.scale`` below which a point "
+            "keeps the teacher's word",
+        ),
+    ] = 0.0
 
 
 def switched(config: SelfTrainingConfig, progress: float, coin: float) -> bool:

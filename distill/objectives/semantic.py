@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
+from pydantic import Field
 from torch import Tensor
 
 from clipsweep.distill.objectives.segmentation import lovasz_share
@@ -16,25 +17,41 @@ from clipsweep.distill.ranks import all_rows, ranks, share_of_mean
 
 @dataclass(frozen=True)
 class SemanticConfig:
-    """Point-text consistency.
+    """Point-text consistency."""
 
-    Attributes:
-        weight: factor of this term; 0 leaves it out
-        start: share of the training that passes before this term sets in
-        kind: ce over a point's classes; infonce over a class's points, infonce_mean with a mean of logs; as published
-        targets: label of each point-pixel pair, or of each point after fusion
-        tau: temperature of infonce
-        scale: factor of the cosines in ce
-        lovasz: weight of Lovasz-softmax beside ce (pseudo-label training of AFOV and LOSC: 1 with targets points)
-    """
-
-    weight: float = 1.0
-    start: float = 0.0
-    kind: Literal["ce", "infonce", "infonce_mean", "infonce_paper", "ce_reference"] = "ce"
-    targets: Literal["pixels", "points"] = "pixels"
-    tau: float = 0.5
-    scale: float = 16.0
-    lovasz: float = 0.0
+    weight: Annotated[
+        float,
+        Field(ge=0, le=1e9, description="factor of this term; 0 leaves it out"),
+    ] = 1.0
+    start: Annotated[
+        float,
+        Field(ge=0, le=1, description="share of the training that passes before this term sets in"),
+    ] = 0.0
+    kind: Annotated[
+        Literal["ce", "infonce", "infonce_mean", "infonce_paper", "ce_reference"],
+        Field(
+            description="ce over a point's classes; infonce over a class's points, infonce_mean "
+            "with a mean of logs; as published",
+        ),
+    ] = "ce"
+    targets: Annotated[
+        Literal["pixels", "points"],
+        Field(description="label of each point-pixel pair, or of each point after fusion"),
+    ] = "pixels"
+    tau: Annotated[float, Field(ge=0.001, le=1e9, description="temperature of infonce")] = 0.5
+    scale: Annotated[
+        float,
+        Field(ge=0.001, le=1e9, description="factor of the cosines in ce"),
+    ] = 16.0
+    lovasz: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1e9,
+            description="weight of Lovasz-softmax beside ce (pseudo-label training of AFOV and "
+            "LOSC: 1 with targets points)",
+        ),
+    ] = 0.0
 
 
 def infonce(

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
+from pydantic import Field
 from torch import Tensor
 
 from clipsweep.distill.ranks import total
@@ -20,23 +21,33 @@ _PARTS, _PART = 32, 1024  # pairs are looked at in so many parts, but none small
 
 @dataclass(frozen=True)
 class SpatioTemporalConfig:
-    """Consistency over cubes of the merged, un-augmented cloud.
+    """Consistency over cubes of the merged, un-augmented cloud."""
 
-    Attributes:
-        weight: factor of this term; 0 leaves it out
-        start: share of the training that passes before this term sets in
-        kind: ours; paper (CLIP2Scene eq. 2-5 as printed); reference (what its published code computes)
-        temperature: of the attention in ours; on unit features 1 is nearly uniform
-        mean: ours is averaged over pairs, or over cubes
-        cell_m: side of a cube [m]
-    """
-
-    weight: float = 0.0
-    start: float = 0.0
-    kind: Literal["ours", "paper", "reference"] = "ours"
-    temperature: float = 0.05
-    mean: Literal["pairs", "cubes"] = "pairs"
-    cell_m: float = 0.1
+    weight: Annotated[
+        float,
+        Field(ge=0, le=1e9, description="factor of this term; 0 leaves it out"),
+    ] = 0.0
+    start: Annotated[
+        float,
+        Field(ge=0, le=1, description="share of the training that passes before this term sets in"),
+    ] = 0.0
+    kind: Annotated[
+        Literal["ours", "paper", "reference"],
+        Field(description="ours; CLIP2Scene eq. 2-5 as printed; what its published code computes"),
+    ] = "ours"
+    temperature: Annotated[
+        float,
+        Field(
+            ge=0.001,
+            le=1e9,
+            description="of the attention in ours; on unit features 1 is nearly uniform",
+        ),
+    ] = 0.05
+    mean: Annotated[
+        Literal["pairs", "cubes"],
+        Field(description="ours is averaged over pairs, or over cubes"),
+    ] = "pairs"
+    cell_m: Annotated[float, Field(ge=0.002, le=100, description="side of a cube [m]")] = 0.1
 
 
 def segment_softmax(scores: Float[Tensor, "m k"], cube: Int64[Tensor, " m"], cubes: int) -> Float[Tensor, "m k"]:

@@ -71,7 +71,8 @@ def steps(arguments: Sequence[str]) -> Iterator[Line]:
     yield _line("fused labels, all points", [_score(config, index, points)])
     for name, overrides in (("student, random weights", ("train.epochs=0",)), ("student, annotation-free", ())):
         yield _line(name, [_pretrained([*arguments, *overrides])])
-    yield _line("student, all true labels", [_finetuned([*arguments, "student=none", "protocol=scene@100%"])])
+    supervised = _finetuned([*arguments, "protocol=scene@100%"], "none")
+    yield _line("student, all true labels", [supervised])
 
 
 def _lifting(config: Config, index: Artifact, pixels: Artifact, points: Artifact) -> Iterator[Line]:
@@ -267,7 +268,7 @@ def shares(arguments: Sequence[str]) -> Iterator[Line]:
                 for seed in seeds:
                     own = [*arguments, f"seed={seed}"]
                     student = make_pretrained(load_config(own)).path if pretrained else "none"
-                    trees.append(_finetuned([*given, f"seed={seed}", f"student={student}"]))
+                    trees.append(_finetuned([*given, f"seed={seed}"], str(student)))
                 yield _line(f"{unit}@{share}%, {name}", trees)
 
 
@@ -282,12 +283,14 @@ def transfer(arguments: Sequence[str]) -> Iterator[Line]:
         config = load_config([recipe, *arguments])
         student = make_pretrained(config).path
         for scored, other in RIGS.items():
-            there = load_config([other, *arguments, "labels.eval=shared12", f"student={student}"])
+            there = load_config([other, *arguments, "labels.eval=shared12"])
             truth = "" if there.labels.space == config.labels.space else there.labels.space
             labels = dataclasses.replace(config.labels, eval=there.labels.eval, truth=truth)
             there = dataclasses.replace(there, labels=labels)
             index = make_index(there)
-            yield _line(f"{learnt}, scored on {scored}", [_score(there, index, make_predictions(there, index))])
+            predictions = make_predictions(there, index, str(student))
+            tree = _score(there, index, predictions, str(student))
+            yield _line(f"{learnt}, scored on {scored}", [tree])
 
 
 # --- one training ----------------------------------------------------------------------------------------------------
@@ -298,19 +301,18 @@ def _pretrained(arguments: Sequence[str]) -> dict[str, Any]:
     return _scored(config, make_pretrained(config))
 
 
-def _finetuned(arguments: Sequence[str]) -> dict[str, Any]:
+def _finetuned(arguments: Sequence[str], source: str) -> dict[str, Any]:
     config = load_config(arguments)
-    return _scored(config, make_finetuned(config))
+    return _scored(config, make_finetuned(config, source))
 
 
 def _scored(config: Config, student: Artifact) -> dict[str, Any]:
-    config = dataclasses.replace(config, student=str(student.path))
-    index = make_index(config)
-    return _score(config, index, make_predictions(config, index))
+    index, folder = make_index(config), str(student.path)
+    return _score(config, index, make_predictions(config, index, folder), folder)
 
 
-def _score(config: Config, index: Artifact, said: Artifact) -> dict[str, Any]:
-    tree = json.loads(make_scores(config, index, said).shard("scores").read_text())
+def _score(config: Config, index: Artifact, said: Artifact, student: str = "") -> dict[str, Any]:
+    tree = json.loads(make_scores(config, index, said, student).shard("scores").read_text())
     assert isinstance(tree, dict)
     return tree
 

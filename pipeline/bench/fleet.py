@@ -76,7 +76,7 @@ def _cost(folder: Path) -> Iterator[BenchRow]:
     from clipsweep.pipeline.cluster import cluster, run_on_ray
 
     write_demo(DemoConfig(train_scenes=1, val_scenes=0, key_frames=10), folder / "data")
-    config = _config(folder, "teacher.kind=maskclip", "teacher.model=local-dir:pipeline/demo/teacher")
+    config = _config(folder, "teacher.kind=maskclip", "teacher.maskclip.model=local-dir:pipeline/demo/teacher")
     works: dict[str, Callable[[], Worker]] = {
         "label a scene of 10 key frames with the demo's CLIP": partial(_Again, config, stages.make_index(config)),
         "commit an empty scene": _Small,
@@ -188,8 +188,13 @@ def _plan(folder: Path, scenes: int) -> dict[str, float]:
 
 
 def _config(folder: Path, *more: str) -> Config:
-    data = (f"data.root={folder / 'data'}", "data.version=v1.0-mini", "data.train=mini_train", "data.eval=mini_train")
-    teacher = ("teacher.kind=precomputed", "teacher.size_hw=[256,480]", "labels.prompts=demo")
+    data = (
+        f"data.root={folder / 'data'}",
+        "data.nuscenes.version=v1.0-mini",
+        "data.train=mini_train",
+        "data.eval=mini_train",
+    )
+    teacher = ("teacher.kind=precomputed", "teacher.precomputed.size_hw=[256,480]", "labels.prompts=demo")
     return load_config([*data, *teacher, f"store={folder}", "run.progress=false", *more])
 
 

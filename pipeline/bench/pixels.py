@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
@@ -17,7 +18,8 @@ from clipsweep.pipeline.demo.render import SKY
 from clipsweep.pipeline.demo.write import true_pixels
 from clipsweep.pipeline.labels import LabelSpace, load_space
 from clipsweep.pipeline.loaders import key_cloud, read_truth
-from clipsweep.pipeline.stages import make_index, make_teacher, scene_frames, scenes_of
+from clipsweep.pipeline.stages import device, make_index, scene_frames, scenes_of
+from clipsweep.pipeline.teachers import TeacherInputs, make_teacher
 from clipsweep.projection.cameras import look_up
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import Frame, PixelLabels
@@ -36,20 +38,20 @@ class Setting:
 _SYNONYMS = ("labels.prompts=",)
 SETTINGS = (
     Setting("as configured"),
-    Setting("templates short", ("teacher.templates=short",)),
-    Setting("templates plain", ("teacher.templates=plain",)),
+    Setting("templates short", ("teacher.maskclip.templates=short",)),
+    Setting("templates plain", ("teacher.maskclip.templates=plain",)),
     Setting("no negatives", (), ()),
     Setting("CLIP2Scene's strings, no negatives", ("labels.prompts=reference",)),
     Setting("synonyms, their negatives", _SYNONYMS),
     Setting("synonyms, sky alone", _SYNONYMS, ("sky",)),
     Setting("synonyms, no negatives", _SYNONYMS, ()),
-    *(Setting(f"min_score {s}", (f"teacher.min_score={s}",)) for s in (0.2, 0.3, 0.4, 0.5)),
-    *(Setting(f"key_smoothing {s}", (f"teacher.key_smoothing={s}",)) for s in (0.3, 0.5, 0.7, 1.0)),
-    *(Setting(f"denoising {s}", (f"teacher.denoising={s}",)) for s in (0.2, 0.3, 0.5)),
-    Setting("input x0.75", ("teacher.size_hw=[192,352]",)),
-    Setting("input x1.5", ("teacher.size_hw=[416,736]",)),
-    Setting("input x2", ("teacher.size_hw=[544,960]",)),
-    Setting("x2 in tiles of x1", ("teacher.size_hw=[512,960]", "teacher.tile_hw=[256,480]")),
+    *(Setting(f"min_score {s}", (f"teacher.maskclip.min_score={s}",)) for s in (0.2, 0.3, 0.4, 0.5)),
+    *(Setting(f"key_smoothing {s}", (f"teacher.maskclip.key_smoothing={s}",)) for s in (0.3, 0.5, 0.7, 1.0)),
+    *(Setting(f"denoising {s}", (f"teacher.maskclip.denoising={s}",)) for s in (0.2, 0.3, 0.5)),
+    Setting("input x0.75", ("teacher.maskclip.size_hw=[192,352]",)),
+    Setting("input x1.5", ("teacher.maskclip.size_hw=[416,736]",)),
+    Setting("input x2", ("teacher.maskclip.size_hw=[544,960]",)),
+    Setting("x2 in tiles of x1", ("teacher.maskclip.size_hw=[512,960]", "teacher.maskclip.tile_hw=[256,480]")),
 )
 
 
@@ -74,7 +76,8 @@ def teacher_settings(arguments: Sequence[str]) -> Iterator[Line]:
         space = load_space(config.labels)
         if setting.negatives is not None:
             space = dataclasses.replace(space, negatives=setting.negatives)
-        teacher = make_teacher(config, space)
+        inputs = TeacherInputs(space, Path(config.data.root), Path(config.store), device().type)
+        teacher = make_teacher(config.teacher, inputs)
         teacher(frames[0].cameras)  # builds the networks and the text
         start = time.process_time()
         labels = [teacher(frame.cameras) for frame in frames]

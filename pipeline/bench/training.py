@@ -47,8 +47,12 @@ def rows(data_root: Path, rounds: int = 2) -> Iterator[Row]:
 
 def _config(root: Path, store: str) -> Config:
     """CLIP2Scene's recipe on the real frames, with the demo's small CLIP: features of 224x416 pixels, kept."""
-    teacher = ("teacher.model=local-dir:pipeline/demo/teacher", "teacher.size_hw=[224,416]", "labels.prompts=demo")
-    data = (f"data.root={root}", "data.version=v1.0-trainval", "data.train=scene-0523", "data.eval=scene-0523")
+    teacher = (
+        "teacher.maskclip.model=local-dir:pipeline/demo/teacher",
+        "teacher.maskclip.size_hw=[224,416]",
+        "labels.prompts=demo",
+    )
+    data = (f"data.root={root}", "data.nuscenes.version=v1.0-trainval", "data.train=scene-0523", "data.eval=scene-0523")
     return load_config(["configs/pretrain/clip2scene.yaml", *teacher, *data, f"store={store}", "run.progress=false"])
 
 

@@ -3,58 +3,83 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Generic, TypeVar
 
 import numpy as np
+from pydantic import Field
 
 from clipsweep.pipeline.datasets import nuscenes, semantickitti
 from clipsweep.pipeline.datasets.boxes import FrameBoxes
 from clipsweep.pipeline.datasets.rows import Row, Skip
 from clipsweep.projection.frames import Frame
 
+Own = TypeVar("Own")
+
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Generic[Own]):
     """Where the logs are and how to read them.
 
-    Attributes:
-        kind: layout of the data set
-        root: folder of the data set
-        version: nuScenes table folder, such as v1.0-mini, v1.0-trainval or v1.0-test
-        camera: KITTI camera, image_0 to image_3 (projected by P0 to P3); empty: none, as a trained student needs none
-        train: splits or scene names to learn from
-        eval: splits or scene names to score on
-        columns: float32 values a point in the sweep files
-        intensity_scale: intensity of a full return in the sweep files
-        sensor_height_m: height of the LiDAR above the ground [m]
-        ego_box_m: returns with |x| and |y| below this hit the car itself [m]
-        bad_share: share of a sweep's points that may be non-finite or beyond 300 m (they are left out)
-        min_points: fewest points that a key sweep may have
-        hash: pin the sha256 of every file in the index, and verify it while reading
+    ``own`` has the settings of the chosen kind: ``data.nuscenes.version`` is ``own.version``.
     """
 
-    kind: Literal["nuscenes", "semantickitti"] = "nuscenes"
-    root: str = "data/nuscenes"
-    version: str = "v1.0-trainval"
-    camera: str = "image_2"
-    train: tuple[str, ...] = ("train",)
-    eval: tuple[str, ...] = ("val",)
-    columns: int = 5
-    intensity_scale: float = 255.0
-    sensor_height_m: float = 1.84
-    ego_box_m: float = 1.0
-    bad_share: float = 0.0
-    min_points: int = 100
-    hash: bool = False
+    kind: Annotated[str, Field(description="layout of the data set")] = "nuscenes"
+    root: Annotated[str, Field(description="folder of the data set")] = "data/nuscenes"
+    train: Annotated[
+        tuple[str, ...],
+        Field(description="splits or scene names to learn from"),
+    ] = ("train",)
+    eval: Annotated[
+        tuple[str, ...],
+        Field(description="splits or scene names to score on"),
+    ] = ("val",)
+    columns: Annotated[
+        int,
+        Field(ge=4, le=64, description="float32 values a point in the sweep files"),
+    ] = 5
+    intensity_scale: Annotated[
+        float,
+        Field(ge=0.001, le=1e9, description="intensity of a full return in the sweep files"),
+    ] = 255.0
+    sensor_height_m: Annotated[
+        float,
+        Field(ge=0, le=100, description="height of the LiDAR above the ground [m]"),
+    ] = 1.84
+    ego_box_m: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=100,
+            description="returns with |x| and |y| below this hit the car itself [m]",
+        ),
+    ] = 1.0
+    bad_share: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="share of a sweep that may be non-finite or beyond 300 m, and is left out",
+        ),
+    ] = 0.0
+    min_points: Annotated[
+        int,
+        Field(ge=1, le=1_000_000_000, description="fewest points that a key sweep may have"),
+    ] = 100
+    hash: Annotated[
+        bool,
+        Field(description="pin the sha256 of every file in the index, and verify it while reading"),
+    ] = False
+    own: Own = field(kw_only=True)
 
 
 @dataclass(frozen=True)
-class Reader:
+class Reader(Generic[Own]):
     """What a data set module offers.
 
     Attributes:
+        config: the class of its own settings, which are the keys ``data.<kind>.*``.
         tables: the files and folders that its index is made from (``pipeline.store.digest_files``).
         index: the rows of the index.
         labels: official ids of the points in the bytes of a label file.
@@ -64,17 +89,19 @@ class Reader:
         boxes: the annotated 3D boxes of frames; None where the data set has none.
     """
 
-    tables: Callable[[DataConfig], list[Path]]
-    index: Callable[[DataConfig], Iterator[Row]]
+    config: type[Own]
+    tables: Callable[[DataConfig[Own]], list[Path]]
+    index: Callable[[DataConfig[Own]], Iterator[Row]]
     labels: Callable[[bytes], np.ndarray]
     splits: Callable[[], Mapping[str, Sequence[str]]]
     label_folders: tuple[str, ...]
     label_files: tuple[str, ...] = ()
-    boxes: Callable[[DataConfig, Iterable[Frame]], Iterator[FrameBoxes | Skip]] | None = None
+    boxes: Callable[[DataConfig[Own], Iterable[Frame]], Iterator[FrameBoxes | Skip]] | None = None
 
 
-DATASETS: dict[str, Reader] = {
+DATASETS: dict[str, Reader[Any]] = {
     "nuscenes": Reader(
+        config=nuscenes.NuscenesConfig,
         tables=nuscenes.tables,
         index=nuscenes.index,
         labels=nuscenes.labels,
@@ -84,6 +111,7 @@ DATASETS: dict[str, Reader] = {
         boxes=nuscenes.boxes,
     ),
     "semantickitti": Reader(
+        config=semantickitti.SemanticKittiConfig,
         tables=semantickitti.tables,
         index=semantickitti.index,
         labels=semantickitti.labels,
@@ -91,3 +119,4 @@ DATASETS: dict[str, Reader] = {
         label_folders=("sequences/*/labels",),
     ),
 }
+"""Every kind of data set: ``data.kind`` names one, and a new one is one entry more."""

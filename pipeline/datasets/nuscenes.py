@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from jaxtyping import UInt8
+from pydantic import Field
 
 from clipsweep.pipeline.datasets.boxes import Box, FrameBoxes, checked_box
 from clipsweep.pipeline.datasets.checks import check_image, check_intrinsics, check_points, check_times, pin
@@ -33,22 +35,32 @@ _BOX_AWAY_M = 300.0
 _UNPACK = "unpack the metadata archive again"
 
 
-def tables(config: DataConfig) -> list[Path]:
+@dataclass(frozen=True)
+class NuscenesConfig:
+    """Which of nuScenes' tables to read."""
+
+    version: Annotated[
+        str,
+        Field(description="table folder, such as v1.0-mini, v1.0-trainval or v1.0-test"),
+    ] = "v1.0-trainval"
+
+
+def tables(config: DataConfig[NuscenesConfig]) -> list[Path]:
     """The table files that the index is made from.
 
     Raises:
         BadInput: the folder or a table is missing.
     """
-    folder = Path(config.root) / config.version
+    folder = Path(config.root) / config.own.version
     if not folder.is_dir():
-        raise BadInput(folder, "no such folder", "set data.root and data.version")
+        raise BadInput(folder, "no such folder", "set data.root and data.nuscenes.version")
     for name in _TABLES:
         if not (folder / f"{name}.json").is_file():
             raise BadInput(folder / f"{name}.json", "this table is missing", _UNPACK)
     return sorted(folder.glob("*.json"))
 
 
-def index(config: DataConfig) -> Iterator[Row]:
+def index(config: DataConfig[NuscenesConfig]) -> Iterator[Row]:
     """Yields one row for each key frame of the scenes in ``data.train`` and ``data.eval``, scene by scene.
 
     Splits are the official ones of the devkit, in their order (label fractions count in it); a split's scenes that the
@@ -72,7 +84,7 @@ def labels(data: bytes) -> UInt8[np.ndarray, " n"]:
     return np.frombuffer(data, np.uint8)
 
 
-def boxes(config: DataConfig, frames: Iterable[Frame]) -> Iterator[FrameBoxes | Skip]:
+def boxes(config: DataConfig[NuscenesConfig], frames: Iterable[Frame]) -> Iterator[FrameBoxes | Skip]:
     """Yields the annotated boxes of each frame, from the table ``sample_annotation``.
 
     Raises:
@@ -109,16 +121,16 @@ def splits() -> dict[str, list[str]]:
     return create_splits_scenes()
 
 
-def _load(config: DataConfig) -> NuScenes:
+def _load(config: DataConfig[NuscenesConfig]) -> NuScenes:
     from nuscenes.nuscenes import NuScenes
 
     try:
-        return NuScenes(config.version, config.root, verbose=False)
+        return NuScenes(config.own.version, config.root, verbose=False)
     except (AssertionError, OSError, KeyError, ValueError, TypeError) as error:
-        raise BadInput(Path(config.root) / config.version, f"the nuScenes devkit cannot load it: {error}") from None
+        raise BadInput(Path(config.root) / config.own.version, f"the nuScenes devkit cannot load it: {error}") from None
 
 
-def _scenes(nusc: NuScenes, config: DataConfig, names: Sequence[str]) -> list[str]:
+def _scenes(nusc: NuScenes, config: DataConfig[NuscenesConfig], names: Sequence[str]) -> list[str]:
     present = {scene["name"] for scene in nusc.scene}
     official = splits()
     chosen: list[str] = []
@@ -126,7 +138,7 @@ def _scenes(nusc: NuScenes, config: DataConfig, names: Sequence[str]) -> list[st
         found = [scene for scene in ([name] if name in present else official.get(name, ())) if scene in present]
         if not found:
             held = f"it holds {', '.join(sorted(present)[:5])}" + (" ..." if len(present) > 5 else "")
-            raise BadInput(Path(config.root) / config.version, f"has no scene of {name!r}", held)
+            raise BadInput(Path(config.root) / config.own.version, f"has no scene of {name!r}", held)
         chosen += found
     return list(dict.fromkeys(chosen))
 
@@ -152,7 +164,9 @@ def _samples(nusc: NuScenes, scene: dict[str, Any]) -> list[dict[str, Any]]:
     return chain
 
 
-def _row(nusc: NuScenes, config: DataConfig, scene: str, sample: dict[str, Any], train: bool, held: bool) -> Row:
+def _row(
+    nusc: NuScenes, config: DataConfig[NuscenesConfig], scene: str, sample: dict[str, Any], train: bool, held: bool
+) -> Row:
     key = sample["data"].get(LIDAR, sample["token"])
     try:
         frame, missing = _frame(nusc, config, scene, sample)
@@ -164,7 +178,7 @@ def _row(nusc: NuScenes, config: DataConfig, scene: str, sample: dict[str, Any],
     return Row(frame, train, held, missing)
 
 
-def _frame(nusc: NuScenes, config: DataConfig, scene: str, sample: dict[str, Any]) -> tuple[Frame, int]:
+def _frame(nusc: NuScenes, config: DataConfig[NuscenesConfig], scene: str, sample: dict[str, Any]) -> tuple[Frame, int]:
     root = Path(config.root)
     if LIDAR not in sample["data"]:
         raise BadInput(f"sample {sample['token']}", f"has no {LIDAR}")
@@ -179,7 +193,7 @@ def _frame(nusc: NuScenes, config: DataConfig, scene: str, sample: dict[str, Any
     return Frame(key["token"], scene, key["timestamp"], tuple(sweeps), cameras, labels), missing
 
 
-def _sweeps(nusc: NuScenes, config: DataConfig, key: dict[str, Any]) -> tuple[list[Sweep], int]:
+def _sweeps(nusc: NuScenes, config: DataConfig[NuscenesConfig], key: dict[str, Any]) -> tuple[list[Sweep], int]:
     root, record, missing = Path(config.root), key, 0
     sweeps: list[Sweep] = []
     for _ in range(MAX_SWEEPS):
@@ -195,7 +209,7 @@ def _sweeps(nusc: NuScenes, config: DataConfig, key: dict[str, Any]) -> tuple[li
     return sweeps, missing
 
 
-def _camera(nusc: NuScenes, config: DataConfig, token: str) -> Camera:
+def _camera(nusc: NuScenes, config: DataConfig[NuscenesConfig], token: str) -> Camera:
     record = nusc.get("sample_data", token)
     calibration = nusc.get("calibrated_sensor", record["calibrated_sensor_token"])
     intrinsics = np.array(calibration["camera_intrinsic"], np.float64)

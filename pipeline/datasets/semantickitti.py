@@ -7,10 +7,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from jaxtyping import Float64, UInt16
+from pydantic import Field
 
 from clipsweep.pipeline.datasets.checks import check_intrinsics, check_points, check_times, image_size, pin
 from clipsweep.pipeline.datasets.rows import MAX_SWEEPS, Row, Skip, within
@@ -32,6 +33,16 @@ _LABEL_BYTES = 4
 _RIG_MAX_M = 20.0
 _TIME_MAX_S = 1e10
 _UNPACK = "unpack the data set's archive of it again"
+
+
+@dataclass(frozen=True)
+class SemanticKittiConfig:
+    """Which camera of SemanticKITTI to use."""
+
+    camera: Annotated[
+        Literal["image_0", "image_1", "image_2", "image_3", ""],
+        Field(description="camera, projected by P0 to P3; empty: none, to use a student"),
+    ] = "image_2"
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -59,7 +70,7 @@ class _Drive:
         return f"sequences/{self.name}"
 
 
-def tables(config: DataConfig) -> list[Path]:
+def tables(config: DataConfig[SemanticKittiConfig]) -> list[Path]:
     """The text files and folders that the index is made from.
 
     Raises:
@@ -68,7 +79,7 @@ def tables(config: DataConfig) -> list[Path]:
     return [path for name in _sequences(config, (*config.train, *config.eval)) for path in _sources(config, name)]
 
 
-def index(config: DataConfig) -> Iterator[Row]:
+def index(config: DataConfig[SemanticKittiConfig]) -> Iterator[Row]:
     """Yields one row for each scan of the sequences in ``data.train`` and ``data.eval``, sequence by sequence.
 
     A sequence may be labelled up to some scan only: scans after its last label file are frames without labels.
@@ -107,7 +118,7 @@ def splits() -> dict[str, tuple[str, ...]]:
     return SPLITS
 
 
-def _sequences(config: DataConfig, names: Sequence[str]) -> list[str]:
+def _sequences(config: DataConfig[SemanticKittiConfig], names: Sequence[str]) -> list[str]:
     """Names of the sequences on disk that splits and names stand for; a split's others are passed over."""
     folder = within(Path(config.root), "sequences")
     present = {path.name for path in folder.glob("*") if path.is_dir()}
@@ -121,11 +132,9 @@ def _sequences(config: DataConfig, names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(chosen))
 
 
-def _sources(config: DataConfig, name: str) -> list[Path]:
+def _sources(config: DataConfig[SemanticKittiConfig], name: str) -> list[Path]:
     """The files and folders of a sequence."""
-    root, sequence, camera = Path(config.root), f"sequences/{name}", config.camera
-    if camera and camera not in _PROJECTIONS:
-        raise BadInput("data.camera", f"{camera!r} is no camera", f"give one of {', '.join(_PROJECTIONS)}")
+    root, sequence, camera = Path(config.root), f"sequences/{name}", config.own.camera
     needed = [within(root, f"{sequence}/{part}") for part in ("calib.txt", "poses.txt", "times.txt", "velodyne")]
     for path in needed:
         if not path.exists():
@@ -133,11 +142,11 @@ def _sources(config: DataConfig, name: str) -> list[Path]:
     optional = [within(root, f"{sequence}/{part}") for part in ("labels", camera) if part]
     if camera and not optional[-1].is_dir():
         present = ", ".join(part for part in _PROJECTIONS if (root / sequence / part).is_dir()) or "no camera"
-        raise BadInput(optional[-1], "this camera is missing", f"it holds {present}: set data.camera")
+        raise BadInput(optional[-1], "this camera is missing", f"it holds {present}: set data.semantickitti.camera")
     return [*needed, *(path for path in optional if path.is_dir())]
 
 
-def _read_drive(config: DataConfig, name: str) -> _Drive:
+def _read_drive(config: DataConfig[SemanticKittiConfig], name: str) -> _Drive:
     folder = Path(config.root) / "sequences" / name
     _sources(config, name)
     scans, labelled = _numbered(folder / "velodyne", ".bin"), _numbered(folder / "labels", ".label")
@@ -201,7 +210,7 @@ def _id(drive: _Drive, number: int) -> str:
     return f"{drive.name}/{number:06d}"
 
 
-def _sweep(config: DataConfig, drive: _Drive, number: int) -> Sweep:
+def _sweep(config: DataConfig[SemanticKittiConfig], drive: _Drive, number: int) -> Sweep:
     file = pin(Path(config.root), f"{drive.folder}/velodyne/{number:06d}.bin", config.hash)
     if number >= len(drive.poses):
         raise BadInput(file.path, f"has no row in poses.txt, which ends after {len(drive.poses)}", _UNPACK)
@@ -214,24 +223,24 @@ def _sweep(config: DataConfig, drive: _Drive, number: int) -> Sweep:
     return Sweep(round(time_s * 1e6), lidar_from_cam @ _pose(drive, number) @ cam_from_lidar, file)
 
 
-def _frame(config: DataConfig, drive: _Drive, number: int, sweeps: tuple[Sweep, ...]) -> Frame:
+def _frame(config: DataConfig[SemanticKittiConfig], drive: _Drive, number: int, sweeps: tuple[Sweep, ...]) -> Frame:
     points = check_points(sweeps[0].points, config.columns, config.min_points)
-    cameras = (_camera(config, drive, number, sweeps[0].time_us),) if config.camera else ()
+    cameras = (_camera(config, drive, number, sweeps[0].time_us),) if config.own.camera else ()
     labels = _labels(config, drive, number, points)
     check_times(sweeps, cameras, _id(drive, number))
     return Frame(_id(drive, number), drive.name, sweeps[0].time_us, sweeps, cameras, labels)
 
 
-def _camera(config: DataConfig, drive: _Drive, number: int, time_us: int) -> Camera:
-    file = pin(Path(config.root), f"{drive.folder}/{config.camera}/{number:06d}.png", config.hash)
-    name = _PROJECTIONS[config.camera]
+def _camera(config: DataConfig[SemanticKittiConfig], drive: _Drive, number: int, time_us: int) -> Camera:
+    file = pin(Path(config.root), f"{drive.folder}/{config.own.camera}/{number:06d}.png", config.hash)
+    name = _PROJECTIONS[config.own.camera]
     projection = drive.calibration[name].reshape(3, 4)
     K = np.ascontiguousarray(projection[:, :3])
     where = f"{drive.folder}/calib.txt, {name}"
     check_intrinsics(K, where)
     first_from_cam = _mounted(np.column_stack([np.eye(3), -np.linalg.solve(K, projection[:, 3])]), where)
     global_from_first = _cam_from_lidar(drive).inverse() @ _pose(drive, number)
-    return Camera(config.camera, time_us, global_from_first @ first_from_cam, K, image_size(file), file)
+    return Camera(config.own.camera, time_us, global_from_first @ first_from_cam, K, image_size(file), file)
 
 
 def _cam_from_lidar(drive: _Drive) -> Pose:
@@ -258,7 +267,7 @@ def _pose(drive: _Drive, number: int) -> Pose:
         raise BadInput(f"{drive.folder}/poses.txt:{number + 1}", str(error)) from None
 
 
-def _labels(config: DataConfig, drive: _Drive, number: int, points: int) -> File | None:
+def _labels(config: DataConfig[SemanticKittiConfig], drive: _Drive, number: int, points: int) -> File | None:
     if number > drive.labelled:
         return None
     file = pin(Path(config.root), f"{drive.folder}/labels/{number:06d}.label", config.hash)

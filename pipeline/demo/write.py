@@ -3,12 +3,14 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import Float, Float32, Int64, UInt8
 from PIL import Image
+from pydantic import Field
 
 from clipsweep.pipeline.demo.lidar_kernels import count_in_boxes
 from clipsweep.pipeline.demo.render import render
@@ -35,6 +37,7 @@ from clipsweep.pipeline.demo.tables import (
     token,
 )
 from clipsweep.pipeline.demo.world import World, build_world
+from clipsweep.pipeline.settings import validated
 from clipsweep.pipeline.store import write_folder
 from clipsweep.projection.errors import BadInput
 
@@ -58,32 +61,60 @@ VAL_SEED = 10_000
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """The size of the embedded world.
+    """The size of the embedded world."""
 
-    Attributes:
-        seed: the same seed gives the same bytes
-        train_scenes: scenes named as the official train split; up to 8 as nuScenes v1.0-mini, more as v1.0-trainval
-        val_scenes: scenes named as the official val split; up to 2 as nuScenes v1.0-mini; SemanticKITTI has one
-        key_frames: key frames a scene, two a second as nuScenes, ten a second as SemanticKITTI [frames]
-        width_px: width of the images [px]
-        height_px: height of the images [px]
-        beams: rings of the LiDAR
-        azimuths: columns of one turn of the LiDAR
-        hills_m: height of the street's crests above its valleys [m]; 0 is flat
-        flat_poses: nuScenes' poses of the car: z is always 0, pitch and roll are wrong by some 0.2 degrees that change
-            over a second; boxes are where these poses make the key frame's points lie; not for SemanticKITTI
-    """
-
-    seed: int = 0
-    train_scenes: int = 8
-    val_scenes: int = 2
-    key_frames: int = 10
-    width_px: int = 480
-    height_px: int = 270
-    beams: int = 32
-    azimuths: int = 1090
-    hills_m: float = 0.0
-    flat_poses: bool = False
+    seed: Annotated[
+        int,
+        Field(ge=0, le=2**31, description="the same seed gives the same bytes"),
+    ] = 0
+    train_scenes: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=700,
+            description="scenes named as the official train split; up to 8 as nuScenes v1.0-mini, "
+            "more as v1.0-trainval",
+        ),
+    ] = 8
+    val_scenes: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=150,
+            description="official val scenes; up to 2 as v1.0-mini; SemanticKITTI has one",
+        ),
+    ] = 2
+    key_frames: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=80,
+            description="key frames a scene: two a second as nuScenes, ten as SemanticKITTI",
+        ),
+    ] = 10
+    width_px: Annotated[int, Field(ge=16, le=4096, description="width of the images [px]")] = 480
+    height_px: Annotated[int, Field(ge=16, le=4096, description="height of the images [px]")] = 270
+    beams: Annotated[int, Field(ge=2, le=256, description="rings of the LiDAR")] = 32
+    azimuths: Annotated[
+        int,
+        Field(ge=64, le=8192, description="columns of one turn of the LiDAR"),
+    ] = 1090
+    hills_m: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=20,
+            description="height of the street's crests above its valleys [m]; 0 is flat",
+        ),
+    ] = 0.0
+    flat_poses: Annotated[
+        bool,
+        Field(
+            description="nuScenes' poses of the car: z is always 0, pitch and roll are wrong by "
+            "some 0.2 degrees that change over a second; boxes are where these poses make the "
+            "key frame's points lie; not for SemanticKITTI",
+        ),
+    ] = False
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -159,20 +190,7 @@ def split_names(train_scenes: int, val_scenes: int) -> tuple[str, Sequence[str],
 
 
 def _check(config: DemoConfig) -> None:
-    bounds = {
-        "seed": (0, 2**31),
-        "train_scenes": (0, 700),
-        "val_scenes": (0, 150),
-        "key_frames": (1, 80),
-        "width_px": (16, 4096),
-        "height_px": (16, 4096),
-        "beams": (2, 256),
-        "azimuths": (64, 8192),
-        "hills_m": (0, 20),
-    }
-    for name, (low, high) in bounds.items():
-        if not low <= getattr(config, name) <= high:
-            raise BadInput(name, f"is {getattr(config, name)}", f"it must lie between {low} and {high}")
+    validated(DemoConfig, asdict(config), "demo.")
     if not config.train_scenes + config.val_scenes:
         raise BadInput("train_scenes, val_scenes", "are both 0", "there must be a scene")
 

@@ -168,7 +168,7 @@ def test_unknown_names_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> N
         (
             "hf-hub:me/tiny",
             "openai",
-            "'openai', but hf-hub:me/tiny brings its own weights; leave teacher.weights empty",
+            "'openai', but hf-hub:me/tiny brings its own weights; leave teacher.maskclip.weights empty",
         ),
         ("local-dir:/nowhere", "a.safetensors", "brings its own weights"),
     ):

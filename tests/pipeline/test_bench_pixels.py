@@ -21,7 +21,7 @@ def test_lines_are_scored_on_every_pixel(tmp_path: Path, monkeypatch: pytest.Mon
     given = [
         *("configs/demo.yaml", f"data.root={tmp_path / 'data'}", f"store={tmp_path / 'store'}", "run.progress=false"),
         *("demo.train_scenes=0", "demo.val_scenes=1", "demo.key_frames=1", "demo.azimuths=240"),
-        *("data.version=v1.0-mini", "data.train=mini_val", "data.eval=mini_val"),
+        *("data.nuscenes.version=v1.0-mini", "data.train=mini_val", "data.eval=mini_val"),
     ]
     monkeypatch.setattr(pixels, "SETTINGS", (Setting("as configured"), Setting("no negatives", (), ())))
     configured, without = teacher_settings(given)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
-from functools import reduce
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import pytest
+from pydantic import Field
 
-from clipsweep.pipeline.config import _BOUNDS, Config, describe, load_config
+from clipsweep.distill.maskclip import MaskClipConfig
+from clipsweep.pipeline.config import Config, describe, load_arguments, load_config
+from clipsweep.pipeline.datasets import DATASETS
+from clipsweep.pipeline.datasets.nuscenes import NuscenesConfig
+from clipsweep.pipeline.datasets.semantickitti import SemanticKittiConfig
+from clipsweep.pipeline.teachers import TEACHERS, TeacherKind
 from clipsweep.pipeline.yaml_files import CONFIGS
 from clipsweep.projection.errors import BadInput
 
@@ -34,7 +40,9 @@ def test_lists_may_be_typed_with_commas() -> None:
     assert load_config(["data.train=[a,b]"]).data.train == ("a", "b")
     assert load_config(["data.train=10"]).data.train == ("10",)
     assert load_config(["data.train=['010', \"no\" ,]"]).data.train == ("010", "no")
-    assert load_config(["teacher.size_hw=[224, 416]"]).teacher.size_hw == (224, 416)
+    own = load_config(["teacher.maskclip.size_hw=[224, 416]"]).teacher.own
+    assert isinstance(own, MaskClipConfig)
+    assert own.size_hw == (224, 416)
 
 
 @pytest.mark.parametrize("text", ["12:30", "0012", "no", "2020-13-45", "[car,truck]", "1e3", "null", "{a: b}", "a=b"])
@@ -44,28 +52,127 @@ def test_a_text_is_what_was_typed(text: str) -> None:
 
 
 def test_a_number_in_a_file_may_stand_for_a_text(tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text("data: {train: [7, a], eval: 8}\nframe: 12\nout:\n")
+    (tmp_path / "a.yaml").write_text("data: {train: [7, a], eval: 8}\nstore: 12\nprotocol:\n")
     config = load_config([str(tmp_path / "a.yaml")])
-    assert (config.data.train, config.data.eval, config.frame, config.out) == (("7", "a"), ("8",), "12", "")
+    assert (config.data.train, config.data.eval, config.store, config.protocol) == (("7", "a"), ("8",), "12", "")
 
 
-def numbers(group: object, prefix: str = "") -> Iterator[str]:
-    for item in dataclasses.fields(group):  # type: ignore[arg-type]
-        value = getattr(group, item.name)
-        if dataclasses.is_dataclass(value):
-            yield from numbers(value, f"{prefix}{item.name}.")
-        elif type(value) in (int, float):
-            yield f"{prefix}{item.name}"
+NUMBERS = [s for s in describe() if re.fullmatch(r"-?[\d.]+(e[+-]?\d+)?", s.default)]
 
 
 def test_every_number_has_bounds() -> None:
-    assert {key for key in numbers(Config()) if not key.startswith("demo.")} == {*_BOUNDS}
+    assert len(NUMBERS) > 70
+    assert [s.name for s in NUMBERS if not re.search(r" from .* to ", s.allowed)] == []
 
 
-@pytest.mark.parametrize("key", [key for key in _BOUNDS if type(reduce(getattr, key.split("."), Config())) is float])
-def test_no_number_may_be_nan(key: str) -> None:
-    with pytest.raises(BadInput, match=key):
-        load_config([f"{key}=nan"])
+@pytest.mark.parametrize("key", [s.name for s in NUMBERS])
+@pytest.mark.parametrize("text", ["nan", "true"])
+def test_no_number_is_none(key: str, text: str) -> None:
+    with pytest.raises(BadInput, match=f"{re.escape(key)}: is .*{text}.*; it must be a"):
+        load_config([f"{key}={text}"])
+
+
+def test_a_number_in_a_file_is_no_truth_value(tmp_path: Path) -> None:
+    for text in ("train: {epochs: true}", "train: {epochs: 1.5}", "train: {lr: no}"):
+        (tmp_path / "a.yaml").write_text(text)
+        with pytest.raises(BadInput, match=r"train\..*: is .*a\.yaml\); it must be a"):
+            load_config([str(tmp_path / "a.yaml")])
+
+
+def test_a_wrong_value_is_named_with_its_source(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("train: {batch_size: 0}\n")
+    with pytest.raises(BadInput) as caught:
+        load_config([str(tmp_path / "a.yaml")])
+    bound = "it must be a whole number from 1 to 128"
+    assert str(caught.value) == f"train.batch_size: is 0 ({tmp_path}/a.yaml); {bound}"
+    with pytest.raises(BadInput) as caught:
+        load_config([str(tmp_path / "a.yaml"), "train.batch_size=200"])
+    assert str(caught.value) == f"train.batch_size: is '200' (command line); {bound}"
+
+
+def test_references_are_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLIPSWEEP_TEST", "8")
+    given = ["train.epochs=${oc.env:CLIPSWEEP_TEST}", "store=${data.root}/artifacts"]
+    config = load_config(given)
+    assert (config.train.epochs, config.store) == (8, "data/nuscenes/artifacts")
+    with pytest.raises(BadInput, match=r"store: .*NOWHERE.*\(command line\)"):
+        load_config(["store=${oc.env:NOWHERE}"])
+
+
+# --- kinds of data sets and teachers ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("data.version=v1.0-mini", "data.nuscenes.version"),
+        ("data.camera=image_0", "data.semantickitti.camera"),
+        ("teacher.map=mine", "teacher.precomputed.map"),
+        ("teacher.model=RN50", "teacher.maskclip.model or teacher.features.model"),
+        ("teacher.size_hw=[8,8]", "teacher.precomputed.size_hw, teacher.maskclip.size_hw or"),
+    ],
+)
+def test_an_old_key_tells_the_new_one(old: str, new: str) -> None:
+    key = old.split("=")[0]
+    message = f"unknown key {key}; it stands below its kind: give {new}"
+    with pytest.raises(BadInput, match=re.escape(message)):
+        load_config([old])
+
+
+def test_all_kinds_are_checked_and_the_chosen_one_is_in_force() -> None:
+    given = ["data.nuscenes.version=v1.0-mini", "data.semantickitti.camera=image_0"]
+    assert load_config(given).data.own == NuscenesConfig("v1.0-mini")
+    kitti = load_config([*given, "data.kind=semantickitti"])
+    assert kitti.data.own == SemanticKittiConfig("image_0")
+    assert kitti.groups("data")["data"]["semantickitti"] == {"camera": "image_0"}
+    assert "nuscenes" not in kitti.groups("data")["data"]
+    with pytest.raises(BadInput, match=r"teacher\.features\.batch: is '0' \(command line\)"):
+        load_config(["teacher.features.batch=0"])
+
+
+def test_a_kind_that_is_none_is_named() -> None:
+    with pytest.raises(BadInput, match=r"data\.kind: is 'nuscnes' .*; did you mean nuscenes\?"):
+        load_config(["data.kind=nuscnes"])
+
+
+@dataclass(frozen=True)
+class Mine:
+    """Settings of a data set, or of a teacher, that somebody adds."""
+
+    drives: Annotated[int, Field(ge=1, le=9, description="number of drives")] = 3
+
+
+def test_one_entry_makes_a_data_set_or_a_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DATASETS, "mine", replace(DATASETS["nuscenes"], config=Mine))
+    monkeypatch.setitem(TEACHERS, "mine", TeacherKind(Mine, lambda own, inputs: None))  # type: ignore
+    given = ["data.kind=mine", "data.mine.drives=5", "teacher.kind=mine"]
+    config = load_config(given)
+    assert (config.data.own, config.teacher.own) == (Mine(5), Mine(3))
+    keys = {setting.name: setting for setting in describe()}
+    assert keys["data.mine.drives"].allowed == "a whole number from 1 to 9"
+    assert keys["teacher.kind"].allowed == "precomputed, maskclip, features or mine"
+    with pytest.raises(BadInput, match=r"data\.mine\.drives: is '12' .* from 1 to 9"):
+        load_config(["data.mine.drives=12"])
+
+
+# --- a tool's own arguments ------------------------------------------------------------------------------------------
+
+
+def test_arguments_are_checked_like_settings() -> None:
+    assert load_arguments(Mine, ["drives=4"]) == Mine(4)
+    with pytest.raises(BadInput, match=r"drives: is '0' \(command line\); it must be a whole"):
+        load_arguments(Mine, ["drives=0"])
+    with pytest.raises(BadInput, match="unknown key drvies; did you mean drives"):
+        load_config(["drvies=4"], also=["drives"])
+
+
+def test_arguments_do_not_stand_in_files(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("frame: 12\n")
+    with pytest.raises(BadInput, match="frame is an argument of the tool and no setting"):
+        load_config([str(tmp_path / "a.yaml")], also=["frame"])
+
+
+# --- wrong and hostile input -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -145,7 +252,7 @@ def test_a_missing_file_is_named() -> None:
 
 
 def test_every_key_is_described() -> None:
-    silent = [key for key, _, text in describe(Config) if not text]
+    silent = [setting.name for setting in describe() if not setting.text]
     assert silent == []
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from clipsweep.pipeline.config import load_config
 from clipsweep.pipeline.datasets import DATASETS, DataConfig
+from clipsweep.pipeline.datasets.semantickitti import SemanticKittiConfig
 from clipsweep.pipeline.demo.kitti import SCAN_S, write_kitti_demo
 from clipsweep.pipeline.demo.parts import rotation
 from clipsweep.pipeline.demo.render import render
@@ -41,7 +42,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def frames(root: Path) -> list[Frame]:
-    config = DataConfig(kind="semantickitti", root=str(root), columns=4, train=("train",), eval=("val",))
+    own = SemanticKittiConfig()
+    config = DataConfig("semantickitti", str(root), own=own, columns=4)
     found = [row.frame for row in DATASETS["semantickitti"].index(config)]
     return [frame for frame in found if isinstance(frame, Frame)]
 

@@ -10,7 +10,7 @@ import pytest
 from clipsweep.distill.teacher import Teacher
 from clipsweep.pipeline.config import load_config
 from clipsweep.pipeline.labels import LabelsConfig, load_scoring, load_space, load_teacher_map, load_truth
-from clipsweep.pipeline.stages import make_teacher
+from clipsweep.pipeline.teachers import TeacherInputs, make_teacher
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import NONE
 from tests.distill.tiny_clip import VIT, write_camera, write_clip
@@ -98,9 +98,16 @@ def test_a_prompts_file_sets_thresholds_by_class(tmp_path: Path) -> None:
 
     def teacher(min_score: str, default: float = 0.0) -> Teacher:
         path.write_text(f"min_score: {min_score}")
-        given = [f"teacher.model={model}", "teacher.size_hw=[64,96]", "teacher.templates=short", f"store={tmp_path}"]
-        config = load_config([*given, f"labels.prompts={path}", f"teacher.min_score={default}"])
-        return make_teacher(config, load_space(config.labels))
+        given = [
+            f"teacher.maskclip.model={model}",
+            "teacher.maskclip.size_hw=[64,96]",
+            "teacher.maskclip.templates=short",
+            f"store={tmp_path}",
+        ]
+        given += [f"labels.prompts={path}", f"teacher.maskclip.min_score={default}"]
+        config = load_config(given)
+        inputs = TeacherInputs(load_space(config.labels), tmp_path, tmp_path, "cpu")
+        return make_teacher(config.teacher, inputs)
 
     free = teacher("{}")([camera])[0].label
     most = int(np.bincount(free.ravel()).argmax())

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from clipsweep.pipeline.datasets import DATASETS, DataConfig
+from clipsweep.pipeline.datasets.nuscenes import NuscenesConfig
 from clipsweep.pipeline.datasets.rows import Row, Skip, read_images, read_index, read_scenes, to_parquet
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import Frame
@@ -24,13 +26,23 @@ def frames(config: DataConfig) -> list[Frame]:
     return [frame for frame in found if isinstance(frame, Frame)]
 
 
+def small(root: Path, **changes: Any) -> DataConfig[NuscenesConfig]:
+    mini = NuscenesConfig(version=changes.pop("version", "v1.0-mini"))
+    values = {"train": ("mini_train",), "eval": ("mini_val",), **changes}
+    return DataConfig(root=str(root), own=mini, **values)
+
+
+def full(samples: Path, scene: str) -> DataConfig[NuscenesConfig]:
+    root = str(samples / "nuscenes-0523")
+    return DataConfig(root=root, own=NuscenesConfig(), train=("val",), eval=(scene,))
+
+
 def pandaset(samples: Path) -> DataConfig:
-    root = str(samples / "pandaset-002")
-    return DataConfig(root=root, version="v1.0-mini", train=("mini_train",), eval=("mini_val",))
+    return small(samples / "pandaset-002")
 
 
 def test_real_scene_without_lidarseg(samples: Path) -> None:
-    found = frames(DataConfig(root=str(samples / "nuscenes-0523"), train=("val",), eval=("scene-0523",)))
+    found = frames(full(samples, "scene-0523"))
     assert len(found) == 12
     assert len(read_sweep(found[0].sweeps[0], 5)) == 34_400
     assert [len(frame.sweeps) for frame in found] == [*range(1, 12), 11]
@@ -39,7 +51,7 @@ def test_real_scene_without_lidarseg(samples: Path) -> None:
 
 def test_points_in_boxes_equal_the_tables_counts(samples: Path) -> None:
     root = samples / "nuscenes-0523"
-    frame = frames(DataConfig(root=str(root), train=("val",), eval=("val",)))[0]
+    frame = frames(full(samples, "val"))[0]
     tables = {
         name: json.loads((root / f"v1.0-trainval/{name}.json").read_text())
         for name in ("sample_data", "sample_annotation")
@@ -66,12 +78,6 @@ def test_real_sweeps_and_labels(samples: Path) -> None:
         assert len(read_sweep(row.frame.sweeps[0], 5)) == row.frame.labels.bytes
         times = [sweep.time_us for sweep in row.frame.sweeps]
         assert times == sorted(times, reverse=True)
-
-
-def small(root: Path, **changes: object) -> DataConfig:
-    return DataConfig(
-        **{"root": str(root), "version": "v1.0-mini", "train": ("mini_train",), "eval": ("mini_val",), **changes}
-    )
 
 
 def test_index_comes_back_as_it_went_in(small_world: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from clipsweep.pipeline.datasets import DataConfig
 from clipsweep.pipeline.datasets.rows import Row, to_parquet
+from clipsweep.pipeline.datasets.semantickitti import SemanticKittiConfig
 from clipsweep.pipeline.guard import LabelLeak, label_folders, no_labels
 from clipsweep.pipeline.protocols import labelled_subset
 from clipsweep.pipeline.store import Artifact
@@ -106,7 +107,8 @@ def test_every_label_folder_is_guarded_in_the_index_or_not(tmp_path: Path) -> No
     labels = File(tmp_path / "elsewhere/000000.label", 4)
     frame = Frame("00/000000", "00", 0, (Sweep(0, Pose.identity(), File(tmp_path / "x.bin", 4)),), (), labels)
     index.commit("index", to_parquet([Row(frame, True, False)], tmp_path))
-    found = label_folders(DataConfig(kind="semantickitti", root=str(tmp_path)), index)
+    data = DataConfig("semantickitti", str(tmp_path), own=SemanticKittiConfig())
+    found = label_folders(data, index)
     assert found == [tmp_path / "elsewhere", *(tmp_path / f"sequences/{name}/labels" for name in ("00", "08"))]
 
 

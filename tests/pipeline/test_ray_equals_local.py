@@ -27,7 +27,11 @@ def payloads(store: Path) -> dict[str, bytes]:
 def test_index_pixels_points_and_predictions_have_the_same_names_and_bytes(
     small_world: Path, tmp_path: Path, tool: Run
 ) -> None:
-    clip = ("teacher.kind=maskclip", "teacher.model=local-dir:pipeline/demo/teacher", "teacher.size_hw=[160,320]")
+    clip = (
+        "teacher.kind=maskclip",
+        "teacher.maskclip.model=local-dir:pipeline/demo/teacher",
+        "teacher.maskclip.size_hw=[160,320]",
+    )
     local, ray = tmp_path / "local", tmp_path / "ray"
     student = tool("pretrain", *settings(small_world, tmp_path / "student")).path
     for store, more in ((local, ()), (ray, RAY)):

@@ -45,10 +45,14 @@ def test_the_store_must_be_writable_and_have_room(tmp_path: Path, monkeypatch: p
 def test_images_that_no_memory_holds_are_refused_before_anything_is_read(
     small_world: Path, tmp_path: Path, tool: Run
 ) -> None:
-    given = [*settings(small_world, tmp_path / "store"), "teacher.kind=maskclip", "teacher.size_hw=[100000,100000]"]
+    given = [
+        *settings(small_world, tmp_path / "store"),
+        "teacher.kind=maskclip",
+        "teacher.maskclip.size_hw=[100000,100000]",
+    ]
     done = tool("label", *given)
     assert done.status == 1
-    assert done.err.startswith("error: teacher.size_hw: 16 images of 100000 x 100000 need")
+    assert done.err.startswith("error: teacher.maskclip.size_hw: 16 images of 100000 x 100000 need")
     assert done.err.count("\n") == 1
     assert not (tmp_path / "store").exists()
 

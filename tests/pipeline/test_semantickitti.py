@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from PIL import Image
 from clipsweep.pipeline.config import Config, load_config
 from clipsweep.pipeline.datasets import DATASETS, DataConfig
 from clipsweep.pipeline.datasets.rows import Row, Skip
-from clipsweep.pipeline.datasets.semantickitti import SPLITS, labels
+from clipsweep.pipeline.datasets.semantickitti import SPLITS, SemanticKittiConfig, labels
 from clipsweep.pipeline.labels import LabelsConfig, load_space
 from clipsweep.pipeline.stages import make_index
 from clipsweep.pipeline.store import digest_files
@@ -39,9 +40,10 @@ def frames(config: DataConfig) -> list[Frame]:
     return [frame for frame in found if isinstance(frame, Frame)]
 
 
-def made(root: Path, **changes: object) -> DataConfig:
-    values = {"kind": "semantickitti", "root": str(root), "columns": 4, "train": ("train",), "eval": ("val",)}
-    return DataConfig(**{**values, **changes})
+def made(root: Path, **changes: Any) -> DataConfig[SemanticKittiConfig]:
+    own = SemanticKittiConfig(camera=changes.pop("camera", "image_2"))
+    values = {"train": ("train",), "eval": ("val",), "columns": 4, **changes}
+    return DataConfig(kind="semantickitti", root=str(root), own=own, **values)
 
 
 def line(numbers: np.ndarray) -> str:
@@ -276,10 +278,10 @@ def test_a_missing_scan_is_counted_as_missing_sweeps(root: Path) -> None:
 
 
 def test_a_missing_camera_names_those_there(root: Path) -> None:
-    with pytest.raises(BadInput, match=r"image_0: this camera is missing.*image_2: set data.camera"):
+    with pytest.raises(BadInput, match=r"image_0: this camera is missing.*image_2: set data.semantickitti.camera"):
         rows(made(root, camera="image_0"))
-    with pytest.raises(BadInput, match="image_9"):
-        rows(made(root, camera="image_9"))
+    with pytest.raises(BadInput, match=r"is 'image_9' \(command line\); it must be image_0, image_1"):
+        load_config(["data.semantickitti.camera=image_9"])
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ def test_labels_once_learnt_are_not_hidden_behind_a_smaller_protocol(given: list
     ("wanted", "said"),
     [
         (("teacher.kind=maskclip", "objectives.regression.weight=1"), "keep_features"),
-        (("teacher.kind=features", "teacher.model=test_vit"), "names no class"),
+        (("teacher.kind=features", "teacher.features.model=test_vit"), "names no class"),
         (("objectives.regression.weight=1", "objectives.semantic.targets=points"), "no pixels"),
     ],
 )

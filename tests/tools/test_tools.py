@@ -54,7 +54,7 @@ def test_a_teacher_without_words_teaches_the_local_head(small_world: Path, tmp_p
     vit = tmp_path / "vit.safetensors"
     save_file(timm.create_model("test_vit").state_dict(), vit)
     given = ("configs/pretrain/scalr.yaml", *settings(small_world, tmp_path / "store"), "teacher.kind=features")
-    student = tool("pretrain", *given, "teacher.model=test_vit", f"teacher.weights={vit}").path
+    student = tool("pretrain", *given, "teacher.features.model=test_vit", f"teacher.features.weights={vit}").path
     for line in (student / "metrics.jsonl").read_text().splitlines():
         step = json.loads(line)
         assert 0 < step["loss"] < 2

@@ -1,0 +1,105 @@
+"""Kinds of teachers: the settings of each, and how it is built from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from clipsweep.distill.maskclip import MaskClip, MaskClipConfig
+from clipsweep.distill.teacher import Precomputed, PrecomputedConfig, Teacher, TeacherConfig
+from clipsweep.distill.vit import VitFeatures, VitFeaturesConfig
+from clipsweep.pipeline.labels import LabelSpace, load_teacher_map
+
+Own = TypeVar("Own")
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class TeacherInputs:
+    """What a teacher is built from beside its settings.
+
+    Attributes:
+        space: the classes, and what they are asked for by.
+        data_root: folder of the data set.
+        store: folder of all artifacts, where text embeddings are kept.
+        device: where networks run: cpu or cuda.
+    """
+
+    space: LabelSpace
+    data_root: Path
+    store: Path
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherKind(Generic[Own]):
+    """A kind of teacher: the class of its settings (``teacher.<kind>.*``), and what builds it."""
+
+    config: type[Own]
+    build: Callable[[Own, TeacherInputs], Teacher]
+
+
+def make_teacher(config: TeacherConfig, inputs: TeacherInputs) -> Teacher:
+    """The teacher of a configuration.
+
+    Raises:
+        BadInput: its model, weights or label map cannot be used.
+    """
+    return TEACHERS[config.kind].build(config.own, inputs)
+
+
+def _precomputed(own: PrecomputedConfig, inputs: TeacherInputs) -> Teacher:
+    table = load_teacher_map(own.map, inputs.space)
+    return Precomputed(inputs.data_root, own.root, table, len(inputs.space), own.size_hw)
+
+
+def _features(own: VitFeaturesConfig, inputs: TeacherInputs) -> Teacher:
+    return VitFeatures(
+        model=own.model,
+        weights=own.weights,
+        size_hw=own.size_hw,
+        batch=own.batch,
+        device=inputs.device,
+    )
+
+
+def _maskclip(own: MaskClipConfig, inputs: TeacherInputs) -> Teacher:
+    space = inputs.space
+    return MaskClip(
+        model=_bundled(own.model),
+        weights=own.weights,
+        prompts=space.prompts,
+        negatives=space.negatives,
+        reading=own.reading,
+        proxy=own.proxy,
+        proxy_weights=own.proxy_weights,
+        size_hw=own.size_hw,
+        tile_hw=own.tile_hw,
+        tile_overlap=own.tile_overlap,
+        templates=own.templates,
+        min_score=[space.min_score.get(name, own.min_score) for name in space.names],
+        key_smoothing=own.key_smoothing,
+        denoising=own.denoising,
+        batch=own.batch,
+        device=inputs.device,
+        keep_features=own.keep_features,
+        cache=inputs.store / "text",
+    )
+
+
+def _bundled(model: str) -> str:
+    """A ``local-dir:`` that is not here, taken from the package: the demo's own CLIP."""
+    kind, _, folder = model.partition(":")
+    packaged = Path(__file__).parents[1] / folder
+    if kind == "local-dir" and not Path(folder).exists() and packaged.is_dir():
+        return f"{kind}:{packaged}"
+    return model
+
+
+TEACHERS: dict[str, TeacherKind[Any]] = {
+    "precomputed": TeacherKind(PrecomputedConfig, _precomputed),
+    "maskclip": TeacherKind(MaskClipConfig, _maskclip),
+    "features": TeacherKind(VitFeaturesConfig, _features),
+}
+"""Every kind of teacher: ``teacher.kind`` names one, and a new one is one entry more."""
