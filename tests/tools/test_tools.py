@@ -18,7 +18,10 @@ import torch
 from safetensors.torch import save_file
 
 from clipsweep.distill.checkpoint import load_student, make_student
+from clipsweep.pipeline.command import argument_names, without
+from clipsweep.pipeline.config import load_config
 from clipsweep.pipeline.store import Artifact
+from clipsweep.tools import arguments_of, pretrain
 from tests.helpers import Run, settings
 
 
@@ -198,6 +201,46 @@ def test_a_student_of_other_classes_is_refused(small_world: Path, tmp_path: Path
     refused = tool("evaluate", *given, f"student={student}", "labels.names=cat,dog")
     assert refused.status == 1
     assert "knows the classes" in refused.err
+
+
+class Child:
+    """A process that has ended well at once."""
+
+    returncode = 0
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def poll(self) -> int:
+        return 0
+
+
+def test_children_of_a_training_get_only_what_they_accept(monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+
+    def popen(command: list[str], **_: object) -> Child:
+        commands.append(command)
+        return Child()
+
+    given = ["pretrain.py", "configs/demo.yaml", "resume=other", "seed=1", "--traceback"]
+    monkeypatch.setattr(sys, "argv", given)
+    monkeypatch.setattr(pretrain.subprocess, "Popen", popen)
+    pretrain._show(Path("made"))
+    expected = ["configs/demo.yaml", "seed=1", "student=made"]
+    assert [command[2:] for command in commands] == [expected, expected]
+    for name, command in zip(("evaluate", "view"), commands, strict=True):
+        assert Path(command[1]).name == f"{name}.py"
+        own = argument_names(arguments_of(name))
+        load_config(without(own, command[2:]), own)
+
+
+def test_an_argument_of_another_tool_is_refused(tool: Run) -> None:
+    refused = tool("index", "student=made")
+    assert refused.status == 1
+    assert "unknown key student" in refused.err
 
 
 def test_usage(tool: Run) -> None:
