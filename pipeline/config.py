@@ -95,10 +95,14 @@ class Config:
     out: str = ""
     resume: str = ""
 
-    def groups(self, *names: str) -> dict[str, Any]:
-        """The named groups and keys as plain values, to be hashed into an artifact's name."""
-        tree = dataclasses.asdict(self)
-        return {name: tree[name] for name in names}
+    def values(self, *keys: str) -> dict[str, Any]:
+        """Some groups and keys (``fusion``, ``data.columns``) as plain values: what an artifact's name is made of."""
+        chosen: dict[str, Any] = {}
+        for key in keys:
+            value: Any = reduce(getattr, key.split("."), self)
+            group = dataclasses.is_dataclass(value) and not isinstance(value, type)
+            chosen[key] = dataclasses.asdict(value) if group else value
+        return chosen
 
 
 _FILES_MAX = 100

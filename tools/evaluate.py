@@ -14,14 +14,14 @@ from clipsweep.pipeline.command import Made, main, say
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.report import score_table
 from clipsweep.pipeline.scoring import make_predictions, make_scores, open_points
-from clipsweep.pipeline.stages import make_index
+from clipsweep.pipeline.stages.index import make_index
 
 KEYS = ("data", "labels", "run", "store", "on_bad", "verify", "student", "points", "absent_class")
 
 
 def run(config: Config) -> Made:
     index = make_index(config)
-    said = open_points(config) if config.points else make_predictions(config, index)
+    said = open_points(config, index) if config.points else make_predictions(config, index)
     scores = make_scores(config, index, said)
     say(_table(json.loads(scores.shard("scores").read_text())))
     return Made(scores.path, scores.skipped())

@@ -13,7 +13,7 @@ from clipsweep.pipeline.export import FORMATS, pseudo_labels, submission
 from clipsweep.pipeline.labels import load_space
 from clipsweep.pipeline.loaders import read_points
 from clipsweep.pipeline.scoring import labelled_frames, make_predictions, open_points
-from clipsweep.pipeline.stages import make_index
+from clipsweep.pipeline.stages.index import make_index
 
 KEYS = ("data", "labels", "run", "store", "on_bad", "verify", "student", "points", "format", "out")
 
@@ -22,7 +22,7 @@ def run(config: Config) -> Made:
     index, space = make_index(config), load_space(config.labels)
     split = config.data.eval[0] if len(config.data.eval) == 1 else "eval"
     if config.points:
-        said = open_points(config)
+        said = open_points(config, index)
         labels = ((frame, read_points(said, frame)) for frame, _ in labelled_frames(config, index, said))
         out = Path(config.out or f"{config.store}/export-{said.id}")
         pseudo_labels(FORMATS[config.format], out, split, space, labels)

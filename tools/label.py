@@ -8,9 +8,12 @@ from pathlib import Path
 
 from clipsweep.pipeline.command import Made, main, say
 from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.demo.make import make_demo
 from clipsweep.pipeline.labels import load_space
 from clipsweep.pipeline.quality import draw_quality, look_over, quality_table, quality_warnings, truth_source
-from clipsweep.pipeline.stages import make_index, make_pixels, make_points
+from clipsweep.pipeline.stages.index import make_index
+from clipsweep.pipeline.stages.pixels import make_pixels
+from clipsweep.pipeline.stages.points import make_points
 from clipsweep.pipeline.views import check_picture, save_figure
 
 KEYS = ("data", "make_demo", "demo", "labels", "teacher", "fusion", "run", "store", "on_bad", "verify", "report")
@@ -19,6 +22,8 @@ KEYS = ("data", "make_demo", "demo", "labels", "teacher", "fusion", "run", "stor
 def run(config: Config) -> Made:
     if config.report:
         check_picture(Path(config.report))  # before hours of labelling
+    if config.make_demo:
+        make_demo(config, Path(config.data.root))
     index = make_index(config)
     truth = truth_source(config, index) if config.report else ""
     pixels = make_pixels(config, index)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from clipsweep.pipeline.command import Made, main, say, say_bad_steps
 from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.demo.make import make_demo
 from clipsweep.pipeline.signals import Stopped, noted
 from clipsweep.pipeline.training import make_pretrained
 
@@ -24,6 +25,8 @@ KEYS = (
 
 
 def run(config: Config) -> Made:
+    if config.make_demo:
+        make_demo(config, Path(config.data.root))
     student = make_pretrained(config)
     say_bad_steps(student)
     if config.evaluate and os.environ.get("RANK", "0") == "0":

@@ -11,7 +11,7 @@ from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.labels import load_space
 from clipsweep.pipeline.loaders import key_cloud, read_truth
 from clipsweep.pipeline.scoring import labelled_frames, make_predictions, open_points
-from clipsweep.pipeline.stages import make_index
+from clipsweep.pipeline.stages.index import make_index
 from clipsweep.pipeline.views import draw_frame, save_figure
 from clipsweep.projection.errors import BadInput
 
@@ -20,7 +20,7 @@ KEYS = ("data", "labels", "fusion", "run", "store", "on_bad", "student", "points
 
 def run(config: Config) -> Made:
     index, space = make_index(config), load_space(config.labels)
-    said = open_points(config) if config.points else make_predictions(config, index)
+    said = open_points(config, index) if config.points else make_predictions(config, index)
     frames = ((f, label) for f, label in labelled_frames(config, index, said) if config.frame in ("", f.id))
     frame, label = next(frames, (None, None))
     if frame is None or label is None:

@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
@@ -13,11 +14,13 @@ from jaxtyping import UInt8
 from clipsweep.distill.metrics import Confusion
 from clipsweep.pipeline.bench.experiments import Line
 from clipsweep.pipeline.config import Config, load_config
+from clipsweep.pipeline.demo.make import make_demo
 from clipsweep.pipeline.demo.render import SKY
 from clipsweep.pipeline.demo.write import true_pixels
 from clipsweep.pipeline.labels import LabelSpace, load_space
 from clipsweep.pipeline.loaders import key_cloud, read_truth
-from clipsweep.pipeline.stages import make_index, make_teacher, scene_frames, scenes_of
+from clipsweep.pipeline.stages.index import make_index, scene_frames, scenes_of
+from clipsweep.pipeline.stages.pixels import make_teacher
 from clipsweep.projection.cameras import look_up
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import Frame, PixelLabels
@@ -66,6 +69,7 @@ def teacher_settings(arguments: Sequence[str]) -> Iterator[Line]:
     given = load_config(arguments)
     if not given.make_demo:
         raise BadInput("make_demo", "is false", "pixels have exact truth in the demo alone: configs/demo.yaml")
+    make_demo(given, Path(given.data.root))
     index = make_index(given)
     scenes = {scene: true_pixels(given.demo, scene) for scene in scenes_of(index, "eval")}
     frames = [frame for scene in scenes for frame in scene_frames(index, given, scene)]

@@ -22,7 +22,8 @@ from clipsweep.distill.objectives.spatiotemporal import SpatioTemporalConfig, sp
 from clipsweep.pipeline.bench.row import Row
 from clipsweep.pipeline.config import Config, load_config
 from clipsweep.pipeline.loaders import TrainingFrames, pixel_targets
-from clipsweep.pipeline.stages import make_index, make_pixels
+from clipsweep.pipeline.stages.index import make_index
+from clipsweep.pipeline.stages.pixels import make_pixels
 from clipsweep.pipeline.training import training_frames
 from clipsweep.projection.frames import Frame
 

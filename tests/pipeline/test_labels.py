@@ -10,7 +10,7 @@ import pytest
 from clipsweep.distill.teacher import Teacher
 from clipsweep.pipeline.config import load_config
 from clipsweep.pipeline.labels import LabelsConfig, load_scoring, load_space, load_teacher_map, load_truth
-from clipsweep.pipeline.stages import make_teacher
+from clipsweep.pipeline.stages.pixels import make_teacher
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import NONE
 from tests.distill.tiny_clip import VIT, write_camera, write_clip
