@@ -86,22 +86,26 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     Raises:
         BadInput: there is something of that name.
     """
-    if os.path.lexists(path):
-        raise _exists(path)
+    check_absent(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     temporary.mkdir()
     try:
         fill(temporary)
-        if os.path.lexists(path):  # another run was faster
-            raise _exists(path)
+        check_absent(path)  # another run may have been faster
         temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _exists(path: Path) -> BadInput:
-    return BadInput(path, "exists already", "delete it or choose another folder")
+def check_absent(path: Path) -> None:
+    """Refuses to write over what is there.
+
+    Raises:
+        BadInput: there is something of that name.
+    """
+    if os.path.lexists(path):
+        raise BadInput(path, "exists already", "delete it or choose another folder")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import sys
 
 from clipsweep.pipeline.command import Made, main, say
 from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.labels import load_scoring, load_space, load_truth
 from clipsweep.pipeline.report import score_table
 from clipsweep.pipeline.scoring import make_predictions, make_scores, open_points
 from clipsweep.pipeline.stages.index import make_index
@@ -20,6 +21,7 @@ KEYS = ("data", "labels", "run", "store", "on_bad", "verify", "student", "points
 
 
 def run(config: Config) -> Made:
+    load_scoring(config.labels, load_space(config.labels), load_truth(config.labels))  # before hours of predicting
     index = make_index(config)
     said = open_points(config, index) if config.points else make_predictions(config, index)
     scores = make_scores(config, index, said)

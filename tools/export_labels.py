@@ -14,11 +14,14 @@ from clipsweep.pipeline.labels import load_space
 from clipsweep.pipeline.loaders import read_points
 from clipsweep.pipeline.scoring import labelled_frames, make_predictions, open_points
 from clipsweep.pipeline.stages.index import make_index
+from clipsweep.pipeline.store import check_absent
 
 KEYS = ("data", "labels", "run", "store", "on_bad", "verify", "student", "points", "format", "out")
 
 
 def run(config: Config) -> Made:
+    if config.out:
+        check_absent(Path(config.out))  # before hours of predicting
     index, space = make_index(config), load_space(config.labels)
     split = config.data.eval[0] if len(config.data.eval) == 1 else "eval"
     if config.points:

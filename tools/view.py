@@ -12,13 +12,15 @@ from clipsweep.pipeline.labels import load_space
 from clipsweep.pipeline.loaders import key_cloud, read_truth
 from clipsweep.pipeline.scoring import labelled_frames, make_predictions, open_points
 from clipsweep.pipeline.stages.index import make_index
-from clipsweep.pipeline.views import draw_frame, save_figure
+from clipsweep.pipeline.views import check_picture, draw_frame, save_figure
 from clipsweep.projection.errors import BadInput
 
 KEYS = ("data", "labels", "fusion", "run", "store", "on_bad", "student", "points", "frame", "out")
 
 
 def run(config: Config) -> Made:
+    if config.out:
+        check_picture(Path(config.out))  # before hours of predicting
     index, space = make_index(config), load_space(config.labels)
     said = open_points(config, index) if config.points else make_predictions(config, index)
     frames = ((f, label) for f, label in labelled_frames(config, index, said) if config.frame in ("", f.id))
