@@ -41,6 +41,11 @@ _checked: set[tuple[str, int, int]] = set()
 """Payloads whose sha256 this process has compared: path, size and time of change."""
 
 
+def forget_checked() -> None:
+    """Has every payload compared with its sha256 again at the next read, as in a new process."""
+    _checked.clear()
+
+
 def digest_of(value: Any) -> str:
     """sha256 of a JSON-like value, independent of the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
