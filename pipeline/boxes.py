@@ -13,7 +13,7 @@ from clipsweep.pipeline.datasets import DATASETS
 from clipsweep.pipeline.datasets.boxes import Box, FrameBoxes, boxes_to_parquet, read_scene_boxes
 from clipsweep.pipeline.datasets.rows import Skip
 from clipsweep.pipeline.loaders import read_box_truth
-from clipsweep.pipeline.stages import scene_frames, scenes_of
+from clipsweep.pipeline.stages.index import scene_frames, scenes_of
 from clipsweep.pipeline.store import Artifact
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import Frame
@@ -21,7 +21,8 @@ from clipsweep.projection.frames import Frame
 
 def boxes_artifact(index: Artifact) -> Artifact:
     """The boxes of an index, beside it in the store, whether they exist or not."""
-    return Artifact.of(str(index.path.parent), "boxes", {}, [index], suffix=".parquet")
+    key = {"index": index.facts("index")["sha256"]}
+    return Artifact.of(str(index.path.parent), "boxes", key, [index], suffix=".parquet")
 
 
 def make_boxes(config: Config, index: Artifact) -> Artifact:
@@ -91,7 +92,7 @@ class BoxTruth:
         if frame.id in self._lost:
             raise BadInput(f"boxes of frame {frame.id}", self._lost[frame.id])
         if frame.scene != self._scene:
-            self._of_scene = read_scene_boxes(self.boxes.shard("boxes"), frame.scene)
+            self._of_scene = read_scene_boxes(self.boxes.payload("boxes"), frame.scene)
             self._scene = frame.scene
         if frame.id not in self._of_scene:
             problem = f"has no boxes of frame {frame.id}"

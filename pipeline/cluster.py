@@ -1,7 +1,7 @@
-"""Scenes over Ray actors: placement is Ray's; retries, deadlines, giving up and the report are ours.
+"""Shards over Ray actors: placement is Ray's; retries, deadlines, giving up and the report are ours.
 
-Ray is told to retry nothing. A worker commits its scene's shard itself, so a worker that dies, or that was thought dead
-and was not, can at worst do a scene twice; both commits have the same bytes.
+Ray is told to retry nothing. A worker commits its shard itself, so a worker that dies, or that was thought dead and was
+not, can at worst make a shard twice; both commits have the same bytes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -25,7 +25,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from clipsweep.pipeline.signals import raised
 from clipsweep.pipeline.store import Artifact, write_whole
-from clipsweep.pipeline.work import Incomplete, RunConfig, Worker, do_scene
+from clipsweep.pipeline.work import Incomplete, RunConfig, Worker, make_shard
 from clipsweep.projection.errors import BadInput
 
 _DISK = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS, errno.EDQUOT)
@@ -92,22 +92,22 @@ class _Actor:
     def build(self, make_worker: Callable[[], Worker]) -> None:
         self._worker = make_worker()
 
-    def do(self, artifact: Artifact, scene: str, attempt: int) -> None:
-        do_scene(artifact, self._worker, scene, attempt)
+    def do(self, artifact: Artifact, name: str, attempt: int) -> None:
+        make_shard(artifact, self._worker, name, attempt)
 
 
 @dataclass(eq=False, slots=True)
 class _Job:
-    """A scene that is not done yet.
+    """A shard that is not made yet.
 
     Attributes:
-        scene: its name.
+        name: its name.
         attempts: how often it was given to a worker.
         ready_at: ``time.monotonic()`` before which it is not tried again.
         reasons: why each attempt failed.
     """
 
-    scene: str
+    name: str
     attempts: int = 0
     ready_at: float = 0.0
     reasons: list[str] = field(default_factory=list)
@@ -124,12 +124,13 @@ class _Flight:
 
 
 class _Driver:
-    """Hands scenes to actors until each is committed or given up; never more scenes than workers are under way."""
+    """Hands shards to actors until each is committed or given up; never more shards than workers are under way."""
 
     def __init__(
         self, artifact: Artifact, make_worker: Callable[[], Worker], run: RunConfig, gpu: bool, tick: Callable[[], Any]
     ) -> None:
-        self.artifact, self.run, self.tick = artifact, run, tick
+        self.artifact = replace(artifact, parts=())  # sent with every job
+        self.run, self.tick = run, tick
         self.gpus = run.gpus if gpu else 0.0
         self.actor: Any = ray.remote(num_cpus=1, num_gpus=self.gpus, max_restarts=0, max_task_retries=0)(_Actor)
         self.make_worker = ray.put(make_worker)
@@ -140,10 +141,10 @@ class _Driver:
         self.finished: dict[str, _Job] = {}
         self.given_up: dict[str, _Job] = {}
 
-    def work(self, scenes: Sequence[str]) -> None:
-        self.queue.extend(_Job(scene) for scene in scenes)
-        while len(self.finished) + len(self.given_up) < len(scenes):
-            self._hire(len(scenes) - len(self.finished) - len(self.given_up))
+    def work(self, names: Sequence[str]) -> None:
+        self.queue.extend(_Job(name) for name in names)
+        while len(self.finished) + len(self.given_up) < len(names):
+            self._hire(len(names) - len(self.finished) - len(self.given_up))
             self._launch()
             ready, _ = ray.wait(list(self.flights), timeout=_POLL_S) if self.flights else ([], [])
             if not self.flights:
@@ -161,7 +162,7 @@ class _Driver:
             self.flights[actor.build.remote(self.make_worker)] = _Flight(actor, None, time.monotonic())
 
     def _launch(self) -> None:
-        """Gives idle actors the scenes whose time has come."""
+        """Gives idle actors the shards whose time has come."""
         for _ in range(len(self.queue)):
             if not self.idle:
                 return
@@ -171,7 +172,7 @@ class _Driver:
                 continue
             actor = self.idle.pop()
             job.attempts += 1
-            ref = actor.do.remote(self.artifact, job.scene, job.attempts)
+            ref = actor.do.remote(self.artifact, job.name, job.attempts)
             self.flights[ref] = _Flight(actor, job, time.monotonic())
 
     def _land(self, flight: _Flight, ref: Any) -> None:
@@ -226,7 +227,7 @@ class _Driver:
             raise Incomplete(f"no worker could be started ({reason}); each needs {needs}")
 
     def _failed(self, job: _Job, reason: str, final: bool = False) -> None:
-        if self.artifact.done(job.scene, verify=True):  # it committed and then died
+        if self.artifact.done(job.name, verify=True):  # it committed and then died
             self._done(job)
             return
         job.reasons.append(reason)
@@ -237,13 +238,13 @@ class _Driver:
             job.ready_at = time.monotonic() + _BACK_OFF_S * 2 ** (job.attempts - 1)
             self.queue.append(job)
             return
-        self.given_up[job.scene] = job
+        self.given_up[job.name] = job
         self._forget(job)
         if len(self.given_up) > self.run.failures:
-            raise Incomplete(f"stopped, as more than run.failures={self.run.failures} scenes failed; {self.worst()}")
+            raise Incomplete(f"stopped, as more than run.failures={self.run.failures} shards failed; {self.worst()}")
 
     def _done(self, job: _Job) -> None:
-        self.finished[job.scene] = job
+        self.finished[job.name] = job
         self.tick()
         self._forget(job)
 
@@ -260,8 +261,8 @@ class _Driver:
             ray.kill(actor)
 
     def worst(self) -> str:
-        scene, job = next(iter(self.given_up.items()))
-        return f"first {scene} after {job.attempts} attempt(s): {job.reasons[-1]}"
+        name, job = next(iter(self.given_up.items()))
+        return f"first {name} after {job.attempts} attempt(s): {job.reasons[-1]}"
 
     def report(self, kept: int, left: int) -> None:
         """Writes ``report.json``."""
@@ -269,53 +270,53 @@ class _Driver:
             "expected": kept + left,
             "kept": kept,
             "done": len(self.finished),
-            "given_up": {scene: job.reasons for scene, job in self.given_up.items()},
+            "given_up": {name: job.reasons for name, job in self.given_up.items()},
             "left": left - len(self.finished) - len(self.given_up),
-            "retried": {scene: job.reasons for scene, job in self.finished.items() if job.reasons},
+            "retried": {name: job.reasons for name, job in self.finished.items() if job.reasons},
         }
         write_whole(self.artifact.path / "report.json", json.dumps(report, indent=1).encode())
 
 
 def run_on_ray(
     artifact: Artifact,
-    scenes: Sequence[str],
+    names: Sequence[str],
     make_worker: Callable[[], Worker],
     run: RunConfig,
     gpu: bool = False,
     tick: Callable[[], Any] = lambda: None,
     kept: int = 0,
 ) -> None:
-    """Does scenes on ``run.workers`` actors; ``report.json`` in the artifact says what became of each.
+    """Makes shards on ``run.workers`` actors; ``report.json`` in the artifact says what became of each.
 
-    A scene whose input is bad is given up at once, one that loses its worker after ``run.attempts``; the others go on
+    A shard whose input is bad is given up at once, one that loses its worker after ``run.attempts``; the others go on
     until more than ``run.failures`` are given up. The report counts ``expected`` = ``kept`` + ``done`` + ``given_up`` +
     ``left``, with every failed attempt's reason.
 
     Args:
         artifact: where shards are committed; on a file system that every node sees.
-        scenes: what is to be done.
+        names: the shards to be made.
         make_worker: builds an actor's worker.
         run: how many workers, attempts, and the deadline.
         gpu: whether a worker gets ``run.gpus``.
-        tick: called for each scene that is done.
-        kept: scenes that were committed before.
+        tick: called for each shard that is made.
+        kept: shards that were committed before.
 
     Raises:
         OSError: the disk is full or refuses writing.
-        Incomplete: scenes were given up, or no worker could be started.
+        Incomplete: shards were given up, or no worker could be started.
         BadInput: the cluster cannot be joined, or a worker cannot be built.
     """
     # Ray tells of lost workers on stdout, which tools keep for their one path
     with redirect_stdout(sys.stderr), cluster(run):
         driver = _Driver(artifact, make_worker, run, gpu, tick)
         try:
-            driver.work(scenes)
+            driver.work(names)
         finally:
             driver.dismiss()
-            driver.report(kept, len(scenes))
+            driver.report(kept, len(names))
     if driver.given_up:
         raise Incomplete(
-            f"{len(driver.given_up)} of {len(scenes)} scenes could not be done, {driver.worst()}; "
+            f"{len(driver.given_up)} of {len(names)} shards could not be made, {driver.worst()}; "
             "the others are kept, and the same command tries these again"
         )
 

@@ -7,6 +7,7 @@ import difflib
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from itertools import count
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -32,7 +33,6 @@ from clipsweep.pipeline.settings import (
     given_in,
     is_restricted,
     one_of,
-    plain,
     shown,
     validated,
 )
@@ -119,10 +119,14 @@ class Config:
         ),
     ] = "nan"
 
-    def groups(self, *names: str) -> dict[str, Any]:
-        """The named groups and keys as plain values, to be hashed into an artifact's name."""
-        tree = plain(self)
-        return {name: tree[name] for name in names}
+    def values(self, *keys: str) -> dict[str, Any]:
+        """Some groups and keys (``fusion``, ``data.columns``) as plain values: what an artifact's name is made of."""
+        chosen: dict[str, Any] = {}
+        for key in keys:
+            value: Any = reduce(getattr, key.split("."), self)
+            group = dataclasses.is_dataclass(value) and not isinstance(value, type)
+            chosen[key] = dataclasses.asdict(value) if group else value
+        return chosen
 
 
 _FILES_MAX = 100

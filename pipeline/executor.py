@@ -1,4 +1,4 @@
-"""Maps a worker over the scenes of a stage, here or on Ray, and finishes the stage's artifact."""
+"""Maps a worker over the shards of a stage, here or on Ray, and finishes the stage's artifact."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from clipsweep.pipeline.config import Config
-from clipsweep.pipeline.datasets.rows import Skip
 from clipsweep.pipeline.store import Artifact
-from clipsweep.pipeline.work import Worker, do_scene
+from clipsweep.pipeline.work import Worker, make_shard
 from clipsweep.projection.errors import BadInput
 
 INSTALL_RAY = 'pip install -e ".[ray]"'
@@ -20,38 +19,36 @@ INSTALL_RAY = 'pip install -e ".[ray]"'
 
 def run_stage(
     artifact: Artifact,
-    scenes: Sequence[str],
+    shards: Sequence[str],
     make_worker: Callable[[], Worker],
     config: Config,
-    inherited: Sequence[Skip] = (),
     gpu: bool = False,
 ) -> Artifact:
-    """Brings an artifact to completion: does the scenes that are not committed, then writes the manifest.
+    """Brings an artifact to completion: makes the shards that are not committed, then writes the manifest.
 
     Args:
         artifact: the stage's output.
-        scenes: its shards, in order.
+        shards: their names, in order.
         make_worker: builds a worker; not called when nothing is left to do.
         config: the resolved configuration (``run`` and ``verify`` are read; all of it is stored).
-        inherited: frames that the stage's inputs lack.
         gpu: whether a worker runs a network.
 
     Raises:
         BadInput: from a worker, when ``on_bad=fail`` (local); a path that other nodes would read differently, or Ray is
             not installed (ray).
-        Incomplete: scenes were given up (ray).
+        Incomplete: shards were given up (ray).
     """
     if config.run.executor == "ray" and config.run.address:
         check_shared(config)
     started = time.time()
-    left = [scene for scene in scenes if not artifact.done(scene, config.verify)]
-    if artifact.whole and not left:
+    left = [name for name in shards if not artifact.done(name, config.verify)]
+    if not left and artifact.whole and list(artifact.manifest()["shards"]) == list(shards):
         return artifact
     artifact.sweep_orphans()
     if left:
-        done = len(scenes) - len(left)
+        done = len(shards) - len(left)
         quiet = not config.run.progress
-        with tqdm(total=len(scenes), initial=done, desc=artifact.stage, unit="scene", disable=quiet) as bar:
+        with tqdm(total=len(shards), initial=done, desc=artifact.stage, unit="shard", disable=quiet) as bar:
             if config.run.executor == "ray":
                 with needs_ray("run.executor"):
                     from clipsweep.pipeline.cluster import run_on_ray
@@ -59,10 +56,10 @@ def run_stage(
                 run_on_ray(artifact, left, make_worker, config.run, gpu, bar.update, done)
             else:
                 worker = make_worker()
-                for scene in left:
-                    do_scene(artifact, worker, scene)
+                for name in left:
+                    make_shard(artifact, worker, name)
                     bar.update()
-    artifact.finish(scenes, config, started, inherited)
+    artifact.finish(shards, config, started, artifact.lost)
     return artifact
 
 

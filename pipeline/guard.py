@@ -52,7 +52,7 @@ def label_folders(data: DataConfig, index: Artifact) -> list[Path]:
     this and of any other index beside it, which ``labels.truth=boxes`` scores against.
     """
     root, reader = Path(data.root), DATASETS[data.kind]
-    found = {(root / name).parent for name in read_label_files(index.shard("index"))}
+    found = {(root / name).parent for name in read_label_files(index.payload("index"))}
     for pattern in (*reader.label_folders, *reader.label_files):
         found.update(root.glob(pattern))
     if reader.boxes:

@@ -31,7 +31,7 @@ from clipsweep.projection.sweeps import choose_sweeps, merge, read_sweep
 
 def read_pixels(pixels: Artifact, frame: Frame) -> list[PixelLabels]:
     """The teacher's word on a frame's images, in the order of its cameras."""
-    file = pixels.arrays(frame.scene)
+    file = pixels.arrays(pixels.shard_of(frame.id))
     names = set(file.keys())
 
     def of(camera: str) -> PixelLabels:
@@ -44,7 +44,7 @@ def read_pixels(pixels: Artifact, frame: Frame) -> list[PixelLabels]:
 
 def read_points(points: Artifact, frame: Frame) -> PointLabels:
     """The fused labels of a frame's key sweep."""
-    file = points.arrays(frame.scene)
+    file = points.arrays(points.shard_of(frame.id))
     if f"{frame.id}/label" not in file.keys():  # noqa: SIM118 - not a mapping
         raise BadInput(
             points.path, f"has no labels of frame {frame.id}", "label again with verify=true: the data changed since"

@@ -18,7 +18,7 @@ from clipsweep.pipeline.datasets import DATASETS
 from clipsweep.pipeline.labels import BOXES, LabelSpace, load_space, load_truth
 from clipsweep.pipeline.loaders import key_cloud, read_pixels, read_points, read_truth, skip_or_raise
 from clipsweep.pipeline.report import score_table
-from clipsweep.pipeline.stages import scene_frames, scenes_of
+from clipsweep.pipeline.stages.index import scene_frames, scenes_of
 from clipsweep.pipeline.store import Artifact
 from clipsweep.projection.cameras import look_up
 from clipsweep.projection.errors import BadInput

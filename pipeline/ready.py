@@ -7,9 +7,12 @@ import os
 import shutil
 from pathlib import Path
 
+import torch
+
 from clipsweep.distill.teacher import ReadsImages
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.executor import INSTALL_RAY
+from clipsweep.pipeline.labels import load_space
 from clipsweep.projection.errors import BadInput
 
 _FREE_MIN_BYTES = 200 << 20
@@ -20,11 +23,13 @@ def check_ready(config: Config) -> None:
     """Refuses settings that this machine cannot carry out.
 
     Raises:
-        BadInput: Ray is wanted and not installed, several workers are wanted without it, the store
-            cannot be written or its disk is full, or a batch of the teacher's images does not fit
-            the machine's memory.
+        BadInput: Ray is wanted and not installed, several workers are wanted without it, a GPU is
+            and there is none, the label space cannot be used, the store cannot be written or its
+            disk is full, or a batch of the teacher's images does not fit the machine's memory.
     """
     _check_workers(config)
+    _check_gpus(config)
+    load_space(config.labels)
     _check_store(Path(config.store))
     _check_images(config)
 
@@ -37,6 +42,14 @@ def _check_workers(config: Config) -> None:
     elif run.workers > 1 and "WORLD_SIZE" not in os.environ:
         cure = "give run.executor=ray, or start the training with torchrun"
         raise BadInput("run.workers", f"is {run.workers} with run.executor=local", cure)
+
+
+def _check_gpus(config: Config) -> None:
+    """A cluster that has an address may have GPUs that this machine lacks."""
+    here = torch.cuda.device_count()
+    if config.run.gpus > here and not config.run.address:
+        problem = f"is {config.run.gpus:g}, this machine has {here} that CUDA finds"
+        raise BadInput("run.gpus", problem, "give run.gpus=0, or run.address of a cluster")
 
 
 def _check_store(store: Path) -> None:

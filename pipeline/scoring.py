@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -27,9 +27,10 @@ from clipsweep.pipeline.loaders import (
     usable_cloud,
 )
 from clipsweep.pipeline.settings import plain
-from clipsweep.pipeline.stages import device, scene_frames, scenes_of
-from clipsweep.pipeline.store import Artifact, digest_files
-from clipsweep.pipeline.training import finished_student
+from clipsweep.pipeline.stages.index import cut_scenes, find_parts, scene_frames, scenes_of
+from clipsweep.pipeline.stages.pixels import device
+from clipsweep.pipeline.store import Artifact, Part, digest_files
+from clipsweep.pipeline.training import READS_CLOUDS, finished_student
 from clipsweep.pipeline.work import Shard
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import NONE, Frame
@@ -56,8 +57,8 @@ def open_student(config: Config, student: str) -> tuple[Trained, str]:
     return trained, digest_files([artifact.shard("model"), artifact.path / "config.json"])
 
 
-def open_points(config: Config, folder: str) -> Artifact:
-    """The fused points in a folder.
+def open_points(config: Config, index: Artifact, folder: str) -> Artifact:
+    """The fused points of the scenes of ``data.eval`` in a folder.
 
     Raises:
         BadInput: they are not whole, or their classes are not those of ``labels``.
@@ -67,27 +68,37 @@ def open_points(config: Config, folder: str) -> Artifact:
     if made != names:
         said = f"has the classes {', '.join(made or ())}"
         raise BadInput(folder, said, f"labels has {', '.join(names)}: score, draw and export it with the same")
-    return points
+    return find_parts(points, index, scenes_of(index, "eval"))
+
+
+FRAMES = 64
+"""Key frames of a shard of predictions."""
 
 
 class PredictWorker:
-    """Gives every raw point of a scene's key sweeps a class."""
+    """Gives every raw point of some key sweeps of a scene a class."""
 
-    def __init__(self, config: Config, index: Artifact, student: str) -> None:
-        self.config, self.index = config, index
+    def __init__(self, config: Config, index: Artifact, student: str, parts: Sequence[Part]) -> None:
+        self.config = config
+        self.index = index
+        self.parts = {part.shard: part for part in parts}
         self.trained, _ = open_student(config, student)
 
-    def __call__(self, scene: str) -> Shard:
-        """The predictions of a scene's key sweeps."""
+    def __call__(self, name: str) -> Shard:
+        """The predictions of a part's key sweeps."""
+        part = self.parts[name]
+        wanted = set(part.frames)
         arrays: dict[str, np.ndarray] = {}
         skipped: list[Skip] = []
-
-        for frame in scene_frames(self.index, self.config, scene):
+        for frame in scene_frames(self.index, self.config, part.scene):
+            if frame.id not in wanted:
+                continue
             try:
-                arrays[frame.id] = self.predict(frame, partial(note_older, skipped, scene))
+                arrays[frame.id] = self.predict(frame, partial(note_older, skipped, part.scene))
             except BadInput as error:
                 skipped.append(skip_or_raise(error, frame, self.config))
-        return Shard(arrays, skipped, {"frames": len(arrays), "points": sum(map(len, arrays.values()))})
+        counts = {"frames": len(arrays), "points": sum(map(len, arrays.values()))}
+        return Shard(arrays, skipped, counts, part.facts())
 
     def predict(self, frame: Frame, left_out: Callable[[BadInput], None]) -> UInt8[np.ndarray, " n"]:
         """Class of every raw row; rows that are no points (``data.bad_share``) get the frame's most frequent one."""
@@ -103,33 +114,36 @@ class PredictWorker:
 def make_predictions(config: Config, index: Artifact, student: str) -> Artifact:
     """Predicts the frames of ``data.eval`` with the student in a folder."""
     _, digest = open_student(config, student)
-    predictions = Artifact.of(config.store, "predictions", {"student": digest, **config.groups("on_bad")}, [index])
-    scenes = scenes_of(index, "eval")
-    worker = partial(PredictWorker, config, index, student)
-    return run_stage(predictions, scenes, worker, config, _of_eval(index, scenes), gpu=True)
-
-
-def _of_eval(artifact: Artifact, scenes: list[str]) -> list[Skip]:
-    return [skip for skip in artifact.skipped() if skip.scene in scenes]
+    key = {"student": digest, **config.values(*READS_CLOUDS)}
+    parts = cut_scenes(index, "eval", frames=FRAMES)
+    scenes = {part.scene for part in parts}
+    lost = [skip for skip in index.skipped() if skip.scene in scenes]
+    predictions = Artifact.of(config.store, "predictions", key).holding(parts, lost)
+    worker = partial(PredictWorker, config, index, student, parts)
+    return run_stage(predictions, predictions.shards(), worker, config, gpu=True)
 
 
 def labelled_frames(config: Config, index: Artifact, said: Artifact) -> Iterator[tuple[Frame, UInt8[np.ndarray, " n"]]]:
     """The frames of ``data.eval`` with the labels that predictions or fused points give them.
 
     Raises:
-        BadInput: they do not cover a scene, or all frames were left out.
+        BadInput: all frames were left out.
     """
-    lost, some = {skip.frame: skip.reason for skip in said.skipped()}, False
+    lost = {skip.frame: skip.reason for skip in said.skipped()}
+    some = False
     for scene in scenes_of(index, "eval"):
-        if scene not in said.manifest()["shards"]:
-            raise BadInput(said.path, f"does not cover {scene}", "label with the same data.train and data.eval")
-        shard = said.arrays(scene)
         for frame in scene_frames(index, config, scene):
             if frame.id not in lost:
-                some, fused = True, said.stage == "points"
-                yield frame, read_points(said, frame).label if fused else shard.get_tensor(frame.id)
+                some = True
+                yield frame, _read_labels(said, frame)
     if lost and not some:
         raise BadInput("data.eval", f"all frames were left out, first: {next(iter(lost.values()))}")
+
+
+def _read_labels(labels: Artifact, frame: Frame) -> UInt8[np.ndarray, " n"]:
+    if labels.stage == "points":
+        return read_points(labels, frame).label
+    return labels.arrays(labels.shard_of(frame.id)).get_tensor(frame.id)
 
 
 # --- scores ----------------------------------------------------------------------------------------------------------
@@ -156,11 +170,11 @@ def make_scores(config: Config, index: Artifact, said: Artifact, student: str = 
     space, truths = load_space(config.labels), load_truth(config.labels)
     scoring = load_scoring(config.labels, space, truths)
     key = {
-        **config.groups("absent_class", "on_bad"),
+        **config.values("absent_class", "on_bad"),
         "classes": [scoring.names, scoring.of_class.tolist(), scoring.of_truth.tolist(), truths.digest()],
-        "said": said.manifest()["digest"],
+        "labels": said.content(),
     }
-    inputs = [index, said]
+    inputs = [said]
     if config.labels.truth == BOXES:
         key["boxes"] = truths.boxes
         inputs.append(make_boxes(config, index))
@@ -171,7 +185,7 @@ def make_scores(config: Config, index: Artifact, said: Artifact, student: str = 
     said_class = np.full(256, NONE, np.uint8)
     said_class[: len(space)] = np.where(scoring.of_class == NONE, OTHER, scoring.of_class)
     confusion, frames = Confusion.empty(len(scoring.names)), 0
-    skipped = _of_eval(said, scenes_of(index, "eval"))
+    skipped = said.skipped()
     for frame, label in labelled_frames(config, index, said):
         try:
             truth = truth_of(frame)

@@ -3,6 +3,10 @@
 An artifact ``<store>/<stage>-<12 hex>/`` holds one payload file a shard, ``done/<shard>.json`` markers and, when whole,
 ``manifest.json``. A payload is written to a temporary name, fsynced and renamed, then its marker likewise: the marker
 is the commit. A process may be killed at any point; the next one sees only what was committed.
+
+The stages that work on scenes cut them into parts of successive key frames, one shard each. Their directory is named
+by settings alone, each shard also by what its scene is made from, so that runs on other scenes share what is there.
+The manifest lists the shards of the run that ended last.
 """
 
 from __future__ import annotations
@@ -17,7 +21,8 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -33,6 +38,13 @@ from clipsweep.projection.errors import BadInput
 _PACKAGES = ("clipsweep", "numpy", "numba", "torch", "spconv-cu120", "spconv-cu126", "open_clip_torch", "ray")
 _ORPHANED_S = 3600.0
 _NAME = re.compile(r"[\w.+-]+")
+_checked: set[tuple[str, int, int]] = set()
+"""Payloads whose sha256 this process has compared: path, size and time of change."""
+
+
+def forget_checked() -> None:
+    """Has every payload compared with its sha256 again at the next read, as in a new process."""
+    _checked.clear()
 
 
 def digest_of(value: Any) -> str:
@@ -80,22 +92,47 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     Raises:
         BadInput: there is something of that name.
     """
-    if os.path.lexists(path):
-        raise _exists(path)
+    check_absent(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     temporary.mkdir()
     try:
         fill(temporary)
-        if os.path.lexists(path):  # another run was faster
-            raise _exists(path)
+        check_absent(path)  # another run may have been faster
         temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _exists(path: Path) -> BadInput:
-    return BadInput(path, "exists already", "delete it or choose another folder")
+def check_absent(path: Path) -> None:
+    """Refuses to write over what is there.
+
+    Raises:
+        BadInput: there is something of that name.
+    """
+    if os.path.lexists(path):
+        raise BadInput(path, "exists already", "delete it or choose another folder")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Successive key frames of a scene whose results share a shard.
+
+    Attributes:
+        scene: its name.
+        rows: digest of the scene's rows in the index.
+        shard: name of the shard.
+        frames: ids of the key frames.
+    """
+
+    scene: str
+    rows: str
+    shard: str
+    frames: tuple[str, ...]
+
+    def facts(self) -> dict[str, Any]:
+        """What the shard's marker tells of it."""
+        return {"scene": self.scene, "rows": self.rows, "frames": list(self.frames)}
 
 
 @dataclass(frozen=True)
@@ -107,12 +144,16 @@ class Artifact:
         key: what its name is the hash of.
         inputs: ids of the artifacts it was made from.
         suffix: ending of payload files.
+        parts: the shards that this run uses, of a stage that works on scenes.
+        lost: frames that the index lacks, of such a stage.
     """
 
     path: Path
     key: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, str] = field(default_factory=dict)
     suffix: str = ".safetensors"
+    parts: tuple[Part, ...] = ()
+    lost: tuple[Skip, ...] = ()
 
     @staticmethod
     def of(
@@ -168,7 +209,52 @@ class Artifact:
 
     def skipped(self) -> list[Skip]:
         """Frames that this artifact lacks, those lost in its inputs included."""
-        return [Skip(**row) for row in self.manifest()["skipped"]]
+        if not self.parts:
+            return [Skip(**row) for row in self.manifest()["skipped"]]
+        rows = (row for part in self.parts for row in self.facts(part.shard)["skipped"])
+        return [*self.lost, *(Skip(**row) for row in rows)]
+
+    def holding(self, parts: Sequence[Part], lost: Sequence[Skip] = ()) -> Artifact:
+        """The same directory, of which a run uses some parts; the index lacks the frames ``lost``."""
+        return replace(self, parts=tuple(parts), lost=tuple(lost))
+
+    def shards(self) -> list[str]:
+        """Names of the shards of its parts."""
+        return [part.shard for part in self.parts]
+
+    def shard_of(self, frame: str) -> str:
+        """Name of the shard of the part that a frame belongs to.
+
+        Raises:
+            BadInput: it belongs to none.
+        """
+        try:
+            return self._shard_of[frame]
+        except KeyError:
+            cure = "label again with verify=true: the data changed since"
+            raise BadInput(self.path, f"has nothing of frame {frame}", cure) from None
+
+    @cached_property
+    def _shard_of(self) -> dict[str, str]:
+        return {frame: part.shard for part in self.parts for frame in part.frames}
+
+    def content(self, *scenes: str) -> str:
+        """sha256 of the payloads of its parts, or of those of some scenes, which must be done."""
+        chosen = [part for part in self.parts if not scenes or part.scene in scenes]
+        return digest_of([[part.scene, self.facts(part.shard)["sha256"]] for part in chosen])
+
+    def facts(self, name: str) -> dict[str, Any]:
+        """What the marker of a committed shard tells."""
+        try:
+            facts = json.loads(self._marker(name).read_bytes())
+            return {"skipped": [], "sha256": facts["sha256"], **facts}
+        except (OSError, ValueError, KeyError, TypeError):
+            raise BadInput(self.shard(name), "is not whole", "run the tool that makes it again") from None
+
+    def committed(self) -> dict[str, dict[str, Any]]:
+        """What the marker of each shard in the directory tells, the one written last at the end."""
+        markers = sorted((self.path / "done").glob("*.json"), key=lambda path: path.stat().st_mtime)
+        return {path.stem: self.facts(path.stem) for path in markers}
 
     def shard(self, name: str) -> Path:
         """Where a shard's payload lies."""
@@ -206,13 +292,36 @@ class Artifact:
         """Commits a shard of named arrays as safetensors."""
         self.commit(name, save({key: np.ascontiguousarray(value) for key, value in arrays.items()}), **facts)
 
-    def arrays(self, name: str) -> Any:
-        """An open safetensors file of a shard: ``keys()``, ``get_tensor(key)``; arrays are read when asked for."""
+    def payload(self, name: str) -> Path:
+        """Where a shard's payload lies, compared with its sha256 at the first call of each process.
+
+        Raises:
+            BadInput: the shard is not committed, or is another one than was committed.
+        """
+        path = self.shard(name)
         try:
-            return safe_open(self.shard(name), framework="numpy")
+            status = path.stat()
+            version = (str(path), status.st_size, status.st_mtime_ns)
+            if version not in _checked:
+                with path.open("rb") as stream:
+                    digest = hashlib.file_digest(stream, "sha256").hexdigest()
+                if digest != self.facts(name)["sha256"]:
+                    raise _damaged(path, "it has another sha256 than when it was made")
+                _checked.add(version)
+        except OSError as error:
+            raise _damaged(path, error) from None
+        return path
+
+    def arrays(self, name: str) -> Any:
+        """An open safetensors file of a shard: ``keys()``, ``get_tensor(key)``; arrays are read when asked for.
+
+        Raises:
+            BadInput: as ``payload``.
+        """
+        try:
+            return safe_open(self.payload(name), framework="numpy")
         except (OSError, SafetensorError) as error:
-            cure = "run the tool that made it again with verify=true"
-            raise BadInput(self.shard(name), f"is damaged ({error})", cure) from None
+            raise _damaged(self.shard(name), error) from None
 
     def sweep_orphans(self) -> None:
         """Removes temporary files that killed writers left behind; young ones may be another run's, at work."""
@@ -254,6 +363,10 @@ class Artifact:
             **facts,
         }
         write_whole(self.path / "manifest.json", json.dumps(manifest, indent=1, default=str).encode())
+
+
+def _damaged(path: Path, reason: object) -> BadInput:
+    return BadInput(path, f"is damaged ({reason})", "run the tool that made it again with verify=true")
 
 
 def _versions() -> dict[str, str]:

@@ -45,11 +45,29 @@ from clipsweep.pipeline.loaders import (
 from clipsweep.pipeline.log import TrainingLog, met_targets
 from clipsweep.pipeline.protocols import labelled_subset
 from clipsweep.pipeline.signals import Stopped, noted
-from clipsweep.pipeline.stages import device, make_index, make_pixels, make_points, scene_frames, scenes_of
+from clipsweep.pipeline.stages.index import make_index, scene_digests, scene_frames, scenes_of
+from clipsweep.pipeline.stages.pixels import device, make_pixels
+from clipsweep.pipeline.stages.points import make_points
 from clipsweep.pipeline.store import Artifact, digest_files, write_whole
 from clipsweep.pipeline.trainers import joined, on_ray, wants_ray
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import Cloud, Frame
+
+READS_CLOUDS = (
+    *("data.columns", "data.intensity_scale", "data.ego_box_m", "data.bad_share"),
+    *("data.sensor_height_m", "on_bad"),
+)
+"""Settings that decide what a network is given of a sweep."""
+
+PRETRAINED_BY = (
+    *("model", "train", "seed", "fusion.min_depth_m", "fusion.occlusion_px", "fusion.occlusion_m"),
+    *("fusion.occlusion_relative", "objectives.semantic", "objectives.spatiotemporal"),
+    *("objectives.selftraining", "objectives.regression"),
+)
+"""Settings that decide a pre-trained student, beside clouds, pixels and points."""
+
+FINETUNED_BY = ("model", "train", "finetune", "protocol", "seed", "objectives.segmentation")
+"""Settings that decide a fine-tuned student, beside clouds, labels and the student it starts from."""
 
 
 def make_pretrained(config: Config, resume: str = "") -> Artifact:
@@ -107,13 +125,15 @@ def _sources(config: Config) -> _Sources:
 
 def _pretrained(config: Config, sources: _Sources, resume: str) -> Artifact:
     """The student of a configuration, whether it exists or not."""
+    scenes = scene_digests(sources.index, "train")
     key = {
-        **config.groups("model", "fusion", "train", "seed", "on_bad"),
-        "objectives": {k: v for k, v in config.groups("objectives")["objectives"].items() if k != "segmentation"},
-        "sensor_height_m": config.data.sensor_height_m,
+        **config.values(*READS_CLOUDS, *PRETRAINED_BY),
         "resume": _digest(resume),
+        "scenes": scenes,
+        "pixels": sources.pixels.content(*scenes),
+        "points": sources.points.content(*scenes),
     }
-    return Artifact.of(config.store, "student", key, [sources.index, sources.pixels, sources.points])
+    return Artifact.of(config.store, "student", key, [sources.pixels, sources.points])
 
 
 def _pretrain(config: Config, sources: _Sources, student: Artifact, resume: str) -> None:
@@ -169,13 +189,12 @@ def make_finetuned(config: Config, source: str) -> Artifact:
 def _finetuned(config: Config, index: Artifact, source: str) -> Artifact:
     """The fine-tuned student of a configuration, whether it exists or not."""
     key = {
-        **config.groups("model", "train", "finetune", "protocol", "seed", "on_bad"),
-        "segmentation": config.groups("objectives")["objectives"]["segmentation"],
-        "sensor_height_m": config.data.sensor_height_m,
+        **config.values(*READS_CLOUDS, *FINETUNED_BY),
         "student": _digest(_folder(source)),
         "classes": load_space(config.labels).digest(),
+        "scenes": scene_digests(index, "train"),
     }
-    return Artifact.of(config.store, "student", key, [index])
+    return Artifact.of(config.store, "student", key)
 
 
 def _folder(source: str) -> str:

@@ -1,11 +1,11 @@
-"""The unit of work: a scene, the worker that does it, the shard that comes of it, and how all that is carried out."""
+"""The unit of work: a shard, the worker that makes it, and how all that is carried out."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from pydantic import Field
@@ -20,7 +20,7 @@ class RunConfig:
 
     executor: Annotated[
         Literal["local", "ray"],
-        Field(description="local does all in this process; ray spreads scenes over workers"),
+        Field(description="local does all in this process; ray spreads shards over workers"),
     ] = "local"
     address: Annotated[
         str,
@@ -34,7 +34,7 @@ class RunConfig:
         Field(
             ge=1,
             le=10000,
-            description="workers that do scenes at the same time, and that train together (ray)",
+            description="workers that make shards at the same time, and that train together (ray)",
         ),
     ] = 1
     gpus: Annotated[
@@ -51,7 +51,7 @@ class RunConfig:
         Field(
             ge=1,
             le=100,
-            description="times that a scene or training may lose its worker before it fails (ray)",
+            description="times that a shard or training may lose its worker before it fails (ray)",
         ),
     ] = 3
     failures: Annotated[
@@ -59,7 +59,7 @@ class RunConfig:
         Field(
             ge=0,
             le=1_000_000_000,
-            description="scenes that may be given up before the whole run stops (ray)",
+            description="shards that may be given up before the whole run stops (ray)",
         ),
     ] = 10
     deadline_s: Annotated[
@@ -67,7 +67,7 @@ class RunConfig:
         Field(
             ge=1,
             le=1e9,
-            description="time until a scene is given to a second worker too; first commit wins [s]",
+            description="time until a shard is given to a second worker too; first commit wins [s]",
         ),
     ] = 3600.0
     loaders: Annotated[
@@ -87,29 +87,31 @@ class RunConfig:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Shard:
-    """What a worker made of a scene: named arrays, frames left out, and counts to be added up."""
+    """What a worker made: named arrays, frames left out, counts to be added up, and facts for the marker."""
 
     arrays: Mapping[str, np.ndarray]
     skipped: Sequence[Skip] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @runtime_checkable
 class Worker(Protocol):
-    """Does one scene; owns its model and whatever else outlives a scene."""
+    """Makes one shard; owns its model and whatever else outlives a shard."""
 
-    def __call__(self, scene: str) -> Shard:
-        """What becomes the scene's shard."""
+    def __call__(self, name: str) -> Shard:
+        """What becomes the shard of that name."""
 
 
 class Incomplete(RuntimeError):
-    """Some scenes could not be done; the rest is committed, and the same command tries the missing ones again."""
+    """Some shards could not be made; the rest is committed, and the same command tries the missing ones again."""
 
 
-def do_scene(artifact: Artifact, worker: Worker, scene: str, attempt: int = 1) -> None:
-    """Has a worker do a scene and commits its shard, unless another one has committed it meanwhile."""
+def make_shard(artifact: Artifact, worker: Worker, name: str, attempt: int = 1) -> None:
+    """Has a worker make a shard and commits it, unless another one has committed it meanwhile."""
     begun = time.time()
-    shard = worker(scene)
-    if not artifact.done(scene, verify=True):  # an altered shard has the right size too
+    shard = worker(name)
+    if not artifact.done(name, verify=True):  # an altered shard has the right size too
         facts = {"skipped": list(shard.skipped), "counts": dict(shard.counts), "attempt": attempt}
-        artifact.commit_arrays(scene, shard.arrays, seconds=round(time.time() - begun, 3), **facts)
+        facts |= shard.facts
+        artifact.commit_arrays(name, shard.arrays, seconds=round(time.time() - begun, 3), **facts)

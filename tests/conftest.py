@@ -36,8 +36,8 @@ install_import_hook(_checked_modules(), "beartype.beartype")
 
 from clipsweep.pipeline.command import main  # noqa: E402 - after the hook, as all of the packages
 from clipsweep.pipeline.config import Config  # noqa: E402
+from clipsweep.pipeline.demo.make import make_demo  # noqa: E402
 from clipsweep.pipeline.demo.write import DemoConfig  # noqa: E402
-from clipsweep.pipeline.stages import make_demo  # noqa: E402
 from tests.helpers import LABELS_HW, Outcome, Run  # noqa: E402
 
 

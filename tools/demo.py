@@ -15,7 +15,7 @@ from pydantic import Field
 
 from clipsweep.pipeline.command import Made, main
 from clipsweep.pipeline.config import Config
-from clipsweep.pipeline.stages import make_demo
+from clipsweep.pipeline.demo.make import make_demo
 from clipsweep.pipeline.yaml_files import CONFIGS
 
 KEYS = ("demo", "data.kind", "data.root")

@@ -16,9 +16,10 @@ from pydantic import Field
 
 from clipsweep.pipeline.command import Made, main, say
 from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.labels import load_scoring, load_space, load_truth
 from clipsweep.pipeline.report import score_table
 from clipsweep.pipeline.scoring import make_predictions, make_scores, open_points
-from clipsweep.pipeline.stages import make_index
+from clipsweep.pipeline.stages.index import make_index
 
 KEYS = ("data", "labels", "run", "store", "on_bad", "verify", "absent_class")
 
@@ -35,9 +36,10 @@ class Arguments:
 
 
 def run(config: Config, arguments: Arguments) -> Made:
+    load_scoring(config.labels, load_space(config.labels), load_truth(config.labels))  # at once
     index = make_index(config)
     if arguments.points:
-        said = open_points(config, arguments.points)
+        said = open_points(config, index, arguments.points)
     else:
         said = make_predictions(config, index, arguments.student)
     scores = make_scores(config, index, said, arguments.student)

@@ -17,8 +17,8 @@ from clipsweep.pipeline.export import FORMATS, Format, pseudo_labels, submission
 from clipsweep.pipeline.labels import load_space
 from clipsweep.pipeline.loaders import read_points
 from clipsweep.pipeline.scoring import labelled_frames, make_predictions, open_points
-from clipsweep.pipeline.stages import make_index
-from clipsweep.pipeline.store import Artifact
+from clipsweep.pipeline.stages.index import make_index
+from clipsweep.pipeline.store import Artifact, check_absent
 from clipsweep.projection.errors import BadInput
 
 KEYS = ("data", "labels", "run", "store", "on_bad", "verify")
@@ -41,11 +41,13 @@ class Arguments:
 
 
 def run(config: Config, arguments: Arguments) -> Made:
+    if arguments.out:
+        check_absent(Path(arguments.out))  # before hours of predicting
+    chosen = _format(config, arguments)
     index, space = make_index(config), load_space(config.labels)
     split = config.data.eval[0] if len(config.data.eval) == 1 else "eval"
-    chosen = _format(config, arguments)
     if arguments.points:
-        said = open_points(config, arguments.points)
+        said = open_points(config, index, arguments.points)
         labels = ((frame, read_points(said, frame)) for frame, _ in labelled_frames(config, index, said))
         out = _folder(config, arguments, said)
         pseudo_labels(chosen, out, split, space, labels)

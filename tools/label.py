@@ -12,9 +12,12 @@ from pydantic import Field
 
 from clipsweep.pipeline.command import Made, main, say
 from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.demo.make import make_demo
 from clipsweep.pipeline.labels import load_space
 from clipsweep.pipeline.quality import draw_quality, look_over, quality_table, quality_warnings, truth_source
-from clipsweep.pipeline.stages import make_index, make_pixels, make_points
+from clipsweep.pipeline.stages.index import make_index
+from clipsweep.pipeline.stages.pixels import make_pixels
+from clipsweep.pipeline.stages.points import make_points
 from clipsweep.pipeline.views import check_picture, save_figure
 
 KEYS = ("data", "make_demo", "demo", "labels", "teacher", "fusion", "run", "store", "on_bad", "verify")
@@ -33,6 +36,8 @@ class Arguments:
 def run(config: Config, arguments: Arguments) -> Made:
     if arguments.report:
         check_picture(Path(arguments.report))  # before hours of labelling
+    if config.make_demo:
+        make_demo(config, Path(config.data.root))
     index = make_index(config)
     truth = truth_source(config, index) if arguments.report else ""
     pixels = make_pixels(config, index)

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from clipsweep.pipeline.command import Made, argument_names, main, say, say_bad_steps, without
 from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.demo.make import make_demo
 from clipsweep.pipeline.signals import Stopped, noted
 from clipsweep.pipeline.training import make_pretrained
 
@@ -38,6 +39,8 @@ class Arguments:
 
 
 def run(config: Config, arguments: Arguments) -> Made:
+    if config.make_demo:
+        make_demo(config, Path(config.data.root))
     student = make_pretrained(config, arguments.resume)
     say_bad_steps(student)
     if config.evaluate and os.environ.get("RANK", "0") == "0":

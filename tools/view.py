@@ -15,8 +15,8 @@ from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.labels import load_space
 from clipsweep.pipeline.loaders import key_cloud, read_truth
 from clipsweep.pipeline.scoring import labelled_frames, make_predictions, open_points
-from clipsweep.pipeline.stages import make_index
-from clipsweep.pipeline.views import draw_frame, save_figure
+from clipsweep.pipeline.stages.index import make_index
+from clipsweep.pipeline.views import check_picture, draw_frame, save_figure
 from clipsweep.projection.errors import BadInput
 
 KEYS = ("data", "labels", "fusion", "run", "store", "on_bad")
@@ -39,9 +39,11 @@ class Arguments:
 
 
 def run(config: Config, arguments: Arguments) -> Made:
+    if arguments.out:
+        check_picture(Path(arguments.out))  # before hours of predicting
     index, space = make_index(config), load_space(config.labels)
     if arguments.points:
-        said = open_points(config, arguments.points)
+        said = open_points(config, index, arguments.points)
     else:
         said = make_predictions(config, index, arguments.student)
     labelled = labelled_frames(config, index, said)

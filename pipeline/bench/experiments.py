@@ -20,7 +20,9 @@ from clipsweep.pipeline.config import Config, load_config
 from clipsweep.pipeline.labels import LabelSpace, load_scoring, load_space, load_truth
 from clipsweep.pipeline.loaders import key_cloud, raw_rows, read_pixels, read_points, read_truth
 from clipsweep.pipeline.scoring import make_predictions, make_scores, truth_reader
-from clipsweep.pipeline.stages import make_index, make_pixels, make_points, scene_frames, scenes_of
+from clipsweep.pipeline.stages.index import make_index, scene_frames, scenes_of
+from clipsweep.pipeline.stages.pixels import make_pixels
+from clipsweep.pipeline.stages.points import make_points
 from clipsweep.pipeline.store import Artifact
 from clipsweep.pipeline.training import make_finetuned, make_pretrained
 from clipsweep.projection.cameras import look_up

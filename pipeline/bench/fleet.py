@@ -19,15 +19,16 @@ from unittest import mock
 import numpy as np
 import torch
 
-from clipsweep.pipeline import stages
 from clipsweep.pipeline.bench.row import Row as BenchRow
 from clipsweep.pipeline.config import Config, load_config
 from clipsweep.pipeline.datasets import DATASETS, DataConfig, nuscenes
 from clipsweep.pipeline.datasets.rows import Row
 from clipsweep.pipeline.demo.write import DemoConfig, write_demo
 from clipsweep.pipeline.executor import run_stage
+from clipsweep.pipeline.stages import pixels as pixels_stage
+from clipsweep.pipeline.stages.index import cut_scenes, make_index
 from clipsweep.pipeline.store import Artifact
-from clipsweep.pipeline.work import RunConfig, Shard, Worker, do_scene
+from clipsweep.pipeline.work import RunConfig, Shard, Worker, make_shard
 from clipsweep.projection.frames import Frame
 
 _TURNS, _SCENES = 3, 8
@@ -55,7 +56,7 @@ class _Small:
     def __init__(self, *_: Any) -> None:
         pass
 
-    def __call__(self, scene: str) -> Shard:
+    def __call__(self, name: str) -> Shard:
         return Shard({"x": np.zeros(4, np.uint8)})
 
 
@@ -64,11 +65,12 @@ class _Again:
 
     def __init__(self, config: Config, index: Artifact) -> None:
         torch.set_num_threads(1)
-        self.worker = stages.PixelWorker(config, index, None)
-        (self.scene,) = stages.scenes_of(index)
+        (part,) = cut_scenes(index)
+        self.worker = pixels_stage.PixelWorker(config, index, (part,), None)
+        self.shard = part.shard
 
-    def __call__(self, scene: str) -> Shard:
-        return self.worker(self.scene)
+    def __call__(self, name: str) -> Shard:
+        return self.worker(self.shard)
 
 
 def _cost(folder: Path) -> Iterator[BenchRow]:
@@ -78,7 +80,7 @@ def _cost(folder: Path) -> Iterator[BenchRow]:
     write_demo(DemoConfig(train_scenes=1, val_scenes=0, key_frames=10), folder / "data")
     config = _config(folder, "teacher.kind=maskclip", "teacher.maskclip.model=local-dir:pipeline/demo/teacher")
     works: dict[str, Callable[[], Worker]] = {
-        "label a scene of 10 key frames with the demo's CLIP": partial(_Again, config, stages.make_index(config)),
+        "label a scene of 10 key frames with the demo's CLIP": partial(_Again, config, make_index(config)),
         "commit an empty scene": _Small,
     }
     run = RunConfig(executor="ray", workers=1)
@@ -91,7 +93,7 @@ def _cost(folder: Path) -> Iterator[BenchRow]:
                 names, times = [f"scene-{i}" for i in range(_SCENES)], _Times()
                 worker = build()
                 for name in names:
-                    do_scene(local, worker, name)
+                    make_shard(local, worker, name)
                     times.tick()
                 peer += times.between()
                 times = _Times()
@@ -138,8 +140,8 @@ def simulate(scenes: int) -> None:
 
 def label(config: Config) -> Artifact:
     """Indexes a fleet and labels what is not labelled yet, with next to nothing."""
-    with mock.patch.object(stages, "PixelWorker", _Small):
-        return stages.make_pixels(config, stages.make_index(config))
+    with mock.patch.object(pixels_stage, "PixelWorker", _Small):
+        return pixels_stage.make_pixels(config, make_index(config))
 
 
 def _fleet(folder: Path, scenes: int) -> Iterator[BenchRow]:
@@ -178,9 +180,8 @@ def _plan(folder: Path, scenes: int) -> dict[str, float]:
     start = time.perf_counter()
     pixels = label(config)
     plan_s = time.perf_counter() - start
-    names = [f"fleet-{number:06d}" for number in range(scenes)]
     start = time.perf_counter()
-    run_stage(pixels, names, _Small, config)
+    run_stage(pixels, ["_text", *pixels.shards()], _Small, config)
     skip_s = time.perf_counter() - start
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     peak_mb = int(status["VmHWM"].split()[0]) / 1e3  # getrusage would tell the parent's, if that is larger

@@ -14,11 +14,13 @@ from jaxtyping import UInt8
 from clipsweep.distill.metrics import Confusion
 from clipsweep.pipeline.bench.experiments import Line
 from clipsweep.pipeline.config import Config, load_config
+from clipsweep.pipeline.demo.make import make_demo
 from clipsweep.pipeline.demo.render import SKY
 from clipsweep.pipeline.demo.write import true_pixels
 from clipsweep.pipeline.labels import LabelSpace, load_space
 from clipsweep.pipeline.loaders import key_cloud, read_truth
-from clipsweep.pipeline.stages import device, make_index, scene_frames, scenes_of
+from clipsweep.pipeline.stages.index import make_index, scene_frames, scenes_of
+from clipsweep.pipeline.stages.pixels import device
 from clipsweep.pipeline.teachers import TeacherInputs, make_teacher
 from clipsweep.projection.cameras import look_up
 from clipsweep.projection.errors import BadInput
@@ -68,6 +70,7 @@ def teacher_settings(arguments: Sequence[str]) -> Iterator[Line]:
     given = load_config(arguments)
     if not given.make_demo:
         raise BadInput("make_demo", "is false", "pixels have exact truth in the demo alone: configs/demo.yaml")
+    make_demo(given, Path(given.data.root))
     index = make_index(given)
     scenes = {scene: true_pixels(given.demo, scene) for scene in scenes_of(index, "eval")}
     frames = [frame for scene in scenes for frame in scene_frames(index, given, scene)]

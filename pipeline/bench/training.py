@@ -19,10 +19,13 @@ from torch import Tensor
 
 from clipsweep.distill.batch import Batch, collate_groups
 from clipsweep.distill.objectives.spatiotemporal import SpatioTemporalConfig, spatiotemporal
+from clipsweep.pipeline import store
 from clipsweep.pipeline.bench.row import Row
 from clipsweep.pipeline.config import Config, load_config
 from clipsweep.pipeline.loaders import TrainingFrames, pixel_targets
-from clipsweep.pipeline.stages import make_index, make_pixels
+from clipsweep.pipeline.stages.index import make_index
+from clipsweep.pipeline.stages.pixels import make_pixels
+from clipsweep.pipeline.store import Artifact
 from clipsweep.pipeline.training import training_frames
 from clipsweep.projection.frames import Frame
 
@@ -36,12 +39,14 @@ def rows(data_root: Path, rounds: int = 2) -> Iterator[Row]:
         data_root: folder of the samples; real nuScenes frames are read.
         rounds: turns each side takes with every frame.
     """
-    with tempfile.TemporaryDirectory() as store:
-        config = _config(data_root / "nuscenes-0523", store)
+    with tempfile.TemporaryDirectory() as folder:
+        config = _config(data_root / "nuscenes-0523", folder)
         index = make_index(config)
         frames = training_frames(index, config)
-        ready = TrainingFrames(frames, partial(pixel_targets, make_pixels(config, index), config), config)
+        pixels = make_pixels(config, index)
+        ready = TrainingFrames(frames, partial(pixel_targets, pixels, config), config)
         yield _input(ready, frames, rounds)
+        yield _hashing(ready, pixels, rounds)
         yield _memory(max((_batch(ready, 0, number) for number in range(len(frames))), key=lambda b: len(b.pair_point)))
 
 
@@ -74,6 +79,26 @@ def _input(ready: TrainingFrames, frames: list[Frame], rounds: int) -> Row:
     name = "training input, three sweeps with labels and features of pixels, one process"
     peer_name = "18 JPEGs decoded by PIL and resized to 416x224"
     return Row(name=name, unit="samples/s", ours=ours, peer_name=peer_name, peer=peer, ratio=ours / peer, bar=20)
+
+
+def _hashing(ready: TrainingFrames, pixels: Artifact, rounds: int) -> Row:
+    """What a process pays once for comparing shards with their sha256, against one pass over their frames."""
+    passes: list[float] = []
+    hashes: list[float] = []
+    for turn in range(rounds):
+        start = time.perf_counter()
+        for number in range(len(ready.frames)):
+            _batch(ready, turn, number)
+        passes.append(time.perf_counter() - start)
+        store.forget_checked()
+        start = time.perf_counter()
+        for name in pixels.shards():
+            pixels.payload(name)
+        hashes.append(time.perf_counter() - start)
+    ours = statistics.median(hashes)
+    peer = statistics.median(passes)
+    name = "sha256 of the shards that a pass over the training frames reads, once a process"
+    return Row(name=name, unit="s", ours=ours, peer_name="that pass", peer=peer, ratio=peer / ours, bar=33)
 
 
 def _batch(ready: TrainingFrames, epoch: int, number: int) -> Batch:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -108,21 +111,22 @@ def _columns(row: Row, frame: Frame, root: Path) -> dict[str, Any]:
     }
 
 
-def to_parquet(rows: Iterable[Row], root: Path) -> bytes:
-    """The bytes of index.parquet, one row group a scene; rows of one scene must follow each other."""
+def to_parquet(rows: Iterable[Row], root: Path) -> tuple[bytes, dict[str, str]]:
+    """The bytes of index.parquet, one row group a scene, and a digest of each scene's rows.
+
+    The digest is of all that a row tells of its frame; the roles ``train`` and ``eval`` are not in it.
+    Rows of one scene must follow each other.
+    """
     sink = io.BytesIO()
+    digests: dict[str, str] = {}
+    usable = (row for row in rows if isinstance(row.frame, Frame))
     with pq.ParquetWriter(sink, SCHEMA) as writer:
-        group: list[dict[str, Any]] = []
-        for row in rows:
-            if isinstance(row.frame, Skip):
-                continue
-            if group and group[0]["scene"] != row.frame.scene:
-                writer.write_table(pa.Table.from_pylist(group, SCHEMA))
-                group = []
-            group.append(_columns(row, row.frame, root))
-        if group:
-            writer.write_table(pa.Table.from_pylist(group, SCHEMA))
-    return sink.getvalue()
+        for scene, group in groupby(usable, lambda row: row.frame.scene):
+            columns = [_columns(row, row.frame, root) for row in group if isinstance(row.frame, Frame)]
+            writer.write_table(pa.Table.from_pylist(columns, SCHEMA))
+            told = [{k: v for k, v in each.items() if k not in ("train", "eval")} for each in columns]
+            digests[scene] = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    return sink.getvalue(), digests
 
 
 def within(root: Path, name: str) -> Path:
@@ -185,11 +189,24 @@ def read_index(index: Path, root: Path, scene: str) -> list[Frame]:
         return [_to_frame(row, root) for row in table.to_pylist()]
 
 
-def read_images(index: Path) -> Iterator[str]:
-    """Names of all images of the index, below the data root, read piece by piece: a fleet has a million."""
+def read_images(index: Path) -> dict[str, list[str]]:
+    """Names of the images of each scene of the index, below the data root."""
+    images: dict[str, list[str]] = {}
     with undamaged(index), pq.ParquetFile(index) as file:
-        for batch in file.iter_batches(1024, columns=["cameras.list.element.path"]):
-            yield from batch["cameras"].flatten().field("path").to_pylist()
+        for batch in file.iter_batches(1024, columns=["scene", "cameras.list.element.path"]):
+            for scene, cameras in zip(*(batch[k].to_pylist() for k in ("scene", "cameras")), strict=True):
+                images.setdefault(scene, []).extend(camera["path"] for camera in cameras)
+    return images
+
+
+def read_frame_ids(index: Path) -> dict[str, list[str]]:
+    """Ids of the frames of each scene of the index, in order of time."""
+    ids: dict[str, list[str]] = {}
+    with undamaged(index):
+        table = pq.read_table(index, columns=["scene", "id"])
+        for scene, frame in zip(table["scene"].to_pylist(), table["id"].to_pylist(), strict=True):
+            ids.setdefault(scene, []).append(frame)
+    return ids
 
 
 def read_label_files(index: Path) -> list[str]:

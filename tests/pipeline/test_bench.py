@@ -24,6 +24,7 @@ def test_the_dense_packing_is_the_reference() -> None:
 
 @pytest.mark.slow
 def test_rows_of_the_real_frames(samples: Path) -> None:
-    inputs, memory = training.rows(samples, rounds=1)
+    inputs, hashing, memory = training.rows(samples, rounds=1)
     assert inputs["ratio"] > 5
+    assert hashing["ratio"] > 5
     assert memory["ratio"] > memory["bar"]

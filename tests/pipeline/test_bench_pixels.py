@@ -13,7 +13,8 @@ from clipsweep.pipeline.config import load_config
 from clipsweep.pipeline.demo.words import CLASS_OF_RAW, SKY
 from clipsweep.pipeline.demo.write import true_pixels
 from clipsweep.pipeline.loaders import read_pixels
-from clipsweep.pipeline.stages import make_index, make_pixels, scene_frames
+from clipsweep.pipeline.stages.index import make_index, scene_frames
+from clipsweep.pipeline.stages.pixels import make_pixels
 from clipsweep.projection.errors import BadInput
 
 

@@ -17,7 +17,7 @@ from clipsweep.pipeline.datasets.boxes import Box, box_truth, points_in_box, rea
 from clipsweep.pipeline.guard import LabelLeak, label_folders, no_labels
 from clipsweep.pipeline.labels import LabelsConfig, load_scoring, load_space, load_truth
 from clipsweep.pipeline.loaders import read_points
-from clipsweep.pipeline.stages import make_index, scene_frames
+from clipsweep.pipeline.stages.index import find_parts, make_index, scene_frames
 from clipsweep.pipeline.store import Artifact
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import NONE, Frame
@@ -176,15 +176,15 @@ def test_scores_are_those_counted_by_hand(given: list[str], world: Path, tool: R
     points = tool("label", *given).path
     config = load_config(given)
     index = make_index(config)
-    noise = relabelled(Artifact(points), index, config)
+    noise = relabelled(find_parts(Artifact(points), index, SCENES), index, config)
     single = {name: {name} for name in load_space(config.labels).names[:10]}
     parts = {"car", "bus", "truck", "trailer", "construction vehicle"}
     merged = {"vehicle": parts, "pedestrian": {"pedestrian"}}
     for names, more in ((single, ()), (merged, (f"labels.eval={MERGED}",))):
-        scored = tool("evaluate", *given, f"points={noise}", "labels.truth=boxes", *more)
+        scored = tool("evaluate", *given, f"points={noise.path}", "labels.truth=boxes", *more)
         tree = json.loads((scored.path / "scores.json").read_text())
         assert tree["classes"] == list(names)
-        assert tree["iou"] == pytest.approx(by_hand(config, index, Artifact(noise), names))
+        assert tree["iou"] == pytest.approx(by_hand(config, index, noise, names))
         present = [value for value in tree["iou"].values() if value is not None]
         assert tree["miou"] == pytest.approx(np.mean(present))
         assert 0 < tree["miou"] < 0.5
@@ -195,7 +195,7 @@ def test_scores_are_those_counted_by_hand(given: list[str], world: Path, tool: R
         assert "driveable surface" not in scored.err
 
 
-def relabelled(points: Artifact, index: Artifact, config: Config) -> Path:
+def relabelled(points: Artifact, index: Artifact, config: Config) -> Artifact:
     """Other labels: half of the points in boxes are right, all others of any class or none."""
     random = np.random.default_rng(0)
     space = load_space(config.labels)
@@ -212,9 +212,10 @@ def relabelled(points: Artifact, index: Artifact, config: Config) -> Path:
             arrays[f"{frame.id}/label"] = label
             for name in ("score", "agreement"):
                 arrays[f"{frame.id}/{name}"] = np.ones(len(truth), np.float16)
-        other.commit_arrays(scene, arrays)
-    other.finish(SCENES, config, 0.0)
-    return other.path
+        (part,) = (part for part in points.parts if part.scene == scene)
+        other.commit_arrays(part.shard, arrays, **part.facts())
+    other.finish([part.shard for part in points.parts], config, 0.0)
+    return other.holding(points.parts)
 
 
 def test_a_student_is_scored_on_boxes(small_world: Path, tmp_path: Path, tool: Run) -> None:

@@ -141,7 +141,7 @@ def test_what_always_fails_is_given_up_and_the_rest_done(nodes: Cluster, tmp_pat
         "scene-2": ("killed",) * 9,
         "scene-3": ("bad input",) * 9,
     }
-    with pytest.raises(Incomplete, match=r"2 of 6 scenes could not be done.* the same command tries these again"):
+    with pytest.raises(Incomplete, match=r"2 of 6 shards could not be made.* the same command tries these again"):
         on_ray(tmp_path, replace(worker, faults=faults), attempts=2)
     artifact, said = Artifact.of(str(tmp_path), "s", {}), report(tmp_path)
     assert not artifact.whole

@@ -15,6 +15,7 @@ from clipsweep.pipeline.config import Config, describe, load_arguments, load_con
 from clipsweep.pipeline.datasets import DATASETS
 from clipsweep.pipeline.datasets.nuscenes import NuscenesConfig
 from clipsweep.pipeline.datasets.semantickitti import SemanticKittiConfig
+from clipsweep.pipeline.settings import plain
 from clipsweep.pipeline.teachers import TEACHERS, TeacherKind
 from clipsweep.pipeline.yaml_files import CONFIGS
 from clipsweep.projection.errors import BadInput
@@ -124,8 +125,9 @@ def test_all_kinds_are_checked_and_the_chosen_one_is_in_force() -> None:
     assert load_config(given).data.own == NuscenesConfig("v1.0-mini")
     kitti = load_config([*given, "data.kind=semantickitti"])
     assert kitti.data.own == SemanticKittiConfig("image_0")
-    assert kitti.groups("data")["data"]["semantickitti"] == {"camera": "image_0"}
-    assert "nuscenes" not in kitti.groups("data")["data"]
+    assert kitti.values("data.own") == {"data.own": {"camera": "image_0"}}
+    assert plain(kitti)["data"]["semantickitti"] == {"camera": "image_0"}
+    assert "nuscenes" not in plain(kitti)["data"]
     with pytest.raises(BadInput, match=r"teacher\.features\.batch: is '0' \(command line\)"):
         load_config(["teacher.features.batch=0"])
 

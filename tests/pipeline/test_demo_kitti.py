@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 
 from clipsweep.pipeline.config import load_config
 from clipsweep.pipeline.datasets import DATASETS, DataConfig
@@ -21,7 +22,6 @@ from clipsweep.pipeline.demo.rig import RigCamera, inverse, pose
 from clipsweep.pipeline.demo.world import World, build_world
 from clipsweep.pipeline.demo.write import VAL_SEED, DemoConfig
 from clipsweep.pipeline.labels import LabelsConfig, load_space
-from clipsweep.pipeline.store import Artifact
 from clipsweep.projection.cameras import project
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import Frame
@@ -181,7 +181,8 @@ def test_a_student_of_one_rig_is_scored_on_the_other(small_world: Path, root: Pa
     given = ["configs/data/semantickitti.yaml", f"data.root={root}", f"store={tmp_path}", f"student={student}"]
     given += ["labels.space=nuscenes16", "labels.eval=shared12", "run.progress=false"]
     scores = json.loads((tool("evaluate", *given, "labels.truth=demo_kitti13").path / "scores.json").read_text())
-    predictions = Artifact.at(str(next(tmp_path.glob("predictions-*"))), "predictions").arrays("08")
+    (shard,) = tmp_path.glob("predictions-*/08+*.safetensors")
+    predictions = load_file(shard)
     names = load_space(LabelsConfig()).names
     called = {"pedestrian": "person", "driveable surface": "road", "other flat": "other ground", "barrier": "manmade"}
     called |= dict.fromkeys(("bus", "construction vehicle", "trailer"), "other vehicle")
@@ -190,7 +191,7 @@ def test_a_student_of_one_rig_is_scored_on_the_other(small_world: Path, root: Pa
     for i in range(3):
         ids = np.fromfile(root / f"sequences/08/labels/{i:06d}.label", "<u4") & 0xFFFF
         for row, id in enumerate((40, 70)):
-            for said in predictions.get_tensor(f"08/{i:06d}")[ids == id]:
+            for said in predictions[f"08/{i:06d}"][ids == id]:
                 counts[row, columns.index(called.get(names[said], names[said]))] += 1
     np.testing.assert_array_equal(np.array(scores["confusion"])[[columns.index("road"), 10]], counts)
     assert columns[10] == "vegetation"

@@ -9,7 +9,7 @@ import pytest
 
 from clipsweep.pipeline.config import load_config
 from clipsweep.pipeline.datasets.rows import read_images, read_index, read_label_files, read_scenes
-from clipsweep.pipeline.stages import make_index
+from clipsweep.pipeline.stages.index import make_index
 from clipsweep.pipeline.store import Artifact
 from clipsweep.projection.errors import BadInput
 from tests.helpers import Run, settings
@@ -25,36 +25,40 @@ def sweeps_of(index: Path, root: Path) -> int:
     return sum(len(frame.sweeps) for frame in frames)
 
 
-def test_changed_files_make_another_index_when_verified(
-    given: list[str], world: Path, tmp_path: Path, tool: Run
-) -> None:
+def test_changed_files_are_found_when_verified(given: list[str], world: Path, tmp_path: Path, tool: Run) -> None:
     folder, away = world / "sweeps/LIDAR_TOP", tmp_path / "away"
     whole = tool("index", *given).path
     folder.rename(away)
     assert tool("index", *given).path == whole
+    before = sweeps_of(whole, world)
     less = tool("index", *given, "verify=true")
-    assert less.path != whole
+    assert less.path == whole
     missing = Artifact(less.path).manifest()["counts"]["missing_sweeps"]
-    assert sweeps_of(whole, world) - sweeps_of(less.path, world) <= missing
+    assert 0 < before - sweeps_of(whole, world) <= missing
     assert less.err.splitlines() == [
         f"{world}: {missing} earlier sweeps are missing, and frames go without them; once they are there, "
         "run with verify=true",
-        f"{world}: other files than when {whole.name} was made; {less.path.name} takes its place",
+        f"{world}: other files than when {whole.name} was made, in 2 scene(s), first scene-0061; what was "
+        "made from them is made again",
     ]
-    assert tool("index", *given).path == less.path
     away.rename(folder)
-    assert tool("index", *given).path == less.path
-    assert tool("index", *given, "verify=true").path == whole
-    assert tool("index", *given).path == whole
+    assert tool("index", *given).err == ""
+    assert sweeps_of(whole, world) < before
+    assert "other files" in tool("index", *given, "verify=true").err
+    assert sweeps_of(whole, world) == before
 
 
 def test_labels_of_changed_images_are_not_taken_for_new(given: list[str], world: Path, tool: Run) -> None:
-    before = tool("label", *given).path
+    """The shards of the scene get another name, those of the other scene stay."""
+    points = tool("label", *given).path
+    before = list(Artifact(points).manifest()["shards"])
     image = next((world / "samples").rglob("*.jpg"))
     image.write_bytes(image.read_bytes() + b"\xff\xd9")
-    after = tool("label", *given, "verify=true").path
-    assert after != before
-    assert tool("label", *given, "verify=true").path == after
+    assert tool("label", *given, "verify=true").path == points
+    after = list(Artifact(points).manifest()["shards"])
+    assert len(set(before) & set(after)) == len(before) - 1 == 1
+    tool("label", *given, "verify=true")
+    assert list(Artifact(points).manifest()["shards"]) == after
 
 
 def test_a_damaged_index_is_named_and_mended(given: list[str], world: Path, tool: Run) -> None:

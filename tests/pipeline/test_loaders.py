@@ -27,7 +27,9 @@ from clipsweep.pipeline.loaders import (
     training_batches,
     training_steps,
 )
-from clipsweep.pipeline.stages import make_index, make_pixels, make_points, scene_frames
+from clipsweep.pipeline.stages.index import make_index, scene_frames
+from clipsweep.pipeline.stages.pixels import make_pixels
+from clipsweep.pipeline.stages.points import make_points
 from clipsweep.pipeline.store import Artifact
 from clipsweep.pipeline.training import make_pretrained
 from clipsweep.projection.frames import Cloud, Frame

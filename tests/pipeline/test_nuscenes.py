@@ -82,10 +82,10 @@ def test_real_sweeps_and_labels(samples: Path) -> None:
 
 def test_index_comes_back_as_it_went_in(small_world: Path, tmp_path: Path) -> None:
     found, path = rows(small(small_world)), tmp_path / "index.parquet"
-    path.write_bytes(to_parquet(found, small_world))
+    path.write_bytes(to_parquet(found, small_world)[0])
     assert list(read_scenes(path, ["train"])) == ["scene-0061"]
     assert list(read_scenes(path, ["eval"])) == ["scene-0103"]
-    assert len(list(read_images(path))) == 6 * 6
+    assert [len(images) for images in read_images(path).values()] == [18, 18]
     for row, back in zip(found[:3], read_index(path, small_world, "scene-0061"), strict=True):
         frame = row.frame
         assert isinstance(frame, Frame)

@@ -106,7 +106,7 @@ def test_every_label_folder_is_guarded_in_the_index_or_not(tmp_path: Path) -> No
     index = Artifact(tmp_path / "index-0", suffix=".parquet")
     labels = File(tmp_path / "elsewhere/000000.label", 4)
     frame = Frame("00/000000", "00", 0, (Sweep(0, Pose.identity(), File(tmp_path / "x.bin", 4)),), (), labels)
-    index.commit("index", to_parquet([Row(frame, True, False)], tmp_path))
+    index.commit("index", to_parquet([Row(frame, True, False)], tmp_path)[0])
     data = DataConfig("semantickitti", str(tmp_path), own=SemanticKittiConfig())
     found = label_folders(data, index)
     assert found == [tmp_path / "elsewhere", *(tmp_path / f"sequences/{name}/labels" for name in ("00", "08"))]

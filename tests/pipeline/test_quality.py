@@ -19,7 +19,9 @@ from clipsweep.pipeline.config import Config, load_config
 from clipsweep.pipeline.labels import load_space
 from clipsweep.pipeline.loaders import key_cloud, read_pixels, read_points, read_truth
 from clipsweep.pipeline.quality import look_over
-from clipsweep.pipeline.stages import make_index, make_pixels, make_points, scene_frames, scenes_of
+from clipsweep.pipeline.stages.index import make_index, scene_frames, scenes_of
+from clipsweep.pipeline.stages.pixels import make_pixels
+from clipsweep.pipeline.stages.points import make_points
 from clipsweep.pipeline.store import Artifact
 from clipsweep.projection.frames import NONE, Frame
 from clipsweep.projection.fusion import visible_pairs

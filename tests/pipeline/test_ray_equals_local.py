@@ -39,10 +39,12 @@ def test_index_pixels_points_and_predictions_have_the_same_names_and_bytes(
         tool("label", *given, *clip, "labels.prompts=demo").path  # noqa: B018 - asserts the status
         tool("evaluate", *given, f"student={student}").path  # noqa: B018
     expected, found = payloads(local), payloads(ray)
-    assert {name.split("-")[0] for name in expected} == {"index", "pixels", "points", "predictions"}
+    assert {name.split("-")[0] for name in expected} == {"index", "pixels", "points", "poses", "predictions"}
     assert found.keys() == expected.keys()
     assert [name for name in expected if found[name] != expected[name]] == []
-    assert {path.parent.name.split("-")[0] for path in ray.glob("*/report.json")} == {"pixels", "points", "predictions"}
+    assert {path.parent.name.split("-")[0] for path in ray.glob("*/report.json")} == {
+        *("pixels", "points", "poses", "predictions"),
+    }
 
 
 def test_a_damaged_image_ends_with_status_1_and_is_named(world: Path, tmp_path: Path, tool: Run) -> None:
@@ -50,5 +52,5 @@ def test_a_damaged_image_ends_with_status_1_and_is_named(world: Path, tmp_path: 
     image.write_bytes(image.read_bytes()[:100])
     outcome = tool("label", *settings(world, tmp_path / "store"), *RAY)
     assert (outcome.status, outcome.out) == (1, "")
-    assert "1 of 2 scenes could not be done" in outcome.err
+    assert "1 of 2 shards could not be made" in outcome.err
     assert image.name in outcome.err

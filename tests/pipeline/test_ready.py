@@ -9,6 +9,7 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
+import torch
 
 from clipsweep.pipeline.config import load_config
 from clipsweep.pipeline.ready import check_ready
@@ -40,6 +41,37 @@ def test_the_store_must_be_writable_and_have_room(tmp_path: Path, monkeypatch: p
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1 << 40, 1 << 40, 3 << 20))
     refused("its disk has 3 MiB left", f"store={tmp_path}")
+
+
+def test_a_gpu_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    check_ready(load_config(["run.gpus=0.5"]))
+    refused(r"run\.gpus: is 2, this machine has 1 that CUDA finds; give run\.gpus=0", "run.gpus=2")
+    check_ready(load_config(["run.gpus=2", "run.address=head:6379"]))
+
+
+def test_the_label_space_must_be_whole(tmp_path: Path) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text("classes: []")
+    refused("needs `classes`", f"labels.space={space}")
+
+
+def test_nothing_is_predicted_that_cannot_be_scored(small_world: Path, tmp_path: Path, tool: Run) -> None:
+    given = settings(small_world, tmp_path / "store")
+    student = tool("pretrain", *given, "train.epochs=0").path
+    done = tool("evaluate", *given, f"student={student}", "labels.truth=semantickitti19")
+    assert done.status == 1
+    assert "give labels.eval too" in done.err
+    assert not list((tmp_path / "store").glob("predictions-*"))
+
+
+def test_an_export_looks_for_its_folder_first(small_world: Path, tmp_path: Path, tool: Run) -> None:
+    given = settings(small_world, tmp_path / "store")
+    student = tool("pretrain", *given, "train.epochs=0").path
+    done = tool("export_labels", *given, f"student={student}", f"out={tmp_path}")
+    assert done.status == 1
+    assert "exists already; delete it" in done.err
+    assert not list((tmp_path / "store").glob("predictions-*"))
 
 
 def test_images_that_no_memory_holds_are_refused_before_anything_is_read(

@@ -16,7 +16,7 @@ from clipsweep.pipeline.datasets import DATASETS, DataConfig
 from clipsweep.pipeline.datasets.rows import Row, Skip
 from clipsweep.pipeline.datasets.semantickitti import SPLITS, SemanticKittiConfig, labels
 from clipsweep.pipeline.labels import LabelsConfig, load_space
-from clipsweep.pipeline.stages import make_index
+from clipsweep.pipeline.stages.index import make_index
 from clipsweep.pipeline.store import digest_files
 from clipsweep.projection.cameras import project
 from clipsweep.projection.errors import BadInput

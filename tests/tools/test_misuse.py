@@ -43,13 +43,17 @@ def test_points_whose_classes_stand_in_another_order_are_not_scored(
     assert tool("evaluate", *given, f"labels.space={tmp_path / 'same.yaml'}", f"points={points}").status == 0
 
 
-def test_points_that_lack_a_frame_are_named(given: list[str], tool: Run) -> None:
+def test_points_that_were_changed_are_not_read(given: list[str], tool: Run) -> None:
     points = tool("label", *given).path
-    for shard in points.glob("scene-*.safetensors"):
-        shard.write_bytes(b"\x02\0\0\0\0\0\0\0{}")  # a safetensors file with nothing in it
+    for shard in points.glob("scene-0103*.safetensors"):
+        data = bytearray(shard.read_bytes())
+        data[-1] ^= 1
+        shard.write_bytes(data)
     refused = tool("evaluate", *given, f"points={points}")
     assert refused.status == 1
-    assert "has no labels of frame" in refused.err
+    assert "is damaged (it has another sha256 than when it was made)" in refused.err
+    assert tool("label", *given, "verify=true").path == points
+    assert tool("evaluate", *given, f"points={points}").status == 0
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json", "state.safetensors"])

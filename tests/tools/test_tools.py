@@ -30,7 +30,7 @@ def test_from_logs_to_a_scored_student_and_its_export(small_world: Path, tmp_pat
     student = tool("pretrain", *given).path
     assert student.name.startswith("student-")
     stages = sorted(path.name.split("-")[0] for path in (tmp_path / "store").iterdir())
-    assert stages == ["index", "pixels", "points", "student"]
+    assert stages == ["index", "pixels", "points", "poses", "student"]
     assert {"config.json", "model.safetensors", "metrics.jsonl"} <= {path.name for path in student.iterdir()}
 
     scored = tool("evaluate", *given, f"student={student}")

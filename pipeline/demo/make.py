@@ -1,0 +1,44 @@
+"""Writes the embedded demo world in the layout of the configured data set, once."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from clipsweep.pipeline.command import say
+from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.demo.kitti import write_kitti_demo
+from clipsweep.pipeline.demo.write import write_demo
+from clipsweep.pipeline.store import write_whole
+from clipsweep.projection.errors import BadInput
+
+_WRITERS = {"nuscenes": write_demo, "semantickitti": write_kitti_demo}
+_MARK = "demo.json"
+_POLL_S = 0.5
+
+
+def make_demo(config: Config, root: Path) -> None:
+    """Writes the embedded world to a data root, in the layout of ``data.kind``, unless it is there already.
+
+    Of several training workers the first writes, the others wait for it.
+
+    Raises:
+        BadInput: something else is there, or a setting is out of its bounds.
+    """
+    mark = root / _MARK
+    wanted = {"kind": config.data.kind, **asdict(config.demo)}
+    while os.environ.get("RANK", "0") != "0" and not mark.is_file():
+        time.sleep(_POLL_S)
+    if mark.is_file() and json.loads(mark.read_text()) == wanted:
+        return
+    if root.exists():
+        raise BadInput(root, "holds something else than this demo world", "delete it, or give another data.root")
+    say(f"writing the demo world to {root}")
+    try:
+        _WRITERS[config.data.kind](config.demo, root)
+    except ValueError as error:
+        raise BadInput("demo", str(error)) from None
+    write_whole(mark, json.dumps(wanted).encode())

@@ -1,0 +1,1 @@
+"""The stages: configuration and artifacts in, an artifact out, nothing done twice."""

@@ -1,0 +1,149 @@
+"""The pixels stage: the teacher labels the images of the index."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from clipsweep.distill.teacher import MaskClip, MaskClipConfig, PrecomputedConfig, Teacher
+from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.datasets.rows import Skip, read_images
+from clipsweep.pipeline.executor import run_stage
+from clipsweep.pipeline.labels import LabelSpace, load_space
+from clipsweep.pipeline.loaders import read_pixels, skip_or_raise
+from clipsweep.pipeline.stages.index import cut_scenes, scene_frames
+from clipsweep.pipeline.store import Artifact, Part, digest_of
+from clipsweep.pipeline.teachers import TeacherInputs, make_teacher
+from clipsweep.pipeline.work import Shard
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.frames import Frame, PixelLabels
+
+FRAMES = 32
+"""Key frames of a shard: 300 MB where labels of six images have 512 x 1024 pixels."""
+
+
+def device() -> torch.device:
+    """CUDA where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _teacher(config: Config, space: LabelSpace) -> Teacher:
+    inputs = TeacherInputs(space, Path(config.data.root), Path(config.store), device().type)
+    return make_teacher(config.teacher, inputs)
+
+
+class PixelWorker:
+    """Labels the images of a shard with the teacher that it owns, or reads kept features under other names."""
+
+    def __init__(self, config: Config, index: Artifact, parts: Sequence[Part], kept: Artifact | None) -> None:
+        self.config = config
+        self.index = index
+        self.parts = {part.shard: part for part in parts}
+        self.kept = kept
+        self.teacher = _teacher(config, load_space(config.labels))
+
+    def __call__(self, name: str) -> Shard:
+        """The labels of a shard's images."""
+        part = self.parts[name]
+        arrays: dict[str, np.ndarray] = {}
+        skipped: list[Skip] = []
+        wanted = set(part.frames)
+        frames = [f for f in scene_frames(self.index, self.config, part.scene) if f.id in wanted]
+        stream = iter(self._images(frames))
+        for frame in frames:
+            images = [next(stream) for _ in frame.cameras]
+            errors = [image for image in images if isinstance(image, BadInput)]
+            if errors:
+                skipped.append(skip_or_raise(errors[0], frame, self.config))
+                continue
+            for camera, image in zip(frame.cameras, images, strict=True):
+                assert isinstance(image, PixelLabels)
+                prefix = f"{frame.id}/{camera.name}"
+                arrays[f"{prefix}/label"] = image.label
+                arrays[f"{prefix}/score"] = image.score
+                if image.feature is not None:
+                    arrays[f"{prefix}/feature"] = image.feature
+        images_done = sum(name.endswith("/label") for name in arrays)
+        return Shard(arrays, skipped, {"images": images_done}, part.facts())
+
+    def _images(self, frames: list[Frame]) -> Iterator[PixelLabels | BadInput]:
+        if self.kept is None:
+            yield from self.teacher.stream(camera for frame in frames for camera in frame.cameras)
+            return
+        assert isinstance(self.teacher, MaskClip)
+        for frame in frames:
+            for image in read_pixels(self.kept, frame):
+                assert image.feature is not None
+                yield self.teacher.relabel(image.feature)
+
+
+def make_pixels(config: Config, index: Artifact) -> Artifact:
+    """Labels every image of the index; the shard ``_text`` holds the classes' embeddings.
+
+    The teacher and the classes name the artifact. Where features of the same model were kept before
+    and only the names differ, the images are not read again.
+    """
+    space = load_space(config.labels)
+    own = config.teacher.own
+    teacher = _teacher(config, space)
+    features = teacher.feature_digest() if isinstance(teacher, MaskClip) else ""
+    key = {
+        **config.values("on_bad", "teacher.kind"),
+        "keep_features": isinstance(own, MaskClipConfig) and own.keep_features,
+        "classes": [space.names, space.prompts, space.negatives],
+        "teacher": teacher.digest(),
+        "feature_digest": features,
+    }
+    files = _label_files(config, index, own) if isinstance(own, PrecomputedConfig) else {}
+    parts = cut_scenes(index, frames=FRAMES, inputs_of=lambda scene: files.get(scene, ""))
+    pixels = Artifact.of(config.store, "pixels", key).holding(parts, index.skipped())
+    shards = ["_text", *pixels.shards()]
+    kept: Artifact | None = None
+    readable = isinstance(own, MaskClipConfig) and not own.key_smoothing
+    if readable and not _all_done(pixels, shards, config):
+        kept = _kept_features(config, pixels, features)
+    if kept:  # its features are rounded to 16 bits, so that a score may differ in its last digit
+        relabelled = Artifact.of(config.store, "pixels", {**key, "relabelled": True})
+        pixels = relabelled.holding(parts, index.skipped())
+    if not pixels.done("_text", config.verify):
+        pixels.commit_arrays("_text", {"text": teacher.text})
+    worker = partial(PixelWorker, config, index, parts, kept)
+    return run_stage(pixels, shards, worker, config, gpu=True)
+
+
+def _all_done(artifact: Artifact, shards: Sequence[str], config: Config) -> bool:
+    return all(artifact.done(shard, config.verify) for shard in shards)
+
+
+def _kept_features(config: Config, pixels: Artifact, features: str) -> Artifact | None:
+    """A finished artifact with the same model's dense features of all these images, no frame left out."""
+    for manifest in sorted(Path(config.store).glob("pixels-*/manifest.json")):
+        other = Artifact(manifest.parent).holding(pixels.parts, pixels.lost)
+        key = other.manifest()["key"]
+        kept = key.get("feature_digest") == features and key.get("keep_features")
+        whole = kept and all(other.done(shard) for shard in other.shards())
+        if whole and other.skipped() == list(pixels.lost):
+            return other
+    return None
+
+
+def _label_files(config: Config, index: Artifact, own: PrecomputedConfig) -> dict[str, str]:
+    """Digest of the names and sizes of each scene's label images: new ones in an old folder are new input."""
+    root = Path(config.data.root) / own.root
+    images = read_images(index.payload("index"))
+    return {
+        scene: digest_of([_size(f"{root}/{os.path.splitext(name)[0]}.png") for name in names])
+        for scene, names in images.items()
+    }
+
+
+def _size(path: str) -> int | None:
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,117 @@
+"""The points stage: fuses pixel labels into labels of the key sweeps' points."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.datasets.rows import Skip
+from clipsweep.pipeline.executor import run_stage
+from clipsweep.pipeline.labels import load_space
+from clipsweep.pipeline.loaders import note_older, read_pixels
+from clipsweep.pipeline.stages.index import cut_scenes, scene_frames
+from clipsweep.pipeline.stages.poses import make_poses, read_poses
+from clipsweep.pipeline.store import Artifact, Part, digest_of
+from clipsweep.pipeline.work import Shard
+from clipsweep.projection.frames import Frame, PointLabels
+from clipsweep.projection.fusion import SweepReader, label_frames
+
+NAMED_BY = ("data.columns", "data.ego_box_m", "data.bad_share", "fusion", "on_bad")
+"""Settings that decide the labels, beside the label space and the pixels."""
+
+FRAMES = 64
+"""Key frames of a shard, which share a map of the ground."""
+
+
+class FuseWorker:
+    """Fuses the pixel labels of a scene into labels of some of its key sweeps' points."""
+
+    def __init__(
+        self,
+        config: Config,
+        index: Artifact,
+        pixels: Artifact,
+        poses: Artifact,
+        parts: Sequence[Part],
+    ) -> None:
+        self.config = config
+        self.index = index
+        self.pixels = pixels
+        self.poses = poses
+        self.parts = {part.shard: part for part in parts}
+        self.space = load_space(config.labels)
+        self.lost = {skip.frame: skip for skip in (*pixels.skipped(), *poses.skipped())}
+
+    def __call__(self, name: str) -> Shard:
+        """The fused labels of a part's key sweeps."""
+        part = self.parts[name]
+        skipped = [self.lost[frame] for frame in part.frames if frame in self.lost]
+        frames = scene_frames(self.index, self.config, part.scene)
+        frames = [frame for frame in frames if frame.id not in self.lost]
+        ids = set(part.frames)
+        of_part = [row for row, frame in enumerate(frames) if frame.id in ids]
+        if not of_part:
+            return Shard({}, skipped, {"points": 0, "labelled": 0}, part.facts())
+        arrays: dict[str, np.ndarray] = {}
+        counts = {"points": 0, "labelled": 0}
+        wanted = range(of_part[0], of_part[-1] + 1)
+        for frame, fused in self._fuse(part.scene, frames, wanted, skipped):
+            for field in ("label", "score", "agreement"):
+                arrays[f"{frame.id}/{field}"] = getattr(fused, field)
+            counts["points"] += len(fused.label)
+            counts["labelled"] += int((fused.label < len(self.space)).sum())
+        return Shard(arrays, skipped, counts, part.facts())
+
+    def _fuse(
+        self, scene: str, frames: list[Frame], wanted: range, skipped: list[Skip]
+    ) -> Iterator[tuple[Frame, PointLabels]]:
+        """Labels of some rows of a scene's frames; bad older sweeps are added to ``skipped``."""
+        data = self.config.data
+        poses = read_poses(self.poses, scene)
+        assert poses is not None  # as there are frames
+        row_of = {frame: row for row, frame in enumerate(poses.frames)}
+        rows = [row_of[frame.id] for frame in frames]
+        alignment = replace(
+            poses.alignment,
+            corrections=tuple(poses.alignment.corrections[row] for row in rows),
+            fits=tuple(poses.alignment.fits[row] for row in rows),
+        )
+        on_bad_sweep = partial(note_older, skipped, scene) if self.config.on_bad == "skip" else None
+        return label_frames(
+            frames,
+            wanted,
+            alignment,
+            SweepReader(data.columns, data.ego_box_m, data.bad_share, on_bad_sweep),
+            partial(read_pixels, self.pixels),
+            self.config.fusion,
+            len(self.space),
+            self.space.limits,
+            poses.grid_from_global,
+        )
+
+
+def make_points(config: Config, index: Artifact, pixels: Artifact) -> Artifact:
+    """Fuses pixel labels into point labels, scene by scene: ``points-<id>/``."""
+    space = load_space(config.labels)
+    limits = space.limits
+    poses = make_poses(config, index)
+    key = {
+        **config.values(*NAMED_BY),
+        "classes": space.names,
+        "ground": limits.ground.tolist(),
+        "max_height_m": limits.max_height_m.tolist(),
+        "taller": limits.taller.tolist(),
+    }
+
+    def inputs_of(scene: str) -> str:
+        return digest_of([pixels.content(scene), poses.content(scene)])
+
+    parts = cut_scenes(index, frames=FRAMES, inputs_of=inputs_of)
+    points = Artifact.of(config.store, "points", key, [pixels, poses])
+    points = points.holding(parts, index.skipped())
+    worker = partial(FuseWorker, config, index, pixels, poses, parts)
+    return run_stage(points, points.shards(), worker, config)
