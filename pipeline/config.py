@@ -16,15 +16,15 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field
 
-from clipsweep.distill.batch import channels
 from clipsweep.distill.objectives import ObjectivesConfig
-from clipsweep.distill.student import ModelConfig
-from clipsweep.distill.teacher import TeacherConfig
-from clipsweep.distill.train import TrainConfig
+from clipsweep.distill.student.unet import ModelConfig
+from clipsweep.distill.student.voxels import channels
+from clipsweep.distill.teacher.protocol import TeacherConfig
+from clipsweep.distill.training.loop import TrainConfig
 from clipsweep.pipeline.datasets import DATASETS, DataConfig, Reader
 from clipsweep.pipeline.datasets.nuscenes import NuscenesConfig
-from clipsweep.pipeline.demo.write import DemoConfig
 from clipsweep.pipeline.labels import LabelsConfig
+from clipsweep.pipeline.run.settings import RunConfig
 from clipsweep.pipeline.settings import (
     OWN,
     allowed,
@@ -37,7 +37,6 @@ from clipsweep.pipeline.settings import (
     validated,
 )
 from clipsweep.pipeline.teachers import TEACHERS, TeacherKind
-from clipsweep.pipeline.work import RunConfig
 from clipsweep.pipeline.yaml_files import CONFIGS, read_yaml, split_texts
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.fusion import FusionConfig
@@ -66,6 +65,64 @@ class FinetuneConfig:
             "the class names, or random weights (as in the published protocols)",
         ),
     ] = "names"
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """The size of the embedded world."""
+
+    seed: Annotated[
+        int,
+        Field(ge=0, le=2**31, description="the same seed gives the same bytes"),
+    ] = 0
+    train_scenes: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=700,
+            description="scenes named as the official train split; up to 8 as nuScenes v1.0-mini, "
+            "more as v1.0-trainval",
+        ),
+    ] = 8
+    val_scenes: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=150,
+            description="official val scenes; up to 2 as v1.0-mini; SemanticKITTI has one",
+        ),
+    ] = 2
+    key_frames: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=80,
+            description="key frames a scene: two a second as nuScenes, ten as SemanticKITTI",
+        ),
+    ] = 10
+    width_px: Annotated[int, Field(ge=16, le=4096, description="width of the images [px]")] = 480
+    height_px: Annotated[int, Field(ge=16, le=4096, description="height of the images [px]")] = 270
+    beams: Annotated[int, Field(ge=2, le=256, description="rings of the LiDAR")] = 32
+    azimuths: Annotated[
+        int,
+        Field(ge=64, le=8192, description="columns of one turn of the LiDAR"),
+    ] = 1090
+    hills_m: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=20,
+            description="height of the street's crests above its valleys [m]; 0 is flat",
+        ),
+    ] = 0.0
+    flat_poses: Annotated[
+        bool,
+        Field(
+            description="nuScenes' poses of the car: z is always 0, pitch and roll are wrong by "
+            "some 0.2 degrees that change over a second; boxes are where these poses make the "
+            "key frame's points lie; not for SemanticKITTI",
+        ),
+    ] = False
 
 
 @dataclass(frozen=True)

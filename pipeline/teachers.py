@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from clipsweep.distill.maskclip import MaskClip, MaskClipConfig
-from clipsweep.distill.teacher import Precomputed, PrecomputedConfig, Teacher, TeacherConfig
-from clipsweep.distill.vit import VitFeatures, VitFeaturesConfig
+from clipsweep.distill.teacher.maskclip import MaskClip, MaskClipConfig
+from clipsweep.distill.teacher.precomputed import Precomputed, PrecomputedConfig
+from clipsweep.distill.teacher.protocol import Teacher, TeacherConfig
+from clipsweep.distill.teacher.vit import VitFeatures, VitFeaturesConfig
 from clipsweep.pipeline.labels import LabelSpace, load_teacher_map
 
 Own = TypeVar("Own")

@@ -34,10 +34,9 @@ os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * 64, RAY_USAGE_STAT
 torch.set_num_threads(1)  # small work: waiting for a second thread costs more than it gives
 install_import_hook(_checked_modules(), "beartype.beartype")
 
-from clipsweep.pipeline.command import main  # noqa: E402 - after the hook, as all of the packages
-from clipsweep.pipeline.config import Config  # noqa: E402
+from clipsweep.pipeline.cli import main  # noqa: E402 - after the hook, as all of the packages
+from clipsweep.pipeline.config import Config, DemoConfig  # noqa: E402
 from clipsweep.pipeline.demo.make import make_demo  # noqa: E402
-from clipsweep.pipeline.demo.write import DemoConfig  # noqa: E402
 from tests.helpers import LABELS_HW, Outcome, Run  # noqa: E402
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from clipsweep.pipeline.config import Config
-from clipsweep.pipeline.work import Shard
+from clipsweep.pipeline.run.scenes import Shard
 from clipsweep.projection.errors import BadInput
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipsweep.pipeline.demo.write import DemoConfig, write_demo
-from clipsweep.pipeline.store import Artifact
+from clipsweep.pipeline.artifacts.store import Artifact
+from clipsweep.pipeline.config import DemoConfig
+from clipsweep.pipeline.demo.write import write_demo
 from tests.helpers import Run, settings
 
 QUIET = ("run.progress=false", "teacher.kind=precomputed")

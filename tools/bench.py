@@ -25,14 +25,14 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from clipsweep.pipeline.bench import experiments, fleet, pixels, projection, samples, sparse, teacher, training
-from clipsweep.pipeline.bench.experiments import Line
-from clipsweep.pipeline.bench.row import Row
-from clipsweep.pipeline.command import Made, argument_names, main, say, without
+from clipsweep.pipeline.artifacts.store import write_whole
+from clipsweep.pipeline.cli import Made, argument_names, main, say, without
 from clipsweep.pipeline.config import Config
-from clipsweep.pipeline.store import write_whole
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.sweeps import merge
+from clipsweep.tools.benchmarks import experiments, fleet, pixels, projection, samples, sparse, teacher, training
+from clipsweep.tools.benchmarks.experiments import Line
+from clipsweep.tools.benchmarks.row import Row
 
 KEYS: tuple[str, ...] = ()
 

@@ -13,7 +13,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from clipsweep.pipeline.command import Made, main
+from clipsweep.pipeline.cli import Made, main
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.demo.make import make_demo
 from clipsweep.pipeline.yaml_files import CONFIGS

@@ -14,12 +14,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from clipsweep.pipeline.command import Made, main, say
+from clipsweep.pipeline.cli import Made, main, say
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.labels import load_scoring, load_space, load_truth
-from clipsweep.pipeline.report import score_table
-from clipsweep.pipeline.scoring import make_predictions, make_scores, open_points
+from clipsweep.pipeline.reports.tables import score_table
 from clipsweep.pipeline.stages.index import make_index
+from clipsweep.pipeline.stages.predict import make_predictions, open_points
+from clipsweep.pipeline.stages.score import make_scores
 
 KEYS = ("data", "labels", "run", "store", "on_bad", "verify", "absent_class")
 

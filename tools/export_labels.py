@@ -11,14 +11,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from clipsweep.pipeline.command import Made, main, say
+from clipsweep.pipeline.artifacts.read import read_points
+from clipsweep.pipeline.artifacts.store import Artifact, check_absent
+from clipsweep.pipeline.cli import Made, main, say
 from clipsweep.pipeline.config import Config
-from clipsweep.pipeline.export import FORMATS, Format, pseudo_labels, submission
+from clipsweep.pipeline.datasets.export import FORMATS, Format, pseudo_labels, submission
 from clipsweep.pipeline.labels import load_space
-from clipsweep.pipeline.loaders import read_points
-from clipsweep.pipeline.scoring import labelled_frames, make_predictions, open_points
 from clipsweep.pipeline.stages.index import make_index
-from clipsweep.pipeline.store import Artifact, check_absent
+from clipsweep.pipeline.stages.predict import labelled_frames, make_predictions, open_points
 from clipsweep.projection.errors import BadInput
 
 KEYS = ("data", "labels", "run", "store", "on_bad", "verify")

@@ -9,9 +9,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from clipsweep.pipeline.command import Made, main, say_bad_steps
+from clipsweep.pipeline.cli import Made, main, say_bad_steps
 from clipsweep.pipeline.config import Config
-from clipsweep.pipeline.training import make_finetuned
+from clipsweep.pipeline.stages.finetune import make_finetuned
 
 KEYS = (
     *("data", "labels", "model", "objectives", "train", "finetune", "run"),

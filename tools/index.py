@@ -6,7 +6,7 @@ usage: python tools/index.py DATA.yaml [key=value ...]
 import sys
 from pathlib import Path
 
-from clipsweep.pipeline.command import Made, main
+from clipsweep.pipeline.cli import Made, main
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.demo.make import make_demo
 from clipsweep.pipeline.stages.index import make_index

@@ -10,15 +10,21 @@ from typing import Annotated
 
 from pydantic import Field
 
-from clipsweep.pipeline.command import Made, main, say
+from clipsweep.pipeline.cli import Made, main, say
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.demo.make import make_demo
 from clipsweep.pipeline.labels import load_space
-from clipsweep.pipeline.quality import draw_quality, look_over, quality_table, quality_warnings, truth_source
+from clipsweep.pipeline.reports.label_statistics import (
+    draw_quality,
+    look_over,
+    quality_table,
+    quality_warnings,
+    truth_source,
+)
+from clipsweep.pipeline.reports.views import check_picture, save_figure
 from clipsweep.pipeline.stages.index import make_index
 from clipsweep.pipeline.stages.pixels import make_pixels
 from clipsweep.pipeline.stages.points import make_points
-from clipsweep.pipeline.views import check_picture, save_figure
 
 KEYS = ("data", "make_demo", "demo", "labels", "teacher", "fusion", "run", "store", "on_bad", "verify")
 

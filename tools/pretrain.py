@@ -16,11 +16,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from clipsweep.pipeline.command import Made, argument_names, main, say, say_bad_steps, without
+from clipsweep.pipeline.cli import Made, argument_names, main, say, say_bad_steps, without
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.demo.make import make_demo
-from clipsweep.pipeline.signals import Stopped, noted
-from clipsweep.pipeline.training import make_pretrained
+from clipsweep.pipeline.run.signals import Stopped, noted
+from clipsweep.pipeline.stages.pretrain import make_pretrained
 
 KEYS = (
     *("data", "make_demo", "demo", "labels", "teacher", "fusion", "model", "objectives", "train", "run"),

@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from clipsweep.pipeline.command import Made, main, say
+from clipsweep.pipeline.cli import Made, main, say
 from clipsweep.pipeline.config import Config, recipe
-from clipsweep.pipeline.executor import check_shared, needs_ray
+from clipsweep.pipeline.run.scenes import check_shared, needs_ray
 from clipsweep.projection.errors import BadInput
 from clipsweep.tools import arguments_of, tool_names
 

@@ -10,13 +10,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from clipsweep.pipeline.command import Made, main
+from clipsweep.pipeline.artifacts.read import key_cloud, read_truth
+from clipsweep.pipeline.cli import Made, main
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.labels import load_space
-from clipsweep.pipeline.loaders import key_cloud, read_truth
-from clipsweep.pipeline.scoring import labelled_frames, make_predictions, open_points
+from clipsweep.pipeline.reports.views import check_picture, draw_frame, save_figure
 from clipsweep.pipeline.stages.index import make_index
-from clipsweep.pipeline.views import check_picture, draw_frame, save_figure
+from clipsweep.pipeline.stages.predict import labelled_frames, make_predictions, open_points
 from clipsweep.projection.errors import BadInput
 
 KEYS = ("data", "labels", "fusion", "run", "store", "on_bad")

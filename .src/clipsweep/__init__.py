@@ -9,10 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clipsweep.distill.checkpoint import load_student
-    from clipsweep.distill.maskclip import MaskClip
+    from clipsweep.distill.student.checkpoint import load_student
+    from clipsweep.distill.teacher.maskclip import MaskClip
     from clipsweep.pipeline.config import load_config
-    from clipsweep.pipeline.datasets.rows import read_index
+    from clipsweep.pipeline.artifacts.index import read_index
     from clipsweep.projection.cameras import project
     from clipsweep.projection.frames import Camera, Frame, Sweep
     from clipsweep.projection.fusion import label_scene
@@ -37,16 +37,16 @@ __all__ = [
 _HOMES = {
     "Camera": "projection.frames",
     "Frame": "projection.frames",
-    "MaskClip": "distill.maskclip",
+    "MaskClip": "distill.teacher.maskclip",
     "Pose": "projection.pose",
     "Sweep": "projection.frames",
     "deskew": "projection.sweeps",
     "label_scene": "projection.fusion",
     "load_config": "pipeline.config",
-    "load_student": "distill.checkpoint",
+    "load_student": "distill.student.checkpoint",
     "merge": "projection.sweeps",
     "project": "projection.cameras",
-    "read_index": "pipeline.datasets.rows",
+    "read_index": "pipeline.artifacts.index",
 }
 
 

@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from clipsweep.distill.batch import Batch
 from clipsweep.distill.objectives.regression import RegressionConfig, regression
 from clipsweep.distill.objectives.segmentation import SegmentationConfig, segmentation
 from clipsweep.distill.objectives.selftraining import SelfTrainingConfig, own_labels, replaced, switched
 from clipsweep.distill.objectives.semantic import SemanticConfig, semantic
 from clipsweep.distill.objectives.spatiotemporal import SpatioTemporalConfig, spatiotemporal
-from clipsweep.distill.student import Embeddings, HeadName, Student
+from clipsweep.distill.student.batch import Batch
+from clipsweep.distill.student.heads import Embeddings, HeadName
+from clipsweep.distill.student.unet import Student
 
 
 @dataclass(frozen=True)

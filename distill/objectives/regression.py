@@ -9,7 +9,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from clipsweep.distill.ranks import share_of_mean
+from clipsweep.distill.training.distributed import share_of_mean
 
 
 @dataclass(frozen=True)

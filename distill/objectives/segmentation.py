@@ -12,7 +12,7 @@ from jaxtyping import Float, Int64
 from pydantic import Field
 from torch import Tensor
 
-from clipsweep.distill.ranks import all_rows, ranks, share_of_mean
+from clipsweep.distill.training.distributed import all_rows, ranks, share_of_mean
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from clipsweep.distill.objectives.segmentation import lovasz_share
-from clipsweep.distill.ranks import all_rows, ranks, share_of_mean
+from clipsweep.distill.training.distributed import all_rows, ranks, share_of_mean
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int64
 from pydantic import Field
 from torch import Tensor
 
-from clipsweep.distill.ranks import total
+from clipsweep.distill.training.distributed import total
 
 _SLOTS = 8  # pairs of a cube that the published code hears
 _PARTS, _PART = 32, 1024  # pairs are looked at in so many parts, but none smaller than that

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Generic, TypeVar
 import numpy as np
 from pydantic import Field
 
+from clipsweep.pipeline.artifacts.index import Row, Skip
 from clipsweep.pipeline.datasets import nuscenes, semantickitti
 from clipsweep.pipeline.datasets.boxes import FrameBoxes
-from clipsweep.pipeline.datasets.rows import Row, Skip
 from clipsweep.projection.frames import Frame
 
 Own = TypeVar("Own")
@@ -80,7 +80,7 @@ class Reader(Generic[Own]):
 
     Attributes:
         config: the class of its own settings, which are the keys ``data.<kind>.*``.
-        tables: the files and folders that its index is made from (``pipeline.store.digest_files``).
+        tables: the files and folders that its index is made from (``pipeline.artifacts.store.digest_files``).
         index: the rows of the index.
         labels: official ids of the points in the bytes of a label file.
         splits: the scenes of each official split.

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Float64, Int64, UInt8
 
 from clipsweep.distill.metrics import OTHER
-from clipsweep.pipeline.datasets.rows import undamaged
+from clipsweep.pipeline.artifacts.index import undamaged
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import NONE
 from clipsweep.projection.pose import Pose
@@ -164,7 +164,7 @@ def _columns(frame: FrameBoxes) -> dict[str, Any]:
 def read_scene_boxes(path: Path, scene: str) -> dict[str, tuple[Box, ...]]:
     """The boxes of each frame of a scene, by the frame's id.
 
-    The file is opened by Python itself, not by Arrow, so that ``pipeline.guard`` notices.
+    The file is opened by Python itself, not by Arrow, so that ``pipeline.stages.guard`` notices.
 
     Raises:
         BadInput: the file is damaged.

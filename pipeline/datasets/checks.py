@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from clipsweep.pipeline.datasets.rows import within
+from clipsweep.pipeline.artifacts.index import within
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import Camera, File, Sweep
 

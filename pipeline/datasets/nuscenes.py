@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import UInt8
 from pydantic import Field
 
+from clipsweep.pipeline.artifacts.index import MAX_SWEEPS, Row, Skip
 from clipsweep.pipeline.datasets.boxes import Box, FrameBoxes, checked_box
 from clipsweep.pipeline.datasets.checks import check_image, check_intrinsics, check_points, check_times, pin
-from clipsweep.pipeline.datasets.rows import MAX_SWEEPS, Row, Skip
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import Camera, File, Frame, Sweep
 from clipsweep.projection.pose import Pose

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Float64, UInt16
 from pydantic import Field
 
+from clipsweep.pipeline.artifacts.index import MAX_SWEEPS, Row, Skip, within
 from clipsweep.pipeline.datasets.checks import check_intrinsics, check_points, check_times, image_size, pin
-from clipsweep.pipeline.datasets.rows import MAX_SWEEPS, Row, Skip, within
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import Camera, File, Frame, Sweep
 from clipsweep.projection.pose import Pose

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, UInt32
 from PIL import Image
 
+from clipsweep.pipeline.config import DemoConfig
 from clipsweep.pipeline.datasets.semantickitti import SPLITS
 from clipsweep.pipeline.demo.lidar_kernels import EGO
 from clipsweep.pipeline.demo.parts import rotation
@@ -17,7 +18,7 @@ from clipsweep.pipeline.demo.render import render
 from clipsweep.pipeline.demo.rig import LEVEL, SPIN_S, RigCamera, RigLidar, inverse, pose
 from clipsweep.pipeline.demo.spin import Scan, scan
 from clipsweep.pipeline.demo.world import World, build_world
-from clipsweep.pipeline.demo.write import VAL_SEED, DemoConfig, write_root
+from clipsweep.pipeline.demo.write import VAL_SEED, write_root
 from clipsweep.projection.errors import BadInput
 
 SCAN_S = 0.1

@@ -8,11 +8,11 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from clipsweep.pipeline.command import say
+from clipsweep.pipeline.artifacts.store import write_whole
+from clipsweep.pipeline.cli import say
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.demo.kitti import write_kitti_demo
 from clipsweep.pipeline.demo.write import write_demo
-from clipsweep.pipeline.store import write_whole
 from clipsweep.projection.errors import BadInput
 
 _WRITERS = {"nuscenes": write_demo, "semantickitti": write_kitti_demo}

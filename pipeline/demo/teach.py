@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from clipsweep.distill.text import SCENE_TEMPLATES
+from clipsweep.distill.teacher.text import SCENE_TEMPLATES
 from clipsweep.pipeline.demo.crops import Album, Crops, draw_crops, render_album
 from clipsweep.pipeline.demo.words import ABSENT, NAMES, SKY, SYNONYMS
 

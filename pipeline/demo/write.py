@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 from jaxtyping import Float, Float32, Int64, UInt8
 from PIL import Image
-from pydantic import Field
 
+from clipsweep.pipeline.artifacts.store import write_folder
+from clipsweep.pipeline.config import DemoConfig
 from clipsweep.pipeline.demo.lidar_kernels import count_in_boxes
 from clipsweep.pipeline.demo.render import render
 from clipsweep.pipeline.demo.rig import (
@@ -38,7 +38,6 @@ from clipsweep.pipeline.demo.tables import (
 )
 from clipsweep.pipeline.demo.world import World, build_world
 from clipsweep.pipeline.settings import validated
-from clipsweep.pipeline.store import write_folder
 from clipsweep.projection.errors import BadInput
 
 MINI_TRAIN = (
@@ -57,64 +56,6 @@ JPEG_QUALITY = 90
 FIRST_US = 1_533_100_000_000_000
 VAL_SEED = 10_000
 """Worlds of validation scenes are numbered from here, so that they do not change with the number of training scenes."""
-
-
-@dataclass(frozen=True)
-class DemoConfig:
-    """The size of the embedded world."""
-
-    seed: Annotated[
-        int,
-        Field(ge=0, le=2**31, description="the same seed gives the same bytes"),
-    ] = 0
-    train_scenes: Annotated[
-        int,
-        Field(
-            ge=0,
-            le=700,
-            description="scenes named as the official train split; up to 8 as nuScenes v1.0-mini, "
-            "more as v1.0-trainval",
-        ),
-    ] = 8
-    val_scenes: Annotated[
-        int,
-        Field(
-            ge=0,
-            le=150,
-            description="official val scenes; up to 2 as v1.0-mini; SemanticKITTI has one",
-        ),
-    ] = 2
-    key_frames: Annotated[
-        int,
-        Field(
-            ge=1,
-            le=80,
-            description="key frames a scene: two a second as nuScenes, ten as SemanticKITTI",
-        ),
-    ] = 10
-    width_px: Annotated[int, Field(ge=16, le=4096, description="width of the images [px]")] = 480
-    height_px: Annotated[int, Field(ge=16, le=4096, description="height of the images [px]")] = 270
-    beams: Annotated[int, Field(ge=2, le=256, description="rings of the LiDAR")] = 32
-    azimuths: Annotated[
-        int,
-        Field(ge=64, le=8192, description="columns of one turn of the LiDAR"),
-    ] = 1090
-    hills_m: Annotated[
-        float,
-        Field(
-            ge=0,
-            le=20,
-            description="height of the street's crests above its valleys [m]; 0 is flat",
-        ),
-    ] = 0.0
-    flat_poses: Annotated[
-        bool,
-        Field(
-            description="nuScenes' poses of the car: z is always 0, pitch and roll are wrong by "
-            "some 0.2 degrees that change over a second; boxes are where these poses make the "
-            "key frame's points lie; not for SemanticKITTI",
-        ),
-    ] = False
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -8,18 +8,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from clipsweep.pipeline.command import say
+from clipsweep.pipeline.artifacts.index import Row, Skip, read_frame_ids, read_index, read_scenes, to_parquet
+from clipsweep.pipeline.artifacts.store import Artifact, Part, digest_files, digest_of
+from clipsweep.pipeline.cli import say
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.datasets import DATASETS
-from clipsweep.pipeline.datasets.rows import (
-    Row,
-    Skip,
-    read_frame_ids,
-    read_index,
-    read_scenes,
-    to_parquet,
-)
-from clipsweep.pipeline.store import Artifact, Part, digest_files, digest_of
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import Frame
 

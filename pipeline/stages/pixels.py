@@ -10,16 +10,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from clipsweep.distill.teacher import MaskClip, MaskClipConfig, PrecomputedConfig, Teacher
+from clipsweep.distill.teacher.maskclip import MaskClip, MaskClipConfig
+from clipsweep.distill.teacher.precomputed import PrecomputedConfig
+from clipsweep.distill.teacher.protocol import Teacher
+from clipsweep.pipeline.artifacts.index import Skip, read_images
+from clipsweep.pipeline.artifacts.read import read_pixels, skip_or_raise
+from clipsweep.pipeline.artifacts.store import Artifact, Part, digest_of
 from clipsweep.pipeline.config import Config
-from clipsweep.pipeline.datasets.rows import Skip, read_images
-from clipsweep.pipeline.executor import run_stage
 from clipsweep.pipeline.labels import LabelSpace, load_space
-from clipsweep.pipeline.loaders import read_pixels, skip_or_raise
+from clipsweep.pipeline.run.scenes import Shard, run_stage
 from clipsweep.pipeline.stages.index import cut_scenes, scene_frames
-from clipsweep.pipeline.store import Artifact, Part, digest_of
 from clipsweep.pipeline.teachers import TeacherInputs, make_teacher
-from clipsweep.pipeline.work import Shard
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import Frame, PixelLabels
 

@@ -8,15 +8,14 @@ from functools import partial
 
 import numpy as np
 
+from clipsweep.pipeline.artifacts.index import Skip
+from clipsweep.pipeline.artifacts.read import note_older, read_pixels
+from clipsweep.pipeline.artifacts.store import Artifact, Part, digest_of
 from clipsweep.pipeline.config import Config
-from clipsweep.pipeline.datasets.rows import Skip
-from clipsweep.pipeline.executor import run_stage
 from clipsweep.pipeline.labels import load_space
-from clipsweep.pipeline.loaders import note_older, read_pixels
+from clipsweep.pipeline.run.scenes import Shard, run_stage
 from clipsweep.pipeline.stages.index import cut_scenes, scene_frames
 from clipsweep.pipeline.stages.poses import make_poses, read_poses
-from clipsweep.pipeline.store import Artifact, Part, digest_of
-from clipsweep.pipeline.work import Shard
 from clipsweep.projection.frames import Frame, PointLabels
 from clipsweep.projection.fusion import SweepReader, label_frames
 

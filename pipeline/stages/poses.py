@@ -9,13 +9,12 @@ from functools import partial
 import numpy as np
 from jaxtyping import Float64
 
-from clipsweep.pipeline.command import say
+from clipsweep.pipeline.artifacts.read import readable
+from clipsweep.pipeline.artifacts.store import Artifact, Part
+from clipsweep.pipeline.cli import say
 from clipsweep.pipeline.config import Config
-from clipsweep.pipeline.executor import run_stage
-from clipsweep.pipeline.loaders import readable
+from clipsweep.pipeline.run.scenes import Shard, run_stage
 from clipsweep.pipeline.stages.index import cut_scenes, scene_frames
-from clipsweep.pipeline.store import Artifact, Part
-from clipsweep.pipeline.work import Shard
 from clipsweep.projection.alignment import Alignment
 from clipsweep.projection.frames import Frame
 from clipsweep.projection.fusion import SweepReader, align_scene

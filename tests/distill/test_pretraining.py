@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from clipsweep.distill.batch import Batch, Group, Sample, collate_groups, voxelise
-from clipsweep.distill.checkpoint import make_student
 from clipsweep.distill.objectives import Moment, ObjectivesConfig, pretraining
 from clipsweep.distill.objectives.regression import RegressionConfig
 from clipsweep.distill.objectives.selftraining import SelfTrainingConfig, switched
 from clipsweep.distill.objectives.semantic import SemanticConfig, semantic
 from clipsweep.distill.objectives.spatiotemporal import SpatioTemporalConfig
-from clipsweep.distill.student import ModelConfig, Student
+from clipsweep.distill.student.batch import Batch, Group, collate_groups
+from clipsweep.distill.student.checkpoint import make_student
+from clipsweep.distill.student.unet import ModelConfig, Student
+from clipsweep.distill.student.voxels import Sample, voxelise
 from clipsweep.pipeline.config import load_config
 
 MODEL, TEXT = ModelConfig(size="tiny", voxel_m=0.5), torch.eye(4)

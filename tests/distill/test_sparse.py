@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from clipsweep.distill import sparse_kernels, sparse_native
-from clipsweep.distill.sparse import Down, Pointwise, Sites, SparseTensor, Submanifold, Up
-from clipsweep.distill.sparse_native import convolve
-from clipsweep.pipeline.bench import sparse as bench
+from clipsweep.distill.sparse import native as sparse_native
+from clipsweep.distill.sparse import native_kernels as sparse_kernels
+from clipsweep.distill.sparse.native import convolve
+from clipsweep.distill.sparse.ops import Down, Pointwise, Sites, SparseTensor, Submanifold, Up
 from clipsweep.projection import grid, kernels
+from clipsweep.tools.benchmarks import sparse as bench
 
 SIDE = 8
 

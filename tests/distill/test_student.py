@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from clipsweep.distill import norm_kernels, sparse_kernels
-from clipsweep.distill.batch import Batch, Sample, collate, voxelise
-from clipsweep.distill.heads import Head
-from clipsweep.distill.norm import Norm
-from clipsweep.distill.student import SIZES, Embeddings, Student
+from clipsweep.distill.sparse import native_kernels as sparse_kernels
+from clipsweep.distill.sparse import norm_kernels
+from clipsweep.distill.sparse.norm import Norm
+from clipsweep.distill.student.batch import Batch, collate
+from clipsweep.distill.student.heads import Embeddings, Head
+from clipsweep.distill.student.unet import SIZES, Student
+from clipsweep.distill.student.voxels import Sample, voxelise
 
 FEATURES = ("intensity", "height", "range", "offset")
 

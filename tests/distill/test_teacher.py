@@ -14,7 +14,9 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch.nn import functional as F
 
-from clipsweep.distill.teacher import MaskClip, Precomputed, Teacher
+from clipsweep.distill.teacher.maskclip import MaskClip
+from clipsweep.distill.teacher.precomputed import Precomputed
+from clipsweep.distill.teacher.protocol import Teacher
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import NONE, Camera
 from tests.distill.tiny_clip import RESNET, VIT, camera_of, one_thread, write_camera, write_clip

@@ -14,11 +14,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from clipsweep.distill.images import decode, prefetch
-from clipsweep.distill.readings import Dense
-from clipsweep.distill.scoring import Scorer
-from clipsweep.distill.teacher import Teacher, VitFeatures
-from clipsweep.distill.tiles import Tiles
+from clipsweep.distill.teacher.classify import Scorer
+from clipsweep.distill.teacher.dense_features import Dense
+from clipsweep.distill.teacher.images import decode, prefetch
+from clipsweep.distill.teacher.protocol import Teacher
+from clipsweep.distill.teacher.tiles import Tiles
+from clipsweep.distill.teacher.vit import VitFeatures
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import NONE
 from tests.distill.tiny_clip import one_thread, write_camera

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipsweep.distill.maskclip import MaskClip
-from clipsweep.distill.readings import DenseResNet, DenseVit, choose_reading, proxy_attention, stride_of
-from clipsweep.distill.weights import build_clip, find_clip
+from clipsweep.distill.teacher.dense_features import DenseResNet, DenseVit, choose_reading, proxy_attention, stride_of
+from clipsweep.distill.teacher.maskclip import MaskClip
+from clipsweep.distill.teacher.weights import build_clip, find_clip
 from clipsweep.projection.errors import BadInput
 from tests.distill.tiny_clip import RESNET, VIT, one_thread, write_clip
 

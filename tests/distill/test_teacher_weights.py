@@ -17,9 +17,9 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
-from clipsweep.distill import weights
-from clipsweep.distill.maskclip import MaskClip
-from clipsweep.distill.weights import build_clip, find_clip, hub_file, read_weights
+from clipsweep.distill.teacher import weights
+from clipsweep.distill.teacher.maskclip import MaskClip
+from clipsweep.distill.teacher.weights import build_clip, find_clip, hub_file, read_weights
 from clipsweep.projection.errors import BadInput
 from tests.distill.tiny_clip import VIT, one_thread, write_clip
 

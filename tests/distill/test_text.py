@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from clipsweep.distill.maskclip import MaskClip
-from clipsweep.distill.text import Encoder, Vocabulary, cached, embed, group_max, group_names, sentences
-from clipsweep.distill.weights import build_clip, clip_tokenizer, find_clip
+from clipsweep.distill.teacher.maskclip import MaskClip
+from clipsweep.distill.teacher.text import Encoder, Vocabulary, cached, embed, group_max, group_names, sentences
+from clipsweep.distill.teacher.weights import build_clip, clip_tokenizer, find_clip
 from clipsweep.projection.errors import BadInput
 from tests.distill.tiny_clip import VIT, one_thread, write_clip
 

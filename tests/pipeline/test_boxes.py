@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from clipsweep.distill.metrics import OTHER
-from clipsweep.pipeline.boxes import BoxTruth, boxes_artifact, make_boxes
+from clipsweep.pipeline.artifacts.read import read_points
+from clipsweep.pipeline.artifacts.store import Artifact
 from clipsweep.pipeline.config import Config, load_config
 from clipsweep.pipeline.datasets.boxes import Box, box_truth, points_in_box, read_scene_boxes
-from clipsweep.pipeline.guard import LabelLeak, label_folders, no_labels
 from clipsweep.pipeline.labels import LabelsConfig, load_scoring, load_space, load_truth
-from clipsweep.pipeline.loaders import read_points
+from clipsweep.pipeline.stages.boxes import BoxTruth, boxes_artifact, make_boxes
+from clipsweep.pipeline.stages.guard import LabelLeak, label_folders, no_labels
 from clipsweep.pipeline.stages.index import find_parts, make_index, scene_frames
-from clipsweep.pipeline.store import Artifact
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import NONE, Frame
 from clipsweep.projection.pose import Pose
@@ -417,7 +417,7 @@ def test_no_box_is_in_the_index(small_world: Path, tmp_path: Path, tool: Run) ->
 def test_boxes_read_in_a_training_without_labels_end_it(
     small_world: Path, tmp_path: Path, tool: Run, monkeypatch: pytest.MonkeyPatch, through: str
 ) -> None:
-    from clipsweep.pipeline import loaders
+    from clipsweep.pipeline.artifacts import read as loaders
 
     given = settings(small_world, tmp_path / "store")
     config = load_config(given)

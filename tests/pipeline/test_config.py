@@ -10,7 +10,7 @@ from typing import Annotated
 import pytest
 from pydantic import Field
 
-from clipsweep.distill.maskclip import MaskClipConfig
+from clipsweep.distill.teacher.maskclip import MaskClipConfig
 from clipsweep.pipeline.config import Config, describe, load_arguments, load_config
 from clipsweep.pipeline.datasets import DATASETS
 from clipsweep.pipeline.datasets.nuscenes import NuscenesConfig

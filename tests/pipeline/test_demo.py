@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clipsweep.pipeline.config import DemoConfig
 from clipsweep.pipeline.demo import render as render_module
 from clipsweep.pipeline.demo import spin as spin_module
 from clipsweep.pipeline.demo.ground import DRIVEABLE, KERB_M, OTHER_FLAT, SIDEWALK, TERRAIN
@@ -24,7 +25,7 @@ from clipsweep.pipeline.demo.rig import SPIN_S, cameras, inverse, lidar, pose
 from clipsweep.pipeline.demo.spin import scan
 from clipsweep.pipeline.demo.tables import CATEGORIES, quaternion
 from clipsweep.pipeline.demo.world import World, build_world
-from clipsweep.pipeline.demo.write import FIRST_US, DemoConfig, split_names, true_pixels, write_demo
+from clipsweep.pipeline.demo.write import FIRST_US, split_names, true_pixels, write_demo
 from clipsweep.projection.errors import BadInput
 
 SMALL = DemoConfig(seed=3, train_scenes=1, val_scenes=1, key_frames=2, width_px=240, height_px=135, azimuths=360)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from clipsweep.pipeline.config import load_config
+from clipsweep.pipeline.config import DemoConfig, load_config
 from clipsweep.pipeline.datasets import DATASETS, DataConfig
 from clipsweep.pipeline.datasets.semantickitti import SemanticKittiConfig
 from clipsweep.pipeline.demo.kitti import SCAN_S, write_kitti_demo
@@ -20,7 +20,7 @@ from clipsweep.pipeline.demo.parts import rotation
 from clipsweep.pipeline.demo.render import render
 from clipsweep.pipeline.demo.rig import RigCamera, inverse, pose
 from clipsweep.pipeline.demo.world import World, build_world
-from clipsweep.pipeline.demo.write import VAL_SEED, DemoConfig
+from clipsweep.pipeline.demo.write import VAL_SEED
 from clipsweep.pipeline.labels import LabelsConfig, load_space
 from clipsweep.projection.cameras import project
 from clipsweep.projection.errors import BadInput

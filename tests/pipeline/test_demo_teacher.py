@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from clipsweep.distill.maskclip import MaskClip
+from clipsweep.distill.teacher.maskclip import MaskClip
 from clipsweep.pipeline.demo import teach
 from clipsweep.pipeline.demo.crops import Album, draw_crops, render_album
 from clipsweep.pipeline.demo.render import View, render

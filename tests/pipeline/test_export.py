@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from clipsweep.distill.metrics import Confusion
+from clipsweep.pipeline.datasets.export import FORMATS, pseudo_labels, submission
 from clipsweep.pipeline.datasets.semantickitti import labels
-from clipsweep.pipeline.export import FORMATS, pseudo_labels, submission
 from clipsweep.pipeline.labels import LabelsConfig, LabelSpace, load_space
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import Frame, PointLabels

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from clipsweep.pipeline.artifacts.index import read_images, read_index, read_label_files, read_scenes
+from clipsweep.pipeline.artifacts.store import Artifact
 from clipsweep.pipeline.config import load_config
-from clipsweep.pipeline.datasets.rows import read_images, read_index, read_label_files, read_scenes
 from clipsweep.pipeline.stages.index import make_index
-from clipsweep.pipeline.store import Artifact
 from clipsweep.projection.errors import BadInput
 from tests.helpers import Run, settings
 

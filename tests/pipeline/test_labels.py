@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipsweep.distill.teacher import Teacher
+from clipsweep.distill.teacher.protocol import Teacher
 from clipsweep.pipeline.config import load_config
 from clipsweep.pipeline.labels import LabelsConfig, load_scoring, load_space, load_teacher_map, load_truth
 from clipsweep.pipeline.teachers import TeacherInputs, make_teacher

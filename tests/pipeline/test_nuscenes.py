@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from clipsweep.pipeline.artifacts.index import Row, Skip, read_images, read_index, read_scenes, to_parquet
 from clipsweep.pipeline.datasets import DATASETS, DataConfig
 from clipsweep.pipeline.datasets.nuscenes import NuscenesConfig
-from clipsweep.pipeline.datasets.rows import Row, Skip, read_images, read_index, read_scenes, to_parquet
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import Frame
 from clipsweep.projection.sweeps import read_sweep

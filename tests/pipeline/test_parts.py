@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
+from clipsweep.pipeline.artifacts.store import Artifact
 from clipsweep.pipeline.config import Config, load_config
-from clipsweep.pipeline.scoring import open_points
 from clipsweep.pipeline.stages import pixels as pixels_stage
 from clipsweep.pipeline.stages import points as points_stage
 from clipsweep.pipeline.stages import poses as poses_stage
@@ -20,7 +20,7 @@ from clipsweep.pipeline.stages.index import cut_scenes, make_index
 from clipsweep.pipeline.stages.pixels import PixelWorker, make_pixels
 from clipsweep.pipeline.stages.points import FuseWorker, make_points
 from clipsweep.pipeline.stages.poses import PoseWorker, make_poses
-from clipsweep.pipeline.store import Artifact
+from clipsweep.pipeline.stages.predict import open_points
 from clipsweep.projection.errors import BadInput
 from tests.helpers import LABELS_HW, Run, settings
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from clipsweep.pipeline.artifacts.index import Row, to_parquet
+from clipsweep.pipeline.artifacts.store import Artifact
 from clipsweep.pipeline.datasets import DataConfig
-from clipsweep.pipeline.datasets.rows import Row, to_parquet
 from clipsweep.pipeline.datasets.semantickitti import SemanticKittiConfig
-from clipsweep.pipeline.guard import LabelLeak, label_folders, no_labels
-from clipsweep.pipeline.protocols import labelled_subset
-from clipsweep.pipeline.store import Artifact
+from clipsweep.pipeline.stages.guard import LabelLeak, label_folders, no_labels
+from clipsweep.pipeline.stages.protocols import labelled_subset
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import File, Frame, Sweep
 from clipsweep.projection.pose import Pose
@@ -84,7 +84,7 @@ def test_the_guard_stops_any_way_of_opening(tmp_path: Path, monkeypatch: pytest.
 def test_a_leak_planted_in_pretraining_ends_it(
     small_world: Path, tmp_path: Path, tool: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from clipsweep.pipeline import loaders
+    from clipsweep.pipeline.artifacts import read as loaders
 
     honest, planted = loaders.merge, next((small_world / "lidarseg").rglob("*.bin"))
 

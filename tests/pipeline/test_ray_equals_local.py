@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from clipsweep.pipeline.store import Artifact
+from clipsweep.pipeline.artifacts.store import Artifact
 from tests.helpers import Run, settings
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from clipsweep.pipeline.config import load_config
-from clipsweep.pipeline.ready import check_ready
+from clipsweep.pipeline.run.ready import check_ready
 from clipsweep.projection.errors import BadInput
 from tests.helpers import Run, settings
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clipsweep.pipeline.artifacts.index import Row, Skip
+from clipsweep.pipeline.artifacts.store import digest_files
 from clipsweep.pipeline.config import Config, load_config
 from clipsweep.pipeline.datasets import DATASETS, DataConfig
-from clipsweep.pipeline.datasets.rows import Row, Skip
 from clipsweep.pipeline.datasets.semantickitti import SPLITS, SemanticKittiConfig, labels
 from clipsweep.pipeline.labels import LabelsConfig, load_space
 from clipsweep.pipeline.stages.index import make_index
-from clipsweep.pipeline.store import digest_files
 from clipsweep.projection.cameras import project
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import Frame

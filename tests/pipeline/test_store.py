@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from clipsweep.pipeline import store
+from clipsweep.pipeline.artifacts import store
+from clipsweep.pipeline.artifacts.index import Skip
+from clipsweep.pipeline.artifacts.store import Artifact, Part
 from clipsweep.pipeline.config import Config
-from clipsweep.pipeline.datasets.rows import Skip
-from clipsweep.pipeline.executor import run_stage
-from clipsweep.pipeline.store import Artifact, Part
-from clipsweep.pipeline.work import RunConfig, Shard
+from clipsweep.pipeline.run.scenes import Shard, run_stage
+from clipsweep.pipeline.run.settings import RunConfig
 from clipsweep.projection.errors import BadInput
 
 QUIET = Config(run=RunConfig(progress=False))
@@ -162,7 +162,7 @@ KILLED_WRITER = """
 import os, signal, sys
 from pathlib import Path
 import numpy as np
-from clipsweep.pipeline.store import Artifact, Part
+from clipsweep.pipeline.artifacts.store import Artifact, Part
 owner, calls = (os if "{call}" == "fsync" else Path), 0
 real = getattr(owner, "{call}")
 def strike(*arguments):
@@ -179,9 +179,10 @@ SLOW_STAGE = """
 import sys, time
 import numpy as np
 from clipsweep.pipeline.config import Config
-from clipsweep.pipeline.executor import run_stage
-from clipsweep.pipeline.store import Artifact, Part
-from clipsweep.pipeline.work import RunConfig, Shard
+from clipsweep.pipeline.run.scenes import run_stage
+from clipsweep.pipeline.artifacts.store import Artifact, Part
+from clipsweep.pipeline.run.scenes import Shard
+from clipsweep.pipeline.run.settings import RunConfig
 def work(scene):
     time.sleep(0.05)
     return Shard({"x": np.full(1000, int(scene))})

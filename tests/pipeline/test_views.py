@@ -10,7 +10,7 @@ from PIL import Image
 
 from clipsweep.pipeline.datasets.checks import image_size
 from clipsweep.pipeline.labels import LabelsConfig, load_space
-from clipsweep.pipeline.views import draw_frame
+from clipsweep.pipeline.reports.views import draw_frame
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import Camera, Cloud, File, Frame, Sweep
 from clipsweep.projection.fusion import FusionConfig

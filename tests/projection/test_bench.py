@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clipsweep.pipeline.bench import projection
+from clipsweep.tools.benchmarks import projection
 
 
 @pytest.mark.slow

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clipsweep.pipeline.bench import samples as readers
 from clipsweep.projection.cameras import project
 from clipsweep.projection.sweeps import merge
+from clipsweep.tools.benchmarks import samples as readers
 
 BORDER_PX = 2e-2  # points this near the image's border may be in view for one and out for the other
 

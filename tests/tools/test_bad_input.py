@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipsweep.pipeline.store import Artifact
+from clipsweep.pipeline.artifacts.store import Artifact
 from tests.helpers import Run, settings
 
 

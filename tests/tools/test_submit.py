@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from clipsweep.pipeline.artifacts.store import Artifact
 from clipsweep.pipeline.config import load_config
-from clipsweep.pipeline.store import Artifact
 from clipsweep.projection.errors import BadInput
 from clipsweep.tools import submit
 from tests.helpers import Run, settings

@@ -17,10 +17,10 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from clipsweep.distill.checkpoint import load_student, make_student
-from clipsweep.pipeline.command import argument_names, without
+from clipsweep.distill.student.checkpoint import load_student, make_student
+from clipsweep.pipeline.artifacts.store import Artifact
+from clipsweep.pipeline.cli import argument_names, without
 from clipsweep.pipeline.config import load_config
-from clipsweep.pipeline.store import Artifact
 from clipsweep.tools import arguments_of, pretrain
 from tests.helpers import Run, settings
 
@@ -124,7 +124,7 @@ def test_training_goes_on_where_it_stopped(small_world: Path, tmp_path: Path, to
     whole = tool("pretrain", *given).path
     halted = tmp_path / "halted"
     with pytest.MonkeyPatch.context() as patch:
-        from clipsweep.pipeline import log
+        from clipsweep.pipeline.stages import log
 
         def stop(self: log.TrainingLog, step: object) -> None:
             if step.step == 4:  # type: ignore[attr-defined]

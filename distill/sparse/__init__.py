@@ -1,0 +1,1 @@
+"""Sparse convolution: four operations, by spconv on CUDA or by native kernels on a CPU."""

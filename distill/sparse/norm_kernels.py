@@ -1,0 +1,146 @@
+"""Compiled loops of the batch norm, over rows of float32 or of bfloat16 as int16; all sums are float32 or wider."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba.extending import overload
+
+from clipsweep.distill.sparse.native_kernels import FLOAT, round_bits
+from clipsweep.projection.jit import jit
+
+CHUNK = 512
+"""Rows that one thread sums before the sums of chunks are added in order."""
+
+BY_INPUT, BY_OUTPUT = 1, 2
+"""How the backward pass tells where the rectifier let through."""
+
+
+def _load(x: Any, row: int, column: int) -> Any:
+    """An element as float32."""
+    return _load_as(x, row, column)(x, row, column)
+
+
+@overload(_load)
+def _load_as(x, row, column):  # type: ignore[no-untyped-def]
+    def as_float(x, row, column):  # type: ignore[no-untyped-def]
+        return x[row, column]
+
+    def as_bfloat(x, row, column):  # type: ignore[no-untyped-def]
+        return np.int32(np.int32(x[row, column]) << 16).view(np.float32)
+
+    return as_float if x.dtype in FLOAT else as_bfloat
+
+
+def _store(x: Any, row: int, column: int, value: Any) -> None:
+    """Writes a float32 in the type of ``x``."""
+    _store_as(x, row, column, value)(x, row, column, value)
+
+
+@overload(_store)
+def _store_as(x, row, column, value):  # type: ignore[no-untyped-def]
+    def as_float(x, row, column, value):  # type: ignore[no-untyped-def]
+        x[row, column] = value
+
+    def as_bfloat(x, row, column, value):  # type: ignore[no-untyped-def]
+        x[row, column] = round_bits(np.float32(value).view(np.int32))
+
+    return as_float if x.dtype in FLOAT else as_bfloat
+
+
+@jit
+def moments(x: Any, first: int, last: int, mean: Any, square: Any) -> None:
+    """Writes mean and sum of squared deviations of each chunk of rows, ``(chunks, c) f32``."""
+    for chunk in range(first, last):
+        begin, end = chunk * CHUNK, min((chunk + 1) * CHUNK, x.shape[0])
+        centre, spread = mean[chunk], square[chunk]
+        centre[:] = 0
+        spread[:] = 0
+        for r in range(begin, end):
+            for j in range(x.shape[1]):
+                centre[j] += _load(x, r, j)
+        for j in range(x.shape[1]):
+            centre[j] /= np.float32(end - begin)
+        for r in range(begin, end):
+            for j in range(x.shape[1]):
+                deviation = _load(x, r, j) - centre[j]
+                spread[j] += deviation * deviation
+
+
+@jit
+def apply(x: Any, mean: Any, scale: Any, bias: Any, add: Any, relu: bool, first: int, last: int, out: Any) -> None:
+    """Writes ``(x - mean) * scale + bias + add``, rectified or not; an ``add`` without rows is left out."""
+    with_add = add.shape[0] > 0
+    for r in range(first * CHUNK, min(last * CHUNK, x.shape[0])):
+        for j in range(x.shape[1]):
+            value = (_load(x, r, j) - mean[j]) * scale[j] + bias[j]
+            if with_add:
+                value += _load(add, r, j)
+            if relu:  # as a statement: as an expression numba makes it a branch, and the loop is no longer vector code
+                value = max(value, np.float32(0.0))
+            _store(out, r, j, value)
+
+
+@jit
+def gradient_sums(
+    x: Any,
+    mean: Any,
+    scale: Any,
+    bias: Any,
+    out: Any,
+    grad: Any,
+    relu: int,
+    first: int,
+    last: int,
+    sums: Any,
+    products: Any,
+) -> None:
+    """Writes the sums of ``g``, see ``gradient``, and of ``g * (x - mean)`` over each chunk, ``(chunks, c) f32``."""
+    for chunk in range(first, last):
+        total, product = sums[chunk], products[chunk]
+        total[:] = 0
+        product[:] = 0
+        for r in range(chunk * CHUNK, min((chunk + 1) * CHUNK, x.shape[0])):
+            for j in range(x.shape[1]):
+                deviation, g = _load(x, r, j) - mean[j], _load(grad, r, j)
+                if relu == BY_INPUT and deviation * scale[j] + bias[j] <= np.float32(0.0):
+                    g = np.float32(0.0)
+                if relu == BY_OUTPUT and _load(out, r, j) <= np.float32(0.0):
+                    g = np.float32(0.0)
+                total[j] += g
+                product[j] += g * deviation
+
+
+@jit
+def gradient(
+    x: Any,
+    mean: Any,
+    scale: Any,
+    bias: Any,
+    out: Any,
+    grad: Any,
+    relu: int,
+    slope: Any,
+    rest: Any,
+    first: int,
+    last: int,
+    d_x: Any,
+    d_add: Any,
+) -> None:
+    """Writes ``d_x = scale * g + slope * (x - mean) + rest``, and ``d_add = g`` unless it has no rows.
+
+    ``g`` is the gradient behind the rectifier: ``grad`` where ``out`` is positive (``BY_OUTPUT``), or where
+    ``(x - mean) * scale + bias`` is (``BY_INPUT``, then ``out`` has no rows), or everywhere (0).
+    """
+    with_add = d_add.shape[0] > 0
+    for r in range(first * CHUNK, min(last * CHUNK, x.shape[0])):
+        for j in range(x.shape[1]):
+            deviation, g = _load(x, r, j) - mean[j], _load(grad, r, j)
+            if relu == BY_INPUT and deviation * scale[j] + bias[j] <= np.float32(0.0):
+                g = np.float32(0.0)
+            if relu == BY_OUTPUT and _load(out, r, j) <= np.float32(0.0):
+                g = np.float32(0.0)
+            _store(d_x, r, j, scale[j] * g + slope[j] * deviation + rest[j])
+            if with_add:
+                _store(d_add, r, j, g)

@@ -1,0 +1,157 @@
+"""Sparse convolution in four ops, computed by spconv on CUDA and by our own code elsewhere, with the same weights."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int32
+from torch import Tensor, nn
+
+from clipsweep.distill.sparse import native as sparse_native
+from clipsweep.distill.sparse import spconv as sparse_spconv
+from clipsweep.distill.sparse.native import KernelMap
+from clipsweep.projection import grid
+
+Backend = Literal["auto", "spconv", "native"]
+
+
+class Sites:
+    """A set of active cells with everything that is ever derived from it: hash, kernel maps, the coarser set.
+
+    Layers and levels of a network share one, so that each map is built once per batch.
+
+    Args:
+        coords: batch index and integer coordinates, no row twice.
+        backend: "auto" is spconv on CUDA and native elsewhere.
+
+    Raises:
+        ModuleNotFoundError: spconv is asked for and not installed.
+        ValueError: a row stands twice or is out of range (see ``projection.grid.index_coords``).
+    """
+
+    def __init__(self, coords: Int32[Tensor, "v 4"], backend: Backend = "auto") -> None:
+        self.coords = coords
+        wants = backend == "spconv" or (backend == "auto" and coords.is_cuda)
+        self.level = sparse_spconv.base_level(coords) if wants and len(coords) else None
+        """spconv's view of the cells; None with the native backend."""
+        self._coarser: Sites | None = None
+        self._index: grid.CellIndex | None = None
+
+    def __len__(self) -> int:
+        return len(self.coords)
+
+    @cached_property
+    def submanifold(self) -> KernelMap:
+        """Native map of the 3^3 op."""
+        index = self._index or grid.index_coords(self.coords.cpu().numpy())
+        return KernelMap(grid.neighbours(index), len(self), len(self), mirrored=True)
+
+    @cached_property
+    def same(self) -> KernelMap:
+        """Native map of the 1^3 op."""
+        return sparse_native.same(len(self))
+
+    @cached_property
+    def stride(self) -> KernelMap:
+        """Native map of the strided 2^3 op."""
+        index, pairs = grid.coarsen(self.coords.cpu().numpy())
+        coarser = Sites(torch.from_numpy(index.coords()).to(self.coords.device), "native")
+        coarser._index, self._coarser = index, coarser
+        return KernelMap(pairs, len(self), len(index))
+
+    @property
+    def coarser(self) -> Sites:
+        """The cells at twice the size, once an op has led there."""
+        assert self._coarser is not None
+        return self._coarser
+
+    def reach(self, level: sparse_spconv.Level) -> None:
+        """Keeps the coarser cells that spconv found, unless they are known."""
+        if self._coarser is None:
+            coarser = Sites(level.coords(), "native")
+            coarser.level, self._coarser = level, coarser
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class SparseTensor:
+    """Features of active cells.
+
+    Attributes:
+        feats: one row for each cell.
+        sites: the cells.
+    """
+
+    feats: Float[Tensor, "v c"]
+    sites: Sites
+
+    def with_feats(self, feats: Float[Tensor, "v d"]) -> SparseTensor:
+        """Other features on the same cells."""
+        return SparseTensor(feats, self.sites)
+
+
+class _Kernel(nn.Module):
+    """A weight in spconv's layout ``[out, k0, k1, k2, in]``, initialised like ``nn.Linear`` over all its inputs."""
+
+    size = 3
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_channels, *(self.size,) * 3, in_channels))
+        bound = 1 / math.sqrt(self.size**3 * in_channels)
+        nn.init.uniform_(self.weight, -bound, bound)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[-1]}, {self.weight.shape[0]}"
+
+
+class Submanifold(_Kernel):
+    """A 3^3 convolution on the active cells alone."""
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        """Features on the same cells."""
+        if x.sites.level is not None:
+            return x.with_feats(sparse_spconv.submanifold(x.feats, self.weight, x.sites.level))
+        return x.with_feats(sparse_native.convolve(x.feats, self.weight, x.sites.submanifold))
+
+
+class Down(_Kernel):
+    """A 2^3 convolution with stride 2: every cell at twice the size that holds an active one becomes active."""
+
+    size = 2
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        """Features on the cells at twice the size."""
+        if x.sites.level is not None:
+            feats, level = sparse_spconv.down(x.feats, self.weight, x.sites.level)
+            x.sites.reach(level)
+        else:
+            feats = sparse_native.convolve(x.feats, self.weight, x.sites.stride)
+        return SparseTensor(feats, x.sites.coarser)
+
+
+class Up(_Kernel):
+    """The way back of ``Down``: each fine cell gets its coarse cell's features times the weight of its octant."""
+
+    size = 2
+
+    def forward(self, x: SparseTensor, fine: Sites) -> SparseTensor:
+        """Features on ``fine``, the cells that ``x`` came down from."""
+        if x.sites.level is not None:
+            return SparseTensor(sparse_spconv.up(x.feats, self.weight, x.sites.level), fine)
+        return SparseTensor(sparse_native.convolve(x.feats, self.weight, fine.stride.reverse), fine)
+
+
+class Pointwise(_Kernel):
+    """A 1^3 convolution: the same linear map in every cell."""
+
+    size = 1
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        """Features on the same cells."""
+        if x.sites.level is not None:
+            return x.with_feats(nn.functional.linear(x.feats, self.weight.flatten(1)))
+        return x.with_feats(sparse_native.convolve(x.feats, self.weight, x.sites.same))

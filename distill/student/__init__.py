@@ -1,0 +1,1 @@
+"""The student: a sparse 3D U-Net, what it is fed with and how it is stored."""

@@ -1,0 +1,230 @@
+"""A student on disk: ``model.safetensors`` and ``config.json``, readable without this package."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from clipsweep.distill.sparse.ops import Backend
+from clipsweep.distill.student.batch import collate
+from clipsweep.distill.student.unet import ModelConfig, Student
+from clipsweep.distill.student.voxels import Reduce, Sample, channels, voxelise
+from clipsweep.distill.teacher.weights import hub_file
+from clipsweep.distill.training.loop import Learner
+from clipsweep.projection.errors import BadInput
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Trained:
+    """A student with what is needed to use it.
+
+    Attributes:
+        student: the network, in evaluation mode.
+        text: unit text embedding of each class.
+        names: the classes.
+        model: the network's configuration.
+        sensor_height_m: height of the LiDAR above the ground that it was trained with [m].
+        used_labels: whether human labels were used in its training.
+    """
+
+    student: Student
+    text: Float[Tensor, "c d"]
+    names: tuple[str, ...]
+    model: ModelConfig
+    sensor_height_m: float
+    used_labels: bool
+
+    def predict(
+        self,
+        xyz: np.ndarray,
+        intensity: np.ndarray,
+        age_s: np.ndarray | None = None,
+        sensor_height_m: float | None = None,
+    ) -> UInt8[np.ndarray, " n"]:
+        """The class of every point, an index into ``names``.
+
+        Args:
+            xyz: (n, 3) points in the LiDAR's frame, z up [m].
+            intensity: (n,) return strength, 0..1.
+            age_s: (n,) time of the newest sweep minus the point's, where several are merged [s]; None is one sweep.
+            sensor_height_m: height of this LiDAR above the ground [m]; None is that of the one it was trained with.
+
+        Raises:
+            ValueError: shapes do not fit, a value is not finite, or the student has learnt features and no classes.
+        """
+        points = np.asarray(xyz, np.float32)
+        columns = [np.asarray(c, np.float32) for c in (intensity, np.zeros(len(points)) if age_s is None else age_s)]
+        if points.shape != (len(points), 3) or any(column.shape != (len(points),) for column in columns):
+            shapes = [array.shape for array in (points, *columns)]
+            raise ValueError(f"points must be (n, 3), intensity and age (n,), not {', '.join(map(str, shapes))}")
+        if not all(np.isfinite(array).all() for array in (points, *columns)):
+            raise ValueError("a coordinate, intensity or age is not finite")
+        if not len(points):
+            return np.empty(0, np.uint8)
+        voxels = voxelise(
+            Sample.of_points("", points, *columns),
+            voxel_m=self.model.voxel_m,
+            features=self.model.features,
+            reduce=self.model.reduce,
+            sensor_height_m=self.sensor_height_m if sensor_height_m is None else sensor_height_m,
+            trilinear=self.model.trilinear,
+        )
+        batch = collate([voxels]).to(next(self.student.parameters()).device)
+        text = self.text if self.student.classifier is None and len(self.text) else None
+        return self.student.classify(batch, text).cpu().numpy()
+
+
+def make_student(model: ModelConfig, text_dim: int, classes: int | None = None) -> Student:
+    """An untrained student, from torch's global seed; with a classifier when it gets a number of classes."""
+    return Student(model.size, channels(model.features), text_dim, classes, model.backend, model.checkpointing)
+
+
+def student_config(
+    student: Student, model: ModelConfig, names: tuple[str, ...], sensor_height_m: float, used_labels: bool
+) -> bytes:
+    """The bytes of ``config.json``."""
+    tree = {
+        "model": asdict(model),
+        "named": student.named,
+        "names": list(names),
+        "sensor_height_m": sensor_height_m,
+        "used_labels": used_labels,
+    }
+    return json.dumps(tree, indent=1).encode()
+
+
+def student_bytes(student: Student, text: Float[Tensor, "c d"]) -> bytes:
+    """The bytes of ``model.safetensors``: the network's weights and, as ``text``, the classes' embeddings."""
+    tensors = {f"student.{name}": value.cpu().contiguous() for name, value in student.state_dict().items()}
+    return save({**tensors, "text": text.cpu().contiguous()})
+
+
+def load_student(source: str | Path) -> Trained:
+    """The student in a folder, or in a repository of the Hugging Face hub.
+
+    Args:
+        source: a folder with ``model.safetensors`` and ``config.json``, or ``OWNER/NAME`` where there is none;
+            a repository is looked for in the local cache first.
+
+    Raises:
+        BadInput: a file is missing or damaged, or the weights do not fit the configuration (named, never skipped).
+    """
+    folder = Path(source)
+    if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+        files = [hub_file(str(source), (name,)) for name in (WEIGHTS, CONFIG)]
+    else:
+        files = [folder / name for name in (WEIGHTS, CONFIG)]
+    try:
+        tensors = load_file(files[0])
+        config = json.loads(files[1].read_text())
+        settings: dict[str, Any] = config["model"]
+        model = ModelConfig(**{**settings, "features": tuple(settings["features"])})
+        text = tensors.pop("text")
+        head = tensors.get("student.classifier.weight")
+        student = make_student(model, text.shape[1], None if head is None else len(head))
+        student.named = config["named"]
+        names = tuple(str(name) for name in config["names"])
+        height_m, used_labels = float(config["sensor_height_m"]), config["used_labels"]
+        if not 0 <= height_m <= 100 or type(used_labels) is not bool:
+            raise ValueError(f"sensor_height_m is {height_m}, used_labels {used_labels!r}")
+        _check(student, model, names, len(text) if head is None else len(head), [*tensors.values(), text])
+    except KeyError as error:
+        raise BadInput(source, f"has no {error}", "another version wrote it, or something else: train again") from None
+    except (OSError, ValueError, TypeError, IndexError, RecursionError, SafetensorError) as error:
+        raise BadInput(
+            source, f"is no readable student: {error}", "give the folder that tools/pretrain.py printed"
+        ) from None
+    try:
+        student.load_state_dict({name.removeprefix("student."): value for name, value in tensors.items()})
+    except RuntimeError as error:
+        raise BadInput(source, f"weights do not fit config.json: {' '.join(str(error).split())}") from None
+    return Trained(student.eval(), text, names, model, height_m, used_labels)
+
+
+def _check(
+    student: Student, model: ModelConfig, names: tuple[str, ...], classes: int, tensors: Sequence[Tensor]
+) -> None:
+    """Refuses what would only fail, or go wrong, in use."""
+    if student.named not in ("semantic", "local"):
+        raise ValueError(f"named is {student.named!r}, not one of semantic, local")
+    for item in fields(ModelConfig):
+        value, plain = getattr(model, item.name), type(getattr(ModelConfig, item.name))
+        if type(value) not in ((float, int) if plain is float else (plain,)):
+            raise ValueError(f"model.{item.name} is {value!r}")
+    for key, allowed in (("reduce", Reduce), ("backend", Backend)):
+        if getattr(model, key) not in get_args(allowed):
+            raise ValueError(f"model.{key} is {getattr(model, key)!r}, not one of {', '.join(get_args(allowed))}")
+    if not 0 < float(model.voxel_m) < math.inf:
+        raise ValueError(f"model.voxel_m is {model.voxel_m}")
+    if not 1 <= model.sweeps <= 100 or model.max_voxels < 0:
+        raise ValueError(f"model.sweeps is {model.sweeps}, model.max_voxels {model.max_voxels}")
+    if classes not in (0, len(names)) or len(set(names)) < len(names):  # features alone have no classes
+        raise ValueError(f"{len(names)} names for {classes} classes")
+    if not all(tensor.isfinite().all() for tensor in tensors):
+        raise ValueError("a weight is not finite")
+
+
+def learner_bytes(learner: Learner) -> bytes:
+    """All that a training needs to go on, as safetensors: weights, their mean, the optimiser's state, steps done."""
+    optimizer = learner.optimizer.state_dict()["state"]
+    tensors = {
+        **{f"weight.{name}": value for name, value in learner.student.state_dict().items()},
+        **{f"average.{name}": value for name, value in (learner.average or {}).items()},
+        **{f"{i}.{name}": torch.as_tensor(value) for i, row in optimizer.items() for name, value in row.items()},
+    }
+    said = {
+        "step": learner.step,
+        "bad": learner.bad,
+        "optimizer": type(learner.optimizer).__name__,
+        "scaler": learner.scaler.state_dict(),
+    }
+    return save({name: value.cpu().contiguous() for name, value in tensors.items()}, {"learner": json.dumps(said)})
+
+
+def load_learner(learner: Learner, path: Path) -> None:
+    """Restores what ``learner_bytes`` saved.
+
+    Raises:
+        BadInput: the file is damaged, or is of another network or optimiser.
+    """
+    parts: dict[str, dict[str, Tensor]] = {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            said = json.loads(file.metadata()["learner"])
+            for key in file.keys():  # noqa: SIM118 - not a mapping
+                part, _, name = key.partition(".")
+                parts.setdefault(part, {})[name] = file.get_tensor(key)
+        kind, step, bad, scaler = said["optimizer"], int(said["step"]), int(said["bad"]), said["scaler"]
+        weights, average = parts.pop("weight"), parts.pop("average", None)
+        state = {int(index): row for index, row in parts.items()}
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise BadInput(path, f"is no readable training state: {error}", "delete it to start again") from None
+    wanted = type(learner.optimizer).__name__
+    if kind != wanted:
+        raise BadInput(path, f"is the state of {kind}", f"train.optimizer says {wanted}")
+    try:
+        learner.student.load_state_dict(weights)
+    except RuntimeError as error:
+        raise BadInput(path, f"weights do not fit the network: {' '.join(str(error).split())}") from None
+    if learner.average is not None:
+        for name, value in (average or weights).items():
+            learner.average[name].copy_(value)
+    groups = learner.optimizer.state_dict()["param_groups"]
+    learner.optimizer.load_state_dict({"state": state, "param_groups": groups})
+    if scaler:
+        learner.scaler.load_state_dict(scaler)
+    learner.step, learner.bad = step, bad

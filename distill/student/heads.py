@@ -1,0 +1,79 @@
+"""Heads of the student: linear maps of point features, and their outputs at points.
+
+They spare memory: a batch has tens of thousands of points and 512 dimensions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from clipsweep.distill.sparse import native as sparse_native
+from clipsweep.distill.student.batch import Batch
+
+HeadName = Literal["semantic", "local", "classifier"]
+_EPS = 1e-12
+
+
+class _Unit(torch.autograd.Function):
+    """``(z + bias) / |z + bias|`` in the place of ``z``; the backward pass makes one tensor of its size, not five."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, bias: Tensor) -> Tensor:
+        z.add_(bias)
+        length = torch.linalg.vector_norm(z, dim=1, keepdim=True).clamp_min_(_EPS)
+        z.div_(length)
+        ctx.mark_dirty(z)
+        ctx.save_for_backward(z, length)
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor]:
+        unit, length = ctx.saved_tensors
+        along = torch.bmm(grads[0].unsqueeze(1), unit.unsqueeze(2)).squeeze(2)
+        d_z = torch.addcmul(grads[0], unit, along, value=-1).div_(length)
+        return d_z, d_z.sum(0)
+
+
+class Head(nn.Linear):
+    """A linear map of point features; on the CPU by the kernels of the native sparse convolution."""
+
+    def forward(self, feats: Float[Tensor, "m c"], unit: bool = False) -> Float[Tensor, "m d"]:
+        """In float32, and with ``unit`` scaled to unit length."""
+        if feats.device.type == "cpu":
+            product = sparse_native.convolve(feats, self.weight, sparse_native.same(len(feats)))
+        else:
+            product = nn.functional.linear(feats, self.weight)
+        return _Unit.apply(product.float(), self.bias) if unit else product.float() + self.bias
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Embeddings:
+    """Outputs of the heads at the points asked for; None where a head was not asked or is not there.
+
+    Attributes:
+        semantic: vectors in the space of the class names, of unit length unless asked otherwise.
+        local: such vectors for the consistency in space and time.
+        logits: scores of the classes by the fine-tuned classifier.
+    """
+
+    semantic: Float[Tensor, "m d"] | None = None
+    local: Float[Tensor, "m d"] | None = None
+    logits: Float[Tensor, "m k"] | None = None
+
+
+def at_points(feats: Float[Tensor, "v c"], batch: Batch, points: Tensor | None) -> Float[Tensor, "m c"]:
+    """Rows of the points' voxels, or a mean of the eight voxels around each point where the batch knows them."""
+    if batch.corner is None or batch.corner_weight is None:
+        return feats.index_select(0, batch.inverse if points is None else batch.inverse[points])
+    corner, weight = batch.corner, batch.corner_weight.to(feats.dtype)
+    if points is not None:
+        corner, weight = corner[points], weight[points]
+    out = feats.index_select(0, corner[:, 0]) * weight[:, :1]
+    for k in range(1, 8):
+        out = out + feats.index_select(0, corner[:, k]) * weight[:, k : k + 1]
+    return out

@@ -1,0 +1,241 @@
+"""The student: a residual sparse 3D U-Net over voxels, with heads."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from clipsweep.distill.sparse.norm import Norm, recomputing
+from clipsweep.distill.sparse.ops import Backend, Down, Pointwise, Sites, SparseTensor, Submanifold, Up
+from clipsweep.distill.student.batch import Batch
+from clipsweep.distill.student.heads import Embeddings, Head, HeadName, at_points
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The student and the voxels it sees."""
+
+    size: Annotated[
+        Literal["tiny", "unet14", "unet34"],
+        Field(description="number of layers and channels"),
+    ] = "unet14"
+    sweeps: Annotated[
+        int,
+        Field(ge=1, le=11, description="merged sweeps that it takes as one cloud"),
+    ] = 1
+    voxel_m: Annotated[float, Field(ge=0.002, le=100, description="edge of a voxel [m]")] = 0.1
+    features: Annotated[
+        tuple[str, ...],
+        Field(description="what a point tells: intensity, height, range, age, offset"),
+    ] = ("intensity", "height", "range", "offset")
+    reduce: Annotated[
+        Literal["first", "mean", "max"],
+        Field(description="what a voxel keeps of its points' features"),
+    ] = "mean"
+    backend: Annotated[
+        Literal["auto", "spconv", "native"],
+        Field(
+            description="what computes the sparse convolutions; auto: spconv on CUDA, else native",
+        ),
+    ] = "auto"
+    max_voxels: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=1_000_000_000,
+            description="limit for each frame while training, 0 is none [voxels]",
+        ),
+    ] = 120_000
+    trilinear: Annotated[
+        bool,
+        Field(description="interpolate point features between voxels, not take the own voxel's"),
+    ] = False
+    checkpointing: Annotated[
+        bool,
+        Field(description="keep less memory and compute each residual block twice"),
+    ] = False
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Channels of the stem, of four stages down and four up, and each stage's number of residual blocks."""
+
+    stem: int
+    widths: tuple[int, int, int, int, int, int, int, int]
+    blocks: tuple[int, int, int, int, int, int, int, int]
+
+
+SIZES: dict[str, Size] = {
+    "tiny": Size(16, (16, 32, 48, 64, 48, 32, 32, 32), (1, 1, 1, 1, 1, 1, 1, 1)),
+    "unet14": Size(32, (32, 64, 128, 256, 256, 128, 96, 96), (1, 1, 1, 1, 1, 1, 1, 1)),
+    "unet34": Size(32, (32, 64, 128, 256, 256, 128, 96, 96), (2, 3, 4, 6, 2, 2, 2, 2)),
+}
+"""``unet34`` is the published 34-layer shape (MinkUNet34C), ``unet14`` the same with one block a stage."""
+
+
+class Residual(nn.Module):
+    """Two 3^3 convolutions with a way around them."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = Submanifold(in_channels, out_channels), Norm(out_channels)
+        self.conv2, self.norm2 = Submanifold(out_channels, out_channels), Norm(out_channels)
+        self.around: nn.Module = nn.Identity()
+        if in_channels != out_channels:
+            self.around, self.norm = Pointwise(in_channels, out_channels), Norm(out_channels)
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        """Features after the block, on the same cells."""
+        around = x.feats if isinstance(self.around, nn.Identity) else self.norm(self.around(x).feats)
+        x = x.with_feats(self.norm1(self.conv1(x).feats, relu=True))
+        return x.with_feats(self.norm2(self.conv2(x).feats, relu=True, add=around))
+
+
+class Stage(nn.Module):
+    """A step down or up (``resample``), then residual blocks; on the way up the features of the way down come along."""
+
+    def __init__(
+        self, resample: Down | Up, channels: int, skip: int, width: int, blocks: int, checkpointing: bool
+    ) -> None:
+        super().__init__()
+        self.checkpointing = checkpointing
+        self.resample, self.norm = resample, Norm(channels)
+        self.blocks = nn.ModuleList(Residual(channels + skip if i == 0 else width, width) for i in range(blocks))
+
+    def forward(self, x: SparseTensor, skip: SparseTensor | None = None) -> SparseTensor:
+        """Features on the level below, or with ``skip`` on the level of ``skip`` above."""
+        x = self.resample(x) if skip is None else self.resample(x, skip.sites)
+        feats = self.norm(x.feats, relu=True)
+        x = x.with_feats(feats if skip is None else torch.cat([feats, skip.feats.to(feats.dtype)], 1))
+        for block in self.blocks:
+            again = self.checkpointing and self.training
+            x = checkpoint(block, x, use_reentrant=False, context_fn=_twice) if again else block(x)
+        return x
+
+
+def _twice() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    return nullcontext(), recomputing()
+
+
+class UNet(nn.Module):
+    """A residual U-Net of four levels."""
+
+    def __init__(self, size: Size, in_channels: int, checkpointing: bool = False) -> None:
+        super().__init__()
+        self.scale = Norm(in_channels)  # metres, seconds and shares to one scale
+        self.scale.requires_grad_(False)  # the first convolution can learn what it could
+        self.stem1, self.norm1 = Submanifold(in_channels, size.stem), Norm(size.stem)
+        self.stem2, self.norm2 = Submanifold(size.stem, size.stem), Norm(size.stem)
+        widths, blocks = (size.stem, *size.widths), size.blocks
+        self.down = nn.ModuleList(
+            Stage(Down(widths[i], widths[i]), widths[i], 0, widths[i + 1], blocks[i], checkpointing) for i in range(4)
+        )
+        self.up = nn.ModuleList(
+            Stage(Up(widths[i], widths[i + 1]), widths[i + 1], widths[7 - i], widths[i + 1], blocks[i], checkpointing)
+            for i in range(4, 8)
+        )
+        self.channels = widths[-1]
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        """Features on the cells of ``x``."""
+        x = x.with_feats(self.norm1(self.stem1(x.with_feats(self.scale(x.feats))).feats, relu=True))
+        levels = [x.with_feats(self.norm2(self.stem2(x).feats, relu=True))]
+        for stage in self.down:
+            levels.append(stage(levels[-1]))
+        x = levels.pop()
+        for stage in self.up:
+            x = stage(x, levels.pop())
+        return x
+
+
+class Student(nn.Module):
+    """The network that learns from the teacher.
+
+    Args:
+        size: a name in ``SIZES``.
+        in_channels: columns of the batch's features, ``distill.student.batch.channels(features)``.
+        text_dim: dimension of the class names' embeddings.
+        classes: number of classes of the classifier, None before fine-tuning.
+        backend: who computes the sparse convolutions.
+        checkpointing: keep less memory and compute each residual block twice.
+
+    Attributes:
+        named: the head whose embeddings are compared with the class names: the one that was trained.
+    """
+
+    named: Literal["semantic", "local"] = "semantic"
+
+    def __init__(
+        self,
+        size: str,
+        in_channels: int,
+        text_dim: int,
+        classes: int | None = None,
+        backend: Backend = "auto",
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        if size not in SIZES:
+            raise ValueError(f"model.size={size}: choose from {', '.join(SIZES)}")
+        self.backend: Backend = backend
+        self.unet = UNet(SIZES[size], in_channels, checkpointing)
+        self.semantic = Head(self.unet.channels, text_dim)
+        self.local = Head(self.unet.channels, text_dim)
+        self.classifier = None if classes is None else Head(self.unet.channels, classes)
+
+    def forward(
+        self,
+        batch: Batch,
+        points: Int64[Tensor, " m"] | None = None,
+        heads: Collection[HeadName] = ("semantic", "local", "classifier"),
+        unit: bool = True,
+    ) -> Embeddings:
+        """What the heads say of some points of a batch.
+
+        Args:
+            batch: the frames.
+            points: rows among the batch's points; all when None.
+            heads: which to compute; a classifier that is not there is passed over.
+            unit: bring embeddings to unit length.
+        """
+        feats = at_points(self.voxel_features(batch), batch, points)
+        return Embeddings(
+            self.semantic(feats, unit) if "semantic" in heads else None,
+            self.local(feats, unit) if "local" in heads else None,
+            self.classifier(feats) if self.classifier is not None and "classifier" in heads else None,
+        )
+
+    def voxel_features(self, batch: Batch) -> Float[Tensor, "v c"]:
+        """The U-Net's features of each voxel."""
+        return self.unet(SparseTensor(batch.feats, Sites(batch.coords, self.backend))).feats
+
+    @torch.no_grad()
+    def classify(self, batch: Batch, text: Float[Tensor, "k d"] | None = None) -> UInt8[Tensor, " n"]:
+        """The best class of every point: by the classifier, or with ``text`` by the nearest class embedding.
+
+        The argmax of ``<p / |p|, t>`` is that of ``<p, t>``, so the head ``named`` and the class embeddings melt into
+        one small linear map, and no embedding of a point is ever made.
+
+        Raises:
+            ValueError: there is neither ``text`` nor a classifier.
+        """
+        feats = self.voxel_features(batch).float()
+        if text is not None:
+            text, head = text.to(feats), {"semantic": self.semantic, "local": self.local}[self.named]
+            scores = functional.linear(feats, text @ head.weight, text @ head.bias)
+        elif self.classifier is not None:
+            scores = functional.linear(feats, self.classifier.weight, self.classifier.bias)
+        else:
+            raise ValueError("a student without a classifier needs the class embeddings: pass text")
+        if batch.corner is None:
+            return scores.argmax(1).to(torch.uint8)[batch.inverse]
+        return at_points(scores, batch, None).argmax(1).to(torch.uint8)

@@ -1,0 +1,1 @@
+"""Teachers: from camera images to a class, or a feature, of every pixel."""

@@ -1,0 +1,325 @@
+"""MaskCLIP: an image-text model read densely, so that every patch of an image gets the class that it looks like."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float16, Float32, UInt8
+from pydantic import Field
+from torch import Tensor
+
+from clipsweep.distill.teacher.classify import Scorer
+from clipsweep.distill.teacher.dense_features import Dense, DenseResNet, DenseVit, Reading, choose_reading, stride_of
+from clipsweep.distill.teacher.images import (
+    all_or_raise,
+    at_least_one,
+    autocast,
+    decoders,
+    in_batches,
+    input_size,
+    normalised,
+    to_device,
+)
+from clipsweep.distill.teacher.text import Encoder, Vocabulary, cached, embed, group_names, sentences, words_of
+from clipsweep.distill.teacher.tiles import Tiles
+from clipsweep.distill.teacher.vit import PatchVit, find_vit
+from clipsweep.distill.teacher.weights import build_clip, clip_config, clip_tokenizer, find_clip
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.frames import Camera, PixelLabels
+
+_ARTICLES = ("a", "an", "the")
+
+
+@dataclass(frozen=True)
+class MaskClipConfig:
+    """A CLIP model and how it is read."""
+
+    model: Annotated[
+        str,
+        Field(description="open_clip name, hf-hub:OWNER/NAME or local-dir:FOLDER"),
+    ] = "ViT-B-16-quickgelu"
+    weights: Annotated[
+        str,
+        Field(
+            description="open_clip tag or local checkpoint; empty: openai, or the folder's own",
+        ),
+    ] = ""
+    reading: Annotated[
+        Reading,
+        Field(description="how the last block is read; auto: naclip for a ViT, pool for a ResNet"),
+    ] = "auto"
+    proxy: Annotated[
+        str,
+        Field(description="timm ViT whose attention the reading proxy takes"),
+    ] = "vit_base_patch8_224.dino"
+    proxy_weights: Annotated[
+        str,
+        Field(description="its local checkpoint; empty takes its tag's"),
+    ] = ""
+    size_hw: Annotated[
+        tuple[Annotated[int, Field(ge=0, le=100_000)], Annotated[int, Field(ge=0, le=100_000)]],
+        Field(
+            description="height and width that images are stretched to; 0,0 takes 224,416 rounded "
+            "to whole patches [px]",
+        ),
+    ] = (0, 0)
+    tile_hw: Annotated[
+        tuple[Annotated[int, Field(ge=0, le=100_000)], Annotated[int, Field(ge=0, le=100_000)]],
+        Field(description="size of tiles laid over size_hw; 0,0 takes all at once [px]"),
+    ] = (0, 0)
+    tile_overlap: Annotated[
+        float,
+        Field(ge=0, le=0.9, description="share of a tile that its neighbour repeats"),
+    ] = 0.5
+    templates: Annotated[
+        Literal["reference", "short", "plain"],
+        Field(description="sentences that names are put into"),
+    ] = "reference"
+    min_score: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="confidence that a label needs; labels.prompts may set it by class",
+        ),
+    ] = 0.0
+    key_smoothing: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="patches less sure than this take the mean of those with like keys; 0: off",
+        ),
+    ] = 0.0
+    denoising: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="classes that no pixel of an image is so sure of are dropped; 0: off",
+        ),
+    ] = 0.0
+    batch: Annotated[int, Field(ge=1, le=4096, description="images per forward pass")] = 16
+    keep_features: Annotated[
+        bool,
+        Field(description="store dense features beside the labels"),
+    ] = False
+
+
+class MaskClip:
+    """A teacher that names patches with a CLIP model.
+
+    Networks are built when they are first needed; everything that can be refused without them is refused here. Labels
+    are those of the batch they were made in: other batch sizes or devices may change the last bits of a score.
+
+    Args:
+        model: open_clip name, ``hf-hub:owner/name`` or ``local-dir:folder`` (the last two bring their own weights).
+        weights: tag of open_clip's list, or a local checkpoint; empty takes OpenAI's, or the model's own.
+        prompts: for each class, its names; the best-scoring one speaks for the class.
+        negatives: names whose patches get no label.
+        reading: how the last block is read, see `DenseVit`; ``auto`` is ``naclip`` for a ViT, ``pool`` for a ResNet.
+        proxy: timm name of the ViT whose attention the reading ``proxy`` takes.
+        proxy_weights: its local checkpoint; empty takes its tag's.
+        size_hw: size that images are stretched to [px]; (0, 0) takes 224 x 416, rounded to whole patches.
+        tile_hw: size of the network's input, laid over that in tiles [px]; (0, 0) takes all at once.
+        tile_overlap: share of a tile that its neighbour repeats.
+        templates: set of sentences that names are put into.
+        min_score: confidence below which there is no label, 0..1; one for all classes or one each.
+        key_smoothing: patches under this confidence take the average of those with like keys; 0 = off.
+        denoising: classes that reach this confidence nowhere in an image are dropped from it; 0 = off.
+        batch: images per forward pass.
+        device: where the networks run.
+        keep_features: whether labels carry the dense features.
+        threads: JPEG decoders; 0 takes the machine's cores, at most 16.
+        cache: folder that text embeddings are kept in.
+
+    Raises:
+        BadInput: unknown model or weights, a reading that the tower has not, or sizes that are no whole patches.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        weights: str = "",
+        prompts: Sequence[Sequence[str]],
+        negatives: Sequence[str] = (),
+        reading: Reading = "auto",
+        proxy: str = "vit_base_patch8_224.dino",
+        proxy_weights: str = "",
+        size_hw: tuple[int, int] = (0, 0),
+        tile_hw: tuple[int, int] = (0, 0),
+        tile_overlap: float = 0.5,
+        templates: str = "reference",
+        min_score: float | Sequence[float] = 0.0,
+        key_smoothing: float = 0.0,
+        denoising: float = 0.0,
+        batch: int = 16,
+        device: str = "cpu",
+        keep_features: bool = False,
+        threads: int = 0,
+        cache: Path | None = None,
+    ) -> None:
+        self._reading = choose_reading(model, clip_config(model)["model_cfg"], reading)
+        self._source = find_clip(model, weights)
+        self._proxy_source = find_vit(proxy, proxy_weights) if self._reading == "proxy" else None
+        stride = stride_of(self._source.config)
+        self._size_hw = input_size(size_hw, stride, "teacher.maskclip.size_hw")
+        unit = math.lcm(stride, self._proxy_source.patch) if self._proxy_source else stride
+        self._tiles = Tiles.over(self._size_hw, (tile_hw[0], tile_hw[1]), tile_overlap, unit)
+        self._names, self._group = group_names(prompts, negatives)
+        self._templates = sentences(templates)
+        self._floor = _floor(min_score, len(prompts), len(negatives))
+        self._key_smoothing = _share("teacher.maskclip.key_smoothing", key_smoothing)
+        self._denoising = _share("teacher.maskclip.denoising", denoising)
+        self._batch, self._device, self._keep_features = at_least_one(batch), torch.device(device), keep_features
+        self._threads, self._cache = decoders(threads), cache
+
+    def digest(self) -> str:
+        """sha256 of the weights' bytes and of all that decides what the labels are; batch and device are left out."""
+        scoring = [self._floor.tolist(), self._key_smoothing, self._denoising, self._keep_features]
+        return _digest([self.feature_digest(), self._names, self._group.tolist(), self._templates, scoring])
+
+    def feature_digest(self) -> str:
+        """sha256 of what decides the dense features: where it is equal, `relabel` may read them under other names."""
+        proxy = self._proxy_source.digest() if self._proxy_source else ""
+        return _digest([self._source.digest(), self._reading, proxy, self._tiles.top, self._tiles.left, self._size_hw])
+
+    @property
+    def text(self) -> Float32[np.ndarray, "c d"]:
+        """Unit text embedding of each class: the mean over its names."""
+        return self.vocabulary.of_classes()
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """All names, the negatives last, with their embeddings.
+
+        Raises:
+            BadInput: the model has learnt no word of a name; of single words in one it warns.
+        """
+        key = _digest([self._source.digest(), self._names, self._templates])
+        embedding = cached(self._cache, key, len(self._names), self._embed)
+        return Vocabulary(embedding, self._group, len(self._floor) - int(np.isinf(self._floor).sum()))
+
+    def __call__(self, cameras: Sequence[Camera]) -> list[PixelLabels]:
+        """Labels of images, in order.
+
+        Raises:
+            BadInput: an image cannot be used.
+        """
+        return all_or_raise(self.stream(cameras))
+
+    def stream(self, cameras: Iterable[Camera]) -> Iterator[PixelLabels | BadInput]:
+        """Labels of any number of images, in order; an image that cannot be used leaves its error in its place.
+
+        Batches are cut across frames and images decoded ahead of the network: give a whole scene at once.
+        """
+        return in_batches(cameras, self._size_hw, self._batch, self._threads, self._launch, self._collect)
+
+    def features(self, images: UInt8[np.ndarray, "n height width 3"]) -> Float[Tensor, "n h w d"]:
+        """Unit dense features of RGB images of the size that images are stretched to, on the device."""
+        return self._dense(images).feature
+
+    @torch.inference_mode()
+    def _dense(self, images: UInt8[np.ndarray, "n h w 3"]) -> Dense:
+        """Unit features and unit keys."""
+        return self._tiles.read(to_device(images, self._device), self._network)
+
+    @torch.inference_mode()
+    def relabel(self, feature: Float16[np.ndarray, "h w d"]) -> PixelLabels:
+        """Labels under this teacher's names of an image whose dense features were kept.
+
+        Raises:
+            BadInput: key smoothing is on; keys are not kept.
+        """
+        if self._key_smoothing > 0:
+            raise BadInput("teacher.maskclip.key_smoothing", "needs the images again: keys are not kept", "set it to 0")
+        unit = torch.from_numpy(feature).to(self._device).float()
+        label, score = self._scorer(unit[None], None)
+        return PixelLabels(label[0].cpu().numpy(), score[0].cpu().numpy(), feature if self._keep_features else None)
+
+    @cached_property
+    def _model(self) -> Any:
+        return build_clip(self._source).to(device=self._device, memory_format=torch.channels_last)
+
+    @cached_property
+    def _tower(self) -> DenseVit | DenseResNet:
+        visual = self._model.visual
+        return DenseResNet(visual) if self._reading == "pool" else DenseVit(visual, self._reading)
+
+    @cached_property
+    def _proxy(self) -> PatchVit | None:
+        return PatchVit(self._proxy_source).to(self._device) if self._proxy_source else None
+
+    @cached_property
+    def _scorer(self) -> Scorer:
+        names, group, floor = (
+            torch.from_numpy(array).to(self._device) for array in (self.vocabulary.embedding, self._group, self._floor)
+        )
+        scale = float(self._model.logit_scale.exp())
+        return Scorer(names, group, floor, scale, self._key_smoothing, self._denoising)
+
+    def _embed(self) -> Float32[np.ndarray, "names d"]:
+        encode = Encoder(self._model, clip_tokenizer(self._source), self._device)
+        for name in self._names:
+            _check_words(name, encode.unknown(name))
+        return embed(encode, self._names, self._templates)
+
+    def _network(self, images: Float[Tensor, "n 3 h w"]) -> Dense:
+        """One forward pass over RGB images 0..1."""
+        with autocast(self._device):
+            proxy = self._proxy(images) if self._proxy is not None else None
+            dense: Dense = self._tower(normalised(images, self._source.mean, self._source.std), proxy)
+        return dense
+
+    @torch.inference_mode()
+    def _launch(self, images: UInt8[np.ndarray, "n h w 3"]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Labels, scores and, if kept, features, still on the device."""
+        dense = self._dense(images)
+        label, score = self._scorer(dense.feature, dense.key)
+        return label, score, dense.feature.half() if self._keep_features else None
+
+    @staticmethod
+    def _collect(launched: tuple[Tensor, Tensor, Tensor | None]) -> list[PixelLabels]:
+        label, score = (part.cpu().numpy() for part in launched[:2])
+        feature = [None] * len(label) if launched[2] is None else launched[2].cpu().numpy()
+        return [PixelLabels(*one) for one in zip(label, score, feature, strict=True)]
+
+
+def _floor(min_score: float | Sequence[float], classes: int, negatives: int) -> Float32[np.ndarray, " groups"]:
+    """The confidence that each class needs; no confidence makes a negative a label."""
+    own = np.asarray(min_score, np.float32)
+    if own.shape not in ((), (classes,)) or not ((own >= 0) & (own <= 1)).all():
+        raise BadInput("teacher.maskclip.min_score", f"{min_score} is not in 0..1, one for all or one for each class")
+    return np.append(np.broadcast_to(own, classes), np.full(negatives, np.inf, np.float32))
+
+
+def _check_words(name: str, unknown: Sequence[str]) -> None:
+    """Warns of words that mean nothing to the model; refuses a name without a letter or with nothing else in it."""
+    lost = [word for word in unknown if word.lower() not in _ARTICLES]
+    nothing = lost and all(word in lost or word.lower() in _ARTICLES for word in words_of(name))
+    if nothing or not any(letter.isalpha() for letter in name):
+        raise BadInput("labels", f"{name!r} means nothing to this model", "ask for something that it has learnt")
+    if not lost:
+        return
+    warnings.warn(f"{', '.join(lost)} in {name!r} means nothing to this model", stacklevel=2)
+
+
+def _share(name: str, value: float) -> float:
+    if not 0 <= value <= 1:
+        raise BadInput(name, f"{value} is not in 0..1")
+    return value
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

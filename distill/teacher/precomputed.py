@@ -1,0 +1,129 @@
+"""A teacher of label images made elsewhere, by any 2D model."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL import Image
+from pydantic import Field
+
+from clipsweep.distill.teacher.images import DECODE_ERRORS, all_or_raise, decoders, prefetch
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.frames import NONE, Camera, PixelLabels
+
+
+@dataclass(frozen=True)
+class PrecomputedConfig:
+    """Label images made elsewhere."""
+
+    root: Annotated[
+        str,
+        Field(description="folder of the label images below the data root"),
+    ] = "labels2d"
+    map: Annotated[
+        str,
+        Field(description="what their ids mean, a file under configs/labels"),
+    ] = "cityscapes19"
+    size_hw: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=100_000)], Annotated[int, Field(ge=1, le=100_000)]],
+        Field(description="height and width of the label images [px]"),
+    ] = (512, 1024)
+
+
+class Precomputed:
+    """Label images made by any other 2D model: PNGs at the images' paths below a folder of their own, score 1.
+
+    Args:
+        data_root: root of the data set.
+        label_root: folder of the label images, below the data root.
+        class_of_id: class of each id in the images, 255 = none.
+        classes: number of classes.
+        size_hw: size that every label image must have [px].
+    """
+
+    def __init__(
+        self,
+        data_root: Path,
+        label_root: str,
+        class_of_id: UInt8[np.ndarray, "256"],
+        classes: int,
+        size_hw: tuple[int, int] = (512, 1024),
+    ) -> None:
+        self._data_root, self._label_root = data_root, label_root
+        self._class_of_id, self._classes = class_of_id, classes
+        self._size_hw = (size_hw[0], size_hw[1])
+        known = class_of_id[class_of_id != NONE]
+        if known.size and known.max() >= classes:
+            raise ValueError(f"an id stands for class {known.max()} of {classes}")
+
+    @property
+    def text(self) -> Float32[np.ndarray, "c c"]:
+        """The identity: there is no text, each class is a direction of its own."""
+        return np.eye(self._classes, dtype=np.float32)
+
+    def digest(self) -> str:
+        """sha256 of the table of ids, the size and the folder's name.
+
+        The label files are not in it: hashing a data set's worth of them before every run would cost more than using
+        them. Files that changed under the same name need a folder of another name.
+        """
+        table = self._class_of_id.tobytes()
+        return hashlib.sha256(table + f"{self._classes} {self._size_hw} {self._label_root}".encode()).hexdigest()
+
+    def __call__(self, cameras: Sequence[Camera]) -> list[PixelLabels]:
+        """Labels of images, in order.
+
+        Raises:
+            BadInput: a label image is missing, damaged, not 8-bit, of another size, or not below the label folder.
+        """
+        return all_or_raise(self.stream(cameras))
+
+    def stream(self, cameras: Iterable[Camera]) -> Iterator[PixelLabels | BadInput]:
+        """Labels of any number of images, in order; an image that cannot be used leaves its error in its place."""
+        threads = decoders(0)
+        return prefetch(cameras, self._read, threads, 2 * threads)
+
+    def _read(self, camera: Camera) -> PixelLabels:
+        label = self._class_of_id[_read_ids(self._path(camera), self._size_hw)]
+        return PixelLabels(label, (label != NONE).astype(np.float16))
+
+    def _path(self, camera: Camera) -> Path:
+        """The label image of a camera's image, checked to lie below the label folder, links followed."""
+        image, root = camera.image.path, (self._data_root / self._label_root).resolve()
+        try:
+            below = image.relative_to(self._data_root)
+        except ValueError:
+            raise BadInput(image, f"is not below the data root {self._data_root}", "index the data again") from None
+        path = (root / below).with_suffix(".png").resolve()
+        if not path.is_relative_to(root):
+            raise BadInput(path, f"is not below the label folder {root}", "remove the link or correct the tables")
+        return path
+
+
+def _read_ids(path: Path, size_hw: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
+    """The ids of a label image; its header and its checksums are checked before anything is decoded."""
+    try:
+        data = path.read_bytes()
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            if image.mode not in ("L", "P"):
+                raise BadInput(path, f"has mode {image.mode}", "label images are 8-bit, one channel or palette")
+            if (image.height, image.width) != size_hw:
+                size = f"{image.height}x{image.width}"
+                key = "teacher.precomputed.size_hw"
+                raise BadInput(path, f"is {size} pixels, {key} is {size_hw}", f"set {key}")
+            image.verify()  # decoding does not look at the checksums
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            return np.array(image)
+    except BadInput:
+        raise
+    except FileNotFoundError:
+        raise BadInput(path, "does not exist", "make the label image, or correct teacher.precomputed.root") from None
+    except DECODE_ERRORS as error:
+        raise BadInput(path, f"cannot be decoded ({error})", "make the label image again") from None

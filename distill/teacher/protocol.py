@@ -1,0 +1,67 @@
+"""What a teacher is: camera images in, a class of every pixel out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float32
+from pydantic import Field
+
+from clipsweep.distill.teacher.maskclip import MaskClipConfig
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.frames import Camera, PixelLabels
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """What names the pixels.
+
+    ``own`` has the settings of the chosen kind: ``teacher.maskclip.model`` is ``own.model``.
+    """
+
+    kind: Annotated[
+        str,
+        Field(
+            description="where pixel labels come from: label images made elsewhere, a CLIP model, "
+            "or a ViT's features without names",
+        ),
+    ] = "maskclip"
+    own: object = field(default_factory=MaskClipConfig)
+
+
+@runtime_checkable
+class ReadsImages(Protocol):
+    """Settings of a teacher that feeds images to a network."""
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """Size that images are stretched to [px]; (0, 0) is the network's usual one."""
+
+    @property
+    def batch(self) -> int:
+        """Images per forward pass."""
+
+
+@runtime_checkable
+class Teacher(Protocol):
+    """Names the pixels of images."""
+
+    @property
+    def text(self) -> Float32[np.ndarray, "c d"]:
+        """Unit embedding of each class in the space of the features."""
+
+    def digest(self) -> str:
+        """sha256 of what decides the labels beside the images; part of the name of what is made with it."""
+
+    def __call__(self, cameras: Sequence[Camera]) -> list[PixelLabels]:
+        """Labels of images, in order.
+
+        Raises:
+            BadInput: an image, or its label image, cannot be used.
+        """
+
+    def stream(self, cameras: Iterable[Camera]) -> Iterator[PixelLabels | BadInput]:
+        """Labels of any number of images, in order; an image that cannot be used leaves its error in its place."""

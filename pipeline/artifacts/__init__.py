@@ -1,0 +1,1 @@
+"""What stages leave behind: the store, the index, and how both are read."""

@@ -1,0 +1,149 @@
+"""Reads what stages and data sets hold of a frame: pixel labels, point labels, truth, point clouds."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+from jaxtyping import Float16, Int64, UInt8
+from torch.utils.data import DataLoader, Dataset
+
+from clipsweep.distill.student.augment import augment
+from clipsweep.distill.student.batch import Batch, Group, collate_groups
+from clipsweep.distill.student.voxels import Sample, Voxels, voxelise
+from clipsweep.distill.training.distributed import rank, ranks
+from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.datasets import DATASETS
+from clipsweep.pipeline.datasets.boxes import Box, box_truth
+from clipsweep.pipeline.artifacts.index import Skip
+from clipsweep.pipeline.labels import LabelSpace
+from clipsweep.pipeline.artifacts.store import Artifact
+from clipsweep.projection.cameras import pixel_rows
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.frames import NONE, Cloud, Frame, PixelLabels, PointLabels
+from clipsweep.projection.fusion import visible_pairs
+from clipsweep.projection.grid import cell_keys, index_cells
+from clipsweep.projection.sweeps import choose_sweeps, merge, read_sweep
+
+
+def read_pixels(pixels: Artifact, frame: Frame) -> list[PixelLabels]:
+    """The teacher's word on a frame's images, in the order of its cameras."""
+    file = pixels.arrays(pixels.shard_of(frame.id))
+    names = set(file.keys())
+
+    def of(camera: str) -> PixelLabels:
+        prefix = f"{frame.id}/{camera}"
+        feature = file.get_tensor(f"{prefix}/feature") if f"{prefix}/feature" in names else None
+        return PixelLabels(file.get_tensor(f"{prefix}/label"), file.get_tensor(f"{prefix}/score"), feature)
+
+    return [of(camera.name) for camera in frame.cameras]
+
+
+def read_points(points: Artifact, frame: Frame) -> PointLabels:
+    """The fused labels of a frame's key sweep."""
+    file = points.arrays(points.shard_of(frame.id))
+    if f"{frame.id}/label" not in file.keys():  # noqa: SIM118 - not a mapping
+        raise BadInput(
+            points.path, f"has no labels of frame {frame.id}", "label again with verify=true: the data changed since"
+        )
+    return PointLabels(*(file.get_tensor(f"{frame.id}/{name}") for name in ("label", "score", "agreement")))
+
+
+def read_truth(frame: Frame, space: LabelSpace, config: Config) -> UInt8[np.ndarray, " n"] | None:
+    """True class of every raw row of a frame's key sweep, 255 = ignored; None where the frame has no labels.
+
+    Raises:
+        BadInput: the label file is not the indexed one, or has an id that the label space does not know.
+    """
+    if frame.labels is None:
+        return None
+    raw = DATASETS[config.data.kind].labels(frame.labels.read())
+    return space.from_raw(raw, frame.labels.path)
+
+
+def read_box_truth(
+    frame: Frame, boxes: Sequence[Box], class_of: Mapping[str, int], config: Config
+) -> UInt8[np.ndarray, " n"]:
+    """True class of every raw row of a frame's key sweep, as ``box_truth`` tells it from boxes.
+
+    The car's own returns (``data.ego_box_m``), and rows that are no points, are ignored (255).
+
+    Raises:
+        BadInput: the key sweep is bad, or a box has a category that ``class_of`` does not know.
+    """
+    cloud = key_cloud(frame, config, config.data.ego_box_m)
+    truth = np.full(raw_rows(frame, config), NONE, np.uint8)
+    pose = frame.sweeps[0].global_from_lidar
+    truth[cloud.source] = box_truth(boxes, class_of, cloud.xyz, pose)
+    return truth
+
+
+def raw_rows(frame: Frame, config: Config) -> int:
+    """Number of raw rows in the file of a frame's key sweep."""
+    return frame.sweeps[0].points.bytes // (4 * config.data.columns)
+
+
+def readable(
+    frames: Sequence[Frame], config: Config, read: Callable[[Frame], object]
+) -> tuple[list[Frame], list[Skip]]:
+    """The frames that can be read, and with ``on_bad=skip`` word of the others.
+
+    Raises:
+        BadInput: a frame cannot be read and ``on_bad=fail``.
+    """
+    good: list[Frame] = []
+    skipped: list[Skip] = []
+    for frame in frames:
+        try:
+            read(frame)
+            good.append(frame)
+        except BadInput as error:
+            skipped.append(skip_or_raise(error, frame, config))
+    return good, skipped
+
+
+def skip_or_raise(error: BadInput, frame: Frame, config: Config) -> Skip:
+    """What ``on_bad`` says is to be done about a frame: word of it, or its error raised."""
+    if config.on_bad == "fail":
+        raise error
+    return Skip(frame.id, frame.scene, str(error))
+
+
+def note_older(skipped: list[Skip], scene: str, error: BadInput | str) -> None:
+    """Writes an older sweep down that was left out; several frames share it."""
+    if all(str(error) != skip.reason for skip in skipped):
+        skipped.append(Skip("(an older sweep)", scene, str(error)))
+
+
+def key_cloud(frame: Frame, config: Config, ego_box_m: float, sweeps: int = 1) -> Cloud:
+    """The key sweep of a frame, with older ones merged into it if so many are asked for."""
+    data = config.data
+    return merge(frame, sweeps, data.columns, data.intensity_scale, ego_box_m, data.bad_share)
+
+
+def usable_cloud(
+    frame: Frame, config: Config, ego_box_m: float, sweeps: int, left_out: Callable[[BadInput], None]
+) -> Cloud:
+    """As ``key_cloud``; with ``on_bad=skip`` without the older sweeps that are bad, which ``left_out`` hears of.
+
+    Raises:
+        BadInput: the key sweep is bad, or an older one is and ``on_bad=fail``.
+    """
+    try:
+        return key_cloud(frame, config, ego_box_m, sweeps)
+    except BadInput:
+        if config.on_bad == "fail":
+            raise
+    good = [frame.sweeps[0]]
+    for sweep in frame.sweeps[1:sweeps]:
+        try:
+            read_sweep(sweep, config.data.columns, config.data.bad_share)
+            good.append(sweep)
+        except BadInput as error:
+            left_out(error)
+    return key_cloud(replace(frame, sweeps=tuple(good)), config, ego_box_m, len(good))
+

@@ -1,0 +1,135 @@
+"""What every tool shares: arguments, help, one path on stdout, one line for bad input, the exit status."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clipsweep.distill.training.loop import NotFinite
+from clipsweep.pipeline.artifacts.index import Skip
+from clipsweep.pipeline.artifacts.store import Artifact
+from clipsweep.pipeline.config import Setting, describe, load_arguments, load_config
+from clipsweep.pipeline.run.ready import check_ready
+from clipsweep.pipeline.run.scenes import Incomplete
+from clipsweep.pipeline.run.signals import Stopped, raised
+from clipsweep.projection.errors import BadInput
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a tool made: its path, and the frames that it lacks."""
+
+    path: Path
+    skipped: Sequence[Skip] = field(default_factory=tuple)
+
+
+def say(text: str) -> None:
+    """Tells the person at the terminal; stdout is kept for the one path."""
+    sys.stderr.write(text + "\n")
+
+
+def say_bad_steps(student: Artifact) -> None:
+    """Tells of steps that a training left out."""
+    bad = student.manifest().get("bad_steps", 0)
+    if bad:
+        say(f"{student.path}: {bad} step(s) were left out because loss or gradient was not finite")
+
+
+def main(
+    about: str,
+    keys: Sequence[str],
+    run: Callable[..., Made],
+    own: type | None = None,
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """Runs a tool; answers its exit status.
+
+    0 is a whole result, 1 bad input, 2 wrong usage, 128 + n signal n.
+
+    Args:
+        about: what the tool does and how it is called; the head of --help.
+        keys: groups and top-level keys of the configuration that the tool reads, for --help.
+        run: the tool; takes the configuration and, if it has some, its own arguments.
+        own: dataclass of the tool's own arguments; None if it has none.
+        arguments: the command line without the program's name.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if {"-h", "--help"} & set(given):
+        sys.stdout.write(_help(about, keys, own))
+        return 0
+    show_trace = "--traceback" in given
+    unknown = [argument for argument in given if argument.startswith("-") and argument != "--traceback"]
+    if unknown:
+        say(f"unknown option {unknown[0]}; settings are key=value, see --help")
+        return 2
+    try:
+        with raised("stopped"):
+            settings = [argument for argument in given if not argument.startswith("-")]
+            names = argument_names(own)
+            config = load_config(without(names, settings), names)
+            inputs: list[Any] = []
+            if own is not None:
+                pairs = [argument for argument in settings if _is_one_of(names, argument)]
+                inputs.append(load_arguments(own, pairs))
+            check_ready(config)
+            made = run(config, *inputs)
+    except (BadInput, Incomplete, NotFinite, OSError) as error:
+        if show_trace:
+            traceback.print_exc()
+        say(f"error: {error}")
+        return 1
+    except Stopped as stopped:
+        say(str(stopped))
+        return 128 + stopped.number  # as a shell says it
+    except KeyboardInterrupt:
+        say("interrupted; what was finished is kept, run the same command to go on")
+        return 130
+    if os.environ.get("RANK", "0") != "0":  # one of several training workers speaks for all
+        return 0
+    sys.stdout.write(f"{made.path}\n")
+    sys.stdout.flush()
+    if made.skipped:
+        first = made.skipped[0]
+        say(f"left out {len(made.skipped)} frame(s), first {first.frame} of {first.scene}: {first.reason}")
+    return 0
+
+
+def argument_names(own: type | None) -> list[str]:
+    """Names of a tool's own arguments."""
+    return [] if own is None else [setting.name for setting in describe(own)]
+
+
+def without(names: Sequence[str], arguments: Sequence[str]) -> list[str]:
+    """A command line without the ``key=value`` of some names."""
+    return [argument for argument in arguments if not _is_one_of(names, argument)]
+
+
+def _is_one_of(names: Sequence[str], argument: str) -> bool:
+    key, equals, _ = argument.partition("=")
+    return bool(equals) and key in names
+
+
+def _help(about: str, keys: Sequence[str], own: type | None) -> str:
+    lines = [about.strip()]
+    if own is not None:
+        lines += ["", "Arguments and defaults, as key=value:", *_table(list(describe(own)))]
+    rows = [row for row in describe() if {row.name, row.name.split(".")[0]} & set(keys)]
+    if rows:
+        order = "YAML files are merged left to right, then key=value. Keys and defaults:"
+        lines += ["", order, *_table(rows)]
+    return "\n".join([*lines, ""])
+
+
+def _table(rows: Sequence[Setting]) -> list[str]:
+    """A line a key: its default, what it is for, and which values it takes."""
+    width = max(len(f"{row.name}={row.default}") for row in rows)
+    lines: list[str] = []
+    for row in rows:
+        values = f" ({row.allowed})" if row.allowed else ""
+        lines.append(f"  {f'{row.name}={row.default}':{width}}  {row.text}{values}")
+    return lines

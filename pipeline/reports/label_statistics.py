@@ -1,0 +1,372 @@
+"""Looks over labels before anybody learns from them: coverage, balance, confidence, agreement, truth where there is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int64, UInt8, UInt64
+from matplotlib.figure import Figure
+
+from clipsweep.distill.metrics import OTHER, Confusion
+from clipsweep.pipeline.artifacts.read import key_cloud, read_pixels, read_points, read_truth, skip_or_raise
+from clipsweep.pipeline.artifacts.store import Artifact
+from clipsweep.pipeline.cli import say
+from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.datasets import DATASETS
+from clipsweep.pipeline.labels import BOXES, LabelSpace, load_space, load_truth
+from clipsweep.pipeline.reports.tables import score_table
+from clipsweep.pipeline.stages.boxes import BoxTruth, make_boxes
+from clipsweep.pipeline.stages.index import scene_frames, scenes_of
+from clipsweep.projection.cameras import look_up
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.frames import NONE, Cloud, Frame, Pairs, PixelLabels
+from clipsweep.projection.fusion import visible_pairs
+from clipsweep.projection.grid import cell_keys
+from clipsweep.projection.pose import Pose
+from clipsweep.projection.votes import vote_in_cells
+
+_BINS = 20
+_BOXES = "annotated boxes"
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Quality:
+    """Counts of labels.
+
+    Agreement is counted in both directions, so that a class's IoU there is the share of those that either side calls
+    by its name which both do.
+
+    Attributes:
+        pixels: cells of the teacher's grid of each class, then those without label.
+        points: points of each class after fusion, then those without opinion; the car's own returns left out.
+        confidence: labelled grid cells by confidence, in equal bins over 0..1.
+        cameras: labels of points that two cameras see, one camera's against the other's.
+        frames: labels of points against what the key frame before says of their cell of space, moving things included.
+        moved: labels of the points' surest pixels (rows) against the points' fused labels (columns).
+        pixels_truth: labels of the points' pixels against the points' true classes, in scenes of
+            ``data.eval``: of label files, or of annotated boxes where no frame has labels.
+        points_truth: fused labels against the same.
+        sure: pairs of point and pixel with a true class by confidence: all, and those that are right.
+    """
+
+    pixels: Int64[np.ndarray, " c1"]
+    points: Int64[np.ndarray, " c1"]
+    confidence: Int64[np.ndarray, " bins"]
+    cameras: Confusion
+    frames: Confusion
+    moved: Confusion
+    pixels_truth: Confusion
+    points_truth: Confusion
+    sure: Int64[np.ndarray, "2 bins"]
+
+    def __add__(self, other: Quality) -> Quality:
+        return Quality(*(getattr(self, name) + getattr(other, name) for name in Quality.__slots__))
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Truth:
+    """True classes of the frames of ``data.eval``: from label files, or from annotated boxes.
+
+    Attributes:
+        read: true class of every raw row of a frame's key sweep, if it has labels.
+        scored: classes that can be scored; a label of another one is none of the table's.
+    """
+
+    read: Callable[[Frame], UInt8[np.ndarray, " n"] | None]
+    scored: Bool[np.ndarray, " classes"]
+
+    def of(self, frame: Frame, config: Config) -> UInt8[np.ndarray, " n"] | None:
+        """True classes; with ``on_bad=skip`` none, and a warning, where the file is bad."""
+        try:
+            return self.read(frame)
+        except BadInput as error:
+            left_out = skip_or_raise(error, frame, config).frame
+            say(f"frame {left_out} goes without truth: {error}")
+            return None
+
+    def in_table(self, label: UInt8[np.ndarray, " n"]) -> UInt8[np.ndarray, " n"]:
+        """Labels with those that cannot be scored as ``OTHER``."""
+        table = np.full(256, NONE, np.uint8)
+        table[: len(self.scored)] = np.where(self.scored, np.arange(len(self.scored)), OTHER)
+        return table[label]
+
+
+def truth_source(config: Config, index: Artifact) -> str:
+    """What the report takes for the truth: ``label files``, ``annotated boxes``, or nothing (empty).
+
+    Boxes are taken where ``labels.truth`` says so, or where no frame of ``data.eval`` has labels.
+
+    Raises:
+        BadInput: ``labels.truth`` names boxes that the data set or the label space does not have.
+    """
+    reader, scenes = DATASETS[config.data.kind], scenes_of(index, "eval")
+    if config.labels.truth == BOXES:
+        load_truth(config.labels)
+        if reader.boxes is None:
+            cure = "score against label files"
+            raise BadInput("labels.truth", f"{config.data.kind} has no annotated boxes", cure)
+        return _BOXES if scenes else ""
+    frames = (frame for scene in scenes for frame in scene_frames(index, config, scene))
+    if any(frame.labels is not None for frame in frames):
+        return "label files"
+    boxed = reader.boxes is not None and load_space(config.labels).boxes
+    return _BOXES if boxed and scenes else ""
+
+
+def _open_truth(config: Config, index: Artifact, space: LabelSpace) -> _Truth:
+    """The truth of the report; without any where boxes that nobody asked for are bad."""
+    everything = np.ones(len(space), np.bool_)
+    if truth_source(config, index) != _BOXES:
+        return _Truth(lambda frame: read_truth(frame, space, config), everything)
+    scored = np.zeros(len(space), np.bool_)
+    scored[[own for own in space.boxes.values() if own != NONE]] = True
+    try:
+        return _Truth(BoxTruth(config, make_boxes(config, index), space.boxes), scored)
+    except BadInput as error:
+        if config.labels.truth == BOXES:
+            raise
+        say(f"the report goes without truth: {error}")
+        return _Truth(lambda frame: None, everything)
+
+
+def look_over(config: Config, index: Artifact, pixels: Artifact, points: Artifact) -> Quality:
+    """Counts the labels of all scenes; files with true labels are opened for scenes of ``data.eval`` only."""
+    space, lost = load_space(config.labels), {skip.frame for skip in points.skipped()}
+    scored, opened = scenes_of(index, "eval"), _open_truth(config, index, space)
+    total = _nothing(len(space))
+    for scene in scenes_of(index):
+        frames = [frame for frame in scene_frames(index, config, scene) if frame.id not in lost]
+        before: _Named | None = None
+        for frame in frames:
+            cloud = key_cloud(frame, config, config.data.ego_box_m)
+            images, fused = read_pixels(pixels, frame), read_points(points, frame).label
+            truth = opened.of(frame, config) if scene in scored else None
+            scene_from_global = frames[0].sweeps[0].global_from_lidar.inverse()
+            scene_from_lidar = scene_from_global @ frame.sweeps[0].global_from_lidar
+            named = _named(config, frame, cloud, images, scene_from_lidar)
+            total += _unchecked(len(space), images, fused[cloud.source], named, before)
+            if truth is not None:
+                total += _checked(opened, truth, fused, named, cloud)
+            before = named
+    return total
+
+
+def _nothing(classes: int) -> Quality:
+    counts, bins, both = np.zeros(classes + 1, np.int64), np.zeros((2, _BINS), np.int64), Confusion.empty(classes)
+    return Quality(counts, counts, bins[0], both, both, both, both, both, bins)
+
+
+def _unchecked(
+    classes: int,
+    images: Sequence[PixelLabels],
+    fused: UInt8[np.ndarray, " n"],
+    named: _Named,
+    before: _Named | None,
+) -> Quality:
+    """What a frame's labels show without truth, and beside those of the key frame before."""
+    label = np.concatenate([image.label.ravel() for image in images])
+    score = np.concatenate([image.score.ravel() for image in images])
+    earlier = np.full_like(named.label, NONE)
+    if before is not None:
+        earlier = vote_in_cells(before.cell, before.label, before.score, classes, named.cell)
+    return replace(
+        _nothing(classes),
+        pixels=_count(label, classes),
+        points=_count(fused, classes),
+        confidence=_by_confidence(score[label != NONE]),
+        cameras=_both(*named.overlaps(), classes),
+        frames=_both(named.label, earlier, classes),
+        moved=Confusion.of(named.of_points(len(fused)), fused, classes),
+    )
+
+
+def _checked(
+    opened: _Truth, truth: UInt8[np.ndarray, " n"], fused: UInt8[np.ndarray, " n"], named: _Named, cloud: Cloud
+) -> Quality:
+    """What a frame's labels show beside the true classes of its key sweep's raw rows."""
+    classes = len(opened.scored)
+    true = truth[cloud.source[named.pairs.point]]
+    known, right = true < OTHER, true == named.label
+    return replace(
+        _nothing(classes),
+        pixels_truth=Confusion.of(true, opened.in_table(named.label), classes),
+        points_truth=Confusion.of(truth, opened.in_table(fused), classes),
+        sure=np.stack([_by_confidence(named.score[known]), _by_confidence(named.score[known & right])]),
+    )
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Named:
+    """Pairs of point and pixel whose pixel has a label, and the key of the cell of each point."""
+
+    pairs: Pairs
+    label: UInt8[np.ndarray, " m"]
+    score: Float32[np.ndarray, " m"]
+    cell: UInt64[np.ndarray, " m"]
+
+    def of_points(self, points: int) -> UInt8[np.ndarray, " n"]:
+        """Label of each point's surest pixel, 255 where no pixel has one."""
+        label = np.full(points, NONE, np.uint8)
+        order = np.argsort(self.score, kind="stable")  # the surest is written last
+        label[self.pairs.point[order]] = self.label[order]
+        return label
+
+    def overlaps(self) -> tuple[UInt8[np.ndarray, " k"], UInt8[np.ndarray, " k"]]:
+        """Labels of points in two images: one camera's and the next one's."""
+        order = np.argsort(self.pairs.point, kind="stable")
+        point, label = self.pairs.point[order], self.label[order]
+        again = point[1:] == point[:-1]
+        return label[:-1][again], label[1:][again]
+
+
+def _named(config: Config, frame: Frame, cloud: Cloud, images: Sequence[PixelLabels], scene_from_lidar: Pose) -> _Named:
+    pairs = visible_pairs(frame, cloud.xyz, config.fusion)
+    label, score = look_up(pairs, frame.cameras, images)
+    named = label != NONE
+    cell = cell_keys(cloud.xyz, config.fusion.cell_m, scene_from_lidar)[pairs.point[named]]
+    return _Named(pairs[named], label[named], score[named], cell)
+
+
+def _both(one: UInt8[np.ndarray, " k"], two: UInt8[np.ndarray, " k"], classes: int) -> Confusion:
+    """Two opinions on the same things, each held against the other, where there are both."""
+    return Confusion.of(one, two, classes).covered() + Confusion.of(two, one, classes).covered()
+
+
+def _count(label: np.ndarray, classes: int) -> Int64[np.ndarray, " c1"]:
+    return np.bincount(np.minimum(label, classes).ravel(), minlength=classes + 1)
+
+
+def _by_confidence(score: np.ndarray) -> Int64[np.ndarray, " bins"]:
+    return np.histogram(score, _BINS, (0, 1))[0].astype(np.int64)
+
+
+# --- warnings ------------------------------------------------------------------------------------
+
+_SEEN_MIN = 100  # points of a class that cameras see, below which nothing is said of it
+_GROUND_MOVED = 0.05
+_CLASS_LOST = 0.5
+
+
+def quality_warnings(quality: Quality, space: LabelSpace) -> list[str]:
+    """What should be looked at before anybody learns from these labels, in words.
+
+    Fusion may well be right against the pixels (a fence that they call road). That it moves so
+    many labels is worth a look at the pictures of ``tools/view.py`` in any case.
+    """
+    counts = quality.moved.counts
+    warnings: list[str] = []
+    for own, name in enumerate(space.names):
+        seen = int(counts[own].sum())
+        if seen < _SEEN_MIN:
+            continue
+        if space.limits.ground[own]:
+            things = np.where(space.limits.ground, 0, counts[own, : len(space)])
+            gone = int(things.sum() + counts[own, -1])
+            if gone > _GROUND_MOVED * seen:
+                to = _largest(things, int(counts[own, -1]), seen, space)
+                warnings.append(
+                    f"{name}: {_percent(gone, seen)} of the points that pixels call so are not ground"
+                    f" after fusion ({to})"
+                )
+        elif counts[:, own].sum() < _CLASS_LOST * seen:
+            left = _percent(int(counts[:, own].sum()), seen)
+            others = counts[own, : len(space)].copy()
+            others[own] = 0
+            to = _largest(others, int(counts[own, -1]), seen, space)
+            warnings.append(f"{name}: fusion leaves {left} as many of the points that cameras see ({to})")
+    return warnings
+
+
+def _largest(counts: Int64[np.ndarray, " c"], none: int, seen: int, space: LabelSpace) -> str:
+    """The three labels that most of the points get, with their shares."""
+    most = [(int(counts[i]), space.names[i]) for i in np.argsort(-counts, kind="stable")]
+    most = sorted([*most, (none, "no label")], key=lambda each: -each[0])[:3]
+    return ", ".join(f"{_percent(count, seen)} {name}" for count, name in most if count)
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.0f} %"
+
+
+# --- table and picture -----------------------------------------------------------------------------------------------
+
+
+def quality_table(quality: Quality, space: LabelSpace, title: str) -> str:
+    """A line a class: shares of the labels, agreement, IoU; then what holds for all."""
+    shares = {"pixels": quality.pixels, "points": quality.points}
+    columns: dict[str, Mapping[str, float | None]] = {
+        name: {**_named_values(space, counts[:-1] / max(1, counts[:-1].sum())), "labelled": _labelled(counts)}
+        for name, counts in shares.items()
+    }
+    for name, counts in (("cameras", quality.cameras), ("frames", quality.frames)):
+        columns[name] = {**_named_values(space, counts.iou()), "agreeing": counts.accuracy}
+    for name, counts in (("pixel IoU", quality.pixels_truth), ("point IoU", quality.points_truth)):
+        if counts.points:
+            scores = {"mean": counts.miou(), "right": counts.accuracy}
+            columns[name] = {**_named_values(space, counts.iou()), **scores}
+    rows = [*space.names, "labelled", "agreeing", *(("mean", "right") if quality.points_truth.points else ())]
+    return score_table(title, columns, rows)
+
+
+def _named_values(space: LabelSpace, values: np.ndarray) -> dict[str, float]:
+    return dict(zip(space.names, values.tolist(), strict=True))
+
+
+def _labelled(counts: Int64[np.ndarray, " c1"]) -> float:
+    return float(counts[:-1].sum() / max(1, counts.sum()))
+
+
+def draw_quality(quality: Quality, space: LabelSpace, title: str) -> Figure:
+    """The table as a picture, with the histogram of confidence, and how often which confidence is right."""
+    figure = Figure(figsize=(16, 10), layout="constrained", dpi=110)
+    figure.suptitle(title)
+    axes: Any = figure.subplots(2, 2)
+    (balance, confidence), (agreement, truth) = axes
+    counts = {"pixels": quality.pixels, "fused points": quality.points}
+    shares = {
+        f"{name}, {100 * _labelled(n):.1f} % labelled": n[:-1] / max(1, n[:-1].sum()) for name, n in counts.items()
+    }
+    _bars(balance, space, shares, "share of the labels (logarithmic)")
+    balance.set_yscale("log")
+    balance.margins(y=0.2)
+    both = {"two cameras, same point": quality.cameras, "key frame before, same cell": quality.frames}
+    agreeing = {f"{name}, {100 * c.accuracy:.1f} % agree": c.iou() for name, c in both.items() if c.points}
+    _bars(agreement, space, agreeing, "of those that either calls so, both do")
+    against = {"pixels of points": quality.pixels_truth, "fused points": quality.points_truth}
+    right = {f"{name}, mIoU {100 * c.miou():.1f}": c.iou() for name, c in against.items() if c.points}
+    _bars(truth, space, right, "IoU with truth, scenes of data.eval" if right else "no truth")
+    for axis in (agreement, truth):
+        axis.set_ylim(0, 1.15)
+    _draw_confidence(confidence, quality)
+    return figure
+
+
+def _bars(axis: Any, space: LabelSpace, series: Mapping[str, np.ndarray], title: str) -> None:
+    """Bars side by side in the classes' colours, the second series hatched."""
+    colors, place = space.colors / 255.0, np.arange(len(space))
+    for number, (name, values) in enumerate(series.items()):
+        hatch = "" if number == 0 else "///"
+        axis.bar(place + 0.4 * number - 0.2, values, 0.38, color=colors, edgecolor="0.2", hatch=hatch, label=name)
+    axis.set_xticks(place, space.names, rotation=40, ha="right", fontsize=8)
+    axis.set_title(title, fontsize=10)
+    axis.grid(axis="y", alpha=0.3)
+    if series:
+        axis.legend(fontsize=8, loc="upper center", ncols=2)
+
+
+def _draw_confidence(axis: Any, quality: Quality) -> None:
+    edges = np.linspace(0, 1, _BINS + 1)
+    axis.stairs(quality.confidence / max(1, quality.confidence.sum()), edges, fill=True, color="0.75", label="pixels")
+    seen, right = quality.sure
+    if seen.any():
+        share = np.divide(right, seen, out=np.full(_BINS, np.nan), where=seen >= max(20, seen.sum() // 1000))
+        axis.plot((edges[1:] + edges[:-1]) / 2, share, "o-", color="0.1", label="share that is right")
+        axis.plot([0, 1], [0, 1], ":", color="0.5", label="right as often as sure")
+    axis.set_title("confidence of labelled pixels", fontsize=10)
+    axis.set_xlabel("confidence", fontsize=8)
+    axis.set_xlim(0, 1)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)

@@ -1,0 +1,156 @@
+"""Training on several workers: whoever starts them, torchrun or Ray Train, each runs the same function on its part."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import distributed
+from torch.distributed.rendezvous import rendezvous
+
+from clipsweep.distill.training.distributed import rank
+from clipsweep.distill.training.loop import NotFinite
+from clipsweep.pipeline.artifacts.store import write_whole
+from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.run.scenes import Incomplete, check_shared, needs_ray
+from clipsweep.pipeline.stages.guard import LabelLeak
+from clipsweep.projection.errors import BadInput
+
+T = TypeVar("T")
+_POLL_S = 0.5
+
+
+@contextmanager
+def joined(prepare: Callable[[], T]) -> Iterator[T]:
+    """Within, this process is one of those that the torch.distributed environment names, if it names several.
+
+    Args:
+        prepare: makes what the training needs; called by the first process while the others wait, then by these, who
+            find it made.
+
+    Yields:
+        What ``prepare`` returns.
+    """
+    if distributed.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield prepare()
+        return
+    store, rank, world = next(rendezvous("env://"))
+    while rank and not store.check(["prepared"]):  # a wait inside the store would hear no signal
+        time.sleep(_POLL_S)
+    prepared = prepare()
+    store.set("prepared", "")
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    distributed.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=world)
+    try:
+        yield prepared
+        distributed.barrier()  # nobody leaves before the first has written the result
+    finally:
+        distributed.destroy_process_group()
+
+
+def wants_ray(config: Config) -> bool:
+    """Whether ``run`` asks for several workers on Ray that nobody has started yet."""
+    wanted = config.run.executor == "ray" and config.run.workers > 1
+    return wanted and not distributed.is_initialized() and "WORLD_SIZE" not in os.environ
+
+
+def on_ray(learn: Callable[[Config], object], config: Config) -> None:
+    """Runs a training on Ray Train, on ``run.workers`` workers but no more than a batch has frames.
+
+    When a worker is lost, all are started anew up to ``run.attempts`` times and go on from the last checkpoint. What
+    another attempt would not mend ends the training at once.
+
+    Args:
+        learn: the training; its result is an artifact in the store, which all workers see.
+        config: of the training.
+
+    Raises:
+        BadInput: from a worker; Ray is not installed, the cluster has no room, or its nodes share no store.
+        NotFinite: from a worker.
+        LabelLeak: from a worker.
+        Incomplete: the workers were lost too often.
+    """
+    with needs_ray("run.workers"):
+        from ray.train import RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
+        from ray.train.v2.api.config import FailureConfig
+        from ray.train.v2.api.exceptions import TrainingFailedError
+
+        from clipsweep.pipeline.run.ray_scenes import check_room, cluster
+    if config.run.address:
+        check_shared(config)
+    workers, attempts = min(config.run.workers, config.train.batch_size), config.run.attempts
+    store = Path(config.store).resolve()
+    store.mkdir(parents=True, exist_ok=True)
+    with (
+        redirect_stdout(sys.stderr),  # Ray prints there that a worker died
+        cluster(config.run),
+        tempfile.TemporaryDirectory(prefix=".ray-train-", dir=store) as folder,
+    ):
+        check_room(workers, config.run.gpus > 0)
+        outcome = Path(folder) / "outcome.json"
+        failures = FailureConfig(max_failures=attempts, controller_failure_limit=attempts)
+        trainer = TorchTrainer(
+            partial(_from_here, learn, config, os.getcwd(), outcome),
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=config.run.gpus > 0),
+            run_config=RunConfig(storage_path=folder, failure_config=failures),
+        )
+        lost: Exception | None = None
+        try:
+            trainer.fit()
+        except TrainingFailedError as error:
+            lost = error
+        if not outcome.exists():
+            raise _gave_up(lost) if lost else _not_shared(store)
+        _raise_final(outcome)
+
+
+_FINAL: dict[str, type[Exception]] = {kind.__name__: kind for kind in (BadInput, NotFinite, LabelLeak)}
+"""What no other attempt would mend."""
+
+
+def _from_here(learn: Callable[[Config], object], config: Config, folder: str, outcome: Path) -> None:
+    """Learns as one of the workers, and leaves word in the store of how the training ended, if it ended for good.
+
+    A worker that fails must raise, or the others would wait for it; Ray Train then starts all of them once more.
+    """
+    if outcome.exists():
+        return
+    os.chdir(folder)  # Ray Train starts its workers elsewhere; configurations name files from here
+    try:
+        learn(config)
+    except tuple(_FINAL.values()) as error:
+        write_whole(outcome, json.dumps([type(error).__name__, error.__reduce__()[1]]).encode())
+        raise
+    if rank() == 0:
+        write_whole(outcome, b"[]")
+
+
+def _raise_final(outcome: Path) -> None:
+    """Raises what a worker raised, if it did."""
+    said = json.loads(outcome.read_text())
+    if said:
+        kind, arguments = said
+        raise _FINAL[kind](*arguments)
+
+
+def _not_shared(store: Path) -> BadInput:
+    return BadInput("store", f"the workers ended well, but left nothing in {store}", "give a folder that nodes share")
+
+
+def _gave_up(error: Exception) -> Incomplete:
+    """What the first worker that failed said."""
+    failures = getattr(error, "worker_failures", {}).values()
+    said = str(next(iter(failures), error)).strip().splitlines()
+    return Incomplete(f"training was given up ({said[0] if said else error!r}); run the same command again to go on")

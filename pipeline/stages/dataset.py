@@ -1,0 +1,226 @@
+"""The training data set: point clouds with targets, augmented, voxelized and collated into batches."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+from jaxtyping import Float16, Int64
+from torch.utils.data import DataLoader, Dataset
+
+from clipsweep.distill.student.augment import augment
+from clipsweep.distill.student.batch import Batch, Group, collate_groups
+from clipsweep.distill.student.voxels import Sample, Voxels, voxelise
+from clipsweep.distill.training.distributed import rank, ranks
+from clipsweep.pipeline.artifacts.read import read_pixels, read_points, read_truth, usable_cloud
+from clipsweep.pipeline.artifacts.store import Artifact
+from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.labels import LabelSpace
+from clipsweep.projection.cameras import pixel_rows
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.frames import NONE, Cloud, Frame
+from clipsweep.projection.fusion import visible_pairs
+from clipsweep.projection.grid import cell_keys, index_cells
+from clipsweep.projection.sweeps import choose_sweeps
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Targets:
+    """What is said of some points of a cloud.
+
+    Attributes:
+        point: row of the point.
+        label: its class.
+        pixel: row of its pixel in ``feature``, if there are features.
+        feature: unit features of the pixels of all the frame's images.
+    """
+
+    point: Int64[np.ndarray, " m"]
+    label: Int64[np.ndarray, " m"]
+    pixel: Int64[np.ndarray, " m"] | None = None
+    feature: Float16[np.ndarray, "q d"] | None = None
+
+
+def pixel_targets(pixels: Artifact, config: Config, frame: Frame, cloud: Cloud) -> Targets:
+    """A target for each visible point-pixel pair whose pixel has a label, or a feature if nothing asks for labels."""
+    pairs = visible_pairs(frame, cloud.xyz, config.fusion)
+    images = read_pixels(pixels, frame)
+    pixel = pixel_rows(pairs, frame.cameras, [image.label.shape for image in images])
+    label = np.concatenate([image.label.ravel() for image in images] or [np.empty(0, np.uint8)])[pixel]
+    objectives = config.objectives
+    named: slice | np.ndarray = slice(None)
+    if objectives.needs_labels():
+        named = np.flatnonzero(label != NONE)
+    targets = Targets(pairs.point[named].astype(np.int64), label[named].astype(np.int64))
+    features = [image.feature for image in images if image.feature is not None]
+    if not objectives.needs_features() or len(features) < len(images):
+        return targets
+    flat = np.concatenate([feature.reshape(-1, feature.shape[-1]) for feature in features])
+    return replace(targets, pixel=pixel[named], feature=flat)
+
+
+def point_targets(points: Artifact, frame: Frame, cloud: Cloud) -> Targets:
+    """A target for each point of the key sweep that the fused labels have an opinion of."""
+    said = read_points(points, frame)
+    key = np.flatnonzero(cloud.sweep == 0)
+    label = said.label[cloud.source[key]]
+    rows = key[label != NONE]
+    return Targets(rows, label[label != NONE].astype(np.int64))
+
+
+def truth_targets(space: LabelSpace, config: Config, frame: Frame, cloud: Cloud) -> Targets:
+    """A target for each point that has a true class."""
+    truth = read_truth(frame, space, config)
+    assert truth is not None
+    key = np.flatnonzero(cloud.sweep == 0)
+    label = truth[cloud.source[key]]
+    rows = key[label != NONE]
+    return Targets(rows, label[label != NONE].astype(np.int64))
+
+
+@dataclass(frozen=True)
+class TrainingFrames(Dataset[Group | BadInput]):
+    """Frames by (epoch, number), each with a random state of its own, so that the order of loading cannot matter.
+
+    A frame that turns out bad is answered as its error: worker processes cannot raise it whole.
+    """
+
+    frames: Sequence[Frame]
+    targets: Callable[[Frame, Cloud], Targets]
+    config: Config
+
+    def __getitem__(self, item: tuple[int, int]) -> Group | BadInput:
+        """The sweeps of a frame, each moved by itself, with their targets."""
+        epoch, number = item
+        random = np.random.default_rng([self.config.seed, epoch, number])
+        settings, merged, left_out = self.config.train, self.config.model.sweeps, list[BadInput]()
+        try:
+            count, among, age_s = settings.sweeps * merged, settings.sweeps_among, settings.max_age_s or np.inf
+            frame = choose_sweeps(self.frames[number], count, among, age_s, random)
+            cloud = usable_cloud(frame, self.config, self.config.data.ego_box_m, len(frame.sweeps), left_out.append)
+            targets = self.targets(frame, cloud)
+        except BadInput as error:
+            return error
+        cube, passed = self._cubes(cloud, targets), cloud.sweep // merged
+        ends = np.cumsum(np.bincount(passed))
+        parts = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False) if start < end]
+        sweeps = [self._voxels(frame, cloud, targets, cube, part, random) for part in parts]
+        return Group(sweeps, targets.feature, tuple(map(str, left_out)))
+
+    def _cubes(self, cloud: Cloud, targets: Targets) -> Int64[np.ndarray, " m"] | None:
+        """The cube of each target, cut before any augmentation, numbered over all sweeps."""
+        wanted = self.config.objectives.spatiotemporal
+        if not wanted.weight:
+            return None
+        _, cube = index_cells(cell_keys(cloud.xyz, wanted.cell_m)[targets.point])
+        return cube.astype(np.int64)
+
+    def _voxels(
+        self,
+        frame: Frame,
+        cloud: Cloud,
+        targets: Targets,
+        cube: Int64[np.ndarray, " m"] | None,
+        part: slice,
+        random: np.random.Generator,
+    ) -> Voxels:
+        """Some rows of a cloud, moved and cut into voxels, with their targets."""
+        mine = np.flatnonzero((targets.point >= part.start) & (targets.point < part.stop))
+        sample = Sample(
+            frame=frame.id,
+            xyz=augment(cloud.xyz[part], self.config.train.augment, random),
+            intensity=cloud.intensity[part],
+            age_s=cloud.age_s[part],
+            pair_point=targets.point[mine] - part.start,
+            pair_label=targets.label[mine],
+            pair_pixel=None if targets.pixel is None else targets.pixel[mine],
+            pair_cube=None if cube is None else cube[mine],
+        )
+        model = self.config.model
+        return voxelise(
+            sample,
+            voxel_m=model.voxel_m,
+            features=model.features,
+            reduce=model.reduce,
+            sensor_height_m=self.config.data.sensor_height_m,
+            max_voxels=model.max_voxels,
+            trilinear=model.trilinear,
+            generator=random,
+        )
+
+
+def _collate(items: list[Group | BadInput]) -> Batch | BadInput:
+    bad = [item for item in items if isinstance(item, BadInput)]
+    return bad[0] if bad else collate_groups([item for item in items if isinstance(item, Group)])
+
+
+def training_steps(config: Config, frames: int) -> int:
+    """Steps of a training of ``train.epochs``; every step has the same number of frames."""
+    train = config.train
+    return -(-train.epochs * frames // (train.batch_size * train.accumulate))
+
+
+def batch_order(seed: int, frames: int, batch_size: int, batches: range) -> Iterator[list[tuple[int, int]]]:
+    """Some batches of an endless training as (epoch, number) of frames.
+
+    Epochs, each with every frame once, follow one another in one stream that is cut into batches of one size.
+    """
+    epoch, order = -1, np.empty(0, np.int64)
+    for batch in batches:
+        picked = []
+        for place in range(batch * batch_size, (batch + 1) * batch_size):
+            if place // frames != epoch:
+                epoch = place // frames
+                order = np.random.default_rng([seed, epoch]).permutation(frames)
+            picked.append((epoch, int(order[place % frames])))
+        yield picked
+
+
+def _leave_signals_alone(worker: int) -> None:
+    """A loader ends with the training, which may want one more batch after a signal to the whole process group."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def training_batches(
+    frames: Sequence[Frame], targets: Callable[[Frame, Cloud], Targets], config: Config, first_step: int = 0
+) -> Generator[Batch, None, None]:
+    """The batches of all steps from ``first_step`` on, made by ``run.loaders`` processes beside the training.
+
+    Of several workers each gets its part of every batch. Close it: the processes live as long as it does.
+
+    Raises:
+        BadInput: a frame cannot be read, or there are more workers than frames in a batch.
+    """
+    size = config.train.batch_size
+    if size < ranks():
+        raise BadInput("train.batch_size", f"is {size}", f"{ranks()} workers need as many frames")
+    if -(-size // ranks()) * config.train.sweeps > 128:
+        raise BadInput("train.batch_size", f"{size} frames of {config.train.sweeps} sweeps are too many", "128 in all")
+    steps = range(first_step, training_steps(config, len(frames)))
+    batches = range(steps.start * config.train.accumulate, steps.stop * config.train.accumulate)
+    loader = DataLoader(
+        TrainingFrames(frames, targets, config),
+        batch_sampler=(batch[rank() :: ranks()] for batch in batch_order(config.seed, len(frames), size, batches)),
+        collate_fn=_collate,
+        num_workers=config.run.loaders,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_leave_signals_alone,
+    )
+    for batch in loader:
+        if isinstance(batch, BadInput):
+            raise batch
+        yield batch
+
+
+def target_source(kind: str, pixels: Artifact, points: Artifact, config: Config) -> Callable[[Frame, Cloud], Targets]:
+    """What the student learns from: the pairs of ``pixels`` or the fused ``points``."""
+    sources: dict[str, Callable[[Frame, Cloud], Targets]] = {
+        "pixels": partial(pixel_targets, pixels, config),
+        "points": partial(point_targets, points),
+    }
+    return sources[kind]

@@ -1,0 +1,144 @@
+"""The fine-tuning stage: a student learns from a share of the human labels."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from clipsweep.distill.objectives import finetuning
+from clipsweep.distill.student.checkpoint import (
+    load_student,
+)
+from clipsweep.distill.student.unet import Student
+from clipsweep.distill.training.distributed import rank
+from clipsweep.pipeline.artifacts.index import Skip
+from clipsweep.pipeline.artifacts.read import key_cloud, readable
+from clipsweep.pipeline.artifacts.store import Artifact
+from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.labels import LabelSpace, load_space
+from clipsweep.pipeline.run.ray_train import joined, on_ray, wants_ray
+from clipsweep.pipeline.stages.dataset import truth_targets
+from clipsweep.pipeline.stages.fit import (
+    READS_CLOUDS,
+    Lesson,
+    check_same_network,
+    finish_student,
+    finished_student,
+    fit,
+    is_complete,
+    new_student,
+    student_digest,
+    training_frames,
+)
+from clipsweep.pipeline.stages.index import make_index, scene_digests
+from clipsweep.pipeline.stages.protocols import labelled_subset
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.frames import Frame
+
+FINETUNED_BY = ("model", "train", "finetune", "protocol", "seed", "objectives.segmentation")
+"""Settings that decide a fine-tuned student, beside clouds, labels and the student it starts from."""
+
+
+def make_finetuned(config: Config, source: str) -> Artifact:
+    """A student with a classifier, trained on the labels that ``protocol`` gives.
+
+    The frames whose labels were used are listed in the manifest.
+
+    Args:
+        config: everything else.
+        source: folder of the student to start from; ``none`` for random weights.
+
+    Raises:
+        BadInput: the protocol, the student or a frame cannot be used.
+        NotFinite: the loss is not finite too often.
+        Stopped: by a signal, after a checkpoint.
+        Incomplete: workers were lost too often.
+    """
+    if config.labels.names:
+        raise BadInput("labels.names", "has no labels to learn from", "fine-tune with the data set's own classes")
+    if config.finetune.linear_probe and source == "none":
+        raise BadInput("finetune.linear_probe", "leaves random weights as they are", "give student=FOLDER")
+    if config.labels.truth:
+        raise BadInput("labels.truth", "is for scoring alone", "fine-tune with labels.space of the label files")
+    if not source:
+        raise BadInput("student", "is not set", "give student=FOLDER of a pre-trained student, or student=none")
+    if wants_ray(config) and not is_complete(_finetuned(config, make_index(config), source), config):
+        on_ray(partial(make_finetuned, source=source), config)
+    with joined(partial(make_index, config)) as index:
+        student = _finetuned(config, index, source)
+        if not is_complete(student, config):
+            _finetune(config, index, student, source)
+    return student
+
+
+def _finetuned(config: Config, index: Artifact, source: str) -> Artifact:
+    """The fine-tuned student of a configuration, whether it exists or not."""
+    key = {
+        **config.values(*READS_CLOUDS, *FINETUNED_BY),
+        "student": student_digest(_folder(source)),
+        "classes": load_space(config.labels).digest(),
+        "scenes": scene_digests(index, "train"),
+    }
+    return Artifact.of(config.store, "student", key)
+
+
+def _finetune(config: Config, index: Artifact, student: Artifact, source: str) -> None:
+    frames = [frame for frame in training_frames(index, config) if frame.labels]
+    if not frames:
+        raise BadInput("data.train", "has no frame with labels", "unpack its labels")
+    subset = labelled_subset(config.protocol, frames)
+    space = load_space(config.labels)
+    skipped: list[Skip] = []
+    if config.on_bad == "skip":
+        subset, skipped = readable(subset, config, partial(_labelled_cloud, space, config))
+        if not subset:
+            raise BadInput("data.train", f"all labelled frames were left out, first: {skipped[0].reason}")
+    started = time.time()
+    network, text = _student_to_tune(config, _folder(source), len(space))
+    targets = partial(truth_targets, space, config)
+    terms = finetuning(network, config.objectives)
+    fitted = fit(config, student, Lesson(network, terms, text, subset, targets, used_labels=True))
+    if rank() == 0:
+        facts = {
+            "used_labels": True,
+            "protocol": config.protocol,
+            "labelled_frames": [frame.id for frame in subset],
+            "bad_steps": fitted.bad_steps,
+        }
+        lost = [*index.skipped(), *skipped, *fitted.older_sweeps]
+        finish_student(student, config, started, lost, **facts)
+
+
+def _folder(source: str) -> str:
+    return "" if source == "none" else source
+
+
+def _labelled_cloud(space: LabelSpace, config: Config, frame: Frame) -> None:
+    """Reads what a frame is fine-tuned on, to see whether that can be done."""
+    truth_targets(space, config, frame, key_cloud(frame, config, config.data.ego_box_m))
+
+
+def _student_to_tune(config: Config, source: str, classes: int) -> tuple[Student, Tensor]:
+    """A student with a classifier to be trained, all else from ``source``; and the embeddings of its classes."""
+    if not source:
+        return new_student(config, classes, classes), torch.eye(classes)
+    trained = load_student(finished_student(source).path)
+    if trained.used_labels:
+        raise BadInput(source, "has learnt from labels already", "give the pre-trained one, or student=none")
+    check_same_network(source, trained.model, config.model)
+    network = new_student(config, trained.text.shape[1], classes)
+    weights = trained.student.state_dict()
+    if config.finetune.start == "names" and trained.names == load_space(config.labels).names and len(trained.text):
+        named = trained.student.named
+        weights |= {f"classifier.{k}": trained.text @ weights[f"{named}.{k}"] for k in ("weight", "bias")}
+    else:
+        weights |= {k: v for k, v in network.state_dict().items() if k.startswith("classifier.")}
+    network.load_state_dict(weights)  # strict: a weight that does not fit is an error
+    network.named = trained.student.named
+    if config.finetune.linear_probe:
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad = name.startswith("classifier.")
+    return network, trained.text

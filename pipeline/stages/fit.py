@@ -1,0 +1,265 @@
+"""Trains a student into an artifact: checkpoints, log, weights; what pre-training and fine-tuning share."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clipsweep.distill.objectives import Terms
+from clipsweep.distill.student.batch import Batch
+from clipsweep.distill.student.checkpoint import (
+    learner_bytes,
+    load_learner,
+    load_student,
+    make_student,
+    student_bytes,
+    student_config,
+)
+from clipsweep.distill.student.unet import ModelConfig, Student
+from clipsweep.distill.training.distributed import rank
+from clipsweep.distill.training.loop import Learner, NotFinite, Step, train
+from clipsweep.pipeline.artifacts.index import Skip
+from clipsweep.pipeline.artifacts.read import note_older
+from clipsweep.pipeline.artifacts.store import Artifact, digest_files, write_whole
+from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.labels import load_space
+from clipsweep.pipeline.run.signals import Stopped, noted
+from clipsweep.pipeline.stages.dataset import Targets, training_batches, training_steps
+from clipsweep.pipeline.stages.index import scene_frames, scenes_of
+from clipsweep.pipeline.stages.log import TrainingLog, met_targets
+from clipsweep.pipeline.stages.pixels import device
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.frames import Cloud, Frame
+
+READS_CLOUDS = (
+    *("data.columns", "data.intensity_scale", "data.ego_box_m", "data.bad_share"),
+    *("data.sensor_height_m", "on_bad"),
+)
+"""Settings that decide what a network is given of a sweep."""
+
+
+def finish_student(student: Artifact, config: Config, started: float, skipped: Sequence[Skip], **facts: Any) -> None:
+    """Writes the manifest of a trained student."""
+    digest = digest_files([student.path / "config.json"])
+    student.finish(["model"], config, started, skipped, config_digest=digest, **facts)
+
+
+def training_frames(index: Artifact, config: Config) -> list[Frame]:
+    """The frames of ``data.train`` in official order.
+
+    Raises:
+        BadInput: there is none.
+    """
+    frames = [frame for scene in scenes_of(index, "train") for frame in scene_frames(index, config, scene)]
+    if not frames:
+        raise BadInput("data.train", "no frame to learn from is left")
+    return frames
+
+
+def is_complete(student: Artifact, config: Config) -> bool:
+    """Whether a student is trained already."""
+    return student.whole and student.done("model", config.verify)
+
+
+def finished_student(path: str) -> Artifact:
+    """A student that a user named, as training wrote it.
+
+    Raises:
+        BadInput: there is none, or a file of it was changed since.
+    """
+    student = Artifact.at(path, "student")
+    if not student.done("model", verify=True):
+        raise BadInput(student.shard("model"), "is not the file that training wrote", "copy the folder again")
+    if student.manifest().get("config_digest") != digest_files([student.path / "config.json"]):
+        raise BadInput(student.path / "config.json", "is not the file that training wrote", "copy the folder again")
+    return student
+
+
+def student_digest(student: str) -> str:
+    """Digest of the weights of a student that a user named; empty for none."""
+    return str(finished_student(student).manifest()["digest"]) if student else ""
+
+
+def new_student(config: Config, text_dim: int, classes: int | None = None) -> Student:
+    """A student with random weights, drawn from ``seed``, on the device."""
+    torch.manual_seed(config.seed)
+    return make_student(config.model, text_dim, classes).to(device())
+
+
+def check_same_network(student: str, made: ModelConfig, wanted: ModelConfig) -> None:
+    """Refuses a student whose network is not the configured one.
+
+    Raises:
+        BadInput: names the settings that differ.
+    """
+    names = [item.name for item in dataclasses.fields(ModelConfig)]
+    other = [name for name in names if getattr(made, name) != getattr(wanted, name)]
+    if other:
+        has = " ".join(f"model.{name}={getattr(made, name)}" for name in other)
+        asked = ", ".join(str(getattr(wanted, name)) for name in other)
+        raise BadInput(student, f"was made with {has}", f"not {asked}: give the same")
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Lesson:
+    """What a student learns.
+
+    Attributes:
+        network: the student, on its device.
+        terms: the losses of a batch.
+        text: embeddings of the classes, stored beside the weights.
+        frames: the frames to learn from.
+        targets: labels or features of the points of a frame's cloud.
+        used_labels: whether human labels are among the targets.
+    """
+
+    network: Student
+    terms: Terms
+    text: Tensor
+    frames: Sequence[Frame]
+    targets: Callable[[Frame, Cloud], Targets]
+    used_labels: bool
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Fitted:
+    """What a training left out.
+
+    Attributes:
+        bad_steps: number of steps whose loss was not finite.
+        older_sweeps: older sweeps that could not be read.
+    """
+
+    bad_steps: int
+    older_sweeps: list[Skip]
+
+
+def fit(config: Config, out: Artifact, lesson: Lesson, resume: str = "") -> Fitted:
+    """Trains into an artifact, from its last checkpoint if it has one, else from ``resume``'s, else from the start.
+
+    The checkpoint is one shard, so that no part of it is ever older than another.
+
+    Raises:
+        BadInput: the whole training met no target.
+        NotFinite: steps without a finite loss, too many or all, or weights that are not.
+        Stopped: by a signal, after a checkpoint.
+    """
+    learner = Learner(lesson.network, config.train, "classifier.", config.finetune.head_lr)
+    if out.done("state", config.verify):
+        load_learner(learner, out.shard("state"))
+    elif resume:
+        _start_from(finished_student(resume), learner, config, len(lesson.frames))
+    if rank() == 0:
+        out.sweep_orphans()
+        _write_description(config, out, lesson)
+    older_sweeps = _train(config, out, lesson, learner)
+    _check_training(out, learner)
+    learner.keep_average()
+    if not all(value.isfinite().all() for value in lesson.network.state_dict().values()):
+        raise NotFinite(f"weights are not finite after step {learner.step}")
+    if rank() == 0:
+        out.commit("model", student_bytes(lesson.network, lesson.text))
+    return Fitted(learner.bad, older_sweeps)
+
+
+def _write_description(config: Config, out: Artifact, lesson: Lesson) -> None:
+    """Writes ``config.json``, which tells what the weights belong to."""
+    described = student_config(
+        lesson.network,
+        config.model,
+        load_space(config.labels).names,
+        config.data.sensor_height_m,
+        lesson.used_labels,
+    )
+    write_whole(out.path / "config.json", described)
+
+
+def _train(config: Config, out: Artifact, lesson: Lesson, learner: Learner) -> list[Skip]:
+    """Takes the steps that are left; gives the older sweeps that could not be read."""
+    steps = training_steps(config, len(lesson.frames))
+    older_sweeps: list[Skip] = []
+    with (
+        closing(training_batches(lesson.frames, lesson.targets, config, learner.step)) as batches,
+        noted() as signals,
+        _recorded(out, learner, steps, config) as on_step,
+    ):
+        train(
+            learner,
+            lesson.terms,
+            _noting(batches, older_sweeps),
+            steps,
+            config.train,
+            on_step,
+            config.seed,
+            lambda: bool(signals),
+        )
+    if learner.step < steps:
+        number = signals[0] if signals else signal.SIGTERM  # another worker's
+        raise Stopped(number, f"training stopped after step {learner.step} of {steps}")
+    return older_sweeps
+
+
+def _check_training(out: Artifact, learner: Learner) -> None:
+    """Refuses a training that taught nothing."""
+    if learner.bad == learner.step > 0:
+        raise NotFinite(f"all {learner.step} steps were left out, because nothing was finite")
+    if rank() == 0 and learner.step and not met_targets(out.path):
+        problem = "no point of any frame has a target"
+        raise BadInput("data.train", problem, "look at the labels with tools/view.py")
+
+
+def _noting(batches: Iterable[Batch], left_out: list[Skip]) -> Iterator[Batch]:
+    """The batches; the older sweeps that they lack are written down."""
+    for batch in batches:
+        for reason in batch.left_out:
+            note_older(left_out, "", reason)
+        yield batch
+
+
+@contextmanager
+def _recorded(out: Artifact, learner: Learner, steps: int, config: Config) -> Iterator[Callable[[Step], None]]:
+    """A callback for each step: logs it, and commits the learner every ``run.checkpoint_s`` and at the end.
+
+    Of several workers only the first writes.
+    """
+    if rank():
+        yield lambda step: None
+        return
+    log = TrainingLog(out.path, learner.step, steps, config.run.progress)
+    saved_at = time.monotonic()
+
+    def on_step(step: Step) -> None:
+        nonlocal saved_at
+        log(step)
+        if time.monotonic() - saved_at >= config.run.checkpoint_s:
+            out.commit("state", learner_bytes(learner))
+            saved_at = time.monotonic()
+
+    with closing(log):
+        yield on_step
+        out.commit("state", learner_bytes(learner))
+
+
+def _start_from(source: Artifact, learner: Learner, config: Config, frames: int) -> None:
+    """Takes up the training of another student after its last epoch."""
+    trained = load_student(source.path)
+    if trained.used_labels:
+        raise BadInput(source.path, "has learnt from labels", "resume a pre-trained student")
+    check_same_network(str(source.path), trained.model, config.model)
+    if not source.done("state", verify=True):
+        raise BadInput(source.shard("state"), "is not the file that training wrote", "copy the folder again")
+    epochs = source.manifest()["config"]["train"]["epochs"]
+    if epochs >= config.train.epochs:
+        raise BadInput(source.path, f"has done {epochs} epochs already", "set train.epochs to more")
+    load_learner(learner, source.shard("state"))
+    done = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=epochs))
+    learner.step = training_steps(done, frames)
+    learner.bad = 0

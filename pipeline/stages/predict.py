@@ -1,0 +1,132 @@
+"""The prediction stage: a student gives every raw point of the key sweeps a class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import numpy as np
+from jaxtyping import UInt8
+
+from clipsweep.distill.student.checkpoint import Trained, load_student
+from clipsweep.pipeline.artifacts.index import Skip
+from clipsweep.pipeline.artifacts.read import note_older, raw_rows, read_points, skip_or_raise, usable_cloud
+from clipsweep.pipeline.artifacts.store import Artifact, Part, digest_files
+from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.labels import load_space
+from clipsweep.pipeline.run.scenes import Shard, run_stage
+from clipsweep.pipeline.stages.fit import READS_CLOUDS, finished_student
+from clipsweep.pipeline.stages.index import cut_scenes, find_parts, scene_frames, scenes_of
+from clipsweep.pipeline.stages.pixels import device
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.frames import Frame
+
+# --- predictions -----------------------------------------------------------------------------------------------------
+
+
+def open_student(config: Config, student: str) -> tuple[Trained, str]:
+    """The student in a folder, on the device, and its digest.
+
+    Raises:
+        BadInput: it is not whole, or was made for other classes than ``labels`` has.
+    """
+    if not student:
+        raise BadInput("student", "is not set", "give student=FOLDER, as printed by tools/pretrain.py")
+    artifact = finished_student(student)
+    trained = load_student(artifact.path)
+    names = load_space(config.labels).names
+    if trained.names != names:
+        raise BadInput(artifact.path, f"knows the classes {', '.join(trained.names)}", f"labels has {', '.join(names)}")
+    if not len(trained.text) and trained.student.classifier is None:
+        raise BadInput(artifact.path, "has learnt features and no names", "fine-tune it first: tools/finetune.py")
+    trained.student.to(device())
+    return trained, digest_files([artifact.shard("model"), artifact.path / "config.json"])
+
+
+def open_points(config: Config, index: Artifact, folder: str) -> Artifact:
+    """The fused points of the scenes of ``data.eval`` in a folder.
+
+    Raises:
+        BadInput: they are not whole, or their classes are not those of ``labels``.
+    """
+    points = Artifact.at(folder, "points")
+    made, names = points.manifest()["key"].get("classes"), list(load_space(config.labels).names)
+    if made != names:
+        said = f"has the classes {', '.join(made or ())}"
+        raise BadInput(folder, said, f"labels has {', '.join(names)}: score, draw and export it with the same")
+    return find_parts(points, index, scenes_of(index, "eval"))
+
+
+FRAMES = 64
+"""Key frames of a shard of predictions."""
+
+
+class PredictWorker:
+    """Gives every raw point of some key sweeps of a scene a class."""
+
+    def __init__(self, config: Config, index: Artifact, student: str, parts: Sequence[Part]) -> None:
+        self.config = config
+        self.index = index
+        self.parts = {part.shard: part for part in parts}
+        self.trained, _ = open_student(config, student)
+
+    def __call__(self, name: str) -> Shard:
+        """The predictions of a part's key sweeps."""
+        part = self.parts[name]
+        wanted = set(part.frames)
+        arrays: dict[str, np.ndarray] = {}
+        skipped: list[Skip] = []
+        for frame in scene_frames(self.index, self.config, part.scene):
+            if frame.id not in wanted:
+                continue
+            try:
+                arrays[frame.id] = self.predict(frame, partial(note_older, skipped, part.scene))
+            except BadInput as error:
+                skipped.append(skip_or_raise(error, frame, self.config))
+        counts = {"frames": len(arrays), "points": sum(map(len, arrays.values()))}
+        return Shard(arrays, skipped, counts, part.facts())
+
+    def predict(self, frame: Frame, left_out: Callable[[BadInput], None]) -> UInt8[np.ndarray, " n"]:
+        """Class of every raw row; rows that are no points (``data.bad_share``) get the frame's most frequent one."""
+        cloud = usable_cloud(frame, self.config, 0.0, self.trained.model.sweeps, left_out)
+        height_m = self.config.data.sensor_height_m  # above the ground of the data's own rig
+        label = self.trained.predict(cloud.xyz, cloud.intensity, cloud.age_s, height_m)
+        key = cloud.sweep == 0
+        full = np.full(raw_rows(frame, self.config), np.bincount(label[key]).argmax(), np.uint8)
+        full[cloud.source[key]] = label[key]
+        return full
+
+
+def make_predictions(config: Config, index: Artifact, student: str) -> Artifact:
+    """Predicts the frames of ``data.eval`` with the student in a folder."""
+    _, digest = open_student(config, student)
+    key = {"student": digest, **config.values(*READS_CLOUDS)}
+    parts = cut_scenes(index, "eval", frames=FRAMES)
+    scenes = {part.scene for part in parts}
+    lost = [skip for skip in index.skipped() if skip.scene in scenes]
+    predictions = Artifact.of(config.store, "predictions", key).holding(parts, lost)
+    worker = partial(PredictWorker, config, index, student, parts)
+    return run_stage(predictions, predictions.shards(), worker, config, gpu=True)
+
+
+def labelled_frames(config: Config, index: Artifact, said: Artifact) -> Iterator[tuple[Frame, UInt8[np.ndarray, " n"]]]:
+    """The frames of ``data.eval`` with the labels that predictions or fused points give them.
+
+    Raises:
+        BadInput: all frames were left out.
+    """
+    lost = {skip.frame: skip.reason for skip in said.skipped()}
+    some = False
+    for scene in scenes_of(index, "eval"):
+        for frame in scene_frames(index, config, scene):
+            if frame.id not in lost:
+                some = True
+                yield frame, _read_labels(said, frame)
+    if lost and not some:
+        raise BadInput("data.eval", f"all frames were left out, first: {next(iter(lost.values()))}")
+
+
+def _read_labels(labels: Artifact, frame: Frame) -> UInt8[np.ndarray, " n"]:
+    if labels.stage == "points":
+        return read_points(labels, frame).label
+    return labels.arrays(labels.shard_of(frame.id)).get_tensor(frame.id)

@@ -1,0 +1,128 @@
+"""The pre-training stage: a student learns from the teacher, without human labels."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from clipsweep.distill.objectives import pretraining
+from clipsweep.distill.teacher.maskclip import MaskClipConfig
+from clipsweep.distill.training.distributed import rank
+from clipsweep.pipeline.artifacts.store import Artifact
+from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.run.ray_train import joined, on_ray, wants_ray
+from clipsweep.pipeline.stages.dataset import target_source
+from clipsweep.pipeline.stages.fit import (
+    READS_CLOUDS,
+    Lesson,
+    finish_student,
+    fit,
+    is_complete,
+    new_student,
+    student_digest,
+    training_frames,
+)
+from clipsweep.pipeline.stages.guard import label_folders, no_labels
+from clipsweep.pipeline.stages.index import make_index, scene_digests
+from clipsweep.pipeline.stages.pixels import device, make_pixels
+from clipsweep.pipeline.stages.points import make_points
+from clipsweep.projection.errors import BadInput
+
+PRETRAINED_BY = (
+    *("model", "train", "seed", "fusion.min_depth_m", "fusion.occlusion_px", "fusion.occlusion_m"),
+    *("fusion.occlusion_relative", "objectives.semantic", "objectives.spatiotemporal"),
+    *("objectives.selftraining", "objectives.regression"),
+)
+"""Settings that decide a pre-trained student, beside clouds, pixels and points."""
+
+
+def make_pretrained(config: Config, resume: str = "") -> Artifact:
+    """A student that learnt from the teacher, without any human label; makes the stages before it where missing.
+
+    An unfinished training of the same configuration goes on from its last checkpoint.
+    ``run.workers`` and torchrun spread the training.
+
+    Args:
+        config: everything else.
+        resume: folder of a student to start from, with its optimiser state; may be empty.
+
+    Raises:
+        BadInput: a frame cannot be used, or none is left.
+        LabelLeak: something opened a file of human labels.
+        NotFinite: the loss is not finite too often.
+        Stopped: by a signal, after a checkpoint.
+        Incomplete: scenes or workers were lost too often.
+    """
+    _check_teacher(config)
+    if wants_ray(config) and not is_complete(_pretrained(config, _sources(config), resume), config):
+        on_ray(partial(make_pretrained, resume=resume), config)
+    with joined(partial(_sources, config)) as sources:
+        student = _pretrained(config, sources, resume)
+        if not is_complete(student, config):
+            _pretrain(config, sources, student, resume)
+    return student
+
+
+def _check_teacher(config: Config) -> None:
+    """Refuses objectives that the teacher has nothing to say to."""
+    teacher, objectives = config.teacher, config.objectives
+    if teacher.kind == "features" and objectives.needs_labels():
+        raise BadInput("teacher.kind", "features names no class to learn", "see configs/pretrain/scalr.yaml")
+    kept = not isinstance(teacher.own, MaskClipConfig) or teacher.own.keep_features
+    if objectives.needs_features() and not kept:
+        problem = "is false, but points shall be compared with pixels"
+        raise BadInput("teacher.maskclip.keep_features", problem, "set it true")
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Sources:
+    """What a student learns from."""
+
+    index: Artifact
+    pixels: Artifact
+    points: Artifact
+
+
+def _sources(config: Config) -> _Sources:
+    index = make_index(config)
+    pixels = make_pixels(config, index)
+    return _Sources(index, pixels, make_points(config, index, pixels))
+
+
+def _pretrained(config: Config, sources: _Sources, resume: str) -> Artifact:
+    """The student of a configuration, whether it exists or not."""
+    scenes = scene_digests(sources.index, "train")
+    key = {
+        **config.values(*READS_CLOUDS, *PRETRAINED_BY),
+        "resume": student_digest(resume),
+        "scenes": scenes,
+        "pixels": sources.pixels.content(*scenes),
+        "points": sources.points.content(*scenes),
+    }
+    return Artifact.of(config.store, "student", key, [sources.pixels, sources.points])
+
+
+def _pretrain(config: Config, sources: _Sources, student: Artifact, resume: str) -> None:
+    pixels, points = sources.pixels, sources.points
+    lost = {skip.frame for skip in points.skipped()}
+    frames = [frame for frame in training_frames(sources.index, config) if frame.id not in lost]
+    if not frames:
+        raise BadInput("data.train", f"all frames were left out, first: {points.skipped()[0].reason}")
+    text = torch.from_numpy(pixels.arrays("_text").get_tensor("text"))
+    started = time.time()
+    targets = target_source(config.objectives.semantic.targets, pixels, points, config)
+    with no_labels(label_folders(config.data, sources.index)):
+        network = new_student(config, text.shape[1])
+        network.named = "semantic" if config.objectives.semantic.weight else "local"
+        terms = pretraining(network, text.to(device()), config.objectives)
+        stripped = [dataclasses.replace(frame, labels=None) for frame in frames]
+        lesson = Lesson(network, terms, text, stripped, targets, used_labels=False)
+        fitted = fit(config, student, lesson, resume)
+    if rank() == 0:
+        skipped = [*points.skipped(), *fitted.older_sweeps]
+        facts = {"used_labels": False, "bad_steps": fitted.bad_steps}
+        finish_student(student, config, started, skipped, **facts)

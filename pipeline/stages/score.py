@@ -1,0 +1,158 @@
+"""The scoring stage: predictions, or fused point labels, against the truth of data.eval."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from clipsweep.distill.metrics import OTHER, Confusion
+from clipsweep.pipeline.artifacts.read import read_truth, skip_or_raise
+from clipsweep.pipeline.artifacts.store import Artifact
+from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.labels import BOXES, LabelSpace, Scoring, load_scoring, load_space, load_truth
+from clipsweep.pipeline.settings import plain
+from clipsweep.pipeline.stages.boxes import BoxTruth, make_boxes
+from clipsweep.pipeline.stages.predict import labelled_frames
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.frames import NONE, Frame
+
+# --- scores ----------------------------------------------------------------------------------------------------------
+
+
+def make_scores(config: Config, index: Artifact, said: Artifact, student: str = "") -> Artifact:
+    """Scores predictions or fused points against the truth of ``data.eval``: ``scores-<id>/scores.json``.
+
+    With ``labels.truth=boxes`` the truth of a class is the points in its annotated boxes. Points in
+    no box have no class; those that are labelled as one of the table's count against it. Objects far
+    away may have no box, and a box holds some points of the ground beneath it: both count as errors,
+    also of a perfect labelling.
+
+    Args:
+        config: labels, store and what to do with bad frames.
+        index: the frames.
+        said: predictions or fused points.
+        student: folder of the student that predicted; empty for fused points.
+
+    Raises:
+        BadInput: no frame has truth, or a label file does not fit.
+    """
+    started = time.time()
+    space, truths = load_space(config.labels), load_truth(config.labels)
+    scoring = load_scoring(config.labels, space, truths)
+    key = {
+        **config.values("absent_class", "on_bad"),
+        "classes": [scoring.names, scoring.of_class.tolist(), scoring.of_truth.tolist(), truths.digest()],
+        "labels": said.content(),
+    }
+    inputs = [said]
+    if config.labels.truth == BOXES:
+        key["boxes"] = truths.boxes
+        inputs.append(make_boxes(config, index))
+    scores = Artifact.of(config.store, "scores", key, inputs, suffix=".json")
+    if scores.whole and scores.done("scores", config.verify):
+        return scores
+    truth_of = truth_reader(config, index, truths, scoring)
+    said_class = np.full(256, NONE, np.uint8)
+    said_class[: len(space)] = np.where(scoring.of_class == NONE, OTHER, scoring.of_class)
+    confusion, frames = Confusion.empty(len(scoring.names)), 0
+    skipped = said.skipped()
+    for frame, label in labelled_frames(config, index, said):
+        try:
+            truth = truth_of(frame)
+        except BadInput as error:
+            skipped.append(skip_or_raise(error, frame, config))
+            continue
+        if truth is None:
+            continue
+        if len(truth) != len(label):
+            raise BadInput(frame.id, f"has {len(truth)} true labels and {len(label)} predicted ones")
+        confusion += Confusion.of(truth, said_class[label], len(scoring.names))
+        frames += 1
+    if not confusion.points and skipped:
+        raise BadInput("data.eval", f"all frames were left out, first: {skipped[0].reason}")
+    if not confusion.points and config.labels.truth == BOXES:
+        problem = "no point lies in an annotated box of a scored class"
+        raise BadInput("data.eval", problem, "score annotated scenes")
+    if not confusion.points:
+        raise BadInput("data.eval", "no frame has labels to score against", "unpack its labels, or score val")
+    tree = _scores(config, confusion, frames, scoring.names, said, student)
+    scores.commit("scores", json.dumps(tree, indent=1).encode())
+    scores.finish(["scores"], config, started, skipped)
+    return scores
+
+
+def truth_reader(
+    config: Config, index: Artifact, truths: LabelSpace, scoring: Scoring
+) -> Callable[[Frame], UInt8[np.ndarray, " n"] | None]:
+    """Reads a frame's true classes of the table, from annotated boxes or from its label file."""
+    of_truth = np.full(256, NONE, np.uint8)
+    of_truth[: len(truths)] = scoring.of_truth
+    if config.labels.truth == BOXES:
+        class_of = {category: int(of_truth[own]) for category, own in truths.boxes.items()}
+        return BoxTruth(config, make_boxes(config, index), class_of)
+
+    def from_file(frame: Frame) -> UInt8[np.ndarray, " n"] | None:
+        truth = read_truth(frame, truths, config)
+        return None if truth is None else of_truth[truth]
+
+    return from_file
+
+
+def _protocol(said: Artifact, student: str) -> str:
+    """How many human labels went into what is scored."""
+    if said.stage == "points":
+        return "annotation-free"
+    manifest = Artifact.at(student, "student").manifest()
+    return str(manifest["protocol"]) if manifest["used_labels"] else "annotation-free"
+
+
+def _knowledge(labels: Artifact, student: str) -> list[str]:
+    """What people know that went into labels beside true labels, as texts for a table."""
+    made = labels if labels.stage == "points" else Artifact.at(student, "student")
+    settings = made.manifest()["config"]
+    fused = made.stage == "points" or settings["objectives"]["semantic"]["targets"] == "points"
+    return ["limits of classes"] if fused and settings["fusion"].get("limits", True) else []
+
+
+def _scores(
+    config: Config,
+    confusion: Confusion,
+    frames: int,
+    names: tuple[str, ...],
+    said: Artifact,
+    student: str,
+) -> dict[str, Any]:
+    absent = config.absent_class
+
+    def numbers(counts: Confusion) -> dict[str, Any]:
+        iou = [None if np.isnan(value) else float(value) for value in counts.iou(absent)]
+        return {
+            "miou": counts.miou(absent),
+            "iou": dict(zip(names, iou, strict=True)),
+            "accuracy": counts.accuracy,
+            "points": counts.points,
+        }
+
+    tree = {
+        **numbers(confusion),
+        "frames": frames,
+        "confusion": confusion.counts.tolist(),
+        "classes": list(names),
+        "protocol": _protocol(said, student),
+        "human_knowledge": _knowledge(said, student),
+        "split": list(config.data.eval),
+        "absent_class": absent,
+        "labels_of": said.id,
+        "student": student,
+        "config": plain(config),
+    }
+    if config.labels.truth == BOXES:
+        tree["in_no_box"] = dict(zip(names, confusion.background.tolist(), strict=True))
+    if said.stage == "points":
+        tree["covered"] = numbers(confusion.covered())
+    return tree

@@ -1,0 +1,82 @@
+"""The experiments' tables on a small world: every line is what the tools themselves would say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clipsweep.pipeline.artifacts.store import Artifact
+from clipsweep.tools.benchmarks import experiments
+from clipsweep.tools.benchmarks.experiments import Line
+from tests.helpers import Run, settings
+
+
+def test_the_fusion_table_ends_where_the_tools_do(small_world: Path, tmp_path: Path, tool: Run) -> None:
+    given = settings(small_world, tmp_path / "store")
+    lines = {line.name: line for line in experiments.fusion(given)}
+    scored = tool("evaluate", *given, f"points={tool('label', *given).path}").path
+    covered = json.loads((scored / "scores.json").read_text())["covered"]
+    default = lines["default"]
+    assert default.miou == [pytest.approx(covered["miou"])]
+    assert default.accuracy == [pytest.approx(covered["accuracy"])]
+    seen = [_points(lines[name]) for name in ("one pixel a point", "+ z-buffer", "votes in 0.4 m cells")]
+    assert seen[0] > seen[1] < seen[2]
+    assert _points(lines["default, own frame alone"]) <= _points(default)
+
+
+def _points(line: Line) -> int:
+    return int(line.note.split()[0].replace(",", ""))
+
+
+@pytest.mark.slow
+def test_the_demo_table_scores_what_the_tools_make(small_world: Path, tmp_path: Path, tool: Run) -> None:
+    given = settings(small_world, tmp_path / "store")
+    lines = {line.name: line for line in experiments.steps(given)}
+    scored = tool("evaluate", *given, f"student={tool('pretrain', *given).path}").path
+    student = json.loads((scored / "scores.json").read_text())
+    assert lines["student, annotation-free"].miou == [pytest.approx(student["miou"])]
+    assert lines["student, random weights"].miou != lines["student, annotation-free"].miou
+    one, fused = lines["one pixel a point, common points"], lines["fused labels, common points"]
+    assert one.note == fused.note
+    assert lines["one pixel a point, all points"].accuracy < one.accuracy
+
+
+@pytest.mark.slow
+def test_an_ablation_line_is_the_mean_of_its_seeds(
+    small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = settings(small_world, tmp_path / "store")
+    monkeypatch.setattr(experiments, "ABLATION", (("two", ("train.sweeps=1",), (0, 1)),))
+    (line,) = experiments.ablation(given)
+    assert len(set(line.miou)) == 2
+    assert f"| two | {100 * np.mean(line.miou):.1f} | {100 * min(line.miou):.1f}-" in str(line)
+    assert experiments.head(line).count("|") == 2 * str(line).count("|")
+
+
+@pytest.mark.slow
+def test_transfer_scores_on_what_two_rigs_share(
+    small_world: Path, tmp_path: Path, tool: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, recipe = settings(small_world, tmp_path / "store"), tmp_path / "rig.yaml"
+    recipe.write_text("seed: 3\n")
+    monkeypatch.setattr(experiments, "RIGS", {"here": str(recipe)})
+    (line,) = experiments.transfer(given)
+    student = tool("pretrain", str(recipe), *given).path
+    scored = tool("evaluate", str(recipe), *given, f"student={student}", "labels.eval=shared12").path
+    assert line.miou == [pytest.approx(json.loads((scored / "scores.json").read_text())["miou"])]
+    assert (line.name, len(line.iou)) == ("here, scored on here", 12)
+
+
+@pytest.mark.slow
+def test_shares_start_from_the_same_seed(small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiments, "SHARES", {"100": 1})
+    monkeypatch.setattr(experiments, "SEEDS", (0,))
+    scratch, tuned = experiments.shares(settings(small_world, tmp_path / "store"))
+    assert (scratch.name, tuned.name) == ("scene@100%, random weights", "scene@100%, pre-trained")
+    students = [Artifact(path).manifest() for path in (tmp_path / "store").glob("student-*")]
+    pretrained = next(student for student in students if not student["used_labels"])
+    started = {student["key"]["student"] for student in students if student["used_labels"]}
+    assert started == {"", pretrained["digest"]}

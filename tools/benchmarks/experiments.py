@@ -1,0 +1,328 @@
+"""Experiments on a data set with truth, each a table: the method's steps, the paper's ablation, shares of the labels.
+
+Every line is a training of its own, kept as an artifact: a stopped experiment goes on where it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from clipsweep.distill.metrics import OTHER, Confusion
+from clipsweep.pipeline.artifacts.read import key_cloud, raw_rows, read_pixels, read_points, read_truth
+from clipsweep.pipeline.artifacts.store import Artifact
+from clipsweep.pipeline.config import Config, load_config
+from clipsweep.pipeline.labels import LabelSpace, load_scoring, load_space, load_truth
+from clipsweep.pipeline.stages.finetune import make_finetuned
+from clipsweep.pipeline.stages.index import make_index, scene_frames, scenes_of
+from clipsweep.pipeline.stages.pixels import make_pixels
+from clipsweep.pipeline.stages.points import make_points
+from clipsweep.pipeline.stages.predict import make_predictions
+from clipsweep.pipeline.stages.pretrain import make_pretrained
+from clipsweep.pipeline.stages.score import make_scores, truth_reader
+from clipsweep.projection.cameras import look_up
+from clipsweep.projection.errors import BadInput
+from clipsweep.projection.frames import NONE, Frame
+from clipsweep.projection.fusion import label_scene, visible_pairs
+from clipsweep.projection.grid import cell_keys
+from clipsweep.projection.votes import vote_in_cells
+
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of a table: mIoU and accuracy of each seed, and the IoU of each class, mean over the seeds."""
+
+    name: str
+    miou: list[float]
+    accuracy: list[float]
+    iou: dict[str, float | None]
+    note: str = ""
+
+    def __str__(self) -> str:
+        """As a line of a Markdown table: the mean, and the least and the most of several seeds."""
+        low, high = 100 * min(self.miou), 100 * max(self.miou)
+        spread = f"{low:.1f}-{high:.1f}" if len(self.miou) > 1 else ""
+        cells = [f"{100 * np.mean(self.miou):.1f}", spread, f"{100 * np.mean(self.accuracy):.1f}"]
+        classes = ["-" if value is None else f"{100 * value:.0f}" for value in self.iou.values()]
+        return f"| {' | '.join([self.name, *cells, *classes, self.note])} |"
+
+
+def head(line: Line) -> str:
+    """The head of the table that a line belongs to."""
+    names = ["", "mIoU", "of the seeds", "accuracy", *line.iou, "note"]
+    return f"| {' | '.join(names)} |\n|{'---|' * len(names)}"
+
+
+# --- the steps of the method -----------------------------------------------------------------------------------------
+
+
+def steps(arguments: Sequence[str]) -> Iterator[Line]:
+    """Point labels before and after fusion, the student, and the lines below and above it."""
+    config = load_config(arguments)
+    index = make_index(config)
+    pixels = make_pixels(config, index)
+    points = make_points(config, index, pixels)
+    yield from _lifting(config, index, pixels, points)
+    yield _line("fused labels, all points", [_score(config, index, points)])
+    for name, overrides in (("student, random weights", ("train.epochs=0",)), ("student, annotation-free", ())):
+        yield _line(name, [_pretrained([*arguments, *overrides])])
+    supervised = _finetuned([*arguments, "protocol=scene@100%"], "none")
+    yield _line("student, all true labels", [supervised])
+
+
+def _lifting(config: Config, index: Artifact, pixels: Artifact, points: Artifact) -> Iterator[Line]:
+    """One pixel for each point against the fused labels, on the points that both label and on all."""
+    space = load_space(config.labels)
+    counts = {name: Confusion.empty(len(space)) for name in ("one", "fused", "one, common", "fused, common")}
+    for scene in scenes_of(index, "eval"):
+        for frame in scene_frames(index, config, scene):
+            truth = _truth(frame, space, config)
+            one, fused = lifted(config, pixels, frame), read_points(points, frame).label
+            common = np.where((one != NONE) & (fused != NONE), truth, np.uint8(NONE))
+            for name, true, said in (
+                ("one", truth, one),
+                ("fused", truth, fused),
+                ("one, common", common, one),
+                ("fused, common", common, fused),
+            ):
+                counts[name] += Confusion.of(true, said, len(space))
+    share = f"{100 * counts['one, common'].points / counts['one'].points:.1f} % of the points"
+    yield _counted("one pixel a point, common points", counts["one, common"], space.names, share)
+    yield _counted("fused labels, common points", counts["fused, common"], space.names, share)
+    yield _counted("one pixel a point, all points", counts["one"], space.names, "no opinion is wrong")
+
+
+def _truth(frame: Frame, space: LabelSpace, config: Config) -> UInt8[np.ndarray, " n"]:
+    truth = read_truth(frame, space, config)
+    if truth is None:
+        raise _no_truth(frame)
+    return truth
+
+
+def _no_truth(frame: Frame) -> BadInput:
+    cure = "name scenes that have some as data.eval, or score with labels.truth=boxes"
+    return BadInput(frame.id, "has no labels to score against", cure)
+
+
+def lifted(config: Config, pixels: Artifact, frame: Frame) -> UInt8[np.ndarray, " n"]:
+    """Labels of a key sweep's raw rows without any fusion: of the pixels that show a point, the surest one's."""
+    cloud = key_cloud(frame, config, config.data.ego_box_m)
+    pairs = visible_pairs(frame, cloud.xyz, config.fusion)
+    label, score = look_up(pairs, frame.cameras, read_pixels(pixels, frame))
+    order = np.argsort(np.where(label == NONE, -1, score), kind="stable")  # the surest is written last
+    full = np.full(frame.sweeps[0].points.bytes // (4 * config.data.columns), NONE, np.uint8)
+    full[cloud.source[pairs.point[order]]] = label[order]
+    return full
+
+
+def _counted(name: str, counts: Confusion, names: Sequence[str], note: str) -> Line:
+    iou = [None if np.isnan(value) else float(value) for value in counts.iou()]
+    return Line(name, [counts.miou()], [counts.accuracy], dict(zip(names, iou, strict=True)), note)
+
+
+# --- the steps of the fusion -----------------------------------------------------------------------------------------
+
+_FAR = 1e9
+FUSION: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("default, without limits of classes", {"limits": False}),
+    ("the same without clusters", {"limits": False, "cluster_share": 0.0}),
+    ("default", {}),
+    ("default, poses not aligned", {"align": False}),
+    ("default, without clusters", {"cluster_share": 0.0}),
+    ("default, clusters weigh .3", {"cluster_share": 0.3}),
+    ("default, without z-buffer", {"occlusion_m": _FAR}),
+    ("default, unclear views left out", {"unclear_weight": 0.0}),
+    ("default, own frame alone", {"window_s": 0.0}),
+    ("default, window 1 s", {"window_s": 1.0}),
+    ("default, three sweeps vote", {"vote_sweeps": 3}),
+    ("default, cells 0.2 m", {"cell_m": 0.2}),
+    ("default, coarse cells 0.8 m", {"coarse_cell_m": 0.8}),
+    ("default, coarse cells 1.6 m", {"coarse_cell_m": 1.6}),
+    ("default, agreement of .7", {"min_agreement": 0.7}),
+)
+"""Name and settings of the fusion; all but those named so use the limits of classes."""
+
+
+def fusion(arguments: Sequence[str]) -> Iterator[Line]:
+    """What each step of the fusion gives, on the points of ``data.eval`` that get an opinion."""
+    config = load_config(arguments)
+    index = make_index(config)
+    pixels = make_pixels(config, index)
+    none = dataclasses.replace(config, fusion=dataclasses.replace(config.fusion, occlusion_m=_FAR))
+    yield _opinions("one pixel a point", config, index, lambda frames: ((f, lifted(none, pixels, f)) for f in frames))
+    yield _opinions("+ z-buffer", config, index, lambda frames: ((f, lifted(config, pixels, f)) for f in frames))
+    yield _opinions("votes in 0.4 m cells", config, index, partial(plain_votes, config, pixels))
+    for name, settings in FUSION:
+        yield _opinions(name, config, index, partial(_fused, config, pixels, settings))
+
+
+def _fused(
+    config: Config, pixels: Artifact, settings: dict[str, Any], frames: list[Frame]
+) -> Iterator[tuple[Frame, UInt8[np.ndarray, " n"]]]:
+    space, data = load_space(config.labels), config.data
+    cut = data.columns, data.ego_box_m, data.bad_share
+    chosen = dataclasses.replace(config.fusion, **settings)
+    read = partial(read_pixels, pixels)
+    for frame, labels in label_scene(frames, read, chosen, len(space), *cut, space.limits):
+        yield frame, labels.label
+
+
+PLAIN_CELL_M = 0.4
+
+
+def plain_votes(
+    config: Config, pixels: Artifact, frames: list[Frame]
+) -> Iterator[tuple[Frame, UInt8[np.ndarray, " n"]]]:
+    """What everybody else does: majority of all key frames' pixels in cells of 0.4 m, no more."""
+    classes, read = len(load_space(config.labels)), []
+    grid_from_global = frames[0].sweeps[0].global_from_lidar.inverse()
+    for frame in frames:
+        cloud = key_cloud(frame, config, config.data.ego_box_m)
+        pose = grid_from_global @ frame.sweeps[0].global_from_lidar
+        cell = cell_keys(cloud.xyz, PLAIN_CELL_M, pose)
+        pairs = visible_pairs(frame, cloud.xyz, config.fusion)
+        label, score = look_up(pairs, frame.cameras, read_pixels(pixels, frame))
+        named = label != NONE
+        read.append((cloud, cell, cell[pairs.point[named]], label[named], score[named]))
+    place, label, score = (np.concatenate([each[column] for each in read]) for column in (2, 3, 4))
+    for frame, (cloud, cell, *_) in zip(frames, read, strict=True):
+        full = np.full(raw_rows(frame, config), NONE, np.uint8)
+        full[cloud.source] = vote_in_cells(place, label, score, classes, cell)
+        yield frame, full
+
+
+def _opinions(
+    name: str,
+    config: Config,
+    index: Artifact,
+    label: Callable[[list[Frame]], Iterable[tuple[Frame, UInt8[np.ndarray, " n"]]]],
+) -> Line:
+    """Scores labels of the scenes to be scored, on the points that have one."""
+    space, truths = load_space(config.labels), load_truth(config.labels)
+    scoring = load_scoring(config.labels, space, truths)
+    of_class = np.full(256, NONE, np.uint8)
+    of_class[: len(space)] = np.where(scoring.of_class == NONE, OTHER, scoring.of_class)
+    truth_of = truth_reader(config, index, truths, scoring)
+    counts = Confusion.empty(len(scoring.names))
+    for scene in scenes_of(index, "eval"):
+        for frame, fused in label(scene_frames(index, config, scene)):
+            truth = truth_of(frame)
+            if truth is None:
+                raise _no_truth(frame)
+            counts += Confusion.of(truth, of_class[fused], len(scoring.names))
+    seen = counts.covered()
+    return _counted(name, seen, scoring.names, f"{seen.points:,} of {counts.points:,} points")
+
+
+# --- the paper's ablation --------------------------------------------------------------------------------------------
+
+_ONE_SWEEP = ("train.sweeps=1",)
+_NO_CONSISTENCY = ("objectives.spatiotemporal.weight=0",)
+_NO_SELFTRAINING = ("objectives.selftraining.probability=0",)
+_FUSED = ("objectives.semantic.targets=points",)
+_PUBLISHED = ("objectives.semantic.kind=ce_reference", "objectives.spatiotemporal.kind=reference")
+_PRINTED = ("objectives.semantic.kind=infonce_paper", "objectives.spatiotemporal.kind=paper")
+
+ABLATION: tuple[tuple[str, tuple[str, ...], Sequence[int]], ...] = (
+    ("full method", (), SEEDS),
+    ("semantic term alone, one sweep", (*_ONE_SWEEP, *_NO_CONSISTENCY, *_NO_SELFTRAINING), SEEDS),
+    ("without spatio-temporal term", _NO_CONSISTENCY, SEEDS[:1]),
+    ("without semantic term", ("objectives.semantic.weight=0", *_NO_SELFTRAINING), SEEDS[:1]),
+    ("one sweep", _ONE_SWEEP, SEEDS[:1]),
+    ("five sweeps", ("train.sweeps=5",), SEEDS[:1]),
+    ("three sweeps merged into one input", (*_ONE_SWEEP, "model.sweeps=3"), SEEDS[:1]),
+    ("without self-training", _NO_SELFTRAINING, SEEDS[:1]),
+    ("own predictions only after the warm-up", ("objectives.selftraining.probability=1",), SEEDS[:1]),
+    ("the published code's losses", _PUBLISHED, SEEDS[:1]),
+    ("the paper's printed losses", _PRINTED, SEEDS[:1]),
+    ("semantic term alone, fused labels", (*_ONE_SWEEP, *_NO_CONSISTENCY, *_NO_SELFTRAINING, *_FUSED), SEEDS),
+)
+"""Name, overrides, seeds: the lines of CLIP2Scene's own ablation, and the readings of its losses."""
+
+
+def ablation(arguments: Sequence[str]) -> Iterator[Line]:
+    """CLIP2Scene's ablation, annotation-free, after the recipe that ``arguments`` name."""
+    for name, overrides, seeds in ABLATION:
+        yield _line(name, [_pretrained([*arguments, *overrides, f"seed={seed}"]) for seed in seeds])
+
+
+# --- shares of the labels --------------------------------------------------------------------------------------------
+
+SHARES = {"1": 120, "5": 50, "10": 30, "25": 15, "100": 8}
+"""Share of the labels in percent, and the epochs that a training on it takes, with and without pre-training."""
+
+
+def shares(arguments: Sequence[str]) -> Iterator[Line]:
+    """Fine-tuning from the pre-trained student against training from random weights; three seeds at 1 and 100 %."""
+    for share, epochs in SHARES.items():
+        for unit in ("frame", "scene") if share != "100" else ("scene",):
+            given = [*arguments, f"protocol={unit}@{share}%", f"train.epochs={epochs}"]
+            seeds = SEEDS if share in {"1", "100"} else SEEDS[:1]
+            for name, pretrained in (("random weights", False), ("pre-trained", True)):
+                trees = []
+                for seed in seeds:
+                    own = [*arguments, f"seed={seed}"]
+                    student = make_pretrained(load_config(own)).path if pretrained else "none"
+                    trees.append(_finetuned([*given, f"seed={seed}"], str(student)))
+                yield _line(f"{unit}@{share}%, {name}", trees)
+
+
+# --- another rig -----------------------------------------------------------------------------------------------------
+
+RIGS = {"nuScenes-like": "configs/demo.yaml", "KITTI-like": "configs/demo_kitti.yaml"}
+
+
+def transfer(arguments: Sequence[str]) -> Iterator[Line]:
+    """A student of each demo rig, annotation-free, on the held-out streets of both: the classes that they share."""
+    for learnt, recipe in RIGS.items():
+        config = load_config([recipe, *arguments])
+        student = make_pretrained(config).path
+        for scored, other in RIGS.items():
+            there = load_config([other, *arguments, "labels.eval=shared12"])
+            truth = "" if there.labels.space == config.labels.space else there.labels.space
+            labels = dataclasses.replace(config.labels, eval=there.labels.eval, truth=truth)
+            there = dataclasses.replace(there, labels=labels)
+            index = make_index(there)
+            predictions = make_predictions(there, index, str(student))
+            tree = _score(there, index, predictions, str(student))
+            yield _line(f"{learnt}, scored on {scored}", [tree])
+
+
+# --- one training ----------------------------------------------------------------------------------------------------
+
+
+def _pretrained(arguments: Sequence[str]) -> dict[str, Any]:
+    config = load_config(arguments)
+    return _scored(config, make_pretrained(config))
+
+
+def _finetuned(arguments: Sequence[str], source: str) -> dict[str, Any]:
+    config = load_config(arguments)
+    return _scored(config, make_finetuned(config, source))
+
+
+def _scored(config: Config, student: Artifact) -> dict[str, Any]:
+    index, folder = make_index(config), str(student.path)
+    return _score(config, index, make_predictions(config, index, folder), folder)
+
+
+def _score(config: Config, index: Artifact, said: Artifact, student: str = "") -> dict[str, Any]:
+    tree = json.loads(make_scores(config, index, said, student).shard("scores").read_text())
+    assert isinstance(tree, dict)
+    return tree
+
+
+def _line(name: str, trees: Sequence[dict[str, Any]]) -> Line:
+    classes = trees[0]["classes"]
+    iou = {c: [t["iou"][c] for t in trees if t["iou"][c] is not None] for c in classes}
+    mean = {c: float(np.mean(values)) if values else None for c, values in iou.items()}
+    return Line(name, [t["miou"] for t in trees], [t["accuracy"] for t in trees], mean)

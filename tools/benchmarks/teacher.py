@@ -1,0 +1,116 @@
+"""Measures labelling, JPEG files to labels, against open_clip's bare image encoder at the same number of tokens."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from clipsweep.distill.teacher.dense_features import Reading
+from clipsweep.distill.teacher.maskclip import MaskClip
+from clipsweep.projection.frames import Camera, File
+from clipsweep.projection.pose import Pose
+from clipsweep.tools.benchmarks.row import Row
+
+_IMAGE_HW = (900, 1600)  # a nuScenes camera's
+_SMALL_TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1}
+_PROMPTS = [[f"class {index}", f"kind {index}"] for index in range(16)]
+_NEGATIVES = ["sky", "cloud", "car bonnet", "undistinguishable object"]
+
+
+def rows(
+    model: str = "ViT-B-16-quickgelu",
+    size_hw: tuple[int, int] = (224, 416),
+    batch: int = 4,
+    rounds: int = 5,
+    readings: tuple[Reading, ...] = ("residual", "naclip"),
+) -> Iterator[Row]:
+    """A row for each reading: images per second from JPEG files to labels, and of ``encode_image`` on ready tensors.
+
+    Weights are random: they cost the same. Both sides take turns in one process; the figures are medians.
+
+    Args:
+        model: open_clip name of the image tower.
+        size_hw: size of the network's input [px].
+        batch: images per forward pass, on both sides.
+        rounds: turns each side takes, after one that is not counted; each labels two batches.
+        readings: which dense readings to measure.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        cameras = [_camera(root / f"{index}.jpg", index) for index in range(2 * batch)]
+        bare = _random_clip(model, root, size_hw).visual.to(device)
+        for reading in readings:
+            teacher = MaskClip(
+                model=f"local-dir:{root}",
+                prompts=_PROMPTS,
+                negatives=_NEGATIVES,
+                reading=reading,
+                size_hw=size_hw,
+                templates="plain",
+                batch=batch,
+                device=device,
+            )
+            ours, peer = _race(teacher, cameras, bare, batch, size_hw, rounds)
+            yield Row(
+                name=f"label JPEGs of 1600x900 with {model}, {reading}, on {device}",
+                unit="images/s",
+                ours=ours,
+                peer_name="open_clip encode_image, same tokens and batch, no decoding",
+                peer=peer,
+                ratio=ours / peer,
+                bar=0.95,
+            )
+
+
+def _random_clip(model: str, root: Path, size_hw: tuple[int, int]) -> Any:
+    """Writes a random model with a small text tower to a folder; returns it at the input size, for the peer."""
+    import open_clip
+    from safetensors.torch import save_file
+
+    config = {**(open_clip.get_model_config(model) or {}), "text_cfg": _SMALL_TEXT}
+    (root / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    state = open_clip.model.CLIP(**config).state_dict()
+    save_file({name: value.contiguous() for name, value in state.items()}, root / "open_clip_model.safetensors")
+    return open_clip.create_model(f"local-dir:{root}", force_image_size=size_hw).eval()
+
+
+def _camera(path: Path, seed: int) -> Camera:
+    """A photograph-like JPEG: smooth shapes and some noise, about the size of a real one."""
+    random = np.random.default_rng(seed)
+    smooth = Image.fromarray(random.integers(0, 256, (45, 80, 3), dtype=np.uint8)).resize(_IMAGE_HW[::-1])
+    noisy = np.asarray(smooth).astype(np.int16) + random.integers(-8, 9, (*_IMAGE_HW, 3), dtype=np.int16)
+    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path, quality=85)
+    pose = Pose(np.eye(3), np.zeros(3))
+    return Camera(path.stem, 0, pose, np.eye(3), _IMAGE_HW, File(path, path.stat().st_size))
+
+
+@torch.inference_mode()
+def _race(
+    teacher: MaskClip, cameras: list[Camera], bare: Any, batch: int, size_hw: tuple[int, int], rounds: int
+) -> tuple[float, float]:
+    """Median images per second of the teacher and of the bare encoder."""
+    ready = torch.randn(batch, 3, *size_hw, device=next(bare.parameters()).device)
+
+    def encode() -> None:
+        for _ in range(len(cameras) // batch):
+            bare(ready).cpu()
+
+    times: tuple[list[float], list[float]] = ([], [])
+    for turn in range(rounds + 1):
+        for run, spent in zip((lambda: teacher(cameras), encode), times, strict=True):
+            start = time.perf_counter()
+            run()
+            if turn:
+                spent.append(time.perf_counter() - start)
+    ours, peer = (len(cameras) / statistics.median(spent) for spent in times)
+    return ours, peer
