@@ -146,4 +146,3 @@ def usable_cloud(
         except BadInput as error:
             left_out(error)
     return key_cloud(replace(frame, sweeps=tuple(good)), config, ego_box_m, len(good))
-
