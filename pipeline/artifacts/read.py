@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
-import torch
-from jaxtyping import Float16, Int64, UInt8
-from torch.utils.data import DataLoader, Dataset
+from jaxtyping import UInt8
 
-from clipsweep.distill.student.augment import augment
-from clipsweep.distill.student.batch import Batch, Group, collate_groups
-from clipsweep.distill.student.voxels import Sample, Voxels, voxelise
-from clipsweep.distill.training.distributed import rank, ranks
+from clipsweep.pipeline.artifacts.index import Skip
+from clipsweep.pipeline.artifacts.store import Artifact
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.datasets import DATASETS
 from clipsweep.pipeline.datasets.boxes import Box, box_truth
-from clipsweep.pipeline.artifacts.index import Skip
 from clipsweep.pipeline.labels import LabelSpace
-from clipsweep.pipeline.artifacts.store import Artifact
-from clipsweep.projection.cameras import pixel_rows
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import NONE, Cloud, Frame, PixelLabels, PointLabels
-from clipsweep.projection.fusion import visible_pairs
-from clipsweep.projection.grid import cell_keys, index_cells
-from clipsweep.projection.sweeps import choose_sweeps, merge, read_sweep
+from clipsweep.projection.sweeps import merge, read_sweep
 
 
 def read_pixels(pixels: Artifact, frame: Frame) -> list[PixelLabels]:
