@@ -16,7 +16,7 @@ from clipsweep.pipeline.artifacts.store import Artifact
 from clipsweep.pipeline.config import Setting, describe, load_arguments, load_config
 from clipsweep.pipeline.run.ready import check_ready
 from clipsweep.pipeline.run.scenes import Incomplete
-from clipsweep.pipeline.run.signals import Stopped, raised
+from clipsweep.pipeline.run.signals import Stopped, raise_on_sigterm
 from clipsweep.projection.errors import BadInput
 
 
@@ -33,7 +33,7 @@ def say(text: str) -> None:
     sys.stderr.write(text + "\n")
 
 
-def say_bad_steps(student: Artifact) -> None:
+def report_bad_steps(student: Artifact) -> None:
     """Tells of steps that a training left out."""
     bad = student.manifest().get("bad_steps", 0)
     if bad:
@@ -68,7 +68,7 @@ def main(
         say(f"unknown option {unknown[0]}; settings are key=value, see --help")
         return 2
     try:
-        with raised("stopped"):
+        with raise_on_sigterm("stopped"):
             settings = [argument for argument in given if not argument.startswith("-")]
             names = argument_names(own)
             config = load_config(without(names, settings), names)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8, UInt16
 from pydantic import Field
 
-from clipsweep.pipeline.yaml_files import named, read_yaml, split_texts
+from clipsweep.pipeline.yaml_files import read_yaml, resolve_name, split_texts
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import NONE
 from clipsweep.projection.votes import ClassLimits
@@ -125,7 +125,7 @@ def load_space(config: LabelsConfig) -> LabelSpace:
     Raises:
         BadInput: the file is missing or malformed; the text names the class and the key.
     """
-    path = named("labels", config.space)
+    path = resolve_name("labels", config.space)
     tree = _read(path, "classes", "ignored", "negatives", "boxes")
     classes = tree.get("classes")
     if not isinstance(classes, list) or not 0 < len(classes) < _UNKNOWN:
@@ -215,7 +215,7 @@ def _words(config: LabelsConfig, classes: list[dict[str, Any]], tree: dict[str, 
     asked: Any = {row["name"]: row["prompts"] for row in classes if "prompts" in row}
     sure: Any = {}
     if config.prompts:
-        path = named("prompts", config.prompts)
+        path = resolve_name("prompts", config.prompts)
         tree = _read(path, "prompts", "negatives", "min_score")
         asked, sure = tree.get("prompts", {}), tree.get("min_score", {})
     for key, said, what in (("prompts", asked, "lists of texts"), ("min_score", sure, "numbers from 0 to 1")):
@@ -349,7 +349,7 @@ def load_truth(config: LabelsConfig) -> LabelSpace:
         return load_space(LabelsConfig(space=config.truth) if config.truth else config)
     space = load_space(config)
     if not space.boxes:
-        where = "labels.names" if config.names else named("labels", config.space)
+        where = "labels.names" if config.names else resolve_name("labels", config.space)
         problem = "does not say which class an annotated box is of"
         raise BadInput(where, problem, "add `boxes: {CATEGORY: CLASS}` to the label space")
     return space
@@ -376,7 +376,7 @@ def _scoring(config: LabelsConfig, space: LabelSpace, truth: LabelSpace) -> Scor
             raise BadInput("labels.truth", f"{truth.name} has other classes than {space.name}", "give labels.eval too")
         own = np.arange(len(space), dtype=np.uint8)
         return Scoring(space.name, space.names, own, own)
-    path = named("labels", config.eval)
+    path = resolve_name("labels", config.eval)
     tree = _read(path, "names", "from")
     names, mapping = _table(path, tree, _UNKNOWN - 1), tree.get("from")
 
@@ -411,7 +411,7 @@ def load_teacher_map(name: str, space: LabelSpace) -> UInt8[np.ndarray, "256"]:
     Raises:
         BadInput: the file is malformed or has no map to this label space, or the map names an unknown class.
     """
-    path = named("labels", name)
+    path = resolve_name("labels", name)
     tree = _read(path, "names", "to")
     names, maps = _table(path, tree, 256), tree.get("to", {})
     if not isinstance(maps, dict):

@@ -63,7 +63,7 @@ def split_texts(text: str) -> list[str]:
     return [part for part in bare if part]
 
 
-def named(folder: str, name: str) -> Path:
+def resolve_name(folder: str, name: str) -> Path:
     """The file of a short name (``nuscenes16`` is ``configs/labels/nuscenes16.yaml``) or of a path ending in .yaml.
 
     Raises:

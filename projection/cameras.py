@@ -55,7 +55,7 @@ def _image_from_lidar(global_from_lidar: Pose, cameras: Sequence[Camera]) -> Flo
 
 
 def visible(
-    pairs: Pairs, cameras: Sequence[Camera], cell_px: float, relative: float, absolute_m: float, reach: int = 0
+    pairs: Pairs, cameras: Sequence[Camera], cell_px: float, relative: float, absolute_m: float, dilate_cells: int = 0
 ) -> Bool[np.ndarray, " m"]:
     """Which pairs are seen: at most ``nearest * (1 + relative) + absolute_m`` deep, nearest taken over the image cell.
 
@@ -74,12 +74,12 @@ def visible(
         cell_px: side of a z-buffer cell [px].
         relative: tolerance as a share of the nearest depth.
         absolute_m: tolerance [m].
-        reach: z-buffer cells on each side whose points hide too; beams are farther apart than cells up close.
+        dilate_cells: z-buffer cells on each side whose points hide too; beams are farther apart than cells up close.
     """
     sizes = np.array([camera.size_hw for camera in cameras], np.float64).reshape(-1, 2)
     grid_hw = np.ceil(sizes / cell_px).astype(np.int64)
     keep = np.empty(len(pairs), np.bool_)
-    kernels.visible(pairs.camera, pairs.uv, pairs.depth, grid_hw, cell_px, relative, absolute_m, reach, keep)
+    kernels.visible(pairs.camera, pairs.uv, pairs.depth, grid_hw, cell_px, relative, absolute_m, dilate_cells, keep)
     return keep
 
 
@@ -95,7 +95,7 @@ def pixel_rows(pairs: Pairs, cameras: Sequence[Camera], grids_hw: Sequence[tuple
     return rows
 
 
-def look_up(
+def sample_pixel_labels(
     pairs: Pairs, cameras: Sequence[Camera], pixels: Sequence[PixelLabels]
 ) -> tuple[UInt8[np.ndarray, " m"], Float32[np.ndarray, " m"]]:
     """Label and score of each pair's pixel; see ``pixel_rows``."""

@@ -12,7 +12,7 @@ from jaxtyping import Float32, UInt8
 from pydantic import Field
 
 from clipsweep.projection.alignment import Alignment, FlatCellFinder, align, unaligned
-from clipsweep.projection.cameras import look_up, project, visible
+from clipsweep.projection.cameras import project, sample_pixel_labels, visible
 from clipsweep.projection.clusters import connect_cells
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import NONE, Cloud, Frame, Pairs, PixelLabels, PointLabels
@@ -405,7 +405,7 @@ class _SceneFusion:
         config, frame = self.config, self.frames[number]
         pairs = visible_pairs(frame, cloud.xyz, config)
         clear = visible(pairs, frame.cameras, *config.tolerance, _NEAR_CELLS)
-        label, score = look_up(pairs, frame.cameras, self.read_pixels(frame))
+        label, score = sample_pixel_labels(pairs, frame.cameras, self.read_pixels(frame))
         weight = score * np.where(clear, np.float32(1), np.float32(config.unclear_weight))
         named = np.flatnonzero(label != NONE)
         votes = Votes(places, pairs.point[named], label[named], weight[named], score[named])

@@ -127,10 +127,10 @@ def pixel_rows(camera: Any, uv: Any, scale: Any, start: Any, width: Any, rows: A
 
 @jit
 def visible(
-    camera: Any, uv: Any, depth: Any, grid_hw: Any, cell_px: float, relative: float, absolute: float, reach: int,
+    camera: Any, uv: Any, depth: Any, grid_hw: Any, cell_px: float, relative: float, absolute: float, dilate_cells: int,
     keep: Any,
 ) -> None:  # fmt: skip
-    """Marks the pairs that no nearer pair of the same image cell, or of ``reach`` cells around it, hides (a z-buffer).
+    """Marks the pairs that no nearer pair of the same image cell, or of ``dilate_cells`` cells around it, hides (a z-buffer).
 
     ``grid_hw (k,2)`` is each image's number of cells of ``cell_px`` pixels; ``keep (m,) bool`` is written.
     """
@@ -142,13 +142,13 @@ def visible(
     for i in range(len(depth)):
         c, row, column = camera[i], int(uv[i, 1] * scale), int(uv[i, 0] * scale)
         nearest[c, row, column] = min(nearest[c, row, column], depth[i])
-    if reach > 0:
+    if dilate_cells > 0:
         own = nearest.copy()
         for c in range(grid_hw.shape[0]):
             for row in range(height):
                 for column in range(width):
-                    for a in range(max(0, row - reach), min(height, row + reach + 1)):
-                        for b in range(max(0, column - reach), min(width, column + reach + 1)):
+                    for a in range(max(0, row - dilate_cells), min(height, row + dilate_cells + 1)):
+                        for b in range(max(0, column - dilate_cells), min(width, column + dilate_cells + 1)):
                             nearest[c, row, column] = min(nearest[c, row, column], own[c, a, b])
     for i in range(len(depth)):
         c, row, column = camera[i], int(uv[i, 1] * scale), int(uv[i, 0] * scale)

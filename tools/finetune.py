@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from clipsweep.pipeline.cli import Made, main, say_bad_steps
+from clipsweep.pipeline.cli import Made, main, report_bad_steps
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.stages.finetune import make_finetuned
 
@@ -31,7 +31,7 @@ class Arguments:
 
 def run(config: Config, arguments: Arguments) -> Made:
     student = make_finetuned(config, arguments.student)
-    say_bad_steps(student)
+    report_bad_steps(student)
     return Made(student.path, student.skipped())
 
 

@@ -15,10 +15,10 @@ from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.demo.make import make_demo
 from clipsweep.pipeline.labels import load_space
 from clipsweep.pipeline.reports.label_statistics import (
-    draw_quality,
-    look_over,
-    quality_table,
-    quality_warnings,
+    draw_statistics,
+    label_statistics,
+    statistics_table,
+    statistics_warnings,
     truth_source,
 )
 from clipsweep.pipeline.reports.views import check_picture, save_figure
@@ -51,11 +51,11 @@ def run(config: Config, arguments: Arguments) -> Made:
     if arguments.report:
         space, title = load_space(config.labels), f"labels of {pixels.id} and {points.id}"
         title += f", truth from {truth}" if truth else ""
-        quality = look_over(config, index, pixels, points)
-        say(quality_table(quality, space, title))
-        for warning in quality_warnings(quality, space):
+        quality = label_statistics(config, index, pixels, points)
+        say(statistics_table(quality, space, title))
+        for warning in statistics_warnings(quality, space):
             say(f"look at this: {warning}")
-        save_figure(draw_quality(quality, space, title), Path(arguments.report))
+        save_figure(draw_statistics(quality, space, title), Path(arguments.report))
         say(f"drawn in {arguments.report}")
     return Made(points.path, points.skipped())
 

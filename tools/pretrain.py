@@ -16,10 +16,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from clipsweep.pipeline.cli import Made, argument_names, main, say, say_bad_steps, without
+from clipsweep.pipeline.cli import Made, argument_names, main, report_bad_steps, say, without
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.demo.make import make_demo
-from clipsweep.pipeline.run.signals import Stopped, noted
+from clipsweep.pipeline.run.signals import Stopped, defer_signals
 from clipsweep.pipeline.stages.pretrain import make_pretrained
 
 KEYS = (
@@ -42,7 +42,7 @@ def run(config: Config, arguments: Arguments) -> Made:
     if config.make_demo:
         make_demo(config, Path(config.data.root))
     student = make_pretrained(config, arguments.resume)
-    say_bad_steps(student)
+    report_bad_steps(student)
     if config.evaluate and os.environ.get("RANK", "0") == "0":
         _show(student.path)
     return Made(student.path, student.skipped())
@@ -56,7 +56,7 @@ def _show(student: Path) -> None:
     for tool in ("evaluate", "view"):
         script = str(Path(__file__).with_name(f"{tool}.py"))
         command = [sys.executable, script, *settings, f"student={student}"]
-        with noted() as heard, subprocess.Popen(command, stdout=sys.stderr) as child:
+        with defer_signals() as heard, subprocess.Popen(command, stdout=sys.stderr) as child:
             while child.poll() is None and not heard:
                 time.sleep(0.1)
             if heard:

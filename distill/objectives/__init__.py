@@ -88,7 +88,7 @@ def pretraining(student: Student, text: Float[Tensor, "c d"], config: Objectives
         weights = config.weights(moment.progress)
         heads: list[HeadName] = ["semantic", "local"] if weights.keys() - {"semantic"} else ["semantic"]
         said = student(batch, points=None if everywhere else batch.pair_point, heads=heads, unit=False)
-        pairs = _rows(said, batch.pair_point) if everywhere else said
+        pairs = _select(said, batch.pair_point) if everywhere else said
         found = {}
         with torch.autocast(text.device.type, enabled=False):  # products of unit vectors are too fine for 8 bits
             if "semantic" in weights:
@@ -106,13 +106,13 @@ def _semantic(
     """Point-text consistency under the teacher's labels, or the student's ``own``."""
     part, selftraining = config.semantic, config.selftraining
     unit = part.kind != "ce_reference"
-    vectors = _ready(pairs.semantic, unit)
+    vectors = _prepare(pairs.semantic, unit)
     label = batch.pair_label
     if own:
         label = replaced(label, vectors @ text.T.to(vectors), part.scale if unit else 1.0, selftraining.min_confidence)
     value = semantic(vectors, label, text, part)
     if own and selftraining.unpaired:
-        everyone = _ready(said.semantic, unit)
+        everyone = _prepare(said.semantic, unit)
         rest = torch.ones(len(everyone), dtype=torch.bool, device=everyone.device)
         rest[batch.pair_point] = False
         label, sure = own_labels(
@@ -132,22 +132,22 @@ def _with_pixels(
         pixel = text[batch.pair_label]
     found = {}
     if "regression" in wanted:
-        found["regression"] = regression(_ready(pairs.local, True), pixel)
+        found["regression"] = regression(_prepare(pairs.local, True), pixel)
     if "spatiotemporal" in wanted:
-        assert batch.pair_cube is not None
-        local = _ready(pairs.local, config.spatiotemporal.kind != "reference")
-        words, semantic_of = text[batch.pair_label], _ready(pairs.semantic, True)
+        assert batch.voxel_id is not None
+        local = _prepare(pairs.local, config.spatiotemporal.kind != "reference")
+        words, semantic_of = text[batch.pair_label], _prepare(pairs.semantic, True)
         found["spatiotemporal"] = spatiotemporal(
-            local, semantic_of, pixel, words, batch.pair_cube, config.spatiotemporal
+            local, semantic_of, pixel, words, batch.voxel_id, config.spatiotemporal
         )
     return found
 
 
-def _rows(said: Embeddings, rows: Tensor) -> Embeddings:
+def _select(said: Embeddings, rows: Tensor) -> Embeddings:
     return Embeddings(*(None if value is None else value[rows] for value in (said.semantic, said.local)))
 
 
-def _ready(vectors: Tensor | None, unit: bool) -> Tensor:
+def _prepare(vectors: Tensor | None, unit: bool) -> Tensor:
     assert vectors is not None
     return F.normalize(vectors.float(), dim=1) if unit else vectors.float()
 

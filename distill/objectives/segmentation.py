@@ -12,7 +12,7 @@ from jaxtyping import Float, Int64
 from pydantic import Field
 from torch import Tensor
 
-from clipsweep.distill.training.distributed import all_rows, ranks, share_of_mean
+from clipsweep.distill.training.distributed import all_rows, share_of_mean, world_size
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def lovasz_softmax(probability: Float[Tensor, "m c"], label: Int64[Tensor, " m"]
 
 def lovasz_share(probability: Float[Tensor, "m c"], label: Int64[Tensor, " m"]) -> Float[Tensor, ""]:
     """This process's share of the Lovasz-softmax over the points of all: it depends on their common order."""
-    return lovasz_softmax(all_rows(probability), all_rows(label)) / ranks()
+    return lovasz_softmax(all_rows(probability), all_rows(label)) / world_size()
 
 
 def _falling(values: Float[Tensor, " m"]) -> Int64[Tensor, " m"]:

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from clipsweep.distill.objectives.segmentation import lovasz_share
-from clipsweep.distill.training.distributed import all_rows, ranks, share_of_mean
+from clipsweep.distill.training.distributed import all_rows, share_of_mean, world_size
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def semantic(
     """
     cosine = embedding @ text.T.to(embedding.dtype)
     if config.kind.startswith("infonce"):
-        return infonce(all_rows(cosine), all_rows(label), config.tau, config.kind) / ranks()
+        return infonce(all_rows(cosine), all_rows(label), config.tau, config.kind) / world_size()
     scale = 1.0 if config.kind == "ce_reference" else config.scale
     value = cross_entropy(cosine, label, scale)
     if config.lovasz:

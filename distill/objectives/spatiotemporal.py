@@ -13,7 +13,7 @@ from jaxtyping import Float, Int64
 from pydantic import Field
 from torch import Tensor
 
-from clipsweep.distill.training.distributed import total
+from clipsweep.distill.training.distributed import all_reduce_sum
 
 _SLOTS = 8  # pairs of a cube that the published code hears
 _PARTS, _PART = 32, 1024  # pairs are looked at in so many parts, but none smaller than that
@@ -86,7 +86,7 @@ def spatiotemporal(
     """
     over_pairs = config.kind == "ours" and config.mean == "pairs"
     cubes = int(cube.max()) + 1 if len(cube) else 0
-    count = total(torch.tensor(len(cube) if over_pairs else cubes, device=cube.device)).clamp(min=1)
+    count = all_reduce_sum(torch.tensor(len(cube) if over_pairs else cubes, device=cube.device)).clamp(min=1)
     return _InParts.apply(local, semantic, pixel, text, cube, config) / count
 
 

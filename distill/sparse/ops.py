@@ -69,7 +69,7 @@ class Sites:
         assert self._coarser is not None
         return self._coarser
 
-    def reach(self, level: sparse_spconv.Level) -> None:
+    def extend(self, level: sparse_spconv.Level) -> None:
         """Keeps the coarser cells that spconv found, unless they are known."""
         if self._coarser is None:
             coarser = Sites(level.coords(), "native")
@@ -108,7 +108,7 @@ class _Kernel(nn.Module):
         return f"{self.weight.shape[-1]}, {self.weight.shape[0]}"
 
 
-class Submanifold(_Kernel):
+class SubMConv3d(_Kernel):
     """A 3^3 convolution on the active cells alone."""
 
     def forward(self, x: SparseTensor) -> SparseTensor:
@@ -127,7 +127,7 @@ class Down(_Kernel):
         """Features on the cells at twice the size."""
         if x.sites.level is not None:
             feats, level = sparse_spconv.down(x.feats, self.weight, x.sites.level)
-            x.sites.reach(level)
+            x.sites.extend(level)
         else:
             feats = sparse_native.convolve(x.feats, self.weight, x.sites.stride)
         return SparseTensor(feats, x.sites.coarser)

@@ -15,7 +15,7 @@ from clipsweep.distill.student.voxels import Voxels
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Group:
+class SweepSet:
     """Sweeps of one frame, each with its own augmentation, that share the frame's pixels and cubes.
 
     Attributes:
@@ -45,7 +45,7 @@ class Batch:
         corner_weight: their weights, which sum to 1.
         pixel: unit features of pixels, where there are any.
         pair_pixel: row of each target's pixel in ``pixel``.
-        pair_cube: each target's cube of space-time, 0..cubes-1, where objectives ask for cubes.
+        voxel_id: each target's cube of space-time, 0..cubes-1, where objectives ask for cubes.
         left_out: reasons why older sweeps are missing.
     """
 
@@ -60,7 +60,7 @@ class Batch:
     corner_weight: Float32[Tensor, "n 8"] | None = None
     pixel: Float16[Tensor, "q d"] | None = None
     pair_pixel: Int64[Tensor, " m"] | None = None
-    pair_cube: Int64[Tensor, " m"] | None = None
+    voxel_id: Int64[Tensor, " m"] | None = None
     left_out: tuple[str, ...] = ()
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
@@ -114,7 +114,7 @@ def collate(frames: Sequence[Voxels]) -> Batch:
     )
 
 
-def collate_groups(groups: Sequence[Group]) -> Batch:
+def collate_groups(groups: Sequence[SweepSet]) -> Batch:
     """Puts the sweeps of frames together as ``collate`` does, numbering pixels and cubes through.
 
     Raises:
@@ -134,12 +134,12 @@ def collate_groups(groups: Sequence[Group]) -> Batch:
         batch = replace(
             batch, pixel=torch.from_numpy(np.concatenate(pixels)), pair_pixel=torch.from_numpy(np.concatenate(rows))
         )
-    cubes = [[s.pair_cube for s in group.sweeps if s.pair_cube is not None] for group in groups]
+    cubes = [[s.voxel_id for s in group.sweeps if s.voxel_id is not None] for group in groups]
     if any(cubes):
         sizes = [max((int(cube.max(initial=-1)) + 1 for cube in group), default=0) for group in cubes]
         starts = np.cumsum([0, *sizes])
         wide = np.concatenate([cube + start for group, start in zip(cubes, starts, strict=False) for cube in group])
         seen = np.zeros(starts[-1], np.int64)
         seen[wide] = 1  # a cube whose pairs were all cut gets no number
-        batch = replace(batch, pair_cube=torch.from_numpy((np.cumsum(seen) - 1)[wide]))
+        batch = replace(batch, voxel_id=torch.from_numpy((np.cumsum(seen) - 1)[wide]))
     return batch

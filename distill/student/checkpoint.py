@@ -20,7 +20,7 @@ from torch import Tensor
 from clipsweep.distill.sparse.ops import Backend
 from clipsweep.distill.student.batch import collate
 from clipsweep.distill.student.unet import ModelConfig, Student
-from clipsweep.distill.student.voxels import Reduce, Sample, channels, voxelise
+from clipsweep.distill.student.voxels import Reduce, Sample, channels, voxelize
 from clipsweep.distill.teacher.weights import hub_file
 from clipsweep.distill.training.loop import Learner
 from clipsweep.projection.errors import BadInput
@@ -75,7 +75,7 @@ class Trained:
             raise ValueError("a coordinate, intensity or age is not finite")
         if not len(points):
             return np.empty(0, np.uint8)
-        voxels = voxelise(
+        voxels = voxelize(
             Sample.of_points("", points, *columns),
             voxel_m=self.model.voxel_m,
             features=self.model.features,
@@ -99,7 +99,7 @@ def student_config(
     """The bytes of ``config.json``."""
     tree = {
         "model": asdict(model),
-        "named": student.named,
+        "named": student.text_head,
         "names": list(names),
         "sensor_height_m": sensor_height_m,
         "used_labels": used_labels,
@@ -136,7 +136,7 @@ def load_student(source: str | Path) -> Trained:
         text = tensors.pop("text")
         head = tensors.get("student.classifier.weight")
         student = make_student(model, text.shape[1], None if head is None else len(head))
-        student.named = config["named"]
+        student.text_head = config["named"]
         names = tuple(str(name) for name in config["names"])
         height_m, used_labels = float(config["sensor_height_m"]), config["used_labels"]
         if not 0 <= height_m <= 100 or type(used_labels) is not bool:
@@ -159,8 +159,8 @@ def _check(
     student: Student, model: ModelConfig, names: tuple[str, ...], classes: int, tensors: Sequence[Tensor]
 ) -> None:
     """Refuses what would only fail, or go wrong, in use."""
-    if student.named not in ("semantic", "local"):
-        raise ValueError(f"named is {student.named!r}, not one of semantic, local")
+    if student.text_head not in ("semantic", "local"):
+        raise ValueError(f"named is {student.text_head!r}, not one of semantic, local")
     for item in fields(ModelConfig):
         value, plain = getattr(model, item.name), type(getattr(ModelConfig, item.name))
         if type(value) not in ((float, int) if plain is float else (plain,)):

@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from clipsweep.distill.sparse.norm import Norm, recomputing
-from clipsweep.distill.sparse.ops import Backend, Down, Pointwise, Sites, SparseTensor, Submanifold, Up
+from clipsweep.distill.sparse.ops import Backend, Down, Pointwise, Sites, SparseTensor, SubMConv3d, Up
 from clipsweep.distill.student.batch import Batch
 from clipsweep.distill.student.heads import Embeddings, Head, HeadName, at_points
 
@@ -87,8 +87,8 @@ class Residual(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.conv1, self.norm1 = Submanifold(in_channels, out_channels), Norm(out_channels)
-        self.conv2, self.norm2 = Submanifold(out_channels, out_channels), Norm(out_channels)
+        self.conv1, self.norm1 = SubMConv3d(in_channels, out_channels), Norm(out_channels)
+        self.conv2, self.norm2 = SubMConv3d(out_channels, out_channels), Norm(out_channels)
         self.around: nn.Module = nn.Identity()
         if in_channels != out_channels:
             self.around, self.norm = Pointwise(in_channels, out_channels), Norm(out_channels)
@@ -133,8 +133,8 @@ class UNet(nn.Module):
         super().__init__()
         self.scale = Norm(in_channels)  # metres, seconds and shares to one scale
         self.scale.requires_grad_(False)  # the first convolution can learn what it could
-        self.stem1, self.norm1 = Submanifold(in_channels, size.stem), Norm(size.stem)
-        self.stem2, self.norm2 = Submanifold(size.stem, size.stem), Norm(size.stem)
+        self.stem1, self.norm1 = SubMConv3d(in_channels, size.stem), Norm(size.stem)
+        self.stem2, self.norm2 = SubMConv3d(size.stem, size.stem), Norm(size.stem)
         widths, blocks = (size.stem, *size.widths), size.blocks
         self.down = nn.ModuleList(
             Stage(Down(widths[i], widths[i]), widths[i], 0, widths[i + 1], blocks[i], checkpointing) for i in range(4)
@@ -169,10 +169,10 @@ class Student(nn.Module):
         checkpointing: keep less memory and compute each residual block twice.
 
     Attributes:
-        named: the head whose embeddings are compared with the class names: the one that was trained.
+        text_head: the head whose embeddings are compared with the class names: the one that was trained.
     """
 
-    named: Literal["semantic", "local"] = "semantic"
+    text_head: Literal["semantic", "local"] = "semantic"
 
     def __init__(
         self,
@@ -222,7 +222,7 @@ class Student(nn.Module):
     def classify(self, batch: Batch, text: Float[Tensor, "k d"] | None = None) -> UInt8[Tensor, " n"]:
         """The best class of every point: by the classifier, or with ``text`` by the nearest class embedding.
 
-        The argmax of ``<p / |p|, t>`` is that of ``<p, t>``, so the head ``named`` and the class embeddings melt into
+        The argmax of ``<p / |p|, t>`` is that of ``<p, t>``, so the head ``text_head`` and the class embeddings melt into
         one small linear map, and no embedding of a point is ever made.
 
         Raises:
@@ -230,7 +230,7 @@ class Student(nn.Module):
         """
         feats = self.voxel_features(batch).float()
         if text is not None:
-            text, head = text.to(feats), {"semantic": self.semantic, "local": self.local}[self.named]
+            text, head = text.to(feats), {"semantic": self.semantic, "local": self.local}[self.text_head]
             scores = functional.linear(feats, text @ head.weight, text @ head.bias)
         elif self.classifier is not None:
             scores = functional.linear(feats, self.classifier.weight, self.classifier.bias)

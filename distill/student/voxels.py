@@ -28,7 +28,7 @@ class Sample:
         pair_point: row of the point of each target.
         pair_label: its class.
         pair_pixel: row of its pixel among the frame's pixel features, where there are any.
-        pair_cube: its cube of space-time in the frame, where objectives ask for cubes.
+        voxel_id: its cube of space-time in the frame, where objectives ask for cubes.
     """
 
     frame: str
@@ -38,7 +38,7 @@ class Sample:
     pair_point: Int64[np.ndarray, " m"]
     pair_label: Int64[np.ndarray, " m"]
     pair_pixel: Int64[np.ndarray, " m"] | None = None
-    pair_cube: Int64[np.ndarray, " m"] | None = None
+    voxel_id: Int64[np.ndarray, " m"] | None = None
 
     @classmethod
     def of_points(cls, frame: str, xyz: np.ndarray, intensity: np.ndarray, age_s: np.ndarray) -> Sample:
@@ -61,7 +61,7 @@ class Voxels:
         pair_label: its class.
         cut: number of voxels left out to keep the limit.
         pair_pixel: row of its pixel among the frame's pixel features, where there are any.
-        pair_cube: its cube of space-time in the frame, where objectives ask for cubes.
+        voxel_id: its cube of space-time in the frame, where objectives ask for cubes.
     """
 
     frame: str
@@ -73,7 +73,7 @@ class Voxels:
     pair_label: Int64[np.ndarray, " m"]
     cut: int
     pair_pixel: Int64[np.ndarray, " m"] | None = None
-    pair_cube: Int64[np.ndarray, " m"] | None = None
+    voxel_id: Int64[np.ndarray, " m"] | None = None
 
 
 def _offset(xyz: np.ndarray, sample: Sample, voxel_m: float, height_m: float) -> np.ndarray:
@@ -144,13 +144,13 @@ def _cut(
         row[sample.pair_point[targets]],
         sample.pair_label[targets],
         None if sample.pair_pixel is None else sample.pair_pixel[targets],
-        None if sample.pair_cube is None else sample.pair_cube[targets],
+        None if sample.voxel_id is None else sample.voxel_id[targets],
     )
     cells, inverse = _sorted_cells(keys[points])
     return sample, cells, inverse, count - len(cells)
 
 
-def voxelise(
+def voxelize(
     sample: Sample,
     *,
     voxel_m: float,
@@ -197,4 +197,4 @@ def voxelise(
         kernels.corners(sample.xyz, voxel_m, cells, index.table, *around)
     coords = np.ascontiguousarray(grid.key_coords(cells)[:, 1:])
     pairs = sample.pair_point, sample.pair_label
-    return Voxels(sample.frame, coords, feats, inverse, around, *pairs, cut, sample.pair_pixel, sample.pair_cube)
+    return Voxels(sample.frame, coords, feats, inverse, around, *pairs, cut, sample.pair_pixel, sample.voxel_id)

@@ -18,7 +18,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, distributed
 
 
-def ranks() -> int:
+def world_size() -> int:
     """Number of processes."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
@@ -28,9 +28,9 @@ def rank() -> int:
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
-def total(values: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+def all_reduce_sum(values: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
     """Sum over all processes, without a gradient."""
-    if ranks() == 1:
+    if world_size() == 1:
         return values.detach()
     values = values.detach().clone()
     distributed.all_reduce(values)
@@ -39,15 +39,15 @@ def total(values: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
 
 def share_of_mean(values: Float[Tensor, " m"]) -> Float[Tensor, ""]:
     """This process's share of the mean over the values of all; 0, with a gradient of 0, where nobody has any."""
-    return values.sum() / total(torch.tensor(len(values), device=values.device)).clamp(min=1)
+    return values.sum() / all_reduce_sum(torch.tensor(len(values), device=values.device)).clamp(min=1)
 
 
 def all_rows(rows: Shaped[Tensor, "m *k"]) -> Shaped[Tensor, "n *k"]:
     """The rows of all processes, in order of rank.
 
-    What is computed from them is the same everywhere, so this process's share of it is one in ``ranks()``.
+    What is computed from them is the same everywhere, so this process's share of it is one in ``world_size()``.
     """
-    return rows if ranks() == 1 else _AllRows.apply(rows)
+    return rows if world_size() == 1 else _AllRows.apply(rows)
 
 
 class _AllRows(torch.autograd.Function):
@@ -55,7 +55,7 @@ class _AllRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
-        counts = [torch.zeros((), dtype=torch.int64, device=rows.device) for _ in range(ranks())]
+        counts = [torch.zeros((), dtype=torch.int64, device=rows.device) for _ in range(world_size())]
         distributed.all_gather(counts, torch.tensor(len(rows), device=rows.device))
         lengths = [int(count) for count in counts]
         padded = rows.new_zeros(max(lengths), *rows.shape[1:])
@@ -67,13 +67,13 @@ class _AllRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Tensor:
-        return grads[0][ctx.own] * ranks()
+        return grads[0][ctx.own] * world_size()
 
 
 def add_gradients(parameters: Iterable[Tensor]) -> None:
     """Adds up the gradients of all processes in one message."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if ranks() == 1 or not gradients:
+    if world_size() == 1 or not gradients:
         return
     flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
     distributed.all_reduce(flat)
@@ -81,10 +81,10 @@ def add_gradients(parameters: Iterable[Tensor]) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
-def listed(names: Iterable[str]) -> list[str]:
+def gather_names(names: Iterable[str]) -> list[str]:
     """The distinct names that any process gives, in order of rank."""
     lists: list[list[str]] = [list(names)]
-    if ranks() > 1:
-        ours, lists = lists[0], [[] for _ in range(ranks())]
+    if world_size() > 1:
+        ours, lists = lists[0], [[] for _ in range(world_size())]
         distributed.all_gather_object(lists, ours)
     return list(dict.fromkeys(name for names in lists for name in names))

@@ -18,7 +18,7 @@ from clipsweep.distill.objectives import Moment, Terms
 from clipsweep.distill.student.augment import AugmentConfig
 from clipsweep.distill.student.batch import Batch
 from clipsweep.distill.student.unet import Student
-from clipsweep.distill.training.distributed import add_gradients, listed, ranks, total
+from clipsweep.distill.training.distributed import add_gradients, all_reduce_sum, gather_names, world_size
 from clipsweep.projection.errors import BadInput
 
 
@@ -232,7 +232,7 @@ class Learner:
         cuda = next(student.parameters()).is_cuda
         if config.precision == "bf16" and (student.backend == "spconv" or (cuda and student.backend == "auto")):
             raise BadInput("train.precision", "is bf16, which spconv lacks", "take fp16, or model.backend=native")
-        self.student = nn.SyncBatchNorm.convert_sync_batchnorm(student) if ranks() > 1 else student
+        self.student = nn.SyncBatchNorm.convert_sync_batchnorm(student) if world_size() > 1 else student
         self.optimizer = make_optimizer(student, config, head, head_lr)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.average = {k: v.clone() for k, v in student.state_dict().items()} if config.ema else None
@@ -335,7 +335,7 @@ def train(
             terms = {name: sum(p.terms[name] for p in passes) / len(passes) for name in passes[0].terms}
             points, cut = sum(p.points for p in passes), sum(p.cut for p in passes)
             on_step(Step(learner.step, sum(terms.values()), terms, now.lr, points, cut))
-        if total(torch.tensor(int(halt()), device=learner.device)):
+        if all_reduce_sum(torch.tensor(int(halt()), device=learner.device)):
             return
 
 
@@ -350,7 +350,7 @@ def _backward(
         values = torch.stack(list(terms.values()))
         learner.scaler.scale(values.sum() / config.accumulate).backward()
         counts = torch.tensor([len(batch.pair_point), batch.cut], device=values.device)
-        *said, points, cut = total(torch.cat([values.double(), counts])).tolist()
+        *said, points, cut = all_reduce_sum(torch.cat([values.double(), counts])).tolist()
         passes.append(_Pass(batch.frames, dict(zip(terms, said, strict=True)), int(points), int(cut)))
     add_gradients(learner.student.parameters())
     return passes
@@ -370,7 +370,7 @@ def _problem(learner: Learner, passes: Sequence[_Pass], config: TrainConfig) -> 
 
 
 def _listed(passes: Sequence[_Pass]) -> str:
-    return ", ".join(listed(frame for p in passes for frame in p.frames))
+    return ", ".join(gather_names(frame for p in passes for frame in p.frames))
 
 
 def _leave_out(learner: Learner, before: Sequence[Tensor], problem: str, config: TrainConfig) -> None:

@@ -20,7 +20,7 @@ from clipsweep.pipeline.labels import BOXES, LabelSpace, load_space, load_truth
 from clipsweep.pipeline.reports.tables import score_table
 from clipsweep.pipeline.stages.boxes import BoxTruth, make_boxes
 from clipsweep.pipeline.stages.index import scene_frames, scenes_of
-from clipsweep.projection.cameras import look_up
+from clipsweep.projection.cameras import sample_pixel_labels
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import NONE, Cloud, Frame, Pairs, PixelLabels
 from clipsweep.projection.fusion import visible_pairs
@@ -33,7 +33,7 @@ _BOXES = "annotated boxes"
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Quality:
+class LabelStatistics:
     """Counts of labels.
 
     Agreement is counted in both directions, so that a class's IoU there is the share of those that either side calls
@@ -62,8 +62,8 @@ class Quality:
     points_truth: Confusion
     sure: Int64[np.ndarray, "2 bins"]
 
-    def __add__(self, other: Quality) -> Quality:
-        return Quality(*(getattr(self, name) + getattr(other, name) for name in Quality.__slots__))
+    def __add__(self, other: LabelStatistics) -> LabelStatistics:
+        return LabelStatistics(*(getattr(self, name) + getattr(other, name) for name in LabelStatistics.__slots__))
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -132,7 +132,7 @@ def _open_truth(config: Config, index: Artifact, space: LabelSpace) -> _Truth:
         return _Truth(lambda frame: None, everything)
 
 
-def look_over(config: Config, index: Artifact, pixels: Artifact, points: Artifact) -> Quality:
+def label_statistics(config: Config, index: Artifact, pixels: Artifact, points: Artifact) -> LabelStatistics:
     """Counts the labels of all scenes; files with true labels are opened for scenes of ``data.eval`` only."""
     space, lost = load_space(config.labels), {skip.frame for skip in points.skipped()}
     scored, opened = scenes_of(index, "eval"), _open_truth(config, index, space)
@@ -154,9 +154,9 @@ def look_over(config: Config, index: Artifact, pixels: Artifact, points: Artifac
     return total
 
 
-def _nothing(classes: int) -> Quality:
+def _nothing(classes: int) -> LabelStatistics:
     counts, bins, both = np.zeros(classes + 1, np.int64), np.zeros((2, _BINS), np.int64), Confusion.empty(classes)
-    return Quality(counts, counts, bins[0], both, both, both, both, both, bins)
+    return LabelStatistics(counts, counts, bins[0], both, both, both, both, both, bins)
 
 
 def _unchecked(
@@ -165,7 +165,7 @@ def _unchecked(
     fused: UInt8[np.ndarray, " n"],
     named: _Named,
     before: _Named | None,
-) -> Quality:
+) -> LabelStatistics:
     """What a frame's labels show without truth, and beside those of the key frame before."""
     label = np.concatenate([image.label.ravel() for image in images])
     score = np.concatenate([image.score.ravel() for image in images])
@@ -185,7 +185,7 @@ def _unchecked(
 
 def _checked(
     opened: _Truth, truth: UInt8[np.ndarray, " n"], fused: UInt8[np.ndarray, " n"], named: _Named, cloud: Cloud
-) -> Quality:
+) -> LabelStatistics:
     """What a frame's labels show beside the true classes of its key sweep's raw rows."""
     classes = len(opened.scored)
     true = truth[cloud.source[named.pairs.point]]
@@ -224,7 +224,7 @@ class _Named:
 
 def _named(config: Config, frame: Frame, cloud: Cloud, images: Sequence[PixelLabels], scene_from_lidar: Pose) -> _Named:
     pairs = visible_pairs(frame, cloud.xyz, config.fusion)
-    label, score = look_up(pairs, frame.cameras, images)
+    label, score = sample_pixel_labels(pairs, frame.cameras, images)
     named = label != NONE
     cell = cell_keys(cloud.xyz, config.fusion.cell_m, scene_from_lidar)[pairs.point[named]]
     return _Named(pairs[named], label[named], score[named], cell)
@@ -250,7 +250,7 @@ _GROUND_MOVED = 0.05
 _CLASS_LOST = 0.5
 
 
-def quality_warnings(quality: Quality, space: LabelSpace) -> list[str]:
+def statistics_warnings(quality: LabelStatistics, space: LabelSpace) -> list[str]:
     """What should be looked at before anybody learns from these labels, in words.
 
     Fusion may well be right against the pixels (a fence that they call road). That it moves so
@@ -294,7 +294,7 @@ def _percent(part: int, whole: int) -> str:
 # --- table and picture -----------------------------------------------------------------------------------------------
 
 
-def quality_table(quality: Quality, space: LabelSpace, title: str) -> str:
+def statistics_table(quality: LabelStatistics, space: LabelSpace, title: str) -> str:
     """A line a class: shares of the labels, agreement, IoU; then what holds for all."""
     shares = {"pixels": quality.pixels, "points": quality.points}
     columns: dict[str, Mapping[str, float | None]] = {
@@ -319,7 +319,7 @@ def _labelled(counts: Int64[np.ndarray, " c1"]) -> float:
     return float(counts[:-1].sum() / max(1, counts.sum()))
 
 
-def draw_quality(quality: Quality, space: LabelSpace, title: str) -> Figure:
+def draw_statistics(quality: LabelStatistics, space: LabelSpace, title: str) -> Figure:
     """The table as a picture, with the histogram of confidence, and how often which confidence is right."""
     figure = Figure(figsize=(16, 10), layout="constrained", dpi=110)
     figure.suptitle(title)
@@ -357,7 +357,7 @@ def _bars(axis: Any, space: LabelSpace, series: Mapping[str, np.ndarray], title:
         axis.legend(fontsize=8, loc="upper center", ncols=2)
 
 
-def _draw_confidence(axis: Any, quality: Quality) -> None:
+def _draw_confidence(axis: Any, quality: LabelStatistics) -> None:
     edges = np.linspace(0, 1, _BINS + 1)
     axis.stairs(quality.confidence / max(1, quality.confidence.sum()), edges, fill=True, color="0.75", label="pixels")
     seen, right = quality.sure

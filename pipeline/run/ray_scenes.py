@@ -26,7 +26,7 @@ from ray.exceptions import RayError, RayTaskError
 from clipsweep.pipeline.artifacts.store import Artifact, write_whole
 from clipsweep.pipeline.run.scenes import Incomplete, Worker, make_shard
 from clipsweep.pipeline.run.settings import RunConfig
-from clipsweep.pipeline.run.signals import raised
+from clipsweep.pipeline.run.signals import raise_on_sigterm
 from clipsweep.projection.errors import BadInput
 
 _DISK = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS, errno.EDQUOT)
@@ -35,7 +35,7 @@ _BACK_OFF_S = 0.5
 
 
 @contextmanager
-def cluster(run: RunConfig) -> Iterator[None]:
+def ray_cluster(run: RunConfig) -> Iterator[None]:
     """Joins the cluster at ``run.address``, or starts one on this machine, and leaves or ends it afterwards.
 
     It never joins a cluster that nobody named, whatever runs on the machine or stands in ``RAY_ADDRESS``.
@@ -64,7 +64,9 @@ def cluster(run: RunConfig) -> Iterator[None]:
             # "local" keeps it from joining another cluster; the paths of Ray's sockets must stay short
             cpus = max(run.workers, os.cpu_count() or 1)
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, _temp_dir=folder, **quiet)
-        with raised("work on Ray was stopped"):  # Ray's own answer ends the process with a status that says nothing
+        with raise_on_sigterm(
+            "work on Ray was stopped"
+        ):  # Ray's own answer ends the process with a status that says nothing
             try:
                 yield
             finally:
@@ -308,7 +310,7 @@ def run_on_ray(
         BadInput: the cluster cannot be joined, or a worker cannot be built.
     """
     # Ray tells of lost workers on stdout, which tools keep for their one path
-    with redirect_stdout(sys.stderr), cluster(run):
+    with redirect_stdout(sys.stderr), ray_cluster(run):
         driver = _Driver(artifact, make_worker, run, gpu, tick)
         try:
             driver.work(names)

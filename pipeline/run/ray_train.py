@@ -30,7 +30,7 @@ _POLL_S = 0.5
 
 
 @contextmanager
-def joined(prepare: Callable[[], T]) -> Iterator[T]:
+def process_group(prepare: Callable[[], T]) -> Iterator[T]:
     """Within, this process is one of those that the torch.distributed environment names, if it names several.
 
     Args:
@@ -65,7 +65,7 @@ def wants_ray(config: Config) -> bool:
     return wanted and not distributed.is_initialized() and "WORLD_SIZE" not in os.environ
 
 
-def on_ray(learn: Callable[[Config], object], config: Config) -> None:
+def train_on_ray(learn: Callable[[Config], object], config: Config) -> None:
     """Runs a training on Ray Train, on ``run.workers`` workers but no more than a batch has frames.
 
     When a worker is lost, all are started anew up to ``run.attempts`` times and go on from the last checkpoint. What
@@ -87,7 +87,7 @@ def on_ray(learn: Callable[[Config], object], config: Config) -> None:
         from ray.train.v2.api.config import FailureConfig
         from ray.train.v2.api.exceptions import TrainingFailedError
 
-        from clipsweep.pipeline.run.ray_scenes import check_room, cluster
+        from clipsweep.pipeline.run.ray_scenes import check_room, ray_cluster
     if config.run.address:
         check_shared(config)
     workers, attempts = min(config.run.workers, config.train.batch_size), config.run.attempts
@@ -95,7 +95,7 @@ def on_ray(learn: Callable[[Config], object], config: Config) -> None:
     store.mkdir(parents=True, exist_ok=True)
     with (
         redirect_stdout(sys.stderr),  # Ray prints there that a worker died
-        cluster(config.run),
+        ray_cluster(config.run),
         tempfile.TemporaryDirectory(prefix=".ray-train-", dir=store) as folder,
     ):
         check_room(workers, config.run.gpus > 0)

@@ -28,7 +28,7 @@ class Stopped(BaseException):
 
 
 @contextmanager
-def noted() -> Iterator[Sequence[int]]:
+def defer_signals() -> Iterator[Sequence[int]]:
     """While this lasts the first SIGTERM or SIGINT is only written down, in the list given; a second one acts as ever.
 
     Outside of the main thread, where Python hears no signals, nothing changes.
@@ -57,7 +57,7 @@ def noted() -> Iterator[Sequence[int]]:
 
 
 @contextmanager
-def raised(said: str) -> Iterator[None]:
+def raise_on_sigterm(said: str) -> Iterator[None]:
     """While this lasts SIGTERM raises ``Stopped``: its own answer would leave half-written folders behind.
 
     Outside of the main thread, where Python hears no signals, nothing changes.

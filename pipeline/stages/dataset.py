@@ -13,9 +13,9 @@ from jaxtyping import Float16, Int64
 from torch.utils.data import DataLoader, Dataset
 
 from clipsweep.distill.student.augment import augment
-from clipsweep.distill.student.batch import Batch, Group, collate_groups
-from clipsweep.distill.student.voxels import Sample, Voxels, voxelise
-from clipsweep.distill.training.distributed import rank, ranks
+from clipsweep.distill.student.batch import Batch, SweepSet, collate_groups
+from clipsweep.distill.student.voxels import Sample, Voxels, voxelize
+from clipsweep.distill.training.distributed import rank, world_size
 from clipsweep.pipeline.artifacts.read import read_pixels, read_points, read_truth, usable_cloud
 from clipsweep.pipeline.artifacts.store import Artifact
 from clipsweep.pipeline.config import Config
@@ -83,7 +83,7 @@ def truth_targets(space: LabelSpace, config: Config, frame: Frame, cloud: Cloud)
 
 
 @dataclass(frozen=True)
-class TrainingFrames(Dataset[Group | BadInput]):
+class TrainingFrames(Dataset[SweepSet | BadInput]):
     """Frames by (epoch, number), each with a random state of its own, so that the order of loading cannot matter.
 
     A frame that turns out bad is answered as its error: worker processes cannot raise it whole.
@@ -93,7 +93,7 @@ class TrainingFrames(Dataset[Group | BadInput]):
     targets: Callable[[Frame, Cloud], Targets]
     config: Config
 
-    def __getitem__(self, item: tuple[int, int]) -> Group | BadInput:
+    def __getitem__(self, item: tuple[int, int]) -> SweepSet | BadInput:
         """The sweeps of a frame, each moved by itself, with their targets."""
         epoch, number = item
         random = np.random.default_rng([self.config.seed, epoch, number])
@@ -109,7 +109,7 @@ class TrainingFrames(Dataset[Group | BadInput]):
         ends = np.cumsum(np.bincount(passed))
         parts = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False) if start < end]
         sweeps = [self._voxels(frame, cloud, targets, cube, part, random) for part in parts]
-        return Group(sweeps, targets.feature, tuple(map(str, left_out)))
+        return SweepSet(sweeps, targets.feature, tuple(map(str, left_out)))
 
     def _cubes(self, cloud: Cloud, targets: Targets) -> Int64[np.ndarray, " m"] | None:
         """The cube of each target, cut before any augmentation, numbered over all sweeps."""
@@ -138,10 +138,10 @@ class TrainingFrames(Dataset[Group | BadInput]):
             pair_point=targets.point[mine] - part.start,
             pair_label=targets.label[mine],
             pair_pixel=None if targets.pixel is None else targets.pixel[mine],
-            pair_cube=None if cube is None else cube[mine],
+            voxel_id=None if cube is None else cube[mine],
         )
         model = self.config.model
-        return voxelise(
+        return voxelize(
             sample,
             voxel_m=model.voxel_m,
             features=model.features,
@@ -153,9 +153,9 @@ class TrainingFrames(Dataset[Group | BadInput]):
         )
 
 
-def _collate(items: list[Group | BadInput]) -> Batch | BadInput:
+def _collate(items: list[SweepSet | BadInput]) -> Batch | BadInput:
     bad = [item for item in items if isinstance(item, BadInput)]
-    return bad[0] if bad else collate_groups([item for item in items if isinstance(item, Group)])
+    return bad[0] if bad else collate_groups([item for item in items if isinstance(item, SweepSet)])
 
 
 def training_steps(config: Config, frames: int) -> int:
@@ -197,15 +197,15 @@ def training_batches(
         BadInput: a frame cannot be read, or there are more workers than frames in a batch.
     """
     size = config.train.batch_size
-    if size < ranks():
-        raise BadInput("train.batch_size", f"is {size}", f"{ranks()} workers need as many frames")
-    if -(-size // ranks()) * config.train.sweeps > 128:
+    if size < world_size():
+        raise BadInput("train.batch_size", f"is {size}", f"{world_size()} workers need as many frames")
+    if -(-size // world_size()) * config.train.sweeps > 128:
         raise BadInput("train.batch_size", f"{size} frames of {config.train.sweeps} sweeps are too many", "128 in all")
     steps = range(first_step, training_steps(config, len(frames)))
     batches = range(steps.start * config.train.accumulate, steps.stop * config.train.accumulate)
     loader = DataLoader(
         TrainingFrames(frames, targets, config),
-        batch_sampler=(batch[rank() :: ranks()] for batch in batch_order(config.seed, len(frames), size, batches)),
+        batch_sampler=(batch[rank() :: world_size()] for batch in batch_order(config.seed, len(frames), size, batches)),
         collate_fn=_collate,
         num_workers=config.run.loaders,
         pin_memory=torch.cuda.is_available(),

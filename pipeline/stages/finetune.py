@@ -19,7 +19,7 @@ from clipsweep.pipeline.artifacts.read import key_cloud, readable
 from clipsweep.pipeline.artifacts.store import Artifact
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.labels import LabelSpace, load_space
-from clipsweep.pipeline.run.ray_train import joined, on_ray, wants_ray
+from clipsweep.pipeline.run.ray_train import process_group, train_on_ray, wants_ray
 from clipsweep.pipeline.stages.dataset import truth_targets
 from clipsweep.pipeline.stages.fit import (
     READS_CLOUDS,
@@ -66,8 +66,8 @@ def make_finetuned(config: Config, source: str) -> Artifact:
     if not source:
         raise BadInput("student", "is not set", "give student=FOLDER of a pre-trained student, or student=none")
     if wants_ray(config) and not is_complete(_finetuned(config, make_index(config), source), config):
-        on_ray(partial(make_finetuned, source=source), config)
-    with joined(partial(make_index, config)) as index:
+        train_on_ray(partial(make_finetuned, source=source), config)
+    with process_group(partial(make_index, config)) as index:
         student = _finetuned(config, index, source)
         if not is_complete(student, config):
             _finetune(config, index, student, source)
@@ -132,12 +132,12 @@ def _student_to_tune(config: Config, source: str, classes: int) -> tuple[Student
     network = new_student(config, trained.text.shape[1], classes)
     weights = trained.student.state_dict()
     if config.finetune.start == "names" and trained.names == load_space(config.labels).names and len(trained.text):
-        named = trained.student.named
+        named = trained.student.text_head
         weights |= {f"classifier.{k}": trained.text @ weights[f"{named}.{k}"] for k in ("weight", "bias")}
     else:
         weights |= {k: v for k, v in network.state_dict().items() if k.startswith("classifier.")}
     network.load_state_dict(weights)  # strict: a weight that does not fit is an error
-    network.named = trained.student.named
+    network.text_head = trained.student.text_head
     if config.finetune.linear_probe:
         for name, parameter in network.named_parameters():
             parameter.requires_grad = name.startswith("classifier.")

@@ -31,7 +31,7 @@ from clipsweep.pipeline.artifacts.read import note_older
 from clipsweep.pipeline.artifacts.store import Artifact, digest_files, write_whole
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.labels import load_space
-from clipsweep.pipeline.run.signals import Stopped, noted
+from clipsweep.pipeline.run.signals import Stopped, defer_signals
 from clipsweep.pipeline.stages.dataset import Targets, training_batches, training_steps
 from clipsweep.pipeline.stages.index import scene_frames, scenes_of
 from clipsweep.pipeline.stages.log import TrainingLog, met_targets
@@ -188,7 +188,7 @@ def _train(config: Config, out: Artifact, lesson: Lesson, learner: Learner) -> l
     older_sweeps: list[Skip] = []
     with (
         closing(training_batches(lesson.frames, lesson.targets, config, learner.step)) as batches,
-        noted() as signals,
+        defer_signals() as signals,
         _recorded(out, learner, steps, config) as on_step,
     ):
         train(

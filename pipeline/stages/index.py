@@ -147,7 +147,7 @@ def scene_digests(index: Artifact, *roles: str) -> dict[str, str]:
     return {scene: digests[scene] for scene in scenes_of(index, *roles)}
 
 
-def cut_scenes(
+def split_scenes(
     index: Artifact,
     *roles: str,
     frames: int | None = None,

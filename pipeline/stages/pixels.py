@@ -19,7 +19,7 @@ from clipsweep.pipeline.artifacts.store import Artifact, Part, digest_of
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.labels import LabelSpace, load_space
 from clipsweep.pipeline.run.scenes import Shard, run_stage
-from clipsweep.pipeline.stages.index import cut_scenes, scene_frames
+from clipsweep.pipeline.stages.index import scene_frames, split_scenes
 from clipsweep.pipeline.teachers import TeacherInputs, make_teacher
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import Frame, PixelLabels
@@ -101,7 +101,7 @@ def make_pixels(config: Config, index: Artifact) -> Artifact:
         "feature_digest": features,
     }
     files = _label_files(config, index, own) if isinstance(own, PrecomputedConfig) else {}
-    parts = cut_scenes(index, frames=FRAMES, inputs_of=lambda scene: files.get(scene, ""))
+    parts = split_scenes(index, frames=FRAMES, inputs_of=lambda scene: files.get(scene, ""))
     pixels = Artifact.of(config.store, "pixels", key).holding(parts, index.skipped())
     shards = ["_text", *pixels.shards()]
     kept: Artifact | None = None

@@ -14,7 +14,7 @@ from clipsweep.pipeline.artifacts.store import Artifact, Part, digest_of
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.labels import load_space
 from clipsweep.pipeline.run.scenes import Shard, run_stage
-from clipsweep.pipeline.stages.index import cut_scenes, scene_frames
+from clipsweep.pipeline.stages.index import scene_frames, split_scenes
 from clipsweep.pipeline.stages.poses import make_poses, read_poses
 from clipsweep.projection.frames import Frame, PointLabels
 from clipsweep.projection.fusion import SweepReader, label_frames
@@ -109,7 +109,7 @@ def make_points(config: Config, index: Artifact, pixels: Artifact) -> Artifact:
     def inputs_of(scene: str) -> str:
         return digest_of([pixels.content(scene), poses.content(scene)])
 
-    parts = cut_scenes(index, frames=FRAMES, inputs_of=inputs_of)
+    parts = split_scenes(index, frames=FRAMES, inputs_of=inputs_of)
     points = Artifact.of(config.store, "points", key, [pixels, poses])
     points = points.holding(parts, index.skipped())
     worker = partial(FuseWorker, config, index, pixels, poses, parts)

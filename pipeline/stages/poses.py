@@ -14,7 +14,7 @@ from clipsweep.pipeline.artifacts.store import Artifact, Part
 from clipsweep.pipeline.cli import say
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.run.scenes import Shard, run_stage
-from clipsweep.pipeline.stages.index import cut_scenes, scene_frames
+from clipsweep.pipeline.stages.index import scene_frames, split_scenes
 from clipsweep.projection.alignment import Alignment
 from clipsweep.projection.frames import Frame
 from clipsweep.projection.fusion import SweepReader, align_scene
@@ -97,7 +97,7 @@ def _tell_alignment(scene: str, alignment: Alignment) -> dict[str, int]:
 
 def make_poses(config: Config, index: Artifact) -> Artifact:
     """Aligns the key frames of each scene: ``poses-<id>/``, one shard a scene."""
-    parts = cut_scenes(index)
+    parts = split_scenes(index)
     poses = Artifact.of(config.store, "poses", config.values(*NAMED_BY))
     poses = poses.holding(parts, index.skipped())
     worker = partial(PoseWorker, config, index, parts)

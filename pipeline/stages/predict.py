@@ -16,7 +16,7 @@ from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.labels import load_space
 from clipsweep.pipeline.run.scenes import Shard, run_stage
 from clipsweep.pipeline.stages.fit import READS_CLOUDS, finished_student
-from clipsweep.pipeline.stages.index import cut_scenes, find_parts, scene_frames, scenes_of
+from clipsweep.pipeline.stages.index import find_parts, scene_frames, scenes_of, split_scenes
 from clipsweep.pipeline.stages.pixels import device
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import Frame
@@ -101,7 +101,7 @@ def make_predictions(config: Config, index: Artifact, student: str) -> Artifact:
     """Predicts the frames of ``data.eval`` with the student in a folder."""
     _, digest = open_student(config, student)
     key = {"student": digest, **config.values(*READS_CLOUDS)}
-    parts = cut_scenes(index, "eval", frames=FRAMES)
+    parts = split_scenes(index, "eval", frames=FRAMES)
     scenes = {part.scene for part in parts}
     lost = [skip for skip in index.skipped() if skip.scene in scenes]
     predictions = Artifact.of(config.store, "predictions", key).holding(parts, lost)

@@ -14,7 +14,7 @@ from clipsweep.distill.teacher.maskclip import MaskClipConfig
 from clipsweep.distill.training.distributed import rank
 from clipsweep.pipeline.artifacts.store import Artifact
 from clipsweep.pipeline.config import Config
-from clipsweep.pipeline.run.ray_train import joined, on_ray, wants_ray
+from clipsweep.pipeline.run.ray_train import process_group, train_on_ray, wants_ray
 from clipsweep.pipeline.stages.dataset import target_source
 from clipsweep.pipeline.stages.fit import (
     READS_CLOUDS,
@@ -59,8 +59,8 @@ def make_pretrained(config: Config, resume: str = "") -> Artifact:
     """
     _check_teacher(config)
     if wants_ray(config) and not is_complete(_pretrained(config, _sources(config), resume), config):
-        on_ray(partial(make_pretrained, resume=resume), config)
-    with joined(partial(_sources, config)) as sources:
+        train_on_ray(partial(make_pretrained, resume=resume), config)
+    with process_group(partial(_sources, config)) as sources:
         student = _pretrained(config, sources, resume)
         if not is_complete(student, config):
             _pretrain(config, sources, student, resume)
@@ -117,7 +117,7 @@ def _pretrain(config: Config, sources: _Sources, student: Artifact, resume: str)
     targets = target_source(config.objectives.semantic.targets, pixels, points, config)
     with no_labels(label_folders(config.data, sources.index)):
         network = new_student(config, text.shape[1])
-        network.named = "semantic" if config.objectives.semantic.weight else "local"
+        network.text_head = "semantic" if config.objectives.semantic.weight else "local"
         terms = pretraining(network, text.to(device()), config.objectives)
         stripped = [dataclasses.replace(frame, labels=None) for frame in frames]
         lesson = Lesson(network, terms, text, stripped, targets, used_labels=False)

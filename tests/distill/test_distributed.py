@@ -15,10 +15,10 @@ from clipsweep.distill.objectives.regression import RegressionConfig
 from clipsweep.distill.objectives.selftraining import SelfTrainingConfig
 from clipsweep.distill.objectives.semantic import SemanticConfig
 from clipsweep.distill.objectives.spatiotemporal import SpatioTemporalConfig
-from clipsweep.distill.student.batch import Batch, Group, collate_groups
+from clipsweep.distill.student.batch import Batch, SweepSet, collate_groups
 from clipsweep.distill.student.checkpoint import make_student
 from clipsweep.distill.student.unet import ModelConfig, Student
-from clipsweep.distill.student.voxels import Sample, voxelise
+from clipsweep.distill.student.voxels import Sample, voxelize
 from clipsweep.distill.training.loop import Learner, NotFinite, Step, TrainConfig, train
 
 MODEL, TEXT = ModelConfig(size="tiny", voxel_m=0.5), torch.eye(4)
@@ -45,7 +45,7 @@ CONFIG = TrainConfig(optimizer="sgd", lr=1e-5, ema=0.9)
 one process too; at this one the loss still falls, and roundings stay small."""
 
 
-def frame(number: int) -> Group:
+def frame(number: int) -> SweepSet:
     """A cloud with 100 pairs times its number; frame 0 has none."""
     random, pairs = np.random.default_rng(number), 100 * number
     sample = Sample(
@@ -56,11 +56,11 @@ def frame(number: int) -> Group:
         pair_point=np.arange(pairs),
         pair_label=random.integers(0, 4, pairs),
         pair_pixel=random.integers(0, 30, pairs),
-        pair_cube=random.integers(0, 20, pairs),
+        voxel_id=random.integers(0, 20, pairs),
     )
-    cut = voxelise(sample, voxel_m=MODEL.voxel_m, features=MODEL.features, reduce=MODEL.reduce, sensor_height_m=0.0)
+    cut = voxelize(sample, voxel_m=MODEL.voxel_m, features=MODEL.features, reduce=MODEL.reduce, sensor_height_m=0.0)
     feature = random.normal(size=(30, 4))
-    return Group([cut], (feature / np.linalg.norm(feature, axis=1, keepdims=True)).astype(np.float16))
+    return SweepSet([cut], (feature / np.linalg.norm(feature, axis=1, keepdims=True)).astype(np.float16))
 
 
 def part(numbers: Sequence[int]) -> Batch:

@@ -31,7 +31,7 @@ from clipsweep.distill.student.checkpoint import (
     student_config,
 )
 from clipsweep.distill.student.unet import ModelConfig, Student
-from clipsweep.distill.student.voxels import Sample, voxelise
+from clipsweep.distill.student.voxels import Sample, voxelize
 from clipsweep.distill.training.loop import Learner, NotFinite, Step, TrainConfig, make_optimizer, rates, train
 from clipsweep.projection.errors import BadInput
 
@@ -48,7 +48,7 @@ def batches(count: int) -> Iterator[Batch]:
         ones = np.ones(300, np.float32)
         sample = Sample(f"frame-{number}", xyz, ones, 0 * ones, np.arange(300), label)
         settings = {"features": MODEL.features, "reduce": MODEL.reduce, "sensor_height_m": 0.0}
-        yield collate([voxelise(sample, voxel_m=MODEL.voxel_m, **settings)])
+        yield collate([voxelize(sample, voxel_m=MODEL.voxel_m, **settings)])
 
 
 OWN = ObjectivesConfig(selftraining=SelfTrainingConfig(probability=0.5, start=0.3))
@@ -254,7 +254,7 @@ def test_without_pairs_nothing_is_learnt_and_nothing_breaks(semantic: SemanticCo
         selftraining=SelfTrainingConfig(probability=1.0, start=0.5),
     )
     none = torch.empty(0, dtype=torch.int64)
-    empty = {"pair_point": none, "pair_label": none, "pair_cube": none}
+    empty = {"pair_point": none, "pair_label": none, "voxel_id": none}
     stream = (replace(batch, **empty) for batch in batches(2))
     network, config = student(), TrainConfig(weight_decay=0.0)
     before, steps = [p.clone() for p in network.parameters()], []
@@ -279,7 +279,7 @@ def write(folder: Path, student: Student) -> None:
 def test_a_student_comes_back_from_disk(tmp_path: Path) -> None:
     student = make_student(MODEL, 3)
     run(student, TrainConfig(epochs=1))
-    student.named = "local"
+    student.text_head = "local"
     write(tmp_path, student)
     trained = load_student(tmp_path)
     batch = next(batches(1))

@@ -15,10 +15,10 @@ from clipsweep.distill.objectives.regression import RegressionConfig
 from clipsweep.distill.objectives.selftraining import SelfTrainingConfig, switched
 from clipsweep.distill.objectives.semantic import SemanticConfig, semantic
 from clipsweep.distill.objectives.spatiotemporal import SpatioTemporalConfig
-from clipsweep.distill.student.batch import Batch, Group, collate_groups
+from clipsweep.distill.student.batch import Batch, SweepSet, collate_groups
 from clipsweep.distill.student.checkpoint import make_student
 from clipsweep.distill.student.unet import ModelConfig, Student
-from clipsweep.distill.student.voxels import Sample, voxelise
+from clipsweep.distill.student.voxels import Sample, voxelize
 from clipsweep.pipeline.config import load_config
 
 MODEL, TEXT = ModelConfig(size="tiny", voxel_m=0.5), torch.eye(4)
@@ -40,18 +40,18 @@ def batch() -> Batch:
             pair_point=paired,
             pair_label=random.integers(0, 4, 100),
             pair_pixel=random.integers(0, 50, 100),
-            pair_cube=random.integers(0, 30, 100),
+            voxel_id=random.integers(0, 30, 100),
         )
 
     def cut(sample: Sample):
-        return voxelise(
+        return voxelize(
             sample, voxel_m=MODEL.voxel_m, features=MODEL.features, reduce=MODEL.reduce, sensor_height_m=0.0
         )
 
     feature = random.normal(size=(2, 50, 4))
     feature = (feature / np.linalg.norm(feature, axis=2, keepdims=True)).astype(np.float16)
     return collate_groups(
-        [Group([cut(sweep(name)), cut(sweep(name))], pixel) for name, pixel in zip("ab", feature, strict=True)]
+        [SweepSet([cut(sweep(name)), cut(sweep(name))], pixel) for name, pixel in zip("ab", feature, strict=True)]
     )
 
 
@@ -64,12 +64,12 @@ def student() -> Student:
 def test_pixels_and_cubes_are_numbered_through(batch: Batch) -> None:
     assert batch.pixel is not None
     assert batch.pair_pixel is not None
-    assert batch.pair_cube is not None
+    assert batch.voxel_id is not None
     assert batch.pixel.shape == (100, 4)
     assert (batch.pair_pixel[:200] < 50).all()
     assert (batch.pair_pixel[200:] >= 50).all()
-    assert not set(batch.pair_cube[:200].tolist()) & set(batch.pair_cube[200:].tolist())
-    assert sorted(set(batch.pair_cube.tolist())) == list(range(int(batch.pair_cube.max()) + 1))
+    assert not set(batch.voxel_id[:200].tolist()) & set(batch.voxel_id[200:].tolist())
+    assert sorted(set(batch.voxel_id.tolist())) == list(range(int(batch.voxel_id.max()) + 1))
 
 
 def test_each_weight_switches_its_term(student: Student, batch: Batch) -> None:
@@ -154,7 +154,7 @@ def test_the_reference_recipe_gives_the_published_values(student: Student, batch
     text = torch.nn.functional.normalize(torch.randn(4, 4, generator=random), dim=1)
     cube = torch.cat([torch.arange(50), torch.randint(1, 50, (350,), generator=random)])  # one pair in cube 0
     cube = cube[torch.randperm(400, generator=random)]
-    batch = replace(batch, pair_cube=cube)
+    batch = replace(batch, voxel_id=cube)
     found = pretraining(student, text, objectives)(batch, EARLY)
 
     said = student(batch, points=batch.pair_point, heads=("semantic", "local"), unit=False)

@@ -18,7 +18,7 @@ from torch.nn import functional
 from clipsweep.distill.sparse import native as sparse_native
 from clipsweep.distill.sparse import native_kernels as sparse_kernels
 from clipsweep.distill.sparse.native import convolve
-from clipsweep.distill.sparse.ops import Down, Pointwise, Sites, SparseTensor, Submanifold, Up
+from clipsweep.distill.sparse.ops import Down, Pointwise, Sites, SparseTensor, SubMConv3d, Up
 from clipsweep.projection import grid, kernels
 from clipsweep.tools.benchmarks import sparse as bench
 
@@ -60,7 +60,7 @@ def as_dense_weight(op: torch.nn.Module) -> Tensor:
 
 def dense_op(op: torch.nn.Module, dense: Tensor) -> Tensor:
     weight = as_dense_weight(op)
-    if isinstance(op, Submanifold):
+    if isinstance(op, SubMConv3d):
         return functional.conv3d(dense, weight, padding=1)
     if isinstance(op, Down):
         return functional.conv3d(dense, weight, stride=2)
@@ -74,7 +74,7 @@ def dense_op(op: torch.nn.Module, dense: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("count", [0, 1, 40, 700])
 @pytest.mark.parametrize("channels", [(5, 7), (32, 48), (16, 33)])
-@pytest.mark.parametrize("kind", [Submanifold, Down, Up, Pointwise])
+@pytest.mark.parametrize("kind", [SubMConv3d, Down, Up, Pointwise])
 def test_native_equals_dense(kind, count: int, channels: tuple[int, int]) -> None:
     torch.manual_seed(count)
     op, coords = kind(*channels), random_coords(count, seed=count)
@@ -132,7 +132,7 @@ def test_bfloat16_products_are_summed_in_float32(count: int) -> None:
 def test_float64_goes_through_torch() -> None:
     coords = random_coords(60)
     feats = torch.randn(len(coords), 3, dtype=torch.float64, requires_grad=True)
-    op = Submanifold(3, 4).double()
+    op = SubMConv3d(3, 4).double()
     out = op(SparseTensor(feats, Sites(coords, "native")))
     torch.testing.assert_close(out.feats, at_sites(dense_op(op, to_dense(coords, feats)), coords))
 
@@ -146,7 +146,7 @@ def test_same_bits_for_any_number_of_threads(threads: None, dtype: torch.dtype, 
     coords = random_coords(4000, side=24)
     torch.manual_seed(1)
     feats = torch.randn(len(coords), channels[0])
-    ops = [Submanifold(*channels), Down(channels[1], channels[1]), Up(channels[1], channels[0])]
+    ops = [SubMConv3d(*channels), Down(channels[1], channels[1]), Up(channels[1], channels[0])]
 
     def run(count: int) -> list[Tensor]:
         torch.set_num_threads(count)
@@ -165,7 +165,7 @@ def test_same_bits_for_any_number_of_threads(threads: None, dtype: torch.dtype, 
 @pytest.mark.slow
 def test_memory_stays_flat() -> None:
     coords = random_coords(8_000, side=40)
-    ops = torch.nn.ModuleList([Submanifold(8, 64), Down(64, 64), Up(64, 64), Pointwise(64, 8)])
+    ops = torch.nn.ModuleList([SubMConv3d(8, 64), Down(64, 64), Up(64, 64), Pointwise(64, 8)])
     optimiser = torch.optim.SGD(ops.parameters(), 1e-4)
 
     def step() -> None:
@@ -206,7 +206,7 @@ def one_pass(ops: list[torch.nn.Module], coords: Tensor, feats: Tensor, backend:
 
 def ops_of_all_kinds() -> list[torch.nn.Module]:
     torch.manual_seed(0)
-    return [Submanifold(5, 16), Down(16, 32), Submanifold(32, 24), Pointwise(24, 32), Up(32, 8)]
+    return [SubMConv3d(5, 16), Down(16, 32), SubMConv3d(32, 24), Pointwise(24, 32), Up(32, 8)]
 
 
 @pytest.mark.filterwarnings("ignore")

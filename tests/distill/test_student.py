@@ -18,7 +18,7 @@ from clipsweep.distill.sparse.norm import Norm
 from clipsweep.distill.student.batch import Batch, collate
 from clipsweep.distill.student.heads import Embeddings, Head
 from clipsweep.distill.student.unet import SIZES, Student
-from clipsweep.distill.student.voxels import Sample, voxelise
+from clipsweep.distill.student.voxels import Sample, voxelize
 
 FEATURES = ("intensity", "height", "range", "offset")
 
@@ -37,7 +37,7 @@ def make_batch(*counts: int, trilinear: bool = False, spread: float = 4.0) -> Ba
         xyz = (random.normal(size=(count, 3)) * (spread, spread, spread / 8)).astype(np.float32)
         sample = Sample.of_points(str(seed), xyz, xyz[:, 0] ** 2 % 1, np.zeros(count, np.float32))
         settings = {"voxel_m": 0.4, "features": FEATURES, "reduce": "mean", "sensor_height_m": 1.8}
-        frames.append(voxelise(sample, trilinear=trilinear, **settings))
+        frames.append(voxelize(sample, trilinear=trilinear, **settings))
     return collate(frames)
 
 
@@ -54,7 +54,7 @@ def test_sizes(size: str) -> None:
     assert out.logits.shape == (72, 5)
     for vectors in (out.semantic, out.local):
         torch.testing.assert_close(vectors.norm(dim=1), torch.ones(72))
-    convolutions = sum(type(module).__name__ in ("Submanifold", "Down") for module in student.unet.modules())
+    convolutions = sum(type(module).__name__ in ("SubMConv3d", "Down") for module in student.unet.modules())
     assert convolutions == {"tiny": 22, "unet14": 22, "unet34": 52}[size]
 
 
@@ -107,7 +107,7 @@ def test_classify_is_the_argmax_of_the_embeddings(trilinear: bool) -> None:
     out = student(batch)
     assert torch.equal(student.classify(batch, text), (out.semantic @ text.t()).argmax(1).to(torch.uint8))
     assert torch.equal(student.classify(batch), out.logits.argmax(1).to(torch.uint8))
-    student.named = "local"
+    student.text_head = "local"
     assert torch.equal(student.classify(batch, text), (out.local @ text.t()).argmax(1).to(torch.uint8))
     student.classifier = None
     with pytest.raises(ValueError, match="pass text"):

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipsweep.distill.student.batch import Batch, collate
-from clipsweep.distill.student.voxels import FEATURES, Sample, Voxels, channels, voxelise
+from clipsweep.distill.student.voxels import FEATURES, Sample, Voxels, channels, voxelize
 from clipsweep.projection import kernels
 
 ALL = tuple(FEATURES)
@@ -37,7 +37,7 @@ def cut(one: Sample, **changes: Any) -> Voxels:
     plain: dict[str, Any] = {
         "voxel_m": VOXEL_M, "features": ALL, "reduce": "mean", "sensor_height_m": HEIGHT_M, **changes,
     }  # fmt: skip
-    return voxelise(one, **plain)
+    return voxelize(one, **plain)
 
 
 def point_features(one: Sample) -> np.ndarray:

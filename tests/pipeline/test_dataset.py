@@ -101,10 +101,10 @@ def test_sweeps_pass_apart_and_share_cubes(ready: tuple) -> None:
         frame: passes[frame] for frame in batch.frames
     }
     assert int(batch.coords[:, 0].max()) + 1 == len(batch.frames)
-    assert batch.pair_cube is not None
-    assert len(batch.pair_cube) == len(batch.pair_point) == len(batch.pair_label)
-    cubes, shared = int(batch.pair_cube.max()) + 1, batch.pair_cube.bincount()
-    assert len(torch.unique(batch.pair_cube)) == cubes < len(batch.pair_cube)
+    assert batch.voxel_id is not None
+    assert len(batch.voxel_id) == len(batch.pair_point) == len(batch.pair_label)
+    cubes, shared = int(batch.voxel_id.max()) + 1, batch.voxel_id.bincount()
+    assert len(torch.unique(batch.voxel_id)) == cubes < len(batch.voxel_id)
     assert (shared > 1).any()
 
 

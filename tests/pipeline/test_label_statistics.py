@@ -19,7 +19,7 @@ from clipsweep.pipeline.artifacts.store import Artifact
 from clipsweep.pipeline.config import Config, load_config
 from clipsweep.pipeline.labels import load_space
 from clipsweep.pipeline.reports import label_statistics as quality
-from clipsweep.pipeline.reports.label_statistics import look_over
+from clipsweep.pipeline.reports.label_statistics import label_statistics
 from clipsweep.pipeline.stages.index import make_index, scene_frames, scenes_of
 from clipsweep.pipeline.stages.pixels import make_pixels
 from clipsweep.pipeline.stages.points import make_points
@@ -43,7 +43,7 @@ def made(world: Path, tmp_path: Path) -> tuple[Config, Artifact, Artifact, Artif
 
 def test_counts_are_those_of_plain_loops(made: tuple[Config, Artifact, Artifact, Artifact]) -> None:
     config, index, pixels, points = made
-    space, found = load_space(config.labels), look_over(*made)
+    space, found = load_space(config.labels), label_statistics(*made)
     classes = len(space)
     cameras, frames, truth, fused = (np.zeros((classes, classes + 2), np.int64) for _ in range(4))
     labels = np.zeros(classes + 1, np.int64)
@@ -103,7 +103,7 @@ def test_no_truth_of_training_scenes_is_opened(
         opened.append(frame.scene)
 
     monkeypatch.setattr(quality, "read_truth", watched)
-    found = look_over(*made)
+    found = label_statistics(*made)
     assert set(opened) == set(scenes_of(made[1], "eval")) < set(scenes_of(made[1]))
     assert found.points_truth.points == found.sure.sum() == 0
 
@@ -164,7 +164,7 @@ def test_boxes_that_a_data_set_does_not_have_are_refused_before_labelling(
     assert not list((tmp_path / "store").glob("pixels-*"))
 
 
-def moved(counts: dict[tuple[str, str], int]) -> quality.Quality:
+def moved(counts: dict[tuple[str, str], int]) -> quality.LabelStatistics:
     space = load_space(Config().labels)
     table = np.zeros((len(space), len(space) + 2), np.int64)
     for (pixel, fused), count in counts.items():
@@ -177,7 +177,7 @@ def moved(counts: dict[tuple[str, str], int]) -> quality.Quality:
 def test_road_that_becomes_cars_is_warned_of() -> None:
     road, car = "driveable surface", "car"
     found = moved({(road, road): 540, (road, car): 100, (road, "pedestrian"): 20, (road, ""): 340})
-    (warning,) = quality.quality_warnings(found, load_space(Config().labels))
+    (warning,) = quality.statistics_warnings(found, load_space(Config().labels))
     assert warning == (
         "driveable surface: 46 % of the points that pixels call so are not ground after fusion"
         " (34 % no label, 10 % car, 2 % pedestrian)"
@@ -187,11 +187,11 @@ def test_road_that_becomes_cars_is_warned_of() -> None:
 def test_people_that_get_lost_are_warned_of() -> None:
     person, wall = "pedestrian", "manmade"
     found = moved({(person, wall): 374, (person, person): 3, (wall, wall): 1000})
-    (warning,) = quality.quality_warnings(found, load_space(Config().labels))
+    (warning,) = quality.statistics_warnings(found, load_space(Config().labels))
     assert warning == "pedestrian: fusion leaves 1 % as many of the points that cameras see (99 % manmade)"
 
 
 def test_nothing_is_said_of_labels_that_stay_or_are_few() -> None:
     road = "driveable surface"
     stay = moved({(road, road): 990, (road, "car"): 10, ("pedestrian", "manmade"): 60})
-    assert quality.quality_warnings(stay, load_space(Config().labels)) == []
+    assert quality.statistics_warnings(stay, load_space(Config().labels)) == []

@@ -16,7 +16,7 @@ from clipsweep.pipeline.config import Config, load_config
 from clipsweep.pipeline.stages import pixels as pixels_stage
 from clipsweep.pipeline.stages import points as points_stage
 from clipsweep.pipeline.stages import poses as poses_stage
-from clipsweep.pipeline.stages.index import cut_scenes, make_index
+from clipsweep.pipeline.stages.index import make_index, split_scenes
 from clipsweep.pipeline.stages.pixels import PixelWorker, make_pixels
 from clipsweep.pipeline.stages.points import FuseWorker, make_points
 from clipsweep.pipeline.stages.poses import PoseWorker, make_poses
@@ -243,11 +243,11 @@ def test_workers_read_no_setting_that_does_not_name_their_artifact(
 
 def test_cutting_covers_each_scene_in_order(given: list[str]) -> None:
     index = make_index(load_config(given))
-    whole = cut_scenes(index)
+    whole = split_scenes(index)
     assert [len(part.frames) for part in whole] == [3, 3]
-    parts = cut_scenes(index, "eval", frames=2)
+    parts = split_scenes(index, "eval", frames=2)
     assert [part.scene for part in parts] == ["scene-0103", "scene-0103"]
     assert sum((part.frames for part in parts), ()) == whole[1].frames
     assert len({part.shard for part in parts}) == 2
-    other = cut_scenes(index, "eval", frames=2, inputs_of=lambda scene: "other")
+    other = split_scenes(index, "eval", frames=2, inputs_of=lambda scene: "other")
     assert not {part.shard for part in parts} & {part.shard for part in other}

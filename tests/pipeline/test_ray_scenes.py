@@ -21,7 +21,7 @@ from ray.cluster_utils import Cluster
 
 from clipsweep.pipeline.artifacts.store import Artifact
 from clipsweep.pipeline.config import Config
-from clipsweep.pipeline.run.ray_scenes import cluster, run_on_ray
+from clipsweep.pipeline.run.ray_scenes import ray_cluster, run_on_ray
 from clipsweep.pipeline.run.scenes import Incomplete, run_stage
 from clipsweep.pipeline.run.settings import RunConfig
 from clipsweep.projection.errors import BadInput
@@ -39,7 +39,7 @@ def nodes() -> Iterator[Cluster]:
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": FAST})
     for _ in range(3):
         made.add_node(num_cpus=1)
-    with cluster(RunConfig(address=made.address)):
+    with ray_cluster(RunConfig(address=made.address)):
         yield made
     made.shutdown()
 

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from clipsweep.pipeline.config import load_config
-from clipsweep.pipeline.run.ray_train import on_ray, wants_ray
+from clipsweep.pipeline.run.ray_train import train_on_ray, wants_ray
 from clipsweep.pipeline.run.settings import RunConfig
 from clipsweep.pipeline.stages.dataset import training_batches
 from clipsweep.projection.errors import BadInput
@@ -87,7 +87,7 @@ def test_bad_input_is_not_tried_again(tmp_path: Path) -> None:
     notes = tmp_path / "notes"
     notes.mkdir()
     with pytest.raises(BadInput, match=r"x\.bin: is cut short; copy it again"):
-        on_ray(partial(bad_training, notes), load_config([f"store={tmp_path / 'store'}", "run.workers=1"]))
+        train_on_ray(partial(bad_training, notes), load_config([f"store={tmp_path / 'store'}", "run.workers=1"]))
     assert len(list(notes.iterdir())) == 1
 
 
@@ -111,7 +111,7 @@ class Unshared(Trainer):
 def ray_of_four(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cluster of 4 CPUs and a GPU that needs no starting."""
     pytest.importorskip("ray.train", exc_type=ImportError)
-    monkeypatch.setattr("clipsweep.pipeline.run.ray_scenes.cluster", lambda run: nullcontext())
+    monkeypatch.setattr("clipsweep.pipeline.run.ray_scenes.ray_cluster", lambda run: nullcontext())
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 4.0, "GPU": 1.0})
     monkeypatch.setattr("ray.train.torch.TorchTrainer", Trainer)
 
@@ -129,15 +129,15 @@ def test_a_cluster_without_room_or_shared_folder_is_refused(
 ) -> None:
     config = load_config([f"store={tmp_path}", "train.batch_size=8", *given])
     with pytest.raises(BadInput, match=message):
-        on_ray(lambda config: None, config)
+        train_on_ray(lambda config: None, config)
 
 
 def test_how_a_training_ended_comes_back(ray_of_four: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config([f"store={tmp_path}", "run.workers=2", "run.attempts=3"])
-    on_ray(lambda config: None, config)
+    train_on_ray(lambda config: None, config)
     monkeypatch.setattr("ray.train.torch.TorchTrainer", Unshared)
     with pytest.raises(BadInput, match=r"left nothing in .*nodes share"):
-        on_ray(lambda config: None, config)
+        train_on_ray(lambda config: None, config)
 
 
 def test_who_starts_workers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,17 +150,17 @@ def test_who_starts_workers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_each_worker_needs_a_frame(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clipsweep.pipeline.stages.dataset.ranks", lambda: 3)
+    monkeypatch.setattr("clipsweep.pipeline.stages.dataset.world_size", lambda: 3)
     with pytest.raises(BadInput, match="3 workers"):
         next(training_batches([], lambda frame, cloud: None, load_config(["train.batch_size=2"])))  # type: ignore
 
 
 @pytest.mark.parametrize("address", ["auto", "local"])
 def test_only_a_named_cluster_is_joined(address: str) -> None:
-    from clipsweep.pipeline.run.ray_scenes import cluster
+    from clipsweep.pipeline.run.ray_scenes import ray_cluster
 
     refused = pytest.raises(BadInput, match=rf"run\.address: '{address}' names no cluster")
-    with refused, cluster(RunConfig(address=address)):
+    with refused, ray_cluster(RunConfig(address=address)):
         pass
 
 
@@ -174,6 +174,6 @@ def test_without_ray_its_installation_is_told(
     refused = tool("label", *given, "run.executor=ray")
     assert refused.status == 1
     assert refused.err.endswith('; pip install -e ".[ray]"\n')
-    for run in (partial(on_ray, print), partial(submit.run, "label", [])):
+    for run in (partial(train_on_ray, print), partial(submit.run, "label", [])):
         with pytest.raises(BadInput, match="needs Ray"):
             run(load_config(given))

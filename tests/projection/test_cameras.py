@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipsweep.projection.cameras import look_up, pixel_rows, project, visible
+from clipsweep.projection.cameras import pixel_rows, project, sample_pixel_labels, visible
 from clipsweep.projection.frames import Pairs
 from clipsweep.projection.pose import Pose
 from tests.projection.scenes import camera, pixels, pose, shift
@@ -61,7 +61,7 @@ def test_degenerate_input():
     assert len(project(odd, shift(0), [front])) == 0  # a depth of exactly the minimum is too near
     none = project(odd, shift(0), [front])
     assert len(visible(none, [front], 16.0, 0.1, 0.5)) == 0
-    assert len(look_up(none, [front], [pixels(np.zeros((9, 16)))])[0]) == 0
+    assert len(sample_pixel_labels(none, [front], [pixels(np.zeros((9, 16)))])[0]) == 0
 
 
 def test_the_border_is_strict():
@@ -87,13 +87,13 @@ def test_reach_looks_into_the_cells_around():
     pairs = pairs_at([[20, 20], [20, 40], [20, 60]], [8, 20, 20])
     front = [camera(shift(0))]
     np.testing.assert_array_equal(visible(pairs, front, 16.0, 0.1, 0.5), [True, True, True])
-    np.testing.assert_array_equal(visible(pairs, front, 16.0, 0.1, 0.5, reach=1), [True, False, True])
+    np.testing.assert_array_equal(visible(pairs, front, 16.0, 0.1, 0.5, dilate_cells=1), [True, False, True])
 
 
 def test_the_teachers_grid_is_stretched_over_the_image():
     label = np.arange(6).reshape(2, 3)
     uv = [[1, 1], [54, 44], [159, 1], [1, 46], [80, 89], [159, 89]]
-    found, score = look_up(pairs_at(uv, np.ones(6)), [camera(shift(0))], [pixels(label, 0.5)])
+    found, score = sample_pixel_labels(pairs_at(uv, np.ones(6)), [camera(shift(0))], [pixels(label, 0.5)])
     np.testing.assert_array_equal(found, [0, 1, 2, 3, 4, 5])
     np.testing.assert_array_equal(score, np.full(6, 0.5))
 

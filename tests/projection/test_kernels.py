@@ -88,16 +88,16 @@ def test_project(run, n, k):
         assert run(kernels.project, xyz, matrix, size_wh, 1.0, 1.0, short, camera, uv, depth) == -1
 
 
-@pytest.mark.parametrize("reach", [0, 1, 2])
+@pytest.mark.parametrize("dilate_cells", [0, 1, 2])
 @pytest.mark.parametrize("m", [0, 1, 300])
-def test_visible(run, m, reach):
+def test_visible(run, m, dilate_cells):
     random = np.random.default_rng(m)
     camera = random.integers(0, 2, m).astype(np.uint8)
     uv = random.uniform(0, [160, 90], (m, 2)).astype(np.float32)
     depth, keep = random.uniform(1, 50, m).astype(np.float32), np.zeros(m, np.bool_)
     grid_hw = np.array([[6, 10], [6, 10]])
-    run(kernels.visible, camera, uv, depth, grid_hw, 16.0, 0.1, 0.5, reach, keep)
-    np.testing.assert_array_equal(keep, twins.visible(camera, uv, depth, 16.0, 0.1, 0.5, reach))
+    run(kernels.visible, camera, uv, depth, grid_hw, 16.0, 0.1, 0.5, dilate_cells, keep)
+    np.testing.assert_array_equal(keep, twins.visible(camera, uv, depth, 16.0, 0.1, 0.5, dilate_cells))
 
 
 def test_pack_and_unpack(run):

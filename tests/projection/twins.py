@@ -64,12 +64,12 @@ def project(xyz, matrix, size_wh, min_depth, border) -> Projected:
     return Projected(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def visible(camera, uv, depth, cell_px, relative, absolute, reach) -> np.ndarray:
+def visible(camera, uv, depth, cell_px, relative, absolute, dilate_cells) -> np.ndarray:
     """Compares each pair with every other of the cells around it."""
     cells = np.floor(uv / cell_px).astype(int)
     keep = np.empty(len(depth), bool)
     for i in range(len(depth)):
-        near = (camera == camera[i]) & (np.abs(cells - cells[i]) <= reach).all(axis=1)
+        near = (camera == camera[i]) & (np.abs(cells - cells[i]) <= dilate_cells).all(axis=1)
         keep[i] = depth[i] <= depth[near].min() * (1 + relative) + absolute
     return keep
 
@@ -212,7 +212,7 @@ class Grown(NamedTuple):
     gap: np.ndarray
 
 
-def grow_ground(low, seed, slope, step, size, reach) -> Grown:
+def grow_ground(low, seed, slope, step, size, dilate_cells) -> Grown:
     """Settles cells ring by ring around the seeds, each from the settled ones near it."""
     ground, gap = seed.astype(np.float64), np.where(np.isfinite(seed), 0.0, np.inf)
     waiting = [tuple(cell) for cell in np.argwhere(np.isfinite(seed))]
@@ -220,7 +220,7 @@ def grow_ground(low, seed, slope, step, size, reach) -> Grown:
     while waiting:
         row, column = waiting.pop(0)
         if (row, column) not in settled:
-            near = [(a, b) for a, b in settled if max(abs(a - row), abs(b - column)) <= reach]
+            near = [(a, b) for a, b in settled if max(abs(a - row), abs(b - column)) <= dilate_cells]
             away = np.array([np.hypot(a - row, b - column) for a, b in near])
             gaps = np.array([gap[cell] for cell in near])
             weight = 1 / (away**2 * (0.5 + gaps))

@@ -27,7 +27,7 @@ from clipsweep.pipeline.stages.points import make_points
 from clipsweep.pipeline.stages.predict import make_predictions
 from clipsweep.pipeline.stages.pretrain import make_pretrained
 from clipsweep.pipeline.stages.score import make_scores, truth_reader
-from clipsweep.projection.cameras import look_up
+from clipsweep.projection.cameras import sample_pixel_labels
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import NONE, Frame
 from clipsweep.projection.fusion import label_scene, visible_pairs
@@ -117,7 +117,7 @@ def lifted(config: Config, pixels: Artifact, frame: Frame) -> UInt8[np.ndarray, 
     """Labels of a key sweep's raw rows without any fusion: of the pixels that show a point, the surest one's."""
     cloud = key_cloud(frame, config, config.data.ego_box_m)
     pairs = visible_pairs(frame, cloud.xyz, config.fusion)
-    label, score = look_up(pairs, frame.cameras, read_pixels(pixels, frame))
+    label, score = sample_pixel_labels(pairs, frame.cameras, read_pixels(pixels, frame))
     order = np.argsort(np.where(label == NONE, -1, score), kind="stable")  # the surest is written last
     full = np.full(frame.sweeps[0].points.bytes // (4 * config.data.columns), NONE, np.uint8)
     full[cloud.source[pairs.point[order]]] = label[order]
@@ -158,11 +158,13 @@ def fusion(arguments: Sequence[str]) -> Iterator[Line]:
     index = make_index(config)
     pixels = make_pixels(config, index)
     none = dataclasses.replace(config, fusion=dataclasses.replace(config.fusion, occlusion_m=_FAR))
-    yield _opinions("one pixel a point", config, index, lambda frames: ((f, lifted(none, pixels, f)) for f in frames))
-    yield _opinions("+ z-buffer", config, index, lambda frames: ((f, lifted(config, pixels, f)) for f in frames))
-    yield _opinions("votes in 0.4 m cells", config, index, partial(plain_votes, config, pixels))
+    yield _score_frames(
+        "one pixel a point", config, index, lambda frames: ((f, lifted(none, pixels, f)) for f in frames)
+    )
+    yield _score_frames("+ z-buffer", config, index, lambda frames: ((f, lifted(config, pixels, f)) for f in frames))
+    yield _score_frames("votes in 0.4 m cells", config, index, partial(plain_votes, config, pixels))
     for name, settings in FUSION:
-        yield _opinions(name, config, index, partial(_fused, config, pixels, settings))
+        yield _score_frames(name, config, index, partial(_fused, config, pixels, settings))
 
 
 def _fused(
@@ -190,7 +192,7 @@ def plain_votes(
         pose = grid_from_global @ frame.sweeps[0].global_from_lidar
         cell = cell_keys(cloud.xyz, PLAIN_CELL_M, pose)
         pairs = visible_pairs(frame, cloud.xyz, config.fusion)
-        label, score = look_up(pairs, frame.cameras, read_pixels(pixels, frame))
+        label, score = sample_pixel_labels(pairs, frame.cameras, read_pixels(pixels, frame))
         named = label != NONE
         read.append((cloud, cell, cell[pairs.point[named]], label[named], score[named]))
     place, label, score = (np.concatenate([each[column] for each in read]) for column in (2, 3, 4))
@@ -200,7 +202,7 @@ def plain_votes(
         yield frame, full
 
 
-def _opinions(
+def _score_frames(
     name: str,
     config: Config,
     index: Artifact,

@@ -27,7 +27,7 @@ from clipsweep.pipeline.demo.write import write_demo
 from clipsweep.pipeline.run.scenes import Shard, Worker, make_shard, run_stage
 from clipsweep.pipeline.run.settings import RunConfig
 from clipsweep.pipeline.stages import pixels as pixels_stage
-from clipsweep.pipeline.stages.index import cut_scenes, make_index
+from clipsweep.pipeline.stages.index import make_index, split_scenes
 from clipsweep.projection.frames import Frame
 from clipsweep.tools.benchmarks.row import Row as BenchRow
 
@@ -65,7 +65,7 @@ class _Again:
 
     def __init__(self, config: Config, index: Artifact) -> None:
         torch.set_num_threads(1)
-        (part,) = cut_scenes(index)
+        (part,) = split_scenes(index)
         self.worker = pixels_stage.PixelWorker(config, index, (part,), None)
         self.shard = part.shard
 
@@ -75,7 +75,7 @@ class _Again:
 
 def _cost(folder: Path) -> Iterator[BenchRow]:
     """Seconds between one scene and the next, one worker on each side, in turns; empty scenes show Ray's share bare."""
-    from clipsweep.pipeline.run.ray_scenes import cluster, run_on_ray
+    from clipsweep.pipeline.run.ray_scenes import ray_cluster, run_on_ray
 
     write_demo(DemoConfig(train_scenes=1, val_scenes=0, key_frames=10), folder / "data")
     config = _config(folder, "teacher.kind=maskclip", "teacher.maskclip.model=local-dir:pipeline/demo/teacher")
@@ -84,7 +84,7 @@ def _cost(folder: Path) -> Iterator[BenchRow]:
         "commit an empty scene": _Small,
     }
     run = RunConfig(executor="ray", workers=1)
-    with cluster(run):
+    with ray_cluster(run):
         for work, build in works.items():
             ours: list[float] = []
             peer: list[float] = []

@@ -21,7 +21,7 @@ from clipsweep.pipeline.labels import LabelSpace, load_space
 from clipsweep.pipeline.stages.index import make_index, scene_frames, scenes_of
 from clipsweep.pipeline.stages.pixels import device
 from clipsweep.pipeline.teachers import TeacherInputs, make_teacher
-from clipsweep.projection.cameras import look_up
+from clipsweep.projection.cameras import sample_pixel_labels
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import Frame, PixelLabels
 from clipsweep.projection.fusion import visible_pairs
@@ -110,7 +110,7 @@ def _lifted(config: Config, space: LabelSpace, frame: Frame, images: Sequence[Pi
     cloud, truth = key_cloud(frame, config, config.data.ego_box_m), read_truth(frame, space, config)
     assert truth is not None
     pairs = visible_pairs(frame, cloud.xyz, config.fusion)
-    label, _ = look_up(pairs, frame.cameras, images)
+    label, _ = sample_pixel_labels(pairs, frame.cameras, images)
     return Confusion.of(truth[cloud.source[pairs.point]], label, len(space))
 
 

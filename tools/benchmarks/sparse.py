@@ -21,10 +21,10 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
 
-from clipsweep.distill.sparse.ops import Backend, Down, Pointwise, Sites, SparseTensor, Submanifold, Up
+from clipsweep.distill.sparse.ops import Backend, Down, Pointwise, Sites, SparseTensor, SubMConv3d, Up
 from clipsweep.distill.student.batch import Batch, collate
 from clipsweep.distill.student.unet import SIZES, UNet
-from clipsweep.distill.student.voxels import Sample, voxelise
+from clipsweep.distill.student.voxels import Sample, voxelize
 from clipsweep.projection.sweeps import merge
 from clipsweep.tools.benchmarks import samples
 from clipsweep.tools.benchmarks.row import Row
@@ -100,7 +100,7 @@ def _spconv_trains() -> Iterator[None]:
 def _batch(cloud: Float32[np.ndarray, "n 5"]) -> Batch:
     xyz, intensity, age_s = np.ascontiguousarray(cloud[:, :3]), cloud[:, 3].copy(), cloud[:, 4].copy()
     sample = Sample.of_points("bench", xyz, intensity, age_s)
-    return collate([voxelise(sample, voxel_m=_VOXEL_M, features=_FEATURES, reduce="mean", sensor_height_m=_HEIGHT_M)])
+    return collate([voxelize(sample, voxel_m=_VOXEL_M, features=_FEATURES, reduce="mean", sensor_height_m=_HEIGHT_M)])
 
 
 def _network(size: str) -> UNet:
@@ -147,7 +147,7 @@ def _arms(network: UNet, batch: Batch) -> dict[str, Callable[[], object]]:
 
 def _skeleton() -> Callable[[SparseTensor], None]:
     """A network of one channel that needs all maps and does next to no arithmetic."""
-    flat, down, up = Submanifold(1, 1), Down(1, 1), Up(1, 1)
+    flat, down, up = SubMConv3d(1, 1), Down(1, 1), Up(1, 1)
 
     def run(x: SparseTensor) -> None:
         with torch.no_grad():
@@ -177,9 +177,9 @@ def _gflop(size: str, batch: Batch) -> float:
     """Arithmetic of the sparse convolutions of a forward pass, in 10^9 products and sums."""
     total = 0
 
-    def add(op: Submanifold | Down | Up | Pointwise, inputs: tuple, out: SparseTensor) -> None:
+    def add(op: SubMConv3d | Down | Up | Pointwise, inputs: tuple, out: SparseTensor) -> None:
         nonlocal total
-        if isinstance(op, Submanifold):
+        if isinstance(op, SubMConv3d):
             pairs = len(out.sites.submanifold.pairs.source)
         else:
             pairs = max(len(inputs[0].sites), len(out.sites))
@@ -187,7 +187,7 @@ def _gflop(size: str, batch: Batch) -> float:
 
     network = _network(size)
     for module in network.modules():
-        if isinstance(module, Submanifold | Down | Up | Pointwise):
+        if isinstance(module, SubMConv3d | Down | Up | Pointwise):
             module.register_forward_hook(add)
     with torch.no_grad():
         _forward(network, batch, "native")
@@ -211,7 +211,7 @@ def _rates(label: str, times: dict[str, float], gflop: float, bars: bool) -> Ite
 def _errors(label: str, batch: Batch, peer: str) -> Iterator[Row]:
     """Worst errors of one submanifold layer, as a share of its largest output."""
     torch.manual_seed(0)
-    op, feats = Submanifold(32, 32), torch.randn(len(batch.coords), 32)
+    op, feats = SubMConv3d(32, 32), torch.randn(len(batch.coords), 32)
 
     def run(backend: Backend) -> Tensor:
         with torch.no_grad():
@@ -232,14 +232,14 @@ def _errors(label: str, batch: Batch, peer: str) -> Iterator[Row]:
     yield _row(f"{label}: worst error against dense conv3d near the car", "of the largest", error, "allowed", 1e-5, 1.0)
 
 
-def _exact(op: Submanifold, feats: Tensor, coords: Tensor) -> Tensor:
+def _exact(op: SubMConv3d, feats: Tensor, coords: Tensor) -> Tensor:
     with torch.no_grad():
-        twin = Submanifold(feats.shape[1], len(op.weight)).double()
+        twin = SubMConv3d(feats.shape[1], len(op.weight)).double()
         twin.load_state_dict(op.state_dict())
         return twin(SparseTensor(feats.double(), Sites(coords, "native"))).feats
 
 
-def _dense(op: Submanifold, feats: Tensor, coords: Tensor) -> Tensor:
+def _dense(op: SubMConv3d, feats: Tensor, coords: Tensor) -> Tensor:
     x, y, z = (coords[:, 1:] + _CROP).long().unbind(1)
     volume = torch.zeros(1, feats.shape[1], *(2 * _CROP,) * 3)
     volume[0, :, x, y, z] = feats.t()

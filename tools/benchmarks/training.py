@@ -117,12 +117,12 @@ def _decode(images: list[Path]) -> list[np.ndarray]:
 
 def _memory(batch: Batch) -> Row:
     """Of a forward and a backward pass over the pairs of a batch, beyond its inputs."""
-    assert batch.pair_cube is not None
+    assert batch.voxel_id is not None
     random = torch.Generator().manual_seed(0)
-    pairs, text = len(batch.pair_cube), F.normalize(torch.randn(_CLASSES, _DIM, generator=random), dim=1)
+    pairs, text = len(batch.voxel_id), F.normalize(torch.randn(_CLASSES, _DIM, generator=random), dim=1)
     local, semantic, pixel = (F.normalize(torch.randn(pairs, _DIM, generator=random), dim=1) for _ in range(3))
     local.requires_grad_()
-    words, cube = text[batch.pair_label], batch.pair_cube
+    words, cube = text[batch.pair_label], batch.voxel_id
 
     def ours() -> Tensor:
         return spatiotemporal(local, semantic, pixel, words, cube, SpatioTemporalConfig(weight=1.0))
