@@ -370,7 +370,8 @@ def recipe(name: str) -> Path:
     Raises:
         BadInput: there is neither; the text names a recipe that is called alike.
     """
-    path, bundled = Path(name), CONFIGS / f"{name}.yaml"
+    path = Path(name)
+    bundled = CONFIGS / f"{name}.yaml"
     if path.suffix in (".yaml", ".yml") or path.is_file():
         return path
     if not bundled.is_file():

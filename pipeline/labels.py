@@ -217,7 +217,8 @@ def _words(config: LabelsConfig, classes: list[dict[str, Any]], tree: dict[str, 
     if config.prompts:
         path = resolve_name("prompts", config.prompts)
         tree = _read(path, "prompts", "negatives", "min_score")
-        asked, sure = tree.get("prompts", {}), tree.get("min_score", {})
+        asked = tree.get("prompts", {})
+        sure = tree.get("min_score", {})
     for key, said, what in (("prompts", asked, "lists of texts"), ("min_score", sure, "numbers from 0 to 1")):
         if not isinstance(said, dict):
             raise BadInput(path, f"{key} must map classes to {what}, not {said!r}")
@@ -378,7 +379,8 @@ def _scoring(config: LabelsConfig, space: LabelSpace, truth: LabelSpace) -> Scor
         return Scoring(space.name, space.names, own, own)
     path = resolve_name("labels", config.eval)
     tree = _read(path, "names", "from")
-    names, mapping = _table(path, tree, _UNKNOWN - 1), tree.get("from")
+    names = _table(path, tree, _UNKNOWN - 1)
+    mapping = tree.get("from")
 
     def of(said: LabelSpace) -> UInt8[np.ndarray, " classes"]:
         own = mapping.get(said.name, mapping) if isinstance(mapping, dict) else mapping
@@ -413,7 +415,8 @@ def load_teacher_map(name: str, space: LabelSpace) -> UInt8[np.ndarray, "256"]:
     """
     path = resolve_name("labels", name)
     tree = _read(path, "names", "to")
-    names, maps = _table(path, tree, 256), tree.get("to", {})
+    names = _table(path, tree, 256)
+    maps = tree.get("to", {})
     if not isinstance(maps, dict):
         raise BadInput(path, f"to must map label spaces to mappings, not {maps!r}")
     mapping = maps.get(space.name)

@@ -137,7 +137,8 @@ def _fit_plane(xy: Float64[np.ndarray, "m 2"], dz: Float64[np.ndarray, " m"]) ->
 
 
 def _match(first: int, second: int, cells: Sequence[FlatCells], poses: Sequence[Pose]) -> _Match | None:
-    one, other = cells[first], cells[second]
+    one = cells[first]
+    other = cells[second]
     rows = np.empty((min(len(one.cell), len(other.cell)), 2), np.int64)
     rows = rows[: kernels.common(one.cell, other.cell, rows)]
     if len(rows) < _LEAST_CELLS:
@@ -186,7 +187,8 @@ def align(cells: Sequence[FlatCells], poses: Sequence[Pose], times_us: Sequence[
     fits = _fitting(matches, after, len(poses))
     used = [k for k, match in enumerate(matches) if fits[match.first] and fits[match.second]]
     if not used or after[used].mean() >= before[used].mean():
-        motion, after = still, before
+        motion = still
+        after = before
         fits = _fitting(matches, before, len(poses))
     motion[~np.array(fits)] = 0.0  # nothing is known of these
     steps = np.abs(np.diff(motion[:, 0]))
@@ -224,7 +226,8 @@ def _adjust(
     """Height [m] and slopes of the correction of each frame, about its own sensor."""
     n = 3 * len(poses)
     band = 3 * max(m.second - m.first for m in matches) + 2
-    upper, right = np.zeros((band + 1, n)), np.zeros(n)
+    upper = np.zeros((band + 1, n))
+    right = np.zeros(n)
     prior = np.tile([1 / _PRIOR_M**2, 1 / _PRIOR_RAD**2, 1 / _PRIOR_RAD**2], len(poses))
     upper[band] = prior
     for match, share in zip(matches, weight, strict=True):

@@ -23,7 +23,9 @@ def flat_cells(
     f64`` the mean of its points after the rigid transform.
     """
     for i in range(xyz.shape[0]):
-        x, y, z = np.float64(xyz[i, 0]), np.float64(xyz[i, 1]), np.float64(xyz[i, 2])
+        x = np.float64(xyz[i, 0])
+        y = np.float64(xyz[i, 1])
+        z = np.float64(xyz[i, 2])
         px = rotation[0, 0] * x + rotation[0, 1] * y + rotation[0, 2] * z + translation[0]
         py = rotation[1, 0] * x + rotation[1, 1] * y + rotation[1, 2] * z + translation[1]
         pz = rotation[2, 0] * x + rotation[2, 1] * y + rotation[2, 2] * z + translation[2]
@@ -57,7 +59,9 @@ def flat_cells(
 @jit
 def common(first: Any, second: Any, rows: Any) -> int:
     """Writes rows ``(m, 2) i64`` of the values that two ascending arrays share; answers how many."""
-    i, j, found = 0, 0, 0
+    i = 0
+    j = 0
+    found = 0
     while i < len(first) and j < len(second):
         if first[i] < second[j]:
             i += 1

@@ -34,8 +34,10 @@ def project(
     matrices = _image_from_lidar(global_from_lidar, cameras)
     size_wh = np.array([camera.size_hw[::-1] for camera in cameras], np.float64).reshape(-1, 2)
     for room in (2 * len(xyz), len(cameras) * len(xyz)):  # few points are in more than two images
-        point, camera_of = np.empty(room, np.int32), np.empty(room, np.uint8)
-        uv, depth = np.empty((room, 2), np.float32), np.empty(room, np.float32)
+        point = np.empty(room, np.int32)
+        camera_of = np.empty(room, np.uint8)
+        uv = np.empty((room, 2), np.float32)
+        depth = np.empty(room, np.float32)
         count = kernels.project(xyz, matrices, size_wh, min_depth_m, border_px, point, camera_of, uv, depth)
         if count >= 0:
             break

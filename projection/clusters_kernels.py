@@ -32,7 +32,8 @@ def connect(keys: Any, table: Any, parent: Any) -> None:
         for i in range(len(keys)):
             found = find_one(np.uint64(np.int64(keys[i]) + step), keys, table)
             if found >= 0:
-                one, other = root(parent, i), root(parent, found)
+                one = root(parent, i)
+                other = root(parent, found)
                 parent[max(one, other)] = min(one, other)
     for i in range(len(keys)):
         parent[i] = root(parent, i)

@@ -11,7 +11,9 @@ class BadInput(ValueError):
     """
 
     def __init__(self, where: object, problem: str, cure: str = "") -> None:
-        self.where, self.problem, self.cure = str(where), problem, cure
+        self.where = str(where)
+        self.problem = problem
+        self.cure = cure
         super().__init__(printable(f"{where}: {problem}" + (f"; {cure}" if cure else "")))
 
     def __reduce__(self) -> tuple[type, tuple[str, str, str]]:

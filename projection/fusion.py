@@ -28,7 +28,10 @@ _BLOCK_M = 500.0  # and lie within this of the first of them
 _SCENE_M = 70_000.0  # from the first key frame
 _CELLS_MOST = 1 << 17  # that far, cells of each size have numbers of their own
 _NEAR_CELLS = 1  # z-buffer cells around a pixel in which nothing may be nearer for a clear view
-_TALL, _GROUND, _LOW = 0, 1, 2  # kinds of places, which never share votes
+# kinds of places, which never share votes
+_TALL = 0
+_GROUND = 1
+_LOW = 2
 _GROUND_M = 0.2  # points lower than this with nothing on them are ground
 _STANDING_M = 0.5  # from this height on something stands on the ground
 _LOW_M = 2.5  # people and cars are lower, walls and trees taller
@@ -374,10 +377,12 @@ class _SceneFusion:
 
     def _near(self, number: int) -> set[int]:
         """The key frames that share votes with one, itself included."""
-        config, near = self.config, {number}
+        config = self.config
+        near = {number}
         if not self.fits[number]:
             return near
-        here, now_us = self.grid_from_lidar[number], self.frames[number].time_us
+        here = self.grid_from_lidar[number]
+        now_us = self.frames[number].time_us
         for others in (range(number - 1, -1, -1), range(number + 1, len(self.frames))):
             for i in others:
                 if abs(self.frames[i].time_us - now_us) > config.window_s * 1e6:
@@ -402,7 +407,8 @@ class _SceneFusion:
 
     def _votes(self, number: int, cloud: Cloud, places: Places) -> Votes:
         """The votes of one key frame's pixels."""
-        config, frame = self.config, self.frames[number]
+        config = self.config
+        frame = self.frames[number]
         pairs = visible_pairs(frame, cloud.xyz, config)
         clear = visible(pairs, frame.cameras, *config.tolerance, _NEAR_CELLS)
         label, score = sample_pixel_labels(pairs, frame.cameras, self.read_pixels(frame))
@@ -413,12 +419,16 @@ class _SceneFusion:
 
     def _labels(self, number: int, cloud: Cloud, places: Places, grid: VoteGrid) -> PointLabels:
         """Labels of each raw row of a key sweep by the votes counted in."""
-        config, sweep = self.config, self.frames[number].sweeps[0]
+        config = self.config
+        sweep = self.frames[number].sweeps[0]
         key = slice(0, int((cloud.sweep == 0).sum()))  # the key sweep comes first
         fused = grid.labels(places[key], self.limits, config.min_support, config.min_agreement)
         rows = sweep.points.bytes // (4 * self.reader.columns)
         label = np.full(rows, NONE, np.uint8)
-        score, agreement = np.zeros(rows, np.float16), np.zeros(rows, np.float16)
+        score = np.zeros(rows, np.float16)
+        agreement = np.zeros(rows, np.float16)
         source = cloud.source[key]
-        label[source], score[source], agreement[source] = fused.label, fused.score, fused.agreement
+        label[source] = fused.label
+        score[source] = fused.score
+        agreement[source] = fused.agreement
         return PointLabels(label, score, agreement)

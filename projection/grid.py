@@ -48,7 +48,8 @@ def key_coords(keys: UInt64[np.ndarray, " v"]) -> Int32[np.ndarray, "v 4"]:
 def index_cells(keys: UInt64[np.ndarray, " n"]) -> tuple[CellIndex, Int32[np.ndarray, " n"]]:
     """The distinct cells among ``keys`` and each key's cell number."""
     table = np.full(1 << max(4, (2 * len(keys) - 1).bit_length()), -1, np.int32)
-    unique, inverse = np.empty(len(keys), np.uint64), np.empty(len(keys), np.int32)
+    unique = np.empty(len(keys), np.uint64)
+    inverse = np.empty(len(keys), np.int32)
     count = kernels.distinct(keys, table, unique, inverse)
     return CellIndex(unique[:count].copy(), table), inverse
 
@@ -107,7 +108,8 @@ class PairLists:
 
 
 def _group(group: Integer[np.ndarray, " n"], groups: int) -> tuple[Int64[np.ndarray, " g1"], Int32[np.ndarray, " n"]]:
-    starts, order = np.empty(groups + 1, np.int64), np.empty(len(group), np.int32)
+    starts = np.empty(groups + 1, np.int64)
+    order = np.empty(len(group), np.int32)
     kernels.group_rows(group, starts, order)
     return starts, order
 
@@ -138,7 +140,8 @@ def neighbours(index: CellIndex) -> PairLists:
     Half of them are looked up: list ``26 - k`` is list ``k`` with source and target exchanged.
     """
     count = len(index)
-    source, target = np.empty((13, count), np.int32), np.empty((13, count), np.int32)
+    source = np.empty((13, count), np.int32)
+    target = np.empty((13, count), np.int32)
     counts = np.zeros(13, np.int64)
     kernels.half_neighbours(index.keys, index.table, source, target, counts)
     sources, targets = ([side[k, : counts[k]] for k in range(13)] for side in (source, target))
@@ -157,7 +160,8 @@ def coarsen(coords: Int32[np.ndarray, "v 4"]) -> tuple[CellIndex, PairLists]:
     Raises:
         ValueError: a row is beyond 2^18 cells or batch 127.
     """
-    parents, octant = np.empty_like(coords), np.empty(len(coords), np.uint8)
+    parents = np.empty_like(coords)
+    octant = np.empty(len(coords), np.uint8)
     kernels.halve(coords, parents, octant)
     index, parent = index_cells(_pack(parents))
     starts, order = _group(octant, 8)

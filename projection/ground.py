@@ -82,7 +82,8 @@ class GroundMap:
     def _above_ground(
         self, xyz: Float32[np.ndarray, "n 3"], pose: Pose
     ) -> tuple[Float32[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-        height, known = np.empty(len(xyz), np.float32), np.empty(len(xyz), np.bool_)
+        height = np.empty(len(xyz), np.float32)
+        known = np.empty(len(xyz), np.bool_)
         kernels.heights(
             xyz, pose.rotation, pose.translation, self.corner, _CELL_M, self.ground, _DEEPEST_M,
             self.gap, _SURE_M, height, known,
@@ -105,10 +106,12 @@ def map_ground(clouds: Sequence[Float32[np.ndarray, "_ 3"]], map_from_lidar: Seq
             few degrees.
     """
     where = np.array([pose.translation[:2] for pose in map_from_lidar])
-    corner, far = where.min(axis=0) - _REACH_M, where.max(axis=0) + _REACH_M
+    corner = where.min(axis=0) - _REACH_M
+    far = where.max(axis=0) + _REACH_M
     shape = (int(np.ceil((far[0] - corner[0]) / _CELL_M)), int(np.ceil((far[1] - corner[1]) / _CELL_M)))
     low = _lowest(clouds, map_from_lidar, corner, shape)
-    ground, gap = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    ground = np.empty(shape, np.float32)
+    gap = np.empty(shape, np.float32)
     seed = _track(low, map_from_lidar, corner)
     kernels.grow_ground(low, seed, _SLOPE, _STEP_M, _CELL_M, _NEAR_CELLS, ground, gap)
     seen = np.where(gap == 0, ground, np.float32(np.inf))
@@ -133,7 +136,8 @@ def _lowest(
 ) -> Float32[np.ndarray, "h w"]:
     """A low quantile of the heights in each cell, inf where there are no points."""
     room = sum(map(len, clouds))
-    cell, z = np.empty(room, np.int32), np.empty(room, np.float32)
+    cell = np.empty(room, np.int32)
+    z = np.empty(room, np.float32)
     count = 0
     for xyz, pose in zip(clouds, poses, strict=True):
         count = kernels.gather(xyz, pose.rotation, pose.translation, corner, _CELL_M, shape, 1, cell, z, count)

@@ -12,7 +12,9 @@ from clipsweep.projection.jit import jit
 @jit
 def place(rotation: Any, translation: Any, xyz: Any, i: int) -> Any:
     """Point ``i`` after a rigid transform in float64, as (x, y, z)."""
-    x, y, z = np.float64(xyz[i, 0]), np.float64(xyz[i, 1]), np.float64(xyz[i, 2])
+    x = np.float64(xyz[i, 0])
+    y = np.float64(xyz[i, 1])
+    z = np.float64(xyz[i, 2])
     return (
         rotation[0, 0] * x + rotation[0, 1] * y + rotation[0, 2] * z + translation[0],
         rotation[1, 0] * x + rotation[1, 1] * y + rotation[1, 2] * z + translation[1],
@@ -28,9 +30,11 @@ def gather(
     """Appends flat cell and height of every ``step``-th point inside the map from row ``n`` on; answers the new end."""
     for i in range(0, xyz.shape[0], step):
         px, py, pz = place(rotation, translation, xyz, i)
-        row, column = np.floor((px - corner[0]) / size), np.floor((py - corner[1]) / size)
+        row = np.floor((px - corner[0]) / size)
+        column = np.floor((py - corner[1]) / size)
         if row >= 0 and row < shape[0] and column >= 0 and column < shape[1]:
-            cell[n], z[n] = np.int64(row) * shape[1] + np.int64(column), pz
+            cell[n] = np.int64(row) * shape[1] + np.int64(column)
+            z[n] = pz
             n += 1
     return n
 
@@ -43,7 +47,8 @@ def low_quantile(cell: Any, z: Any, share: float, ground: Any) -> None:
         ends[cell[i] + 1] += 1
     for v in range(len(ground)):
         ends[v + 1] += ends[v]
-    grouped, at = np.empty(len(z), np.float32), ends[:-1].copy()
+    grouped = np.empty(len(z), np.float32)
+    at = ends[:-1].copy()
     for i in range(len(cell)):
         grouped[at[cell[i]]] = z[i]
         at[cell[i]] += 1
@@ -84,10 +89,13 @@ def grow_ground(
                 end += 1
     begin = 0
     while begin < end:
-        row, column = queue[begin, 0], queue[begin, 1]
+        row = queue[begin, 0]
+        column = queue[begin, 1]
         begin += 1
         if state[row, column] != 2:
-            total, weights, nearest = 0.0, 0.0, np.inf
+            total = 0.0
+            weights = 0.0
+            nearest = np.inf
             for a in range(max(0, row - reach), min(height, row + reach + 1)):
                 for b in range(max(0, column - reach), min(width, column + reach + 1)):
                     if state[a, b] == 2:
@@ -119,7 +127,8 @@ def limit_slope(ground: Any, rise: float) -> None:
 
     Two passes of the chamfer distance transform; cells without a height (inf) get one from the nearest that have.
     """
-    last, width = ground.shape[0] - 1, ground.shape[1]
+    last = ground.shape[0] - 1
+    width = ground.shape[1]
     corner = rise * np.sqrt(2.0)
     for sweep in range(2):
         for k in range(last + 1):
@@ -152,12 +161,15 @@ def heights(
     """
     for i in range(xyz.shape[0]):
         px, py, pz = place(rotation, translation, xyz, i)
-        u, v = (px - corner[0]) / size - 0.5, (py - corner[1]) / size - 0.5
+        u = (px - corner[0]) / size - 0.5
+        v = (py - corner[1]) / size - 0.5
         height[i] = np.nan
         known[i] = False
         if u >= 0 and u < ground.shape[0] - 1 and v >= 0 and v < ground.shape[1] - 1:
-            row, column = int(u), int(v)
-            u, v = u - row, v - column
+            row = int(u)
+            column = int(v)
+            u = u - row
+            v = v - column
             below = (1 - u) * ((1 - v) * ground[row, column] + v * ground[row, column + 1])
             below += u * ((1 - v) * ground[row + 1, column] + v * ground[row + 1, column + 1])
             if pz - below > deepest:
@@ -168,7 +180,8 @@ def heights(
 @jit
 def column_of(px: float, py: float, corner: Any, size: float, shape: Any) -> int:
     """Flat column that a place lies in, -1 off the map."""
-    row, column = np.floor((px - corner[0]) / size), np.floor((py - corner[1]) / size)
+    row = np.floor((px - corner[0]) / size)
+    column = np.floor((py - corner[1]) / size)
     if row >= 0 and row < shape[0] and column >= 0 and column < shape[1]:
         return np.int64(row) * shape[1] + np.int64(column)
     return -1

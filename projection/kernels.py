@@ -35,13 +35,31 @@ def take_sweep(
     becomes 1. Rows with ``|x|`` and ``|y|`` under ``box`` are left out, and so are bad ones: not finite, or a
     coordinate beyond ``far``. Every row is written, then kept or overwritten: a branch would be mispredicted.
     """
-    m00, m01, m02, m03 = matrix[0, 0], matrix[0, 1], matrix[0, 2], matrix[0, 3]
-    m10, m11, m12, m13 = matrix[1, 0], matrix[1, 1], matrix[1, 2], matrix[1, 3]
-    m20, m21, m22, m23 = matrix[2, 0], matrix[2, 1], matrix[2, 2], matrix[2, 3]
-    end, bad, scale = np.uint64(start), 0, np.float32(1.0 / full)  # unsigned: no test for indices from the end
-    none, one, inner, outer = np.float32(0), np.float32(1), np.float32(box), np.float32(far)
+    m00 = matrix[0, 0]
+    m01 = matrix[0, 1]
+    m02 = matrix[0, 2]
+    m03 = matrix[0, 3]
+    m10 = matrix[1, 0]
+    m11 = matrix[1, 1]
+    m12 = matrix[1, 2]
+    m13 = matrix[1, 3]
+    m20 = matrix[2, 0]
+    m21 = matrix[2, 1]
+    m22 = matrix[2, 2]
+    m23 = matrix[2, 3]
+    # unsigned: no test for indices from the end
+    end = np.uint64(start)
+    bad = 0
+    scale = np.float32(1.0 / full)
+    none = np.float32(0)
+    one = np.float32(1)
+    inner = np.float32(box)
+    outer = np.float32(far)
     for i in range(raw.shape[0]):
-        x, y, z, strength = raw[i, 0], raw[i, 1], raw[i, 2], raw[i, 3]
+        x = raw[i, 0]
+        y = raw[i, 1]
+        z = raw[i, 2]
+        strength = raw[i, 3]
         good = (abs(x) <= outer) & (abs(y) <= outer) & (abs(z) <= outer) & (abs(strength) < np.inf)
         own = (abs(x) < inner) & (abs(y) < inner)
         xyz[end, 0] = m00 * x + m01 * y + m02 * z + m03
@@ -61,10 +79,16 @@ def deskew(xyz: Any, time_s: Any, turn: Any, speed: Any, out: Any) -> None:
     ``time_s (n,) f32`` are the points' times t, ``turn (3,) f64`` axis times angle a second, ``speed (3,) f64``.
     """
     rate = np.sqrt(turn[0] ** 2 + turn[1] ** 2 + turn[2] ** 2)
-    ax, ay, az = turn[0] / max(rate, 1e-12), turn[1] / max(rate, 1e-12), turn[2] / max(rate, 1e-12)
+    ax = turn[0] / max(rate, 1e-12)
+    ay = turn[1] / max(rate, 1e-12)
+    az = turn[2] / max(rate, 1e-12)
     for i in range(xyz.shape[0]):
-        t, x, y, z = np.float64(time_s[i]), np.float64(xyz[i, 0]), np.float64(xyz[i, 1]), np.float64(xyz[i, 2])
-        c, s = np.cos(rate * t), np.sin(rate * t)
+        t = np.float64(time_s[i])
+        x = np.float64(xyz[i, 0])
+        y = np.float64(xyz[i, 1])
+        z = np.float64(xyz[i, 2])
+        c = np.cos(rate * t)
+        s = np.sin(rate * t)
         along = (ax * x + ay * y + az * z) * (1.0 - c)
         out[i, 0] = c * x + s * (ay * z - az * y) + along * ax + speed[0] * t
         out[i, 1] = c * y + s * (az * x - ax * z) + along * ay + speed[1] * t
@@ -83,27 +107,50 @@ def project(
     Works through blocks of points: first a loop without branches, which the compiler turns into vector code, then the
     compaction of those blocks that have pairs. Answers -1 when the pairs do not fit the room in ``point``.
     """
-    n, count = xyz.shape[0], 0
-    x, y, z = np.empty(n, np.float32), np.empty(n, np.float32), np.empty(n, np.float32)
+    n = xyz.shape[0]
+    count = 0
+    x = np.empty(n, np.float32)
+    y = np.empty(n, np.float32)
+    z = np.empty(n, np.float32)
     for i in range(n):
-        x[i], y[i], z[i] = xyz[i, 0], xyz[i, 1], xyz[i, 2]
-    us, vs, ds = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
+        x[i] = xyz[i, 0]
+        y[i] = xyz[i, 1]
+        z[i] = xyz[i, 2]
+    us = np.empty(_BLOCK, np.float32)
+    vs = np.empty(_BLOCK, np.float32)
+    ds = np.empty(_BLOCK, np.float32)
     seen = np.empty(_BLOCK, np.bool_)
-    low, nearest = np.float32(border), np.float32(min_depth)
+    low = np.float32(border)
+    nearest = np.float32(min_depth)
     for c in range(matrix.shape[0]):
-        m00, m01, m02, m03 = matrix[c, 0, 0], matrix[c, 0, 1], matrix[c, 0, 2], matrix[c, 0, 3]
-        m10, m11, m12, m13 = matrix[c, 1, 0], matrix[c, 1, 1], matrix[c, 1, 2], matrix[c, 1, 3]
-        m20, m21, m22, m23 = matrix[c, 2, 0], matrix[c, 2, 1], matrix[c, 2, 2], matrix[c, 2, 3]
-        high_u, high_v = np.float32(size_wh[c, 0] - border), np.float32(size_wh[c, 1] - border)
+        m00 = matrix[c, 0, 0]
+        m01 = matrix[c, 0, 1]
+        m02 = matrix[c, 0, 2]
+        m03 = matrix[c, 0, 3]
+        m10 = matrix[c, 1, 0]
+        m11 = matrix[c, 1, 1]
+        m12 = matrix[c, 1, 2]
+        m13 = matrix[c, 1, 3]
+        m20 = matrix[c, 2, 0]
+        m21 = matrix[c, 2, 1]
+        m22 = matrix[c, 2, 2]
+        m23 = matrix[c, 2, 3]
+        high_u = np.float32(size_wh[c, 0] - border)
+        high_v = np.float32(size_wh[c, 1] - border)
         for start in range(0, n, _BLOCK):
-            size, hits = min(_BLOCK, n - start), 0
-            bx, by, bz = x[start : start + size], y[start : start + size], z[start : start + size]
+            size = min(_BLOCK, n - start)
+            hits = 0
+            bx = x[start : start + size]
+            by = y[start : start + size]
+            bz = z[start : start + size]
             for j in range(size):
                 d = m20 * bx[j] + m21 * by[j] + m22 * bz[j] + m23
                 inverse = np.float32(1.0) / d
                 u = (m00 * bx[j] + m01 * by[j] + m02 * bz[j] + m03) * inverse
                 v = (m10 * bx[j] + m11 * by[j] + m12 * bz[j] + m13) * inverse
-                us[j], vs[j], ds[j] = u, v, d
+                us[j] = u
+                vs[j] = v
+                ds[j] = d
                 # `and` would branch, and the loop would stay scalar
                 seen[j] = (d > nearest) & (u > low) & (u < high_u) & (v > low) & (v < high_v)
                 hits += seen[j]
@@ -111,8 +158,11 @@ def project(
                 return -1
             for j in range(size if hits > 0 else 0):
                 if seen[j]:
-                    point[count], camera[count] = start + j, c
-                    uv[count, 0], uv[count, 1], depth[count] = us[j], vs[j], ds[j]
+                    point[count] = start + j
+                    camera[count] = c
+                    uv[count, 0] = us[j]
+                    uv[count, 1] = vs[j]
+                    depth[count] = ds[j]
                     count += 1
     return count
 
@@ -134,13 +184,17 @@ def visible(
 
     ``grid_hw (k,2)`` is each image's number of cells of ``cell_px`` pixels; ``keep (m,) bool`` is written.
     """
-    height, width = 1, 1
+    height = 1
+    width = 1
     for c in range(grid_hw.shape[0]):
-        height, width = max(height, grid_hw[c, 0]), max(width, grid_hw[c, 1])
+        height = max(height, grid_hw[c, 0])
+        width = max(width, grid_hw[c, 1])
     nearest = np.full((grid_hw.shape[0], height, width), np.inf, np.float32)
     scale = np.float32(1.0 / cell_px)
     for i in range(len(depth)):
-        c, row, column = camera[i], int(uv[i, 1] * scale), int(uv[i, 0] * scale)
+        c = camera[i]
+        row = int(uv[i, 1] * scale)
+        column = int(uv[i, 0] * scale)
         nearest[c, row, column] = min(nearest[c, row, column], depth[i])
     if dilate_cells > 0:
         own = nearest.copy()
@@ -151,7 +205,9 @@ def visible(
                         for b in range(max(0, column - dilate_cells), min(width, column + dilate_cells + 1)):
                             nearest[c, row, column] = min(nearest[c, row, column], own[c, a, b])
     for i in range(len(depth)):
-        c, row, column = camera[i], int(uv[i, 1] * scale), int(uv[i, 0] * scale)
+        c = camera[i]
+        row = int(uv[i, 1] * scale)
+        column = int(uv[i, 0] * scale)
         keep[i] = depth[i] <= nearest[c, row, column] * (1.0 + relative) + absolute
 
 
@@ -171,13 +227,19 @@ def cell_keys(xyz: Any, rotation: Any, translation: Any, size: float, keys: Any)
     """Writes the key of each point's cube after a rigid transform in float64; False when one lies out of range."""
     inside = True
     for i in range(xyz.shape[0]):
-        c0, c1, c2 = 0, 0, 0
-        x, y, z = np.float64(xyz[i, 0]), np.float64(xyz[i, 1]), np.float64(xyz[i, 2])
+        c0 = 0
+        c1 = 0
+        c2 = 0
+        x = np.float64(xyz[i, 0])
+        y = np.float64(xyz[i, 1])
+        z = np.float64(xyz[i, 2])
         f0 = np.floor((rotation[0, 0] * x + rotation[0, 1] * y + rotation[0, 2] * z + translation[0]) / size)
         f1 = np.floor((rotation[1, 0] * x + rotation[1, 1] * y + rotation[1, 2] * z + translation[1]) / size)
         f2 = np.floor((rotation[2, 0] * x + rotation[2, 1] * y + rotation[2, 2] * z + translation[2]) / size)
         if abs(f0) < _HALF and abs(f1) < _HALF and abs(f2) < _HALF:  # False for NaN too
-            c0, c1, c2 = int(f0), int(f1), int(f2)
+            c0 = int(f0)
+            c1 = int(f1)
+            c2 = int(f2)
         else:
             inside = False
         keys[i] = pack(0, c0, c1, c2)
@@ -189,8 +251,13 @@ def pack_rows(coords: Any, keys: Any) -> bool:
     """Writes the key of each row of ``coords (v,4) i32`` (batch, c0, c1, c2); False when one is out of range."""
     inside = True
     for i in range(coords.shape[0]):
-        b, c0, c1, c2 = coords[i, 0], coords[i, 1], coords[i, 2], coords[i, 3]
-        low, high = min(c0, min(c1, c2)), max(c0, max(c1, c2))  # abs() of the least int32 is negative
+        b = coords[i, 0]
+        c0 = coords[i, 1]
+        c1 = coords[i, 2]
+        c2 = coords[i, 3]
+        # abs() of the least int32 is negative
+        low = min(c0, min(c1, c2))
+        high = max(c0, max(c1, c2))
         inside = inside and low > 1 - _HALF and high < _HALF - 1 and b >= 0 and b < (1 << BATCH_BITS)
         keys[i] = pack(np.int64(b), np.int64(c0), np.int64(c1), np.int64(c2))
     return inside
@@ -229,11 +296,13 @@ def distinct(keys: Any, table: Any, unique: Any, inverse: Any) -> int:
     """Fills ``table`` (all -1, longer than the keys), writes distinct keys as first seen; answers how many."""
     count = 0
     for i in range(len(keys)):
-        key, slot = keys[i], hash_slot(keys[i], table)
+        key = keys[i]
+        slot = hash_slot(keys[i], table)
         while table[slot] >= 0 and unique[table[slot]] != key:
             slot = (slot + 1) & (len(table) - 1)
         if table[slot] < 0:
-            table[slot], unique[count] = count, key
+            table[slot] = count
+            unique[count] = key
             count += 1
         inverse[i] = table[slot]
     return count
@@ -262,7 +331,8 @@ def half_neighbours(keys: Any, table: Any, source: Any, target: Any, counts: Any
         for i in range(len(keys)):
             found = find_one(np.uint64(np.int64(keys[i]) + step), keys, table)
             if found >= 0:
-                source[k, count], target[k, count] = found, i
+                source[k, count] = found
+                target[k, count] = i
                 count += 1
         counts[k] = count
 
@@ -271,7 +341,8 @@ def half_neighbours(keys: Any, table: Any, source: Any, target: Any, counts: Any
 def halve(coords: Any, parents: Any, octant: Any) -> None:
     """Writes each row's cell at twice the size, ``parents (v,4) i32``, and which of its eight parts the row is."""
     for i in range(coords.shape[0]):
-        parents[i, 0], part = coords[i, 0], 0
+        parents[i, 0] = coords[i, 0]
+        part = 0
         for j in range(1, 4):
             parents[i, j] = coords[i, j] >> 1  # rounds down for negative numbers too
             part = 2 * part + (coords[i, j] & 1)
@@ -323,15 +394,24 @@ def corners(xyz: Any, size: float, keys: Any, table: Any, cell: Any, weight: Any
     Cells that are not in the index get cell 0 and weight 0; the weights of the others are scaled to sum to 1.
     """
     for i in range(xyz.shape[0]):
-        x, y, z = np.float64(xyz[i, 0]) / size, np.float64(xyz[i, 1]) / size, np.float64(xyz[i, 2]) / size
-        b0, b1, b2 = np.floor(x - 0.5), np.floor(y - 0.5), np.floor(z - 0.5)
-        f0, f1, f2 = x - 0.5 - b0, y - 0.5 - b1, z - 0.5 - b2
+        x = np.float64(xyz[i, 0]) / size
+        y = np.float64(xyz[i, 1]) / size
+        z = np.float64(xyz[i, 2]) / size
+        b0 = np.floor(x - 0.5)
+        b1 = np.floor(y - 0.5)
+        b2 = np.floor(z - 0.5)
+        f0 = x - 0.5 - b0
+        f1 = y - 0.5 - b1
+        f2 = z - 0.5 - b2
         total = 0.0
         for k in range(8):
-            o0, o1, o2 = k >> 2, (k >> 1) & 1, k & 1
+            o0 = k >> 2
+            o1 = (k >> 1) & 1
+            o2 = k & 1
             found = find_one(pack(0, int(b0) + o0, int(b1) + o1, int(b2) + o2), keys, table)
             share = (f0 if o0 else 1.0 - f0) * (f1 if o1 else 1.0 - f1) * (f2 if o2 else 1.0 - f2)
-            cell[i, k], weight[i, k] = max(found, 0), share if found >= 0 else 0.0
+            cell[i, k] = max(found, 0)
+            weight[i, k] = share if found >= 0 else 0.0
             total += share if found >= 0 else 0.0
         for k in range(8):
             weight[i, k] /= total

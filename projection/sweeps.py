@@ -18,7 +18,8 @@ _RANGE_MAX_M = 300.0
 
 def _read(sweep: Sweep, columns: int) -> Float32[np.ndarray, "n c"]:
     """The raw rows of a sweep, straight over the file's bytes."""
-    path, data = sweep.points.path, sweep.points.read()
+    path = sweep.points.path
+    data = sweep.points.read()
     if not data or len(data) % (4 * columns):
         raise BadInput(path, f"{len(data)} bytes are no whole number of {columns}-float points", "copy the file again")
     return np.frombuffer(data, np.float32).reshape(-1, columns)
@@ -71,16 +72,19 @@ def merge(
     chosen = frame.sweeps[:sweeps]
     most = sum(sweep.points.bytes for sweep in chosen) // (4 * columns)
     cloud = _room(most)
-    key_from_global, end = frame.sweeps[0].global_from_lidar.inverse(), 0
+    key_from_global = frame.sweeps[0].global_from_lidar.inverse()
+    end = 0
     for index, sweep in enumerate(chosen):
-        start, raw = end, _read(sweep, columns)
+        start = end
+        raw = _read(sweep, columns)
         key_from_sweep = key_from_global @ sweep.global_from_lidar if index else Pose.identity()
         matrix = key_from_sweep.matrix().astype(np.float32)
         end, bad = kernels.take_sweep(
             raw, matrix, ego_box_m, _RANGE_MAX_M, intensity_scale, start, cloud.xyz, cloud.intensity, cloud.source
         )
         _check(sweep.points.path, bad, len(raw), bad_share)
-        cloud.age_s[start:end], cloud.sweep[start:end] = (frame.time_us - sweep.time_us) * 1e-6, index
+        cloud.age_s[start:end] = (frame.time_us - sweep.time_us) * 1e-6
+        cloud.sweep[start:end] = index
     return Cloud(*(getattr(cloud, name)[:end] for name in Cloud.__slots__))
 
 
@@ -105,7 +109,8 @@ def deskew(
     seconds = (other.time_us - sweep.time_us) * 1e-6
     if not seconds:
         raise ValueError(f"both sweeps are of {sweep.time_us} us, which tells no motion")
-    motion, out = sweep.global_from_lidar.inverse() @ other.global_from_lidar, np.empty_like(xyz)
+    motion = sweep.global_from_lidar.inverse() @ other.global_from_lidar
+    out = np.empty_like(xyz)
     kernels.deskew(xyz, time_s, motion.axis_angle() / seconds, motion.translation / seconds, out)
     return out
 
@@ -114,7 +119,8 @@ def _room(points: int) -> Cloud:
     """A cloud to be filled, in one block of memory: from 4 MB on NumPy asks for huge pages, which halves a merge."""
     block = np.empty(25 * points, np.uint8)
     words = block[: 24 * points].view(np.float32)
-    xyz, rest = words[: 3 * points].reshape(-1, 3), words[3 * points :]
+    xyz = words[: 3 * points].reshape(-1, 3)
+    rest = words[3 * points :]
     return Cloud(
         xyz=xyz,
         intensity=rest[:points],

@@ -105,7 +105,8 @@ class Votes:
 
     def limited(self, limits: ClassLimits) -> Votes:
         """The votes that can be true: renamed where the thing is too tall, weighted, none of weight 0."""
-        label, weight = self.label.copy(), self.weight.copy()
+        label = self.label.copy()
+        weight = self.weight.copy()
         heights = self.places.heights
         kernels.limit_votes(limits.packed(), heights.height, heights.top, heights.known, self.point, label, weight)
         kept = np.flatnonzero(weight > 0)
@@ -192,7 +193,8 @@ class VoteGrid:
         clustered = np.flatnonzero(votes.places.cluster[votes.point] != NO_CLUSTER)
         for level, cells in zip(self._levels, self._cells, strict=True):
             some = clustered if level.flat else slice(None)
-            cell, label = cells[rows][some], votes.label[some]
+            cell = cells[rows][some]
+            label = votes.label[some]
             kernels.tally(cell, label, votes.weight[some], _ONE, sign, level.sums)
             if len(level.support):
                 kernels.tally(cell, label, votes.score[some], _ONE, sign, level.scores)
@@ -214,8 +216,10 @@ class VoteGrid:
             min_agreement: share of the weight that a label needs.
         """
         n = len(places)
-        label, support = np.full(n, NONE, np.uint8), np.zeros(n, np.int32)
-        score, agreement = np.zeros(n, np.float32), np.zeros(n, np.float32)
+        label = np.full(n, NONE, np.uint8)
+        support = np.zeros(n, np.int32)
+        score = np.zeros(n, np.float32)
+        agreement = np.zeros(n, np.float32)
         fine, coarse, whole = self._levels
         heights = places.heights
         kernels.decide(
@@ -224,7 +228,9 @@ class VoteGrid:
         )  # fmt: skip
         score /= _ONE
         unsure = (label != NONE) & ((support < min_support) | (agreement < min_agreement))
-        label[unsure], score[unsure], agreement[unsure] = NONE, 0, 0
+        label[unsure] = NONE
+        score[unsure] = 0
+        agreement[unsure] = 0
         return FusedLabels(label, score, agreement, support)
 
 

@@ -123,11 +123,17 @@ def gather(level: Any, group: Any, x: Any, y: Any, z: Any, rows: Any, weights: A
     Cells are weighted as in interpolation between their centres (between four, on a flat level), so
     that a label does not jump where a cell ends.
     """
-    u, v, w = x / level.size - 0.5, y / level.size - 0.5, z / level.size - 0.5
-    a, b, c = np.floor(u), np.floor(v), np.floor(w)
+    u = x / level.size - 0.5
+    v = y / level.size - 0.5
+    w = z / level.size - 0.5
+    a = np.floor(u)
+    b = np.floor(v)
+    c = np.floor(w)
     found = 0
     for corner in range(4 if level.flat else 8):
-        i, j, k = corner & 1, (corner >> 1) & 1, corner >> 2
+        i = corner & 1
+        j = (corner >> 1) & 1
+        k = corner >> 2
         key = level_key(level.flat, group, np.int64(a) + i, np.int64(b) + j, np.int64(c) + k)
         row = find_one(key, level.keys, level.table)
         if row >= 0:
@@ -160,7 +166,9 @@ def add_shares(level: Any, rows: Any, weights: Any, found: int, mine: Any, share
 @jit
 def mean_score(level: Any, rows: Any, weights: Any, found: int, label: Any) -> Any:
     """Mean confidence of the votes for a class gathered on a level, and their number."""
-    confidence, counted, votes = 0.0, 0.0, 0
+    confidence = 0.0
+    counted = 0.0
+    votes = 0
     for n in range(found):
         support = level.support[rows[n], label]
         confidence += weights[n] * level.scores[rows[n], label]
@@ -183,11 +191,16 @@ def decide(
     level, or of the cluster if the winner has none there.
     """
     classes = coarse.sums.shape[1]
-    share, mine = np.empty(classes), np.empty(classes)
-    rows, weights = np.empty(8, np.int64), np.empty(8)
-    far_rows, far_weights = np.empty(8, np.int64), np.empty(8)
+    share = np.empty(classes)
+    mine = np.empty(classes)
+    rows = np.empty(8, np.int64)
+    weights = np.empty(8)
+    far_rows = np.empty(8, np.int64)
+    far_weights = np.empty(8)
     for i in range(xyz.shape[0]):
-        x, y, z = np.float64(xyz[i, 0]), np.float64(xyz[i, 1]), np.float64(xyz[i, 2])
+        x = np.float64(xyz[i, 0])
+        y = np.float64(xyz[i, 1])
+        z = np.float64(xyz[i, 2])
         share[:] = 0.0
         found = gather(fine, kind[i], x, y, z, rows, weights)
         total = add_shares(fine, rows, weights, found, mine, share)

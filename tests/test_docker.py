@@ -129,7 +129,8 @@ def test_the_rayjob_runs_a_tool_that_is_in_the_image_with_paths_that_nodes_share
 
 def test_the_rayjob_joins_its_own_cluster() -> None:
     """The pod that submits has a shell read the line, Ray quotes the words anew, and the job's shell reads them."""
-    given, knows = load("rayjob.yaml")["spec"]["entrypoint"], {"PATH": os.environ["PATH"]}
+    given = load("rayjob.yaml")["spec"]["entrypoint"]
+    knows = {"PATH": os.environ["PATH"]}
     words = run_shell(f"printf '%s\\0' {given}", knows).split("\0")[:-1]
     assert words[:2] == ["sh", "-c"]
     shown = words[2].replace("exec python", "printf '%s\\n'")

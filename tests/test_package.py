@@ -62,10 +62,8 @@ def test_a_tool_run_by_name_is_the_same_tool() -> None:
 
 
 def test_recipes_come_by_name_or_by_path() -> None:
-    by_name, by_path = (
-        load_config(["data/nuscenes", "pretrain/quick"]),
-        load_config(["configs/data/nuscenes.yaml", "configs/pretrain/quick.yaml"]),
-    )
+    by_name = load_config(["data/nuscenes", "pretrain/quick"])
+    by_path = load_config(["configs/data/nuscenes.yaml", "configs/pretrain/quick.yaml"])
     assert by_name == by_path
     with pytest.raises(BadInput, match=r"dmeo: is no file and no recipe of the package; see demo"):
         recipe("dmeo")

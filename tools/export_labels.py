@@ -44,7 +44,8 @@ def run(config: Config, arguments: Arguments) -> Made:
     if arguments.out:
         check_absent(Path(arguments.out))  # before hours of predicting
     chosen = _format(config, arguments)
-    index, space = make_index(config), load_space(config.labels)
+    index = make_index(config)
+    space = load_space(config.labels)
     split = config.data.eval[0] if len(config.data.eval) == 1 else "eval"
     if arguments.points:
         said = open_points(config, index, arguments.points)

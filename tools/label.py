@@ -49,7 +49,8 @@ def run(config: Config, arguments: Arguments) -> Made:
     pixels = make_pixels(config, index)
     points = make_points(config, index, pixels)
     if arguments.report:
-        space, title = load_space(config.labels), f"labels of {pixels.id} and {points.id}"
+        space = load_space(config.labels)
+        title = f"labels of {pixels.id} and {points.id}"
         title += f", truth from {truth}" if truth else ""
         quality = label_statistics(config, index, pixels, points)
         say(statistics_table(quality, space, title))

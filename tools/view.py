@@ -41,7 +41,8 @@ class Arguments:
 def run(config: Config, arguments: Arguments) -> Made:
     if arguments.out:
         check_picture(Path(arguments.out))  # before hours of predicting
-    index, space = make_index(config), load_space(config.labels)
+    index = make_index(config)
+    space = load_space(config.labels)
     if arguments.points:
         said = open_points(config, index, arguments.points)
     else:

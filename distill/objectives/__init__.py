@@ -104,7 +104,8 @@ def _semantic(
     said: Embeddings, pairs: Embeddings, batch: Batch, text: Tensor, config: ObjectivesConfig, own: bool
 ) -> Tensor:
     """Point-text consistency under the teacher's labels, or the student's ``own``."""
-    part, selftraining = config.semantic, config.selftraining
+    part = config.semantic
+    selftraining = config.selftraining
     unit = part.kind != "ce_reference"
     vectors = _prepare(pairs.semantic, unit)
     label = batch.pair_label
@@ -136,7 +137,8 @@ def _with_pixels(
     if "spatiotemporal" in wanted:
         assert batch.voxel_id is not None
         local = _prepare(pairs.local, config.spatiotemporal.kind != "reference")
-        words, semantic_of = text[batch.pair_label], _prepare(pairs.semantic, True)
+        words = text[batch.pair_label]
+        semantic_of = _prepare(pairs.semantic, True)
         found["spatiotemporal"] = spatiotemporal(
             local, semantic_of, pixel, words, batch.voxel_id, config.spatiotemporal
         )

@@ -49,7 +49,8 @@ def lovasz_softmax(probability: Float[Tensor, "m c"], label: Int64[Tensor, " m"]
         truth = (label == c).to(probability.dtype)
         errors = (truth - probability[:, c]).abs()
         order = _falling(errors)
-        errors, truth = errors[order], truth[order]
+        errors = errors[order]
+        truth = truth[order]
         missed = truth.sum() - truth.cumsum(0)
         either = truth.sum() + (1 - truth).cumsum(0)
         jaccard = 1 - missed / either

@@ -16,7 +16,9 @@ from torch import Tensor
 from clipsweep.distill.training.distributed import all_reduce_sum
 
 _SLOTS = 8  # pairs of a cube that the published code hears
-_PARTS, _PART = 32, 1024  # pairs are looked at in so many parts, but none smaller than that
+# pairs are looked at in so many parts, but none smaller than that
+_PARTS = 32
+_PART = 1024
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,8 @@ class _InParts(torch.autograd.Function):
         cube: Tensor,
         config: SpatioTemporalConfig,
     ) -> Tensor:
-        value, slope = torch.zeros((), device=local.device), torch.empty_like(local)
+        value = torch.zeros((), device=local.device)
+        slope = torch.empty_like(local)
         for rows, numbers in _parts(cube):
             with torch.enable_grad():
                 own = local[rows].float().detach().requires_grad_()
@@ -116,7 +119,9 @@ class _InParts(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        slope, ctx.slope = ctx.slope, None  # scaled in its place, so there is no second time
+        # scaled in its place, so there is no second time
+        slope = ctx.slope
+        ctx.slope = None
         return slope.mul_(grads[0]), None, None, None, None, None
 
 
@@ -174,7 +179,8 @@ def reference(
     first = counts.cumsum(0) - counts
     slot = torch.arange(len(cube), device=cube.device) - first[cube[order]]
     kept = order[slot < _SLOTS]
-    cube_of, point = cube[kept], local[kept]
+    cube_of = cube[kept]
+    point = local[kept]
     scores = (point * text[order[first]][cube_of]).sum(1, keepdim=True)
     share = segment_softmax(scores, cube_of, cubes)
     fused = local.new_zeros(cubes, local.shape[1]).index_add(0, cube_of, share * point)

@@ -57,7 +57,8 @@ class KernelMap:
     def reverse(self) -> KernelMap:
         """The map of the inverse op."""
         turned = KernelMap(self.pairs.reverse(), self.outputs, self.inputs)
-        turned.__dict__["forward"], turned.__dict__["backward"] = self.backward, self.forward
+        turned.__dict__["forward"] = self.backward
+        turned.__dict__["backward"] = self.forward
         return turned
 
 
@@ -76,7 +77,8 @@ def _rows(feats: Float[Tensor, "v c"]) -> NDArray[Any]:
 
 def _room(rows: int, columns: int, like: Tensor, *before: int) -> Tensor:
     """Room for ``rows`` packed rows: columns up to whole vectors, zero there, and two rows of bfloat16 in one."""
-    whole, half = -(-columns // kernels.LANES) * kernels.LANES, like.dtype == torch.bfloat16
+    whole = -(-columns // kernels.LANES) * kernels.LANES
+    half = like.dtype == torch.bfloat16
     make = torch.empty if whole == columns else torch.zeros
     return make((*before, -(-rows // 2) if half else rows, whole), dtype=torch.int32 if half else torch.float32)
 
@@ -87,7 +89,8 @@ def _convolve(feats: Tensor, weight: NDArray[Any], tiles: PairLists, outputs: in
     packed = _room(depth, width, feats, offsets).numpy()
     share(offsets, lambda first, last: kernels.pack_weight(weight, first, last, packed))
     out = feats.new_empty((outputs, width))
-    rows, result = _rows(feats), bits(out)
+    rows = _rows(feats)
+    result = bits(out)
     share(
         (len(tiles.starts) - 1) // offsets,
         lambda first, last: kernels.convolve(
@@ -107,7 +110,10 @@ def _pieces(pairs: PairLists, count: int) -> list[tuple[int, int]]:
 
 
 def _weight_gradient(feats: Tensor, grad: Tensor, pairs: KernelMap, d_weight: Float[Tensor, "o k i"]) -> None:
-    rows, grads, out, tiles = bits(feats), bits(grad), d_weight.numpy(), pairs.forward
+    rows = bits(feats)
+    grads = bits(grad)
+    out = d_weight.numpy()
+    tiles = pairs.forward
     pieces = _pieces(pairs.pairs, 2 * torch.get_num_threads())
     span = max(1, _CACHE // (TILE_ROWS * (feats.shape[1] + grad.shape[1]) * feats.element_size()))
 
@@ -136,7 +142,8 @@ class _Convolution(torch.autograd.Function):
         feats, weight = ctx.saved_tensors
         pairs: KernelMap = ctx.pairs
         grad = grads[0].contiguous()
-        d_feats, d_weight = None, None
+        d_feats = None
+        d_weight = None
         if ctx.needs_input_grad[0]:
             turned = bits(weight).transpose(1, 0, 2)[:: -1 if pairs.mirrored else 1]
             d_feats = _convolve(grad, turned, pairs.backward, pairs.inputs)

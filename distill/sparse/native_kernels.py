@@ -38,8 +38,11 @@ CHUNK = 256
 
 # --- the primitive ---------------------------------------------------------------------------------------------------
 
-_F32, _I32, _I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
-_FLOATS, _PAIRS = ir.VectorType(_F32, LANES), ir.VectorType(_I32, LANES)
+_F32 = ir.FloatType()
+_I32 = ir.IntType(32)
+_I64 = ir.IntType(64)
+_FLOATS = ir.VectorType(_F32, LANES)
+_PAIRS = ir.VectorType(_I32, LANES)
 
 
 class _BFloat(ir.Type):
@@ -70,7 +73,8 @@ def _dot_pairs(b: Any, x: Any, y: Any, total: Any) -> Any:
     """``total + x.low * y.low + x.high * y.high``; by one instruction where there is one."""
     if _BF16:
         halves = ir.VectorType(_BFloat(), 2 * LANES)
-        x, y = b.bitcast(x, halves), b.bitcast(y, halves)
+        x = b.bitcast(x, halves)
+        y = b.bitcast(y, halves)
         return _call(b, "llvm.x86.avx512bf16.dpbf16ps.512", _FLOATS, total, x, y)
     shift, mask = (ir.Constant(_PAIRS, [value] * LANES) for value in (16, -65536))
     low = [b.bitcast(b.shl(side, shift), _FLOATS) for side in (x, y)]
@@ -249,7 +253,8 @@ def pack_weight(weight: Any, first: int, last: int, packed: Any) -> None:
     """
     for k in range(first, last):
         for column in range(0, weight.shape[2], 16):  # a block of columns stays in cache while it is transposed
-            values, place = weight[k, :, column : column + 16], packed[k, :, column : column + 16]
+            values = weight[k, :, column : column + 16]
+            place = packed[k, :, column : column + 16]
             for i in range(weight.shape[1]):
                 _pack_row(values, i, place, i)
 
@@ -275,10 +280,12 @@ def convolve(
         out: (w, o) float32 or bfloat16 as int16.
     """
     offsets, depth, columns = weight.shape
-    flat_feats, flat_weight = feats.reshape(-1), weight.reshape(-1)
+    flat_feats = feats.reshape(-1)
+    flat_weight = weight.reshape(-1)
     sums = np.empty((tile_rows, columns), np.float32)
     flat_sums = sums.reshape(-1)
-    at_a, at_c = np.zeros(tile_rows + ROWS, np.int64), np.zeros(tile_rows + ROWS, np.int64)
+    at_a = np.zeros(tile_rows + ROWS, np.int64)
+    at_c = np.zeros(tile_rows + ROWS, np.int64)
     for tile in range(first, last):
         begin = tile * tile_rows
         rows = min(tile_rows, out.shape[0] - begin)
@@ -324,15 +331,21 @@ def weight_gradient(
         right: room for a chunk of ``feats``' rows (the same, i up to a multiple of ``LANES``), zero beyond i.
         d_weight: (o, k, i) float32.
     """
-    width, columns, offsets = left.shape[1], right.shape[1], d_weight.shape[1]
+    width = left.shape[1]
+    columns = right.shape[1]
+    offsets = d_weight.shape[1]
     sums = np.zeros((last - first, width, columns), np.float32)
-    flat_left, flat_right, flat_sums = left.reshape(-1), right.reshape(-1), sums.reshape(-1)
-    at_a, at_c = np.zeros(width + ROWS, np.int64), np.zeros(width + ROWS, np.int64)
+    flat_left = left.reshape(-1)
+    flat_right = right.reshape(-1)
+    flat_sums = sums.reshape(-1)
+    at_a = np.zeros(width + ROWS, np.int64)
+    at_c = np.zeros(width + ROWS, np.int64)
     tiles = (len(starts) - 1) // offsets
     for begin in range(0, tiles, span):
         for k in range(first, last):
             for o in range(width):
-                at_a[o], at_c[o] = o, ((k - first) * width + o) * columns
+                at_a[o] = o
+                at_c[o] = ((k - first) * width + o) * columns
             count = 0
             for tile in range(begin, min(begin + span, tiles)):
                 for p in range(starts[tile * offsets + k], starts[tile * offsets + k + 1]):

@@ -46,8 +46,11 @@ def _chunks(rows: int) -> int:
 
 def _moments(x: Tensor, everywhere: bool) -> tuple[float, Float64[np.ndarray, " c"], Float64[np.ndarray, " c"]]:
     """Number of rows, mean and sum of squared deviations, summed chunk by chunk in order (Chan et al. 1979)."""
-    chunks, width, values = _chunks(len(x)), x.shape[1], bits(x)
-    mean, square = np.empty((chunks, width), np.float32), np.empty((chunks, width), np.float32)
+    chunks = _chunks(len(x))
+    width = x.shape[1]
+    values = bits(x)
+    mean = np.empty((chunks, width), np.float32)
+    square = np.empty((chunks, width), np.float32)
     share(chunks, lambda first, last: kernels.moments(values, first, last, mean, square))
     size = np.full((chunks, 1), kernels.CHUNK, np.float64)
     size[-1:] -= chunks * kernels.CHUNK - len(x)
@@ -82,32 +85,40 @@ class _Normalise(torch.autograd.Function):
         scale = inv_std * weight.numpy()
         factors = mean.astype(np.float32), scale.astype(np.float32), bias.numpy()
         out = torch.empty_like(x)
-        values, result = bits(x), bits(out)
+        values = bits(x)
+        result = bits(out)
         extra = values[:0] if add is None else bits(add)
         share(_chunks(len(x)), lambda first, last: kernels.apply(values, *factors, extra, relu, first, last, result))
         ctx.relu = 0 if not relu else kernels.BY_INPUT if add is None else kernels.BY_OUTPUT
         ctx.save_for_backward(x, weight, bias, out if ctx.relu == kernels.BY_OUTPUT else x[:0])
-        ctx.moments, ctx.everywhere, ctx.add = moments, everywhere, add is not None
+        ctx.moments = moments
+        ctx.everywhere = everywhere
+        ctx.add = add is not None
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         x, weight, bias, out = ctx.saved_tensors
         count, mean, inv_std = ctx.moments
-        values, grad = bits(x), bits(grads[0].to(x.dtype).contiguous())
-        chunks, width = _chunks(len(x)), x.shape[1]
-        sums, products = np.empty((chunks, width), np.float32), np.empty((chunks, width), np.float32)
+        values = bits(x)
+        grad = bits(grads[0].to(x.dtype).contiguous())
+        chunks = _chunks(len(x))
+        width = x.shape[1]
+        sums = np.empty((chunks, width), np.float32)
+        products = np.empty((chunks, width), np.float32)
         scale = inv_std * weight.numpy()
         factors = mean.astype(np.float32), scale.astype(np.float32), bias.numpy()
         common = values, *factors, bits(out), grad, ctx.relu
         share(chunks, lambda first, last: kernels.gradient_sums(*common, first, last, sums, products))
         ours = np.concatenate([sums.sum(0, np.float64), products.sum(0, np.float64) * inv_std])
         total, product = np.split(_gather(ours, ctx.everywhere).sum(0), 2) if count else np.zeros((2, width))
-        slope, rest = -scale * inv_std * product / max(count, 1), -scale * total / max(count, 1)
+        slope = -scale * inv_std * product / max(count, 1)
+        rest = -scale * total / max(count, 1)
         line = slope.astype(np.float32), rest.astype(np.float32)
         d_x = torch.empty_like(x)
         d_add = torch.empty_like(x) if ctx.add else None
-        also, written = values[:0] if d_add is None else bits(d_add), bits(d_x)
+        also = values[:0] if d_add is None else bits(d_add)
+        written = bits(d_x)
         share(chunks, lambda first, last: kernels.gradient(*common, *line, first, last, written, also))
         d_bias, d_weight = (torch.from_numpy(part.astype(np.float32)) for part in np.split(ours, 2))
         return d_x, d_weight, d_bias, d_add, None, None, None
@@ -147,7 +158,8 @@ class Norm(nn.Module):
 
     def _known(self) -> tuple[float, np.ndarray, np.ndarray]:
         norm: Any = self.batch
-        mean, var = norm.running_mean.double().numpy(), norm.running_var.double().numpy()
+        mean = norm.running_mean.double().numpy()
+        var = norm.running_var.double().numpy()
         return 0.0, mean, 1 / np.sqrt(var + norm.eps)
 
     @torch.no_grad()

@@ -13,7 +13,8 @@ from clipsweep.projection.jit import jit
 CHUNK = 512
 """Rows that one thread sums before the sums of chunks are added in order."""
 
-BY_INPUT, BY_OUTPUT = 1, 2
+BY_INPUT = 1
+BY_OUTPUT = 2
 """How the backward pass tells where the rectifier let through."""
 
 
@@ -53,8 +54,10 @@ def _store_as(x, row, column, value):  # type: ignore[no-untyped-def]
 def moments(x: Any, first: int, last: int, mean: Any, square: Any) -> None:
     """Writes mean and sum of squared deviations of each chunk of rows, ``(chunks, c) f32``."""
     for chunk in range(first, last):
-        begin, end = chunk * CHUNK, min((chunk + 1) * CHUNK, x.shape[0])
-        centre, spread = mean[chunk], square[chunk]
+        begin = chunk * CHUNK
+        end = min((chunk + 1) * CHUNK, x.shape[0])
+        centre = mean[chunk]
+        spread = square[chunk]
         centre[:] = 0
         spread[:] = 0
         for r in range(begin, end):
@@ -98,12 +101,14 @@ def gradient_sums(
 ) -> None:
     """Writes the sums of ``g``, see ``gradient``, and of ``g * (x - mean)`` over each chunk, ``(chunks, c) f32``."""
     for chunk in range(first, last):
-        total, product = sums[chunk], products[chunk]
+        total = sums[chunk]
+        product = products[chunk]
         total[:] = 0
         product[:] = 0
         for r in range(chunk * CHUNK, min((chunk + 1) * CHUNK, x.shape[0])):
             for j in range(x.shape[1]):
-                deviation, g = _load(x, r, j) - mean[j], _load(grad, r, j)
+                deviation = _load(x, r, j) - mean[j]
+                g = _load(grad, r, j)
                 if relu == BY_INPUT and deviation * scale[j] + bias[j] <= np.float32(0.0):
                     g = np.float32(0.0)
                 if relu == BY_OUTPUT and _load(out, r, j) <= np.float32(0.0):
@@ -136,7 +141,8 @@ def gradient(
     with_add = d_add.shape[0] > 0
     for r in range(first * CHUNK, min(last * CHUNK, x.shape[0])):
         for j in range(x.shape[1]):
-            deviation, g = _load(x, r, j) - mean[j], _load(grad, r, j)
+            deviation = _load(x, r, j) - mean[j]
+            g = _load(grad, r, j)
             if relu == BY_INPUT and deviation * scale[j] + bias[j] <= np.float32(0.0):
                 g = np.float32(0.0)
             if relu == BY_OUTPUT and _load(out, r, j) <= np.float32(0.0):

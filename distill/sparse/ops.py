@@ -60,7 +60,8 @@ class Sites:
         """Native map of the strided 2^3 op."""
         index, pairs = grid.coarsen(self.coords.cpu().numpy())
         coarser = Sites(torch.from_numpy(index.coords()).to(self.coords.device), "native")
-        coarser._index, self._coarser = index, coarser
+        coarser._index = index
+        self._coarser = coarser
         return KernelMap(pairs, len(self), len(index))
 
     @property
@@ -73,7 +74,8 @@ class Sites:
         """Keeps the coarser cells that spconv found, unless they are known."""
         if self._coarser is None:
             coarser = Sites(level.coords(), "native")
-            coarser.level, self._coarser = level, coarser
+            coarser.level = level
+            self._coarser = coarser
 
 
 @dataclass(frozen=True, eq=False, slots=True)

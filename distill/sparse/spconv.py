@@ -52,7 +52,8 @@ def base_level(coords: Int32[Tensor, "v 4"]) -> Level:
         ModuleNotFoundError: spconv is not installed.
     """
     spconv = _spconv()
-    low, high = coords[:, 1:].amin(0), coords[:, 1:].amax(0)
+    low = coords[:, 1:].amin(0)
+    high = coords[:, 1:].amax(0)
     origin = torch.div(low, _ALIGN, rounding_mode="floor") * _ALIGN
     shape = (torch.div(high - origin, _ALIGN, rounding_mode="floor") + 1) * _ALIGN
     shifted = coords.clone()

@@ -25,7 +25,8 @@ from clipsweep.distill.teacher.weights import hub_file
 from clipsweep.distill.training.loop import Learner
 from clipsweep.projection.errors import BadInput
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -138,7 +139,8 @@ def load_student(source: str | Path) -> Trained:
         student = make_student(model, text.shape[1], None if head is None else len(head))
         student.text_head = config["named"]
         names = tuple(str(name) for name in config["names"])
-        height_m, used_labels = float(config["sensor_height_m"]), config["used_labels"]
+        height_m = float(config["sensor_height_m"])
+        used_labels = config["used_labels"]
         if not 0 <= height_m <= 100 or type(used_labels) is not bool:
             raise ValueError(f"sensor_height_m is {height_m}, used_labels {used_labels!r}")
         _check(student, model, names, len(text) if head is None else len(head), [*tensors.values(), text])
@@ -162,7 +164,8 @@ def _check(
     if student.text_head not in ("semantic", "local"):
         raise ValueError(f"named is {student.text_head!r}, not one of semantic, local")
     for item in fields(ModelConfig):
-        value, plain = getattr(model, item.name), type(getattr(ModelConfig, item.name))
+        value = getattr(model, item.name)
+        plain = type(getattr(ModelConfig, item.name))
         if type(value) not in ((float, int) if plain is float else (plain,)):
             raise ValueError(f"model.{item.name} is {value!r}")
     for key, allowed in (("reduce", Reduce), ("backend", Backend)):
@@ -208,8 +211,12 @@ def load_learner(learner: Learner, path: Path) -> None:
             for key in file.keys():  # noqa: SIM118 - not a mapping
                 part, _, name = key.partition(".")
                 parts.setdefault(part, {})[name] = file.get_tensor(key)
-        kind, step, bad, scaler = said["optimizer"], int(said["step"]), int(said["bad"]), said["scaler"]
-        weights, average = parts.pop("weight"), parts.pop("average", None)
+        kind = said["optimizer"]
+        step = int(said["step"])
+        bad = int(said["bad"])
+        scaler = said["scaler"]
+        weights = parts.pop("weight")
+        average = parts.pop("average", None)
         state = {int(index): row for index, row in parts.items()}
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise BadInput(path, f"is no readable training state: {error}", "delete it to start again") from None
@@ -227,4 +234,5 @@ def load_learner(learner: Learner, path: Path) -> None:
     learner.optimizer.load_state_dict({"state": state, "param_groups": groups})
     if scaler:
         learner.scaler.load_state_dict(scaler)
-    learner.step, learner.bad = step, bad
+    learner.step = step
+    learner.bad = bad

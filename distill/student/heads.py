@@ -70,9 +70,11 @@ def at_points(feats: Float[Tensor, "v c"], batch: Batch, points: Tensor | None) 
     """Rows of the points' voxels, or a mean of the eight voxels around each point where the batch knows them."""
     if batch.corner is None or batch.corner_weight is None:
         return feats.index_select(0, batch.inverse if points is None else batch.inverse[points])
-    corner, weight = batch.corner, batch.corner_weight.to(feats.dtype)
+    corner = batch.corner
+    weight = batch.corner_weight.to(feats.dtype)
     if points is not None:
-        corner, weight = corner[points], weight[points]
+        corner = corner[points]
+        weight = weight[points]
     out = feats.index_select(0, corner[:, 0]) * weight[:, :1]
     for k in range(1, 8):
         out = out + feats.index_select(0, corner[:, k]) * weight[:, k : k + 1]

@@ -87,11 +87,14 @@ class Residual(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.conv1, self.norm1 = SubMConv3d(in_channels, out_channels), Norm(out_channels)
-        self.conv2, self.norm2 = SubMConv3d(out_channels, out_channels), Norm(out_channels)
+        self.conv1 = SubMConv3d(in_channels, out_channels)
+        self.norm1 = Norm(out_channels)
+        self.conv2 = SubMConv3d(out_channels, out_channels)
+        self.norm2 = Norm(out_channels)
         self.around: nn.Module = nn.Identity()
         if in_channels != out_channels:
-            self.around, self.norm = Pointwise(in_channels, out_channels), Norm(out_channels)
+            self.around = Pointwise(in_channels, out_channels)
+            self.norm = Norm(out_channels)
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """Features after the block, on the same cells."""
@@ -108,7 +111,8 @@ class Stage(nn.Module):
     ) -> None:
         super().__init__()
         self.checkpointing = checkpointing
-        self.resample, self.norm = resample, Norm(channels)
+        self.resample = resample
+        self.norm = Norm(channels)
         self.blocks = nn.ModuleList(Residual(channels + skip if i == 0 else width, width) for i in range(blocks))
 
     def forward(self, x: SparseTensor, skip: SparseTensor | None = None) -> SparseTensor:
@@ -133,9 +137,12 @@ class UNet(nn.Module):
         super().__init__()
         self.scale = Norm(in_channels)  # metres, seconds and shares to one scale
         self.scale.requires_grad_(False)  # the first convolution can learn what it could
-        self.stem1, self.norm1 = SubMConv3d(in_channels, size.stem), Norm(size.stem)
-        self.stem2, self.norm2 = SubMConv3d(size.stem, size.stem), Norm(size.stem)
-        widths, blocks = (size.stem, *size.widths), size.blocks
+        self.stem1 = SubMConv3d(in_channels, size.stem)
+        self.norm1 = Norm(size.stem)
+        self.stem2 = SubMConv3d(size.stem, size.stem)
+        self.norm2 = Norm(size.stem)
+        widths = (size.stem, *size.widths)
+        blocks = size.blocks
         self.down = nn.ModuleList(
             Stage(Down(widths[i], widths[i]), widths[i], 0, widths[i + 1], blocks[i], checkpointing) for i in range(4)
         )
@@ -230,7 +237,8 @@ class Student(nn.Module):
         """
         feats = self.voxel_features(batch).float()
         if text is not None:
-            text, head = text.to(feats), {"semantic": self.semantic, "local": self.local}[self.text_head]
+            text = text.to(feats)
+            head = {"semantic": self.semantic, "local": self.local}[self.text_head]
             scores = functional.linear(feats, text @ head.weight, text @ head.bias)
         elif self.classifier is not None:
             scores = functional.linear(feats, self.classifier.weight, self.classifier.bias)

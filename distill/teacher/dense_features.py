@@ -16,7 +16,9 @@ Reading = Literal["auto", "pure", "residual", "naclip", "proxy", "pool"]
 _VIT_READINGS = ("pure", "residual", "naclip", "proxy")
 _SUPPORTED = "supported are open_clip's VisionTransformer (ViT-*) and ModifiedResNet (RN*) with CLIP's own text tower"
 _SIGMA = 5.0  # of NACLIP's neighbourhood [patches]
-_BETA, _GAMMA = 1.2, 3.0  # of ProxyCLIP
+# of ProxyCLIP
+_BETA = 1.2
+_GAMMA = 3.0
 _OTHER_TOWERS = (
     "timm_model_name",
     "attentional_pool",
@@ -47,7 +49,8 @@ def choose_reading(name: str, config: Mapping[str, Any], reading: Reading) -> Re
     Raises:
         BadInput: the image tower's last block has no such reading, or the text tower is not CLIP's.
     """
-    vision, text = config["vision_cfg"], config["text_cfg"]
+    vision = config["vision_cfg"]
+    text = config["text_cfg"]
     for key in _OTHER_TOWERS:
         if vision.get(key):
             raise BadInput(name, f"its image tower ({key}: {vision[key]}) has no dense reading", _SUPPORTED)
@@ -88,7 +91,8 @@ class DenseVit(nn.Module):
 
     def __init__(self, visual: Any, reading: Reading) -> None:
         super().__init__()
-        self.visual, self.reading = visual, reading
+        self.visual = visual
+        self.reading = reading
         self._positions: dict[tuple[int, int], Tensor] = {}
 
     def forward(
@@ -112,7 +116,8 @@ class DenseVit(nn.Module):
             mixed = _near(last.attn.num_heads, key, value, grid)
         key = key[:, 1:].unflatten(1, grid)
         if proxy is not None:
-            key, mixed = _resized(key, proxy), _by_proxy(mixed, proxy)
+            key = _resized(key, proxy)
+            mixed = _by_proxy(mixed, proxy)
         out = last.ls_1(F.linear(mixed, last.attn.out_proj.weight, last.attn.out_proj.bias))
         if self.reading == "residual":
             out = tokens[:, 1:].unflatten(1, grid) + out
@@ -128,7 +133,8 @@ class DenseVit(nn.Module):
     def _position(self, grid: tuple[int, int]) -> Float[Tensor, "tokens width"]:
         """The position embedding for a grid of patches: bicubic and antialiased, as open_clip does while loading."""
         if grid not in self._positions:
-            own, old = self.visual.positional_embedding, tuple(self.visual.grid_size)
+            own = self.visual.positional_embedding
+            old = tuple(self.visual.grid_size)
             if grid != old:
                 square = own[1:].unflatten(0, old).permute(2, 0, 1)[None]
                 new = F.interpolate(square, grid, mode="bicubic", antialias=True, align_corners=False)

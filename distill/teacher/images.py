@@ -66,7 +66,8 @@ def decode(camera: Camera, size_hw: tuple[int, int]) -> UInt8[np.ndarray, "h w 3
     Raises:
         BadInput: the file is gone, changed, cut short, neither JPEG nor PNG, or of another size than the camera's.
     """
-    path, data = camera.image.path, camera.image.read()
+    path = camera.image.path
+    data = camera.image.read()
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
             if (image.height, image.width) != tuple(camera.size_hw):

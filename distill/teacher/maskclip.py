@@ -182,8 +182,11 @@ class MaskClip:
         self._floor = _floor(min_score, len(prompts), len(negatives))
         self._key_smoothing = _share("teacher.maskclip.key_smoothing", key_smoothing)
         self._denoising = _share("teacher.maskclip.denoising", denoising)
-        self._batch, self._device, self._keep_features = at_least_one(batch), torch.device(device), keep_features
-        self._threads, self._cache = decoders(threads), cache
+        self._batch = at_least_one(batch)
+        self._device = torch.device(device)
+        self._keep_features = keep_features
+        self._threads = decoders(threads)
+        self._cache = cache
 
     def digest(self) -> str:
         """sha256 of the weights' bytes and of all that decides what the labels are; batch and device are left out."""

@@ -56,8 +56,10 @@ class Precomputed:
         classes: int,
         size_hw: tuple[int, int] = (512, 1024),
     ) -> None:
-        self._data_root, self._label_root = data_root, label_root
-        self._class_of_id, self._classes = class_of_id, classes
+        self._data_root = data_root
+        self._label_root = label_root
+        self._class_of_id = class_of_id
+        self._classes = classes
         self._size_hw = (size_hw[0], size_hw[1])
         known = class_of_id[class_of_id != NONE]
         if known.size and known.max() >= classes:
@@ -96,7 +98,8 @@ class Precomputed:
 
     def _path(self, camera: Camera) -> Path:
         """The label image of a camera's image, checked to lie below the label folder, links followed."""
-        image, root = camera.image.path, (self._data_root / self._label_root).resolve()
+        image = camera.image.path
+        root = (self._data_root / self._label_root).resolve()
         try:
             below = image.relative_to(self._data_root)
         except ValueError:

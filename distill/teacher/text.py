@@ -106,7 +106,10 @@ class Encoder:
     """
 
     def __init__(self, model: Any, tokenizer: Callable[[list[str]], Tensor], device: torch.device, batch: int = 256):
-        self._model, self._tokenizer, self._device, self._batch = model, tokenizer, device, batch
+        self._model = model
+        self._tokenizer = tokenizer
+        self._device = device
+        self._batch = batch
 
     @torch.inference_mode()
     def __call__(self, sentences: Sequence[str]) -> Float[Tensor, "n d"]:
@@ -123,7 +126,8 @@ class Encoder:
 
         Training moves the embedding of every token that it sees; a small model's other rows may be kept as zeros.
         """
-        table, words = getattr(self._model, "token_embedding", None), words_of(name)
+        table = getattr(self._model, "token_embedding", None)
+        words = words_of(name)
         if table is None or not words:
             return []
         learnt = table.weight[self._tokenizer(words).to(self._device)].any(-1).all(-1)
@@ -135,7 +139,8 @@ class Encoder:
         if getattr(model, "text_pool_type", "") != "argmax" or getattr(model, "attn_mask", None) is None:
             encoded: Tensor = model.encode_text(tokens)
             return encoded
-        tokens, mask = tokens[:, :length], model.attn_mask[:length, :length]
+        tokens = tokens[:, :length]
+        mask = model.attn_mask[:length, :length]
         hidden = model.transformer(model.token_embedding(tokens) + model.positional_embedding[:length], attn_mask=mask)
         last = model.ln_final(hidden[torch.arange(len(tokens), device=tokens.device), tokens.argmax(-1)])
         projection = model.text_projection

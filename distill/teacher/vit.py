@@ -112,7 +112,8 @@ class PatchVit(nn.Module):
         Args:
             images: RGB 0..1; stretched to whole patches where their sides are none.
         """
-        size, patch = images.shape[2:], self._source.patch
+        size = images.shape[2:]
+        patch = self._source.patch
         whole = whole_cells((size[0], size[1]), patch)
         if whole != tuple(size):
             images = F.interpolate(images, whole, mode="bicubic", antialias=True, align_corners=False)
@@ -167,7 +168,9 @@ class VitFeatures:
     ) -> None:
         self._source = find_vit(model, weights)
         self._size_hw = input_size(size_hw, self._source.patch, "teacher.features.size_hw")
-        self._batch, self._device, self._threads = at_least_one(batch), torch.device(device), decoders(threads)
+        self._batch = at_least_one(batch)
+        self._device = torch.device(device)
+        self._threads = decoders(threads)
 
     @property
     def text(self) -> Float32[np.ndarray, "0 d"]:

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from clipsweep.projection.errors import BadInput
 
-_LOCAL, _HUB, _CONFIG = "local-dir:", "hf-hub:", "open_clip_config.json"
+_LOCAL = "local-dir:"
+_HUB = "hf-hub:"
+_CONFIG = "open_clip_config.json"
 _NETWORK_WAIT_S = 5.0
 _HUB_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 _DIR_WEIGHTS = (*_HUB_WEIGHTS, "model.safetensors", "pytorch_model.bin")
@@ -119,7 +121,8 @@ def _source(model: str, tree: Mapping[str, Any], checkpoint: Path) -> Source:
     from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
     preprocess = tree.get("preprocess_cfg", {})
-    mean, std = preprocess.get("mean", OPENAI_DATASET_MEAN), preprocess.get("std", OPENAI_DATASET_STD)
+    mean = preprocess.get("mean", OPENAI_DATASET_MEAN)
+    std = preprocess.get("std", OPENAI_DATASET_STD)
     return Source(model, tree["model_cfg"], tuple(mean), tuple(std), checkpoint)
 
 
@@ -220,7 +223,8 @@ def clip_tokenizer(source: Source) -> Callable[[list[str]], Tensor]:
     from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
     config = source.config["text_cfg"]
-    length, options = config.get("context_length", 77), config.get("tokenizer_kwargs") or {}
+    length = config.get("context_length", 77)
+    options = config.get("tokenizer_kwargs") or {}
     name = config.get("hf_tokenizer_name")
     if not name:
         return SimpleTokenizer(context_length=length, **options)

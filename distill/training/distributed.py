@@ -85,6 +85,7 @@ def gather_names(names: Iterable[str]) -> list[str]:
     """The distinct names that any process gives, in order of rank."""
     lists: list[list[str]] = [list(names)]
     if world_size() > 1:
-        ours, lists = lists[0], [[] for _ in range(world_size())]
+        ours = lists[0]
+        lists = [[] for _ in range(world_size())]
         distributed.all_gather_object(lists, ours)
     return list(dict.fromkeys(name for names in lists for name in names))

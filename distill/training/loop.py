@@ -320,7 +320,8 @@ def train(
     stream = iter(batches)
     _train_mode(learner.student)
     while learner.step < steps:
-        now, moment = rates(learner.step, steps, config), Moment(learner.step / steps, _coin(seed, learner.step))
+        now = rates(learner.step, steps, config)
+        moment = Moment(learner.step / steps, _coin(seed, learner.step))
         learner.set_rates(now)
         before = [buffer.clone() for buffer in learner.student.buffers()]
         learner.optimizer.zero_grad(set_to_none=True)
@@ -333,7 +334,8 @@ def train(
         learner.step += 1
         if not problem:
             terms = {name: sum(p.terms[name] for p in passes) / len(passes) for name in passes[0].terms}
-            points, cut = sum(p.points for p in passes), sum(p.cut for p in passes)
+            points = sum(p.points for p in passes)
+            cut = sum(p.cut for p in passes)
             on_step(Step(learner.step, sum(terms.values()), terms, now.lr, points, cut))
         if all_reduce_sum(torch.tensor(int(halt()), device=learner.device)):
             return

@@ -151,7 +151,8 @@ def _samples(nusc: NuScenes, scene: dict[str, Any]) -> list[dict[str, Any]]:
     """
     chain: list[dict[str, Any]] = []
     try:
-        token, count = scene["first_sample_token"], scene["nbr_samples"]
+        token = scene["first_sample_token"]
+        count = scene["nbr_samples"]
         while token and len(chain) <= count:
             chain.append(nusc.get("sample", token))
             token = chain[-1]["next"]
@@ -194,7 +195,9 @@ def _frame(nusc: NuScenes, config: DataConfig[NuscenesConfig], scene: str, sampl
 
 
 def _sweeps(nusc: NuScenes, config: DataConfig[NuscenesConfig], key: dict[str, Any]) -> tuple[list[Sweep], int]:
-    root, record, missing = Path(config.root), key, 0
+    root = Path(config.root)
+    record = key
+    missing = 0
     sweeps: list[Sweep] = []
     for _ in range(MAX_SWEEPS):
         if record is key or (root / record["filename"]).exists():
@@ -214,7 +217,8 @@ def _camera(nusc: NuScenes, config: DataConfig[NuscenesConfig], token: str) -> C
     calibration = nusc.get("calibrated_sensor", record["calibrated_sensor_token"])
     intrinsics = np.array(calibration["camera_intrinsic"], np.float64)
     check_intrinsics(intrinsics, f"calibrated_sensor {calibration['token']}")
-    file, size_hw = pin(Path(config.root), record["filename"], config.hash), (record["height"], record["width"])
+    file = pin(Path(config.root), record["filename"], config.hash)
+    size_hw = (record["height"], record["width"])
     check_image(file, size_hw)
     name = nusc.get("sensor", calibration["sensor_token"])["channel"]
     return Camera(name, record["timestamp"], _global_from_sensor(nusc, record), intrinsics, size_hw, file)

@@ -94,7 +94,8 @@ def index(config: DataConfig[SemanticKittiConfig]) -> Iterator[Row]:
     """
     train, held = (_sequences(config, names) for names in (config.train, config.eval))
     for name in dict.fromkeys([*train, *held]):
-        drive, read = _read_drive(config, name), dict[int, Sweep]()
+        drive = _read_drive(config, name)
+        read = dict[int, Sweep]()
         for number in sorted(drive.scans.union(range(len(drive.poses)))):
             earlier = range(number - 1, max(number - MAX_SWEEPS, -1), -1)
             older = [read[n] for n in earlier if n in read]
@@ -134,7 +135,9 @@ def _sequences(config: DataConfig[SemanticKittiConfig], names: Sequence[str]) ->
 
 def _sources(config: DataConfig[SemanticKittiConfig], name: str) -> list[Path]:
     """The files and folders of a sequence."""
-    root, sequence, camera = Path(config.root), f"sequences/{name}", config.own.camera
+    root = Path(config.root)
+    sequence = f"sequences/{name}"
+    camera = config.own.camera
     needed = [within(root, f"{sequence}/{part}") for part in ("calib.txt", "poses.txt", "times.txt", "velodyne")]
     for path in needed:
         if not path.exists():
@@ -149,8 +152,10 @@ def _sources(config: DataConfig[SemanticKittiConfig], name: str) -> list[Path]:
 def _read_drive(config: DataConfig[SemanticKittiConfig], name: str) -> _Drive:
     folder = Path(config.root) / "sequences" / name
     _sources(config, name)
-    scans, labelled = _numbered(folder / "velodyne", ".bin"), _numbered(folder / "labels", ".label")
-    poses, times_s = _numbers(folder / "poses.txt", 12), _numbers(folder / "times.txt", 1)
+    scans = _numbered(folder / "velodyne", ".bin")
+    labelled = _numbered(folder / "labels", ".label")
+    poses = _numbers(folder / "poses.txt", 12)
+    times_s = _numbers(folder / "times.txt", 1)
     if not scans:
         raise BadInput(folder / "velodyne", "holds no scan", _UNPACK)
     if not labelled and os.path.lexists(folder / "labels") and name not in SPLITS["test"]:

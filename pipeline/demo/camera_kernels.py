@@ -65,7 +65,9 @@ def _corners(prims: Any, centre: Any, i: Any, eye: Any, out: Any) -> Any:
         sx = (2.0 * (c & 1) - 1.0) * prims.half_m[i, 0]
         sy = (2.0 * ((c >> 1) & 1) - 1.0) * prims.half_m[i, 1]
         sz = (2.0 * (c >> 2) - 1.0) * prims.half_m[i, 2]
-        x, y, z = centre[i, 0] - eye.origin[0], centre[i, 1] - eye.origin[1], centre[i, 2] - eye.origin[2]
+        x = centre[i, 0] - eye.origin[0]
+        y = centre[i, 1] - eye.origin[1]
+        z = centre[i, 2] - eye.origin[2]
         x += sx * prims.axes[i, 0, 0] + sy * prims.axes[i, 0, 1] + sz * prims.axes[i, 0, 2]
         y += sx * prims.axes[i, 1, 0] + sy * prims.axes[i, 1, 1] + sz * prims.axes[i, 1, 2]
         z += sx * prims.axes[i, 2, 0] + sy * prims.axes[i, 2, 1] + sz * prims.axes[i, 2, 2]
@@ -76,39 +78,53 @@ def _corners(prims: Any, centre: Any, i: Any, eye: Any, out: Any) -> Any:
 @kernel
 def _image_box(corners: Any, K: Any) -> Any:
     """Pixel rectangle (u0, v0, u1, v1) that holds a box, cut at the near plane; empty (u1 < u0) if behind it."""
-    u0, v0, u1, v1 = math.inf, math.inf, -math.inf, -math.inf
+    u0 = math.inf
+    v0 = math.inf
+    u1 = -math.inf
+    v1 = -math.inf
     for c in range(8):
         for axis in range(4):  # axis 3: the corner itself; else where its edge along the axis meets the near plane
             d = c if axis == 3 else c ^ (1 << axis)
-            z, other = corners[c, 2], corners[d, 2]
+            z = corners[c, 2]
+            other = corners[d, 2]
             if (axis == 3 and z < _NEAR_M) or (axis < 3 and not (z < _NEAR_M <= other)):
                 continue
             share = 0.0 if axis == 3 else (_NEAR_M - z) / (other - z)
             x = corners[c, 0] + share * (corners[d, 0] - corners[c, 0])
             y = corners[c, 1] + share * (corners[d, 1] - corners[c, 1])
             z = z + share * (other - z)
-            u, v = K[0, 0] * x / z + K[0, 2], K[1, 1] * y / z + K[1, 2]
-            u0, v0, u1, v1 = min(u0, u), min(v0, v), max(u1, u), max(v1, v)
+            u = K[0, 0] * x / z + K[0, 2]
+            v = K[1, 1] * y / z + K[1, 2]
+            u0 = min(u0, u)
+            v0 = min(v0, v)
+            u1 = max(u1, u)
+            v1 = max(v1, v)
     return u0, v0, u1, v1
 
 
 @jit
 def fill_tiles(prims: Any, centre: Any, order: Any, eye: Any, h: Any, w: Any) -> Any:
     """Starts and items of the parts that may show in each tile of an image (see Lists)."""
-    n, rows, columns = len(order), (h + TILE_PX - 1) // TILE_PX, (w + TILE_PX - 1) // TILE_PX
-    spans, corners = np.zeros((n, 4), np.int64), np.empty((8, 3))
+    n = len(order)
+    rows = (h + TILE_PX - 1) // TILE_PX
+    columns = (w + TILE_PX - 1) // TILE_PX
+    spans = np.zeros((n, 4), np.int64)
+    corners = np.empty((8, 3))
     starts = np.zeros(rows * columns + 1, np.int64)
     for k in range(n):
         _corners(prims, centre, order[k], eye, corners)
         u0, v0, u1, v1 = _image_box(corners, eye.K)
         if u1 < 0 or v1 < 0 or u0 > w or v0 > h or u1 < u0:
             continue
-        spans[k, 0], spans[k, 1] = int(max(u0, 0.0)) // TILE_PX, int(max(v0, 0.0)) // TILE_PX
-        spans[k, 2], spans[k, 3] = int(min(u1, w - 1.0)) // TILE_PX + 1, int(min(v1, h - 1.0)) // TILE_PX + 1
+        spans[k, 0] = int(max(u0, 0.0)) // TILE_PX
+        spans[k, 1] = int(max(v0, 0.0)) // TILE_PX
+        spans[k, 2] = int(min(u1, w - 1.0)) // TILE_PX + 1
+        spans[k, 3] = int(min(v1, h - 1.0)) // TILE_PX + 1
         for row in range(spans[k, 1], spans[k, 3]):
             starts[row * columns + spans[k, 0] + 1 : row * columns + spans[k, 2] + 1] += 1
     starts = np.cumsum(starts)
-    ends, items = starts[:-1].copy(), np.empty(starts[-1], np.int64)
+    ends = starts[:-1].copy()
+    items = np.empty(starts[-1], np.int64)
     for k in range(n):
         for row in range(spans[k, 1], spans[k, 3]):
             for tile in range(row * columns + spans[k, 0], row * columns + spans[k, 2]):
@@ -132,9 +148,14 @@ def _reach(centre: Any, towards_sun: Any, radius: Any) -> Any:
 @kernel
 def cast_shadows(stage: Any, sun: Any) -> Any:
     """Mark cells whose ray towards the sun meets a part; each part is tried on the cells that its ball may darken."""
-    prims, centre, corner, shadow = stage.prims, stage.centre, stage.corner, stage.shadow
+    prims = stage.prims
+    centre = stage.centre
+    corner = stage.corner
+    shadow = stage.shadow
     for i in range(len(centre)):
-        hx, hy, hz = prims.half_m[i, 0], prims.half_m[i, 1], prims.half_m[i, 2]
+        hx = prims.half_m[i, 0]
+        hy = prims.half_m[i, 1]
+        hz = prims.half_m[i, 2]
         radius = math.sqrt(hx * hx + hy * hy + hz * hz)
         high = (centre[i, 2] + hz) / sun[2]
         x0, x1 = _reach(centre[i, 0], sun[0] * high, radius)
@@ -163,12 +184,16 @@ def cast_shadows(stage: Any, sun: Any) -> Any:
 @kernel
 def _sunlit(stage: Any, x: Any, y: Any) -> Any:
     """Share of sunlight at a place of the ground, smoothed between cells."""
-    n, shadow = len(stage.shadow), stage.shadow
-    u, v = (x - stage.corner[0]) / SHADE_STEP_M - 0.5, (y - stage.corner[1]) / SHADE_STEP_M - 0.5
-    i, j = math.floor(u), math.floor(v)
+    n = len(stage.shadow)
+    shadow = stage.shadow
+    u = (x - stage.corner[0]) / SHADE_STEP_M - 0.5
+    v = (y - stage.corner[1]) / SHADE_STEP_M - 0.5
+    i = math.floor(u)
+    j = math.floor(v)
     if i < 0 or j < 0 or i > n - 2 or j > n - 2:
         return 1.0
-    u, v = u - i, v - j
+    u = u - i
+    v = v - j
     low = shadow[j, i] * (1 - u) + shadow[j, i + 1] * u
     return 1.0 - low * (1 - v) - (shadow[j + 1, i] * (1 - u) + shadow[j + 1, i + 1] * u) * v
 
@@ -176,7 +201,8 @@ def _sunlit(stage: Any, x: Any, y: Any) -> Any:
 @kernel
 def _nearest(stage: Any, near: Any, items: Any, origin: Any, dx: Any, dy: Any, dz: Any) -> Any:
     """First thing on a ray: distance (inf: sky), part (-1: ground or sky), ground label, kerb face or not."""
-    prims, centre = stage.prims, stage.centre
+    prims = stage.prims
+    centre = stage.centre
     best, label, kerb = hit_ground(stage.ground, origin[0], origin[1], origin[2], dx, dy, dz)
     part = -1
     for i in items:
@@ -186,14 +212,16 @@ def _nearest(stage: Any, near: Any, items: Any, origin: Any, dx: Any, dy: Any, d
         u, v, w = to_local(prims.axes, i, dx, dy, dz)
         t = hit_part(prims, i, x, y, z, u, v, w)
         if t < best:
-            best, part = t, i
+            best = t
+            part = i
     return best, part, label, kerb
 
 
 @kernel
 def _part_light(stage: Any, light: Any, i: Any, x: Any, y: Any, z: Any) -> Any:
     """Colour of part i at a place of the street frame under sun and sky."""
-    prims, centre = stage.prims, stage.centre
+    prims = stage.prims
+    centre = stage.centre
     lx, ly, lz = to_local(prims.axes, i, x - centre[i, 0], y - centre[i, 1], z - centre[i, 2])
     nx, ny, nz, face = normal(prims, i, lx, ly, lz)
     r, g, b = part_colour(prims, i, lx, ly, lz, face)
@@ -226,13 +254,18 @@ def cast_pixels(
 ) -> Any:
     """Fill a picture's images tile by tile (see render.View)."""
     h, w = label.shape
-    columns, turned, K, o = (w + TILE_PX - 1) // TILE_PX, eye.turned, eye.K, eye.origin
+    columns = (w + TILE_PX - 1) // TILE_PX
+    turned = eye.turned
+    K = eye.K
+    o = eye.origin
     for tile in range(len(lists.starts) - 1):
         items = lists.items[lists.starts[tile] : lists.starts[tile + 1]]
-        row0, column0 = tile // columns * TILE_PX, tile % columns * TILE_PX
+        row0 = tile // columns * TILE_PX
+        column0 = tile % columns * TILE_PX
         for row in range(row0, min(row0 + TILE_PX, h)):
             for column in range(column0, min(column0 + TILE_PX, w)):
-                x, y = (column + 0.5 - K[0, 2]) / K[0, 0], (row + 0.5 - K[1, 2]) / K[1, 1]
+                x = (column + 0.5 - K[0, 2]) / K[0, 0]
+                y = (row + 0.5 - K[1, 2]) / K[1, 1]
                 scale = 1.0 / math.sqrt(x * x + y * y + 1.0)
                 dx = scale * (turned[0, 0] * x + turned[0, 1] * y + turned[0, 2])
                 dy = scale * (turned[1, 0] * x + turned[1, 1] * y + turned[1, 2])
@@ -250,7 +283,8 @@ def cast_pixels(
                         r, g, b = _part_light(stage, light, part, o[0] + t * dx, o[1] + t * dy, o[2] + t * dz)
                     else:
                         r, g, b = _ground_light(stage, light, surface, kerb, o[0] + t * dx, o[1] + t * dy, t)
-                far, noise = light.horizon, grain[row, column]
+                far = light.horizon
+                noise = grain[row, column]
                 colour[row, column, 0] = _byte((far[0] + clear * (r - far[0])) * light.tint[0] + noise)
                 colour[row, column, 1] = _byte((far[1] + clear * (g - far[1])) * light.tint[1] + noise)
                 colour[row, column, 2] = _byte((far[2] + clear * (b - far[2])) * light.tint[2] + noise)

@@ -17,7 +17,8 @@ _SPOTS = 24
 """Places kept per class and picture, where stuff may be cropped."""
 _LEAST_PX = 100
 """Pixels that a thing must show to be cropped."""
-_TRUE_SHARE, _FALSE_SHARE = 0.03, 0.003
+_TRUE_SHARE = 0.03
+_FALSE_SHARE = 0.003
 """A word is true of a crop from the first share of its area on, false below the second, and left open between."""
 
 
@@ -66,7 +67,9 @@ def render_album(seed: int, worlds: int, shots: int, size_wh: tuple[int, int], w
 
 
 def _photograph(seed: int, scene: int, shots: int, size_wh: tuple[int, int]) -> list[Picture]:
-    rng, rig, world = np.random.default_rng([seed, scene, 9]), cameras(*size_wh), build_world(seed, scene, 4.5)
+    rng = np.random.default_rng([seed, scene, 9])
+    rig = cameras(*size_wh)
+    world = build_world(seed, scene, 4.5)
     out = []
     for _ in range(shots):
         view = render(world, rig[int(rng.integers(len(rig)))], float(rng.uniform(0.0, 4.5)))
@@ -79,7 +82,8 @@ def _boxes(instance: np.ndarray, label: UInt8[np.ndarray, "h w"]) -> Int64[np.nd
     """Class and pixel box of each tracked thing that shows enough of itself."""
     v, u = np.nonzero(instance >= 0)
     who, first, index, count = np.unique(instance[v, u], return_index=True, return_inverse=True, return_counts=True)
-    low, high = np.full((len(who), 2), 1 << 20), np.zeros((len(who), 2), np.int64)
+    low = np.full((len(who), 2), 1 << 20)
+    high = np.zeros((len(who), 2), np.int64)
     np.minimum.at(low, index, np.column_stack([u, v]))
     np.maximum.at(high, index, np.column_stack([u, v]))
     kind = label[v[first], u[first]].astype(np.int64)
@@ -100,7 +104,8 @@ def draw_crops(album: Album, rng: np.random.Generator, count: int, side_px: int)
     """Square crops, most of them about a thing or a spot of a class drawn evenly, resized to `side_px`."""
     taken = [_draw(album, rng, side_px) for _ in range(count)]
     images = np.stack([image for image, _, _ in taken])
-    target, share = np.array([t for _, t, _ in taken]), np.stack([s for _, _, s in taken])
+    target = np.array([t for _, t, _ in taken])
+    share = np.stack([s for _, _, s in taken])
     shown = share >= _TRUE_SHARE
     shown[np.arange(count), target] = True
     return Crops(images, target, shown, (share < _FALSE_SHARE) & ~shown)
@@ -125,8 +130,10 @@ def _window(album: Album, rng: np.random.Generator) -> tuple[Picture, int, tuple
     """A picture, the class to look at (-1: whichever fills most), and a square window u0, v0, u1, v1 [px]."""
     if rng.random() < 0.15:
         picture = album.pictures[int(rng.integers(len(album.pictures)))]
-        side, target = rng.uniform(48, 200), -1
-        u, v = rng.uniform(0, picture.label.shape[1]), rng.uniform(0, picture.label.shape[0])
+        side = rng.uniform(48, 200)
+        target = -1
+        u = rng.uniform(0, picture.label.shape[1])
+        v = rng.uniform(0, picture.label.shape[0])
     else:
         target = int(rng.integers(len(NAMES)))
         index, row = album.places[target][int(rng.integers(len(album.places[target])))]
@@ -134,7 +141,8 @@ def _window(album: Album, rng: np.random.Generator) -> tuple[Picture, int, tuple
         if target in THINGS:
             _, u0, v0, u1, v1 = picture.boxes[row]
             side = max(u1 - u0, v1 - v0) * rng.uniform(0.7, 2.2)
-            u, v = (u0 + u1) / 2 + rng.normal(0, 0.1) * side, (v0 + v1) / 2 + rng.normal(0, 0.1) * side
+            u = (u0 + u1) / 2 + rng.normal(0, 0.1) * side
+            v = (v0 + v1) / 2 + rng.normal(0, 0.1) * side
         else:
             _, u, v = picture.spots[row]
             side = rng.uniform(32, 140)

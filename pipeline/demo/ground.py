@@ -10,9 +10,15 @@ from clipsweep.pipeline.demo.parts import Angles
 from clipsweep.pipeline.demo.shapes import shade
 
 Span = tuple[float, float]
-DRIVEABLE, OTHER_FLAT, SIDEWALK, TERRAIN = 24, 25, 26, 27
+DRIVEABLE = 24
+OTHER_FLAT = 25
+SIDEWALK = 26
+TERRAIN = 27
 NO_PAINT, WHITE_PAINT, YELLOW_PAINT = range(3)
-KERB_M, STEP_M, HALF_WIDTH_M, MARGIN_M = 0.12, 0.1, 60.0, 90.0
+KERB_M = 0.12
+STEP_M = 0.1
+HALF_WIDTH_M = 60.0
+MARGIN_M = 90.0
 _STEEPEST = 0.08
 _WAVE_M = (60.0, 120.0)
 
@@ -129,7 +135,8 @@ class Street:
 
 def draw_street(rng: np.random.Generator, travel_m: float) -> Street:
     """A random cross-section with terrain on one side at least, other flat somewhere, and a crossing per 100 m."""
-    right, left = _draw_side(rng), _draw_side(rng)
+    right = _draw_side(rng)
+    left = _draw_side(rng)
     has_median = rng.random() < 0.75
     left = replace(left, strip=TERRAIN)
     if not has_median:
@@ -165,9 +172,12 @@ def lay_ground(rng: np.random.Generator, street: Street, hills: Hills = FLAT) ->
         colour=_colours(rng),
         hills=hills,
     )
-    x0, x1, edge = street.start_m, street.end_m, street.edge_m
+    x0 = street.start_m
+    x1 = street.end_m
+    edge = street.edge_m
     for sign, side in ((-1, street.right), (1, street.left)):
-        inner, outer = edge + side.sidewalk_m, edge + side.sidewalk_m + side.strip_m
+        inner = edge + side.sidewalk_m
+        outer = edge + side.sidewalk_m + side.strip_m
         if side.lots == "houses":
             _fill(ground.surface, ground, (x0, x1), (sign * outer, sign * (outer + 14.0)), SIDEWALK)
         _fill(ground.surface, ground, (x0, x1), (sign * inner, sign * outer), side.strip)
@@ -221,7 +231,8 @@ def _cut_side_street(ground: Ground, street: Street, crossing: tuple[float, floa
 
 def _fill(layer: UInt8[np.ndarray, "ny nx"], ground: Ground, xs_m: Span, ys_m: Span, value: int) -> None:
     """Set a rectangle of the street frame, cut to the map [m]."""
-    (x0, x1), (y0, y1) = sorted(xs_m), sorted(ys_m)
+    (x0, x1) = sorted(xs_m)
+    (y0, y1) = sorted(ys_m)
     i0, i1 = (max(round((x - ground.corner_m[0]) / STEP_M), 0) for x in (x0, x1))
     j0, j1 = (max(round((y - ground.corner_m[1]) / STEP_M), 0) for y in (y0, y1))
     layer[j0:j1, i0:i1] = value

@@ -37,7 +37,8 @@ def _table(column: int) -> UInt32[np.ndarray, "32"]:
     return np.array([ids.get(raw, 0) for raw in range(32)], np.uint32)
 
 
-_STANDING_ID, _MOVING_ID = _table(0), _table(1)
+_STANDING_ID = _table(0)
+_MOVING_ID = _table(1)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -62,7 +63,8 @@ def write_kitti_demo(config: DemoConfig, out: Path) -> None:
     """
     if config.flat_poses:
         raise BadInput("flat_poses", "is true", "poses of SemanticKITTI follow the hills; set it to false")
-    train, val = SPLITS["train"][: config.train_scenes], SPLITS["val"][: config.val_scenes]
+    train = SPLITS["train"][: config.train_scenes]
+    val = SPLITS["val"][: config.val_scenes]
     if (len(train), len(val)) != (config.train_scenes, config.val_scenes):
         most = f"SemanticKITTI has {len(SPLITS['train'])} and {len(SPLITS['val'])} sequences"
         raise BadInput("train_scenes, val_scenes", f"are {config.train_scenes}, {config.val_scenes}", most)
@@ -83,7 +85,8 @@ def _rig(config: DemoConfig) -> _Rig:
     """Camera 2 looks ahead over the bonnet, the LiDAR (x ahead, y left, z up) stands behind it on the roof."""
     ego_from_first = pose(rotation(-0.003, 0.012, 0.004) @ LEVEL, np.array([1.03, 0.0, 1.65]))
     right_m = np.array([_RIGHT_M[int(CAMERA[-1])], 0.0, 0.0])
-    f_px, size_hw = 0.58 * config.width_px, (config.height_px, config.width_px)
+    f_px = 0.58 * config.width_px
+    size_hw = (config.height_px, config.width_px)
     K = np.array([[f_px, 0.0, 0.49 * size_hw[1]], [0.0, f_px, 0.49 * size_hw[0]], [0.0, 0.0, 1.0]])
     camera = RigCamera(CAMERA, ego_from_first @ pose(np.eye(3), right_m), K, size_hw, 0.0)
     share = (np.arange(config.azimuths) + 0.5) / config.azimuths

@@ -45,7 +45,9 @@ def cast_car(car: Any, at: Any, rays: Any, out: Any) -> Any:
         for r in range(rays.shape[1]):
             out[c, r] = math.inf
             for i in range(len(car.kind)):
-                x, y, z = at[0] - car.centre_m[i, 0], at[1] - car.centre_m[i, 1], at[2] - car.centre_m[i, 2]
+                x = at[0] - car.centre_m[i, 0]
+                y = at[1] - car.centre_m[i, 1]
+                z = at[2] - car.centre_m[i, 2]
                 out[c, r] = min(out[c, r], hit_part(car, i, x, y, z, rays[c, r, 0], rays[c, r, 1], rays[c, r, 2]))
 
 
@@ -57,7 +59,8 @@ def fill_bins(prims: Any, origin: Any, time_s: Any, reach_m: Any, slack_rad: Any
     `slack_rad` by how much the azimuths of a column's rays may differ because the car is not level.
     """
     n = len(prims.kind)
-    near, spans = np.empty(n), np.zeros((n, 2), np.int64)
+    near = np.empty(n)
+    spans = np.zeros((n, 2), np.int64)
     starts = np.zeros(BINS + 1, np.int64)
     for i in range(n):
         cx = prims.centre_m[i, 0] + prims.velocity_mps[i, 0] * time_s - origin[0]
@@ -67,8 +70,11 @@ def fill_bins(prims: Any, origin: Any, time_s: Any, reach_m: Any, slack_rad: Any
         near[i] = max(bound_m(prims, i, x, y, z) - reach_m, 0.0)
         if near[i] > RANGE_M:
             continue
-        hx, hy, hz = prims.half_m[i, 0], prims.half_m[i, 1], prims.half_m[i, 2]
-        radius, distance = math.sqrt(hx * hx + hy * hy + hz * hz) + reach_m, math.sqrt(cx * cx + cy * cy)
+        hx = prims.half_m[i, 0]
+        hy = prims.half_m[i, 1]
+        hz = prims.half_m[i, 2]
+        radius = math.sqrt(hx * hx + hy * hy + hz * hz) + reach_m
+        distance = math.sqrt(cx * cx + cy * cy)
         wide = math.pi if distance <= radius else math.asin(radius / distance) + slack_rad
         middle = math.atan2(cy, cx) + 4 * math.pi
         spans[i, 0] = math.floor((middle - wide) / (2 * math.pi) * BINS)
@@ -76,7 +82,8 @@ def fill_bins(prims: Any, origin: Any, time_s: Any, reach_m: Any, slack_rad: Any
         for b in range(spans[i, 0], spans[i, 1]):
             starts[b % BINS + 1] += 1
     starts = np.cumsum(starts)
-    ends, items = starts[:-1].copy(), np.empty(starts[-1], np.int64)
+    ends = starts[:-1].copy()
+    items = np.empty(starts[-1], np.int64)
     for i in np.argsort(near):
         for b in range(spans[i, 0], spans[i, 1]):
             items[ends[b % BINS]] = i
@@ -100,8 +107,13 @@ def cast_turn(
     """First hits of every column at its firing time (see spin.Hits); `local` (parts, 3) is scratch room."""
     for c in range(turn.rays.shape[0]):
         t = turn.turned[c]
-        ox, oy, oz, fired_s = turn.origins[c, 0], turn.origins[c, 1], turn.origins[c, 2], turn.fired_s[c]
-        u, v, w = turn.rays[c, 0, 0], turn.rays[c, 0, 1], 0.0
+        ox = turn.origins[c, 0]
+        oy = turn.origins[c, 1]
+        oz = turn.origins[c, 2]
+        fired_s = turn.fired_s[c]
+        u = turn.rays[c, 0, 0]
+        v = turn.rays[c, 0, 1]
+        w = 0.0
         ahead = math.atan2(t[1, 0] * u + t[1, 1] * v, t[0, 0] * u + t[0, 1] * v) + 4 * math.pi
         b = math.floor(ahead / (2 * math.pi) * BINS) % BINS
         items = lists.items[lists.starts[b] : lists.starts[b + 1]]
@@ -111,7 +123,9 @@ def cast_turn(
             z = oz - prims.centre_m[i, 2] - prims.velocity_mps[i, 2] * fired_s
             local[i, 0], local[i, 1], local[i, 2] = to_local(prims.axes, i, x, y, z)
         for r in range(turn.rays.shape[1]):
-            u, v, w = turn.rays[c, r, 0], turn.rays[c, r, 1], turn.rays[c, r, 2]
+            u = turn.rays[c, r, 0]
+            v = turn.rays[c, r, 1]
+            w = turn.rays[c, r, 2]
             dx = t[0, 0] * u + t[0, 1] * v + t[0, 2] * w
             dy = t[1, 0] * u + t[1, 1] * v + t[1, 2] * w
             dz = t[2, 0] * u + t[2, 1] * v + t[2, 2] * w
@@ -136,24 +150,34 @@ def _one_ray(
 ) -> Any:
     """Distance, part, label, cosine of incidence and reflectance of the first thing on a ray."""
     best, surface, kerb = hit_ground(ground, ox, oy, oz, dx, dy, dz)
-    part, lx, ly, lz = -1, 0.0, 0.0, 0.0
+    part = -1
+    lx = 0.0
+    ly = 0.0
+    lz = 0.0
     for i in items:
         if near[i] > best or near[i] > ego_m:
             break
         u, v, w = to_local(prims.axes, i, dx, dy, dz)
         t = hit_part(prims, i, local[i, 0], local[i, 1], local[i, 2], u, v, w)
         if t < best:
-            best, part, lx, ly, lz = t, i, u, v, w
+            best = t
+            part = i
+            lx = u
+            ly = v
+            lz = w
     if ego_m < best:
         return ego_m, -1, EGO, 0.5, 0.2
     if best > RANGE_M:
         return math.inf, -1, 0, 0.0, 0.0
     if part < 0:
-        x, y = ox + best * dx, oy + best * dy
+        x = ox + best * dx
+        y = oy + best * dy
         slope = slope_at(ground, x)
         cosine = 0.7 if kerb else (slope * dx - dz) / math.sqrt(1.0 + slope * slope)
         return best, -1, surface, cosine, _ground_reflect(ground, surface, x, y)
-    x, y, z = local[part, 0] + best * lx, local[part, 1] + best * ly, local[part, 2] + best * lz
+    x = local[part, 0] + best * lx
+    y = local[part, 1] + best * ly
+    z = local[part, 2] + best * lz
     nx, ny, nz, _ = normal(prims, part, x, y, z)
     return best, part, prims.label[part], abs(nx * lx + ny * ly + nz * lz), prims.reflect[part]
 
@@ -176,10 +200,12 @@ def count_in_boxes(xyz: Any, placed: Any, half: Any) -> Any:
     """How many points lie in each box: its pose (4, 4) in the points' frame, and half its sides [m]."""
     counts = np.zeros(len(placed), np.int64)
     for i in range(len(placed)):
-        axes, centre = placed[i, :3, :3], placed[i, :3, 3]
+        axes = placed[i, :3, :3]
+        centre = placed[i, :3, 3]
         reach = half[i, 0] + half[i, 1] + half[i, 2]
         for j in range(len(xyz)):
-            x, y = xyz[j, 0] - centre[0], xyz[j, 1] - centre[1]
+            x = xyz[j, 0] - centre[0]
+            y = xyz[j, 1] - centre[1]
             if abs(x) <= reach and abs(y) <= reach:
                 z = xyz[j, 2] - centre[2]
                 u = axes[0, 0] * x + axes[1, 0] * y + axes[2, 0] * z

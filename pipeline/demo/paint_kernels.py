@@ -35,9 +35,18 @@ def hashed(i: Any, j: Any, k: Any) -> Any:
 @kernel
 def noise(x: Any, y: Any, z: Any) -> Any:
     """Smooth value noise in [0, 1] with one knot per unit."""
-    fx, fy, fz = math.floor(x), math.floor(y), math.floor(z)
-    i, j, k, x, y, z = int(fx), int(fy), int(fz), x - fx, y - fy, z - fz
-    x, y, z = x * x * (3 - 2 * x), y * y * (3 - 2 * y), z * z * (3 - 2 * z)
+    fx = math.floor(x)
+    fy = math.floor(y)
+    fz = math.floor(z)
+    i = int(fx)
+    j = int(fy)
+    k = int(fz)
+    x = x - fx
+    y = y - fy
+    z = z - fz
+    x = x * x * (3 - 2 * x)
+    y = y * y * (3 - 2 * y)
+    z = z * z * (3 - 2 * z)
     low = (hashed(i, j, k) * (1 - x) + hashed(i + 1, j, k) * x) * (1 - y) + (
         hashed(i, j + 1, k) * (1 - x) + hashed(i + 1, j + 1, k) * x
     ) * y
@@ -61,12 +70,14 @@ def accented(look: Any, face: Any, x: Any, y: Any, z: Any, hx: Any, hy: Any, hz:
     if look == WINDOWS:
         if face == 2:
             return 0.0
-        row, column = z + hz, u + half
+        row = z + hz
+        column = u + half
         if row < p2:
             return 0.85 if _stripe(column, 3.6, 0.62) and 0.5 < row < 2.6 else 0.0
         if row > 2 * hz - 0.7:
             return 0.0
-        cell_u, cell_v = column / p0, (row - p2) / p1
+        cell_u = column / p0
+        cell_v = (row - p2) / p1
         inside = 0.22 < cell_u - math.floor(cell_u) < 0.78 and 0.25 < cell_v - math.floor(cell_v) < 0.80
         return 0.75 + 0.25 * hashed(int(cell_u), int(cell_v), int(hx * 100)) if inside else 0.0
     if look == BANDS:
@@ -98,11 +109,20 @@ def accented(look: Any, face: Any, x: Any, y: Any, z: Any, hx: Any, hy: Any, hz:
 @kernel
 def part_colour(prims: Any, i: Any, x: Any, y: Any, z: Any, face: Any) -> Any:
     """Albedo (r, g, b) of part i at a surface point of its own axes."""
-    look, hx, hy, hz = prims.look[i], prims.half_m[i, 0], prims.half_m[i, 1], prims.half_m[i, 2]
-    p0, p1, p2 = prims.pattern[i, 0], prims.pattern[i, 1], prims.pattern[i, 2]
-    r, g, b = prims.colour[i, 0], prims.colour[i, 1], prims.colour[i, 2]
+    look = prims.look[i]
+    hx = prims.half_m[i, 0]
+    hy = prims.half_m[i, 1]
+    hz = prims.half_m[i, 2]
+    p0 = prims.pattern[i, 0]
+    p1 = prims.pattern[i, 1]
+    p2 = prims.pattern[i, 2]
+    r = prims.colour[i, 0]
+    g = prims.colour[i, 1]
+    b = prims.colour[i, 2]
     if look == FOLIAGE:
-        x, y, z = x * p0, y * p0, z * p0
+        x = x * p0
+        y = y * p0
+        z = z * p0
         gain = 0.45 + 0.55 * noise(x + i, y, z) + 0.55 * noise(3.1 * x, 3.1 * y + i, 3.1 * z)
         return r * gain, g * gain, b * gain * 0.9
     if look == BRICK:
@@ -143,13 +163,16 @@ def ground_colour(ground: Any, label: Any, x: Any, y: Any, distance: Any) -> Any
     """Albedo (r, g, b) of the ground at a place [m]; fine texture fades with distance lest it flicker."""
     row, column = cell_of(ground, x, y)
     which = label - 24
-    r, g, b = ground.colour[which, 0], ground.colour[which, 1], ground.colour[which, 2]
+    r = ground.colour[which, 0]
+    g = ground.colour[which, 1]
+    b = ground.colour[which, 2]
     fade = max(0.0, 1.0 - distance / 45.0)
     gain = 0.90 + 0.20 * noise(0.35 * x, 0.35 * y, which)
     if label == TERRAIN:
         gain *= 0.80 + 0.40 * (fade * noise(6 * x, 6 * y, 1.0) + (1 - fade) * 0.5)
         dry = 0.14 * noise(0.2 * x, 0.2 * y, 7.0)
-        r, g = r * (1 + dry), g * (1 - 0.4 * dry)
+        r = r * (1 + dry)
+        g = g * (1 - 0.4 * dry)
     elif label == SIDEWALK:
         joint = _stripe(x, 1.2, 0.06) or _stripe(y, 1.2, 0.06)
         slab = hashed(math.floor(x / 1.2), math.floor(y / 1.2), 3)
@@ -159,9 +182,13 @@ def ground_colour(ground: Any, label: Any, x: Any, y: Any, distance: Any) -> Any
         i = math.floor(x / 0.5 + 0.5 * (j % 2))
         gain *= 1.0 + fade * (0.35 * hashed(i, j, 5) - 0.17)
     elif ground.paint[row, column] == WHITE_PAINT:
-        r, g, b = 0.80, 0.80, 0.78
+        r = 0.80
+        g = 0.80
+        b = 0.78
     elif ground.paint[row, column] == YELLOW_PAINT:
-        r, g, b = 0.80, 0.62, 0.15
+        r = 0.80
+        g = 0.62
+        b = 0.15
     else:
         gain *= 0.95 + 0.1 * (fade * noise(9 * x, 9 * y, 2.0) + (1 - fade) * 0.5)
     return r * gain, g * gain, b * gain
@@ -173,7 +200,8 @@ def sky_colour(light: Any, dx: Any, dy: Any, dz: Any) -> Any:
     up = min(1.0, max(0.0, dz) * 2.2)
     cloud = 0.0
     if dz > 0.02:
-        u, v = dx / (dz + 0.15), dy / (dz + 0.15)
+        u = dx / (dz + 0.15)
+        v = dy / (dz + 0.15)
         puff = 0.65 * noise(1.3 * u, 1.3 * v, 0.0) + 0.35 * noise(3.7 * u, 3.7 * v, 4.0)
         cloud = light.clouds * max(0.0, min(1.0, 3.0 * (puff - 0.5)))
     glow = light.direct * max(0.0, dx * light.sun[0] + dy * light.sun[1] + dz * light.sun[2]) ** 16 * 0.35

@@ -107,7 +107,12 @@ class Places(NamedTuple):
 def rotation(yaw_rad: Angles, pitch_rad: Angles = 0.0, roll_rad: Angles = 0.0) -> Float[np.ndarray, "*n 3 3"]:
     """Rz(yaw) Ry(pitch) Rx(roll), for scalars or equal shapes; positive pitch lowers the nose."""
     yaw, pitch, roll = np.broadcast_arrays(*(np.asarray(a, dtype=float) for a in (yaw_rad, pitch_rad, roll_rad)))
-    cy, sy, cp, sp, cr, sr = np.cos(yaw), np.sin(yaw), np.cos(pitch), np.sin(pitch), np.cos(roll), np.sin(roll)
+    cy = np.cos(yaw)
+    sy = np.sin(yaw)
+    cp = np.cos(pitch)
+    sp = np.sin(pitch)
+    cr = np.cos(roll)
+    sr = np.sin(roll)
     rows = [
         [cy * cp, cy * sp * sr - sy * cr, cy * sp * cr + sy * sr],
         [sy * cp, sy * sp * sr + cy * cr, sy * sp * cr - cy * sr],
@@ -174,7 +179,8 @@ def tube(at_m: Triple, radius_m: float, length_m: float, colour: Colour, **more:
 
 def rod(start_m: Triple, end_m: Triple, thick_m: float, colour: Colour, **more: Any) -> Part:
     """A square bar from `start_m` to `end_m` [m]."""
-    start, end = np.asarray(start_m, dtype=float), np.asarray(end_m, dtype=float)
+    start = np.asarray(start_m, dtype=float)
+    end = np.asarray(end_m, dtype=float)
     dx, dy, dz = end - start
     turn = (float(np.arctan2(dy, dx)), -float(np.arctan2(dz, np.hypot(dx, dy))), 0.0)
     length = float(np.linalg.norm(end - start)) + thick_m

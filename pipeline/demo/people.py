@@ -34,7 +34,8 @@ def draw_parties(rng: Rng, sign: int, y0_m: float, y1_m: float, near_m: tuple[fl
     out = []
     x = near_m[0] + float(rng.uniform(0, 6))
     while x < near_m[1] + 15:
-        walks, together = rng.random() < 0.6, int(rng.integers(1, 4))
+        walks = rng.random() < 0.6
+        together = int(rng.integers(1, 4))
         yaw = np.pi * float(rng.integers(2)) + float(rng.normal(0, 0.03))
         speed = float(rng.uniform(0.8, 1.6)) if walks else 0.0
         party = []
@@ -238,7 +239,8 @@ def _meets(person: Thing, marks: _Footprints, times_s: Float[np.ndarray, "t"]) -
     apart_m = np.array([person.x_m, person.y_m]) - marks.at_m
     speed_mps = person.velocity_mps[:2] - marks.velocity_mps
     apart_m = apart_m[:, None] + speed_mps[:, None] * times_s[:, None]
-    cos, sin = np.cos(marks.yaw_rad)[:, None], np.sin(marks.yaw_rad)[:, None]
+    cos = np.cos(marks.yaw_rad)[:, None]
+    sin = np.sin(marks.yaw_rad)[:, None]
     along_m = np.abs(cos * apart_m[..., 0] + sin * apart_m[..., 1])
     across_m = np.abs(cos * apart_m[..., 1] - sin * apart_m[..., 0])
     half_m = marks.half_m[:, None]

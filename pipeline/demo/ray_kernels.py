@@ -45,18 +45,23 @@ def to_local(axes: Any, i: Any, x: Any, y: Any, z: Any) -> Any:
 @kernel
 def hit_box(ox: Any, oy: Any, oz: Any, dx: Any, dy: Any, dz: Any, hx: Any, hy: Any, hz: Any, kx: Any, ky: Any) -> Any:
     """Entry distance of a ray into a box with tapered top, or inf; from inside: inf."""
-    ax, ay = hx * kx / (2 * hz), hy * ky / (2 * hz)
-    near, far = -math.inf, math.inf
+    ax = hx * kx / (2 * hz)
+    ay = hy * ky / (2 * hz)
+    near = -math.inf
+    far = math.inf
     for side in range(6):
         if side < 2:
             s = 1.0 - 2.0 * side
-            speed, gap = s * dx + ax * dz, hx - ax * hz - (s * ox + ax * oz)
+            speed = s * dx + ax * dz
+            gap = hx - ax * hz - (s * ox + ax * oz)
         elif side < 4:
             s = 1.0 - 2.0 * (side - 2)
-            speed, gap = s * dy + ay * dz, hy - ay * hz - (s * oy + ay * oz)
+            speed = s * dy + ay * dz
+            gap = hy - ay * hz - (s * oy + ay * oz)
         else:
             s = 1.0 - 2.0 * (side - 4)
-            speed, gap = s * dz, hz - s * oz
+            speed = s * dz
+            gap = hz - s * oz
         if speed > 1e-12:
             far = min(far, gap / speed)
         elif speed < -1e-12:
@@ -71,8 +76,15 @@ def hit_box(ox: Any, oy: Any, oz: Any, dx: Any, dy: Any, dz: Any, hx: Any, hy: A
 @kernel
 def hit_ball(ox: Any, oy: Any, oz: Any, dx: Any, dy: Any, dz: Any, hx: Any, hy: Any, hz: Any) -> Any:
     """Entry distance of a ray into an ellipsoid, or inf."""
-    ox, oy, oz, dx, dy, dz = ox / hx, oy / hy, oz / hz, dx / hx, dy / hy, dz / hz
-    a, b, c = dx * dx + dy * dy + dz * dz, ox * dx + oy * dy + oz * dz, ox * ox + oy * oy + oz * oz - 1.0
+    ox = ox / hx
+    oy = oy / hy
+    oz = oz / hz
+    dx = dx / hx
+    dy = dy / hy
+    dz = dz / hz
+    a = dx * dx + dy * dy + dz * dz
+    b = ox * dx + oy * dy + oz * dz
+    c = ox * ox + oy * oy + oz * oz - 1.0
     root = b * b - a * c
     if root < 0:
         return math.inf
@@ -85,11 +97,18 @@ def hit_tube(
     ox: Any, oy: Any, oz: Any, dx: Any, dy: Any, dz: Any, hx: Any, hy: Any, hz: Any, taper: Any, hole: Any
 ) -> Any:
     """Entry distance of a ray into a cylinder or cone along z, whose caps may have a hole, or inf."""
-    ox, oy, dx, dy = ox / hx, oy / hy, dx / hx, dy / hy
-    k, m = taper / (2 * hz), 1.0 - taper / 2  # radius at height z: m - k z
+    ox = ox / hx
+    oy = oy / hy
+    dx = dx / hx
+    dy = dy / hy
+    # radius at height z: m - k z
+    k = taper / (2 * hz)
+    m = 1.0 - taper / 2
     best = math.inf
-    a, r0 = dx * dx + dy * dy - k * k * dz * dz, m - k * oz
-    b, c = ox * dx + oy * dy + k * dz * r0, ox * ox + oy * oy - r0 * r0
+    a = dx * dx + dy * dy - k * k * dz * dz
+    r0 = m - k * oz
+    b = ox * dx + oy * dy + k * dz * r0
+    c = ox * ox + oy * oy - r0 * r0
     root = b * b - a * c
     if root >= 0 and abs(a) > 1e-12:
         root = math.sqrt(root)
@@ -117,7 +136,9 @@ def hit_tube(
 @kernel
 def hit_part(prims: Any, i: Any, ox: Any, oy: Any, oz: Any, dx: Any, dy: Any, dz: Any) -> Any:
     """Entry distance of a ray, given in part i's own axes about its centre, or inf."""
-    hx, hy, hz = prims.half_m[i, 0], prims.half_m[i, 1], prims.half_m[i, 2]
+    hx = prims.half_m[i, 0]
+    hy = prims.half_m[i, 1]
+    hz = prims.half_m[i, 2]
     if prims.kind[i] == BOX:
         return hit_box(ox, oy, oz, dx, dy, dz, hx, hy, hz, prims.taper[i, 0], prims.taper[i, 1])
     if prims.kind[i] == ELLIPSOID:
@@ -137,25 +158,42 @@ def bound_m(prims: Any, i: Any, ox: Any, oy: Any, oz: Any) -> Any:
 @kernel
 def normal(prims: Any, i: Any, x: Any, y: Any, z: Any) -> Any:
     """Outward unit normal at a surface point of part i, in its own axes, and the face: 0, 1, 2 by axis, 3 if round."""
-    hx, hy, hz = prims.half_m[i, 0], prims.half_m[i, 1], prims.half_m[i, 2]
+    hx = prims.half_m[i, 0]
+    hy = prims.half_m[i, 1]
+    hz = prims.half_m[i, 2]
     if prims.kind[i] == BOX:
-        ax, ay = hx * prims.taper[i, 0] / (2 * hz), hy * prims.taper[i, 1] / (2 * hz)
-        gx, gy, gz = abs(x) + ax * (z + hz) - hx, abs(y) + ay * (z + hz) - hy, abs(z) - hz
+        ax = hx * prims.taper[i, 0] / (2 * hz)
+        ay = hy * prims.taper[i, 1] / (2 * hz)
+        gx = abs(x) + ax * (z + hz) - hx
+        gy = abs(y) + ay * (z + hz) - hy
+        gz = abs(z) - hz
         if gx >= gy and gx >= gz:
-            nx, ny, nz, face = math.copysign(1.0, x), 0.0, ax, 0
+            nx = math.copysign(1.0, x)
+            ny = 0.0
+            nz = ax
+            face = 0
         elif gy >= gz:
-            nx, ny, nz, face = 0.0, math.copysign(1.0, y), ay, 1
+            nx = 0.0
+            ny = math.copysign(1.0, y)
+            nz = ay
+            face = 1
         else:
             return 0.0, 0.0, math.copysign(1.0, z), 2
     elif prims.kind[i] == ELLIPSOID:
-        nx, ny, nz, face = x / (hx * hx), y / (hy * hy), z / (hz * hz), 3
+        nx = x / (hx * hx)
+        ny = y / (hy * hy)
+        nz = z / (hz * hz)
+        face = 3
     else:
         if abs(z) > hz - 1e-6:
             return 0.0, 0.0, math.copysign(1.0, z), 2
         rho = math.sqrt(x * x + y * y) + 1e-9
         if rho < 0.5 * (1.0 + prims.taper[i, 1]) * hx and prims.taper[i, 1] > 0:
             return -x / rho, -y / rho, 0.0, 3
-        nx, ny, nz, face = x / rho, y / rho, prims.taper[i, 0] * hx / (2 * hz), 3
+        nx = x / rho
+        ny = y / rho
+        nz = prims.taper[i, 0] * hx / (2 * hz)
+        face = 3
     length = math.sqrt(nx * nx + ny * ny + nz * nz)
     return nx / length, ny / length, nz / length, face
 
@@ -185,7 +223,8 @@ def _kerb_face(ground: Any, top: Any, low: Any, label: Any, ox: Any, oy: Any, dx
         if found == DRIVEABLE:
             top = middle
         else:
-            low, label = middle, found
+            low = middle
+            label = found
     return low, label
 
 
@@ -209,7 +248,9 @@ def _come_down(hills: Any, lift: Any, roof: Any, t: Any, ox: Any, oz: Any, dx: A
     gap + climb * s - bend * s^2 / 2 for all steps s. A step to the zero of that misses nothing, and
     near the ground it is Newton's.
     """
-    start, speed = (ox - hills.valley_m) / hills.wave_m, dx / hills.wave_m  # in waves
+    # in waves
+    start = (ox - hills.valley_m) / hills.wave_m
+    speed = dx / hills.wave_m
     steep = 12.0 * hills.crest_m * speed
     bend = 24.0 * hills.crest_m * speed * speed + 1e-12
     for _ in range(64):
@@ -243,7 +284,8 @@ def _come_down(hills: Any, lift: Any, roof: Any, t: Any, ox: Any, oz: Any, dx: A
 @partial(jit, _nrt=False)  # not inlined, so that a flat street's rays do not carry it along
 def _hit_hills(ground: Any, ox: Any, oy: Any, oz: Any, dx: Any, dy: Any, dz: Any) -> Any:
     """As hit_ground, where the street goes up and down."""
-    hills, t = ground.hills, 0.0
+    hills = ground.hills
+    t = 0.0
     if dz > 3.0 * hills.crest_m / hills.wave_m * abs(dx):
         return math.inf, 0, False
     for _ in range(4):  # over a crest a ray may dip below a kerb's height and leave it again

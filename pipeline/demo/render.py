@@ -49,8 +49,10 @@ def render(world: World, camera: RigCamera, time_s: float) -> View:
     lists = Lists(starts, items, near)
     rng = world.noise(2, round(time_s * 1e6))
     grain = rng.standard_normal((h, w), dtype=np.float32) * np.float32(GRAIN)
-    colour, label = np.empty((h, w, 3), np.uint8), np.empty((h, w), np.uint8)
-    instance, depth_m = np.empty((h, w), np.int32), np.empty((h, w), np.float32)
+    colour = np.empty((h, w, 3), np.uint8)
+    label = np.empty((h, w), np.uint8)
+    instance = np.empty((h, w), np.int32)
+    depth_m = np.empty((h, w), np.float32)
     cast_pixels(stage, world.light, eye, lists, grain, colour, label, instance, depth_m)
     return View(colour, label, instance, depth_m)
 
@@ -58,7 +60,8 @@ def render(world: World, camera: RigCamera, time_s: float) -> View:
 def _stage(world: World, time_s: float, eye: Eye) -> Stage:
     """The world at `time_s`, with the shadows about the camera where the sun is strong enough to throw any."""
     n = round(2 * _SHADE_REACH_M / SHADE_STEP_M)
-    prims, corner = world.at(time_s), eye.origin[:2] - _SHADE_REACH_M
+    prims = world.at(time_s)
+    corner = eye.origin[:2] - _SHADE_REACH_M
     centre = prims.centre_m + prims.velocity_mps * time_s
     high_m = np.asarray(world.ground.hills.height_m(corner[0] + SHADE_STEP_M * (np.arange(n) + 0.5)))
     stage = Stage(prims, centre, world.ground, np.zeros((n, n), np.bool_), corner, high_m)

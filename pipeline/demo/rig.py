@@ -58,11 +58,13 @@ class Drive:
 
     def street_from_ego(self, time_s: Angles) -> Float[np.ndarray, "*t 4 4"]:
         """Pose of the car's frame (rear axle on the ground, x forward, y left, z up) in the street's at times [s]."""
-        t, turn = np.asarray(time_s, dtype=float), 2 * np.pi / 5.0
+        t = np.asarray(time_s, dtype=float)
+        turn = 2 * np.pi / 5.0
         x = self.speed_mps * t - self.surge_mps / turn * (np.cos(turn * t + self.phase_rad) - np.cos(self.phase_rad))
         y = self.lane_y_m + self.weave_m * np.sin(turn * t + self.phase_rad)
         slope = self.weave_m * turn * np.cos(turn * t + self.phase_rad) / self.speed_mps
-        pitch, roll = 0.004 * np.sin(4.3 * t + self.phase_rad), 0.003 * np.sin(5.9 * t)
+        pitch = 0.004 * np.sin(4.3 * t + self.phase_rad)
+        roll = 0.003 * np.sin(5.9 * t)
         yaw = np.arctan(slope)
         pitch_there, roll_there = self.hills.tilt_rad(x, yaw)
         turned = rotation(yaw, pitch + pitch_there, roll + roll_there)
@@ -87,7 +89,8 @@ class FlatPoses:
 
     def written(self, global_from_ego: Float[np.ndarray, "4 4"], time_s: float) -> Float[np.ndarray, "4 4"]:
         """What is written for the car's true pose at a time [s]."""
-        turned, (x, y, _) = global_from_ego[:3, :3], global_from_ego[:3, 3]
+        turned = global_from_ego[:3, :3]
+        (x, y, _) = global_from_ego[:3, 3]
         yaw = np.arctan2(turned[1, 0], turned[0, 0])
         pitch = -np.arcsin(turned[2, 0])
         roll = np.arctan2(turned[2, 1], turned[2, 2])
@@ -97,7 +100,9 @@ class FlatPoses:
 
 def draw_flat_poses(rng: np.random.Generator) -> FlatPoses:
     """Errors of 0.2 degrees that change over about a second."""
-    std_rad, memory_s, waves = np.deg2rad(0.2), 1.0, 12
+    std_rad = np.deg2rad(0.2)
+    memory_s = 1.0
+    waves = 12
     rate_rad_s = rng.normal(0.0, 1.0 / memory_s, (2, waves))
     phase_rad = rng.uniform(0, 2 * np.pi, (2, waves))
     return FlatPoses(float(std_rad * np.sqrt(2.0 / waves)), rate_rad_s, phase_rad)
@@ -106,7 +111,9 @@ def draw_flat_poses(rng: np.random.Generator) -> FlatPoses:
 def pose(turned: Float[np.ndarray, "*n 3 3"], at_m: Float[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n 4 4"]:
     """Rigid transforms from rotations and translations."""
     out = np.zeros((*turned.shape[:-2], 4, 4))
-    out[..., :3, :3], out[..., :3, 3], out[..., 3, 3] = turned, at_m, 1.0
+    out[..., :3, :3] = turned
+    out[..., :3, 3] = at_m
+    out[..., 3, 3] = 1.0
     return out
 
 
@@ -152,7 +159,8 @@ def lidar(beams: int, azimuths: int) -> RigLidar:
 
 def draw_drive(rng: np.random.Generator, lane_y_m: float) -> Drive:
     """A random drive in a lane, in a city that lies about a kilometre from the origin of its map."""
-    heading, (x, y) = rng.uniform(-np.pi, np.pi), rng.uniform(700.0, 1500.0, 2)
+    heading = rng.uniform(-np.pi, np.pi)
+    (x, y) = rng.uniform(700.0, 1500.0, 2)
     return Drive(
         lane_y_m=lane_y_m,
         speed_mps=float(rng.uniform(5.0, 8.0)),

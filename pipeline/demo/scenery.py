@@ -19,7 +19,8 @@ from clipsweep.pipeline.demo.parts import (
 )
 from clipsweep.pipeline.demo.shapes import STEEL, WHITE, pick, shade
 
-MANMADE, VEGETATION = 28, 30
+MANMADE = 28
+VEGETATION = 30
 
 FACADES: tuple[Colour, ...] = (
     (0.60, 0.32, 0.24),
@@ -39,7 +40,8 @@ def _fixed(parts: list[Part], label: int, size_m: tuple[float, float, float]) ->
 
 def building(rng: np.random.Generator, length_m: float, depth_m: float) -> Thing:
     """A house along the street with rows of windows, a door side on every face, and a roof ledge or hat."""
-    height, facade = rng.uniform(6.0, 20.0), shade(rng, pick(rng, FACADES))
+    height = rng.uniform(6.0, 20.0)
+    facade = shade(rng, pick(rng, FACADES))
     rows = (float(rng.uniform(2.2, 3.6)), float(rng.uniform(2.8, 3.4)), 3.2)
     glass = shade(rng, pick(rng, (GLASS, (0.25, 0.33, 0.40), (0.45, 0.42, 0.35))))
     parts = [
@@ -71,7 +73,8 @@ def building(rng: np.random.Generator, length_m: float, depth_m: float) -> Thing
 
 def wall(rng: np.random.Generator, length_m: float) -> Thing:
     """A brick or plain garden wall along x."""
-    height, tone = rng.uniform(1.4, 2.4), pick(rng, ((0.55, 0.30, 0.22), (0.66, 0.62, 0.55), (0.50, 0.50, 0.52)))
+    height = rng.uniform(1.4, 2.4)
+    tone = pick(rng, ((0.55, 0.30, 0.22), (0.66, 0.62, 0.55), (0.50, 0.50, 0.52)))
     parts = [
         box(
             (0, 0, height / 2),
@@ -88,7 +91,8 @@ def wall(rng: np.random.Generator, length_m: float) -> Thing:
 
 def street_lamp(rng: np.random.Generator) -> Thing:
     """A tall grey pole with an arm along y towards the street (y < 0 in its own frame)."""
-    height, grey = rng.uniform(6.0, 8.0), shade(rng, (0.36, 0.38, 0.40))
+    height = rng.uniform(6.0, 8.0)
+    grey = shade(rng, (0.36, 0.38, 0.40))
     parts = [
         tube((0, 0, height / 2), 0.11, height, grey, reflect=0.4),
         rod((0, 0, height), (0, -1.8, height + 0.2), 0.12, grey),
@@ -100,7 +104,8 @@ def street_lamp(rng: np.random.Generator) -> Thing:
 
 def traffic_light(rng: np.random.Generator) -> Thing:
     """A pole with a black three-lamp head facing -x."""
-    height, grey = rng.uniform(3.2, 4.2), shade(rng, (0.30, 0.31, 0.32))
+    height = rng.uniform(3.2, 4.2)
+    grey = shade(rng, (0.30, 0.31, 0.32))
     parts = [
         tube((0, 0, height / 2), 0.09, height, grey, reflect=0.4),
         box(
@@ -116,7 +121,8 @@ def traffic_light(rng: np.random.Generator) -> Thing:
 
 def road_sign(rng: np.random.Generator) -> Thing:
     """A plate on a pole facing -x: round, square or a large board."""
-    height, tone = rng.uniform(2.4, 3.0), pick(rng, ((0.05, 0.2, 0.65), (0.80, 0.06, 0.08), (0.05, 0.4, 0.2)))
+    height = rng.uniform(2.4, 3.0)
+    tone = pick(rng, ((0.05, 0.2, 0.65), (0.80, 0.06, 0.08), (0.05, 0.4, 0.2)))
     pole = tube((0, 0, height / 2), 0.05, height, STEEL, reflect=0.4)
     if rng.random() < 0.5:
         plate = tube(
@@ -152,7 +158,8 @@ def tree(rng: np.random.Generator) -> Thing:
     """A broad-leaved tree of three crowns, or a conifer of two cones, on a trunk."""
     green = shade(rng, pick(rng, LEAVES), 0.05)
     if rng.random() < 0.25:
-        height, wide = rng.uniform(5.0, 8.0), rng.uniform(2.4, 3.4)
+        height = rng.uniform(5.0, 8.0)
+        wide = rng.uniform(2.4, 3.4)
         parts = [
             tube((0, 0, 0.6), 0.16, 1.2, BARK, reflect=0.3),
             *(
@@ -170,7 +177,9 @@ def tree(rng: np.random.Generator) -> Thing:
             ),
         ]
         return _fixed(parts, VEGETATION, (wide, wide, height))
-    trunk, wide, radius = rng.uniform(1.9, 2.8), rng.uniform(2.4, 4.4), rng.uniform(0.12, 0.26)
+    trunk = rng.uniform(1.9, 2.8)
+    wide = rng.uniform(2.4, 4.4)
+    radius = rng.uniform(0.12, 0.26)
     parts = [tube((0, 0, (trunk + 1) / 2), radius, trunk + 1, BARK, taper=(0.3, 0.0), reflect=0.3)]
     for scale in (1.0, 0.75, 0.7):
         dx, dy, dz = rng.normal(0, 0.22 * wide, 3) * (scale < 1)
@@ -183,7 +192,8 @@ def tree(rng: np.random.Generator) -> Thing:
 
 def bush(rng: np.random.Generator) -> Thing:
     """A round bush of two balls."""
-    green, wide = shade(rng, pick(rng, LEAVES), 0.05), rng.uniform(0.9, 1.8)
+    green = shade(rng, pick(rng, LEAVES), 0.05)
+    wide = rng.uniform(0.9, 1.8)
     dx, dy = rng.normal(0, 0.25 * wide, 2)
     leafy = {"look": FOLIAGE, "pattern": (4.0, 0, 0), "reflect": 0.4}
     parts = [
@@ -195,7 +205,8 @@ def bush(rng: np.random.Generator) -> Thing:
 
 def hedge(rng: np.random.Generator, length_m: float) -> Thing:
     """A clipped hedge along x."""
-    height, green = rng.uniform(0.9, 1.7), shade(rng, pick(rng, LEAVES), 0.05)
+    height = rng.uniform(0.9, 1.7)
+    green = shade(rng, pick(rng, LEAVES), 0.05)
     part = box(
         (0, 0, height / 2),
         (length_m, 0.8, height),

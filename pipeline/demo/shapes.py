@@ -29,8 +29,18 @@ from clipsweep.pipeline.demo.parts import (
 )
 
 T = TypeVar("T")
-ADULT, CHILD, WORKER, BARRIER, CONE, BICYCLE, RIGID_BUS, VEHICLE_CAR = 2, 3, 4, 9, 12, 14, 16, 17
-EXCAVATOR, MOTORCYCLE, TRAILER, TRUCK = 18, 21, 22, 23
+ADULT = 2
+CHILD = 3
+WORKER = 4
+BARRIER = 9
+CONE = 12
+BICYCLE = 14
+RIGID_BUS = 16
+VEHICLE_CAR = 17
+EXCAVATOR = 18
+MOTORCYCLE = 21
+TRAILER = 22
+TRUCK = 23
 
 STEEL: Colour = (0.55, 0.57, 0.60)
 ORANGE: Colour = (0.95, 0.36, 0.05)
@@ -65,9 +75,11 @@ def shade(rng: np.random.Generator, colour: Colour, spread: float = 0.06) -> Col
 def car(rng: np.random.Generator) -> Thing:
     """A saloon, estate or van: body, glazed cabin, four wheels."""
     tall = rng.random() < 0.3
-    length, width = rng.uniform(4.0, 4.9), rng.uniform(1.75, 1.95)
+    length = rng.uniform(4.0, 4.9)
+    width = rng.uniform(1.75, 1.95)
     height = rng.uniform(1.7, 1.95) if tall else rng.uniform(1.38, 1.58)
-    paint, deck = shade(rng, pick(rng, PAINTS)), 0.55 * height
+    paint = shade(rng, pick(rng, PAINTS))
+    deck = 0.55 * height
     cabin = length * (rng.uniform(0.66, 0.74) if tall else rng.uniform(0.5, 0.58))
     back = -0.5 * length + 0.52 * cabin + (0.05 if tall else rng.uniform(0.2, 0.6))
     reflect = float(rng.uniform(0.12, 0.55))
@@ -96,7 +108,9 @@ def car(rng: np.random.Generator) -> Thing:
 
 def bus(rng: np.random.Generator) -> Thing:
     """A city bus: one long body with a band of windows."""
-    length, width, height = rng.uniform(9.5, 12.0), 2.55, rng.uniform(3.0, 3.3)
+    length = rng.uniform(9.5, 12.0)
+    width = 2.55
+    height = rng.uniform(3.0, 3.3)
     paint = shade(rng, pick(rng, BUS_PAINTS))
     parts = [
         box(
@@ -116,13 +130,14 @@ def bus(rng: np.random.Generator) -> Thing:
 
 def truck(rng: np.random.Generator) -> Thing:
     """A box lorry: coloured cab with windscreen, tall plain cargo box, three axles."""
-    length, width, height = rng.uniform(6.5, 9.0), 2.4, rng.uniform(3.1, 3.7)
-    cab, paint = (
-        1.9,
-        shade(rng, pick(rng, ((0.70, 0.10, 0.10), (0.12, 0.25, 0.60), (0.90, 0.90, 0.88), (0.10, 0.40, 0.25)))),
-    )
+    length = rng.uniform(6.5, 9.0)
+    width = 2.4
+    height = rng.uniform(3.1, 3.7)
+    cab = 1.9
+    paint = shade(rng, pick(rng, ((0.70, 0.10, 0.10), (0.12, 0.25, 0.60), (0.90, 0.90, 0.88), (0.10, 0.40, 0.25))))
     load = shade(rng, pick(rng, ((0.90, 0.90, 0.88), (0.80, 0.78, 0.70), (0.55, 0.62, 0.70))))
-    hold, axle = length - cab - 0.2, 0.5 * length
+    hold = length - cab - 0.2
+    axle = 0.5 * length
     parts = [
         box(
             (0.5 * length - cab / 2, 0, 0.45 + 1.05),
@@ -150,7 +165,8 @@ def truck(rng: np.random.Generator) -> Thing:
 
 def trailer(rng: np.random.Generator) -> Thing:
     """A trailer without its tractor: a ribbed box, wheels at the back, legs and drawbar in front."""
-    length, width = rng.uniform(6.5, 10.0), 2.4
+    length = rng.uniform(6.5, 10.0)
+    width = 2.4
     paint = shade(rng, pick(rng, ((0.10, 0.48, 0.52), (0.45, 0.30, 0.55), (0.62, 0.64, 0.66))))
     height = rng.uniform(2.9, 3.4)
     dark: Colour = (0.25, 0.25, 0.27)
@@ -268,7 +284,8 @@ def motorcycle(rng: np.random.Generator, ridden: bool = False) -> Thing:
 
 def bicycle(rng: np.random.Generator, ridden: bool = False) -> Thing:
     """A bicycle: two large thin rings and a thin bright frame that one sees through."""
-    paint, tube_m = shade(rng, pick(rng, BRIGHT), 0.03), 0.055
+    paint = shade(rng, pick(rng, BRIGHT), 0.03)
+    tube_m = 0.055
     bar = lambda a, b: rod(a, b, tube_m, paint, reflect=0.4)  # noqa: E731
     parts = [
         *(
@@ -310,7 +327,8 @@ def pedestrian(rng: np.random.Generator, label: int = ADULT) -> Thing:
         rng, pick(rng, ((0.75, 0.15, 0.2), (0.2, 0.3, 0.7), (0.85, 0.85, 0.8), (0.25, 0.25, 0.28), (0.55, 0.35, 0.6)))
     )
     trousers = shade(rng, pick(rng, ((0.12, 0.15, 0.3), (0.1, 0.1, 0.11), (0.45, 0.4, 0.32))))
-    skin, hair = pick(rng, SKINS), pick(rng, ((0.08, 0.06, 0.05), (0.35, 0.22, 0.1), (0.6, 0.5, 0.3)))
+    skin = pick(rng, SKINS)
+    hair = pick(rng, ((0.08, 0.06, 0.05), (0.35, 0.22, 0.1), (0.6, 0.5, 0.3)))
     worker = label == WORKER
     look = (
         {"look": BANDS, "pattern": (0.13, 0.18, 0.55), "accent": (0.9, 0.95, 0.5), "reflect": 0.8}
@@ -357,7 +375,8 @@ def cone(rng: np.random.Generator) -> Thing:
 
 def barrier(rng: np.random.Generator, kind: int = 0) -> Thing:
     """A road barrier across x: 0 red and white plastic blocks, 1 concrete wedge, 2 striped board on two legs."""
-    long, high = 1.9, rng.uniform(0.95, 1.1)
+    long = 1.9
+    high = rng.uniform(0.95, 1.1)
     if kind == 2:
         stripes = {"accent": WHITE, "look": DIAGONAL, "pattern": (0.38, 0, 0), "reflect": 0.85}
         parts = [

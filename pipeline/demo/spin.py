@@ -71,7 +71,8 @@ def scan(world: World, lidar: RigLidar, time_s: float) -> Scan:
     measured_m = (hits.range_m + _error_m(rng, hits))[seen]
     column, ring = np.nonzero(seen)
     stamp_from_fired = inverse(world.drive.street_from_ego(time_s) @ lidar.ego_from_lidar) @ street_from_lidar
-    turned, moved = stamp_from_fired[column, :3, :3], stamp_from_fired[column, :3, 3]
+    turned = stamp_from_fired[column, :3, :3]
+    moved = stamp_from_fired[column, :3, 3]
     xyz_m = np.einsum("nij,nj->ni", turned, lidar.ray[column, ring] * measured_m[:, None]) + moved
     part = hits.part[seen]
     return Scan(
@@ -90,13 +91,16 @@ def _cast(
     ego_m = np.empty(shape)
     rays_in_ego = np.ascontiguousarray(lidar.ray @ lidar.ego_from_lidar[:3, :3].T)
     cast_car(_CAR, lidar.ego_from_lidar[:3, 3].copy(), rays_in_ego, ego_m)
-    origins, turned = street_from_lidar[:, :3, 3].copy(), street_from_lidar[:, :3, :3].copy()
+    origins = street_from_lidar[:, :3, 3].copy()
+    turned = street_from_lidar[:, :3, :3].copy()
     turn = Turn(origins, turned, fired_s, lidar.ray, ego_m)
     prims = world.at(float(fired_s.mean()))
     slack_rad = 0.02 + _STEEPEST_RAY * world.ground.hills.steepest
     reach_m = SPIN_S * _TOP_SPEED_MPS
     lists = Lists(*fill_bins(prims, origins[-1].copy(), float(fired_s[-1]), reach_m, slack_rad))
-    part, label, scratch = np.empty(shape, np.int32), np.empty(shape, np.uint8), np.empty((len(prims.kind), 3))
+    part = np.empty(shape, np.int32)
+    label = np.empty(shape, np.uint8)
+    scratch = np.empty((len(prims.kind), 3))
     hits = Hits(np.empty(shape), part, label, np.empty(shape), np.empty(shape))
     out = (hits.range_m, hits.part, hits.label, hits.cosine, hits.reflect)
     cast_turn(prims, world.ground, turn, lists, scratch, *out)

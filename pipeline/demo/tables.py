@@ -249,7 +249,8 @@ def _links(keys: Sequence[str], i: int) -> Record:
 
 
 def _attribute(thing: Thing) -> str | None:
-    category, moves = CATEGORIES[thing.label], thing.speed_mps > 0
+    category = CATEGORIES[thing.label]
+    moves = thing.speed_mps > 0
     if category.startswith("human"):
         return "pedestrian.moving" if moves else "pedestrian.standing"
     if category in ("vehicle.bicycle", "vehicle.motorcycle"):

@@ -32,8 +32,10 @@ from clipsweep.distill.teacher.text import SCENE_TEMPLATES
 from clipsweep.pipeline.demo.crops import Album, Crops, draw_crops, render_album
 from clipsweep.pipeline.demo.words import ABSENT, NAMES, SKY, SYNONYMS
 
-TRAIN_SEED, SCORE_SEED = 1_000_000, 2_000_000
-MEAN, STD = (0.45, 0.45, 0.45), (0.22, 0.22, 0.22)
+TRAIN_SEED = 1_000_000
+SCORE_SEED = 2_000_000
+MEAN = (0.45, 0.45, 0.45)
+STD = (0.22, 0.22, 0.22)
 MODEL: dict[str, Any] = {
     "embed_dim": 128,
     "vision_cfg": {"image_size": 96, "layers": [1, 1, 1, 1], "width": 24, "head_width": 64, "patch_size": None},
@@ -77,7 +79,8 @@ def main(arguments: Sequence[str]) -> None:
     config = TeachConfig(**dict(given))
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    start, begun = time.monotonic(), time.process_time()
+    start = time.monotonic()
+    begun = time.process_time()
     album = render_album(TRAIN_SEED + config.seed, config.worlds, config.shots, (480, 270), os.cpu_count() or 1)
     _tell(f"{len(album.pictures)} pictures after {time.monotonic() - start:.0f} s")
     model = train(config, album)
@@ -107,11 +110,13 @@ def train(config: TeachConfig, album: Album) -> nn.Module:
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, config.rate, total_steps=config.steps, pct_start=0.05, cycle_momentum=False
     )
-    rng, speak = np.random.default_rng([config.seed, 7]), Speaker(config.seed)
+    rng = np.random.default_rng([config.seed, 7])
+    speak = Speaker(config.seed)
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(draw_crops, album, rng, config.batch, 96)
         for step in range(config.steps):
-            crops, waiting = waiting.result(), pool.submit(draw_crops, album, rng, config.batch, 96)
+            crops = waiting.result()
+            waiting = pool.submit(draw_crops, album, rng, config.batch, 96)
             loss = contrast(model, bias, crops, speak)
             optimiser.zero_grad()
             loss.backward()
@@ -148,7 +153,8 @@ class Speaker:
 
     def captions(self, crops: Crops) -> tuple[list[str], Bool[np.ndarray, "n c"]]:
         """For each crop what it is about and up to two more things in it, in words and as a set of classes."""
-        said, words = np.zeros_like(crops.shown), []
+        said = np.zeros_like(crops.shown)
+        words = []
         for i, target in enumerate(crops.target):
             others = np.flatnonzero(crops.shown[i] & (np.arange(len(NAMES)) != target))
             more = self._rng.permutation(others)[: int(self._rng.integers(3))]
@@ -169,7 +175,8 @@ def contrast(model: Any, bias: Tensor, crops: Crops, speak: Speaker) -> Float[Te
     absent = speak.absent(4)
     tokens = speak.sentences([*words, *(speak.word(kind) for kind in range(len(NAMES))), *absent])
     asked = torch.from_numpy(np.concatenate([said, alone]))
-    shown, hidden = torch.from_numpy(crops.shown), torch.from_numpy(crops.hidden)
+    shown = torch.from_numpy(crops.shown)
+    hidden = torch.from_numpy(crops.hidden)
     true = ~((asked[None] & ~shown[:, None]).any(-1))
     false = (asked[None] & hidden[:, None]).any(-1)
     true, false = (F.pad(t, (0, len(absent)), value=v) for t, v in ((true, False), (false, True)))
@@ -209,7 +216,8 @@ def dense_score(model: Any, seed: int, worlds: int, size_wh: tuple[int, int]) ->
     for picture in render_album(seed, worlds, 6, size_wh, os.cpu_count() or 1).pictures:
         guess = (dense(model, picture.colour[None]) @ names.T).argmax(-1)[0]
         h, w = picture.label.shape
-        rows, columns = np.arange(h) * guess.shape[0] // h, np.arange(w) * guess.shape[1] // w
+        rows = np.arange(h) * guess.shape[0] // h
+        columns = np.arange(w) * guess.shape[1] // w
         pairs = picture.label.astype(np.int64) * len(NAMES) + guess.numpy()[rows][:, columns]
         confusion += np.bincount(pairs[picture.label != 255], minlength=len(NAMES) ** 2).reshape(confusion.shape)
     right = np.diag(confusion)

@@ -79,7 +79,8 @@ class World:
         """
         if not self.ground.hills.crest_m:
             return self.prims
-        places, owner = self.places, self.places.owner
+        places = self.places
+        owner = self.places.owner
         placed = self._street_from_things(time_s)
         tilt = placed[:, :3, :3] @ rotation(places.yaw_rad).swapaxes(-1, -2)
         offset_m = self.prims.centre_m - places.base_m[owner]
@@ -101,7 +102,8 @@ class World:
 
     def _street_from_things(self, time_s: float) -> Float[np.ndarray, "things 4 4"]:
         """Poses of the things; their origins are at the middle of their boxes' bottoms [m]."""
-        places, hills = self.places, self.ground.hills
+        places = self.places
+        hills = self.ground.hills
         at_m = places.base_m + places.velocity_mps * time_s
         pitch_rad, roll_rad = hills.tilt_rad(at_m[:, 0], places.yaw_rad)
         leans = places.leans
@@ -178,7 +180,8 @@ def _draw_light(rng: Rng) -> Light:
     """One of clear noon, overcast, low evening sun and haze, varied."""
     kind = int(rng.integers(4))
     sun_deg = (rng.uniform(45, 65), 60.0, rng.uniform(14, 25), rng.uniform(35, 55))[kind]
-    around, up = rng.uniform(0, 2 * np.pi), np.deg2rad(sun_deg)
+    around = rng.uniform(0, 2 * np.pi)
+    up = np.deg2rad(sun_deg)
     tints = ((1.0, 1.0, 1.0), (0.95, 0.98, 1.04), (1.10, 0.97, 0.82), (1.02, 1.0, 0.95))
     zeniths = ((0.22, 0.42, 0.78), (0.66, 0.69, 0.73), (0.35, 0.45, 0.68), (0.62, 0.70, 0.78))
     horizons = ((0.70, 0.80, 0.92), (0.78, 0.80, 0.82), (0.95, 0.75, 0.55), (0.82, 0.83, 0.82))
@@ -238,7 +241,8 @@ def _road_works(rng: Rng) -> _Group:
 
 
 def _barriers(rng: Rng) -> _Group:
-    kind, count = int(rng.integers(2)), int(rng.integers(3, 6))
+    kind = int(rng.integers(2))
+    count = int(rng.integers(3, 6))
     run = [_at(shapes.barrier(rng, kind), 2.0 * (i - (count - 1) / 2), rng.uniform(0.3, 0.8)) for i in range(count)]
     return _Group(2.0 * count, tuple(run))
 
@@ -272,7 +276,8 @@ def _rare_sets(rng: Rng) -> tuple[list[_Group], list[_Group]]:
 def _kerbs(rng: Rng, street: Street, near_m: tuple[float, float]) -> list[Thing]:
     """Both parking lanes: rare things along the drive, cars between and beyond."""
     count = max(1, round((near_m[1] - near_m[0]) / SET_M))
-    sets, out = [_rare_sets(rng) for _ in range(count)], []
+    sets = [_rare_sets(rng) for _ in range(count)]
+    out = []
     for side, sign in enumerate((-1, 1)):
         queue = [group for pair in sets for group in pair[side]]
         y = sign * (street.kerb_lane_m + street.parking_m / 2)
@@ -366,7 +371,8 @@ def _median(rng: Rng, street: Street, near_m: tuple[float, float]) -> list[Thing
 
 def _roadside(rng: Rng, street: Street, sign: int, side: Side, near_m: tuple[float, float]) -> list[Thing]:
     """What stands beyond one kerb (`sign` of y): furniture, the strip's trees, and the lots."""
-    kerb, inner = street.edge_m, street.edge_m + side.sidewalk_m
+    kerb = street.edge_m
+    inner = street.edge_m + side.sidewalk_m
     outer = inner + side.strip_m
     far = (near_m[0] - 50, near_m[1] + 50)
     rows = (

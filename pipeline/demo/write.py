@@ -152,7 +152,9 @@ def true_pixels(config: DemoConfig, scene: str) -> dict[tuple[str, int], UInt8[n
 
 
 def _write_nuscenes(config: DemoConfig, root: Path) -> None:
-    rig, spinner, tables = cameras(config.width_px, config.height_px), lidar(config.beams, config.azimuths), Tables()
+    rig = cameras(config.width_px, config.height_px)
+    spinner = lidar(config.beams, config.azimuths)
+    tables = Tables()
     version = split_names(config.train_scenes, config.val_scenes)[0]
     for folder in (version, "maps", f"lidarseg/{version}", *(f"samples/{c.channel}" for c in rig)):
         (root / folder).mkdir(parents=True)
@@ -168,7 +170,8 @@ def _write_nuscenes(config: DemoConfig, root: Path) -> None:
 
 def _plans(config: DemoConfig, root: Path, only: str = "") -> Iterator[_Plan]:
     """The plan of every scene, or of one alone."""
-    rig, spinner = cameras(config.width_px, config.height_px), lidar(config.beams, config.azimuths)
+    rig = cameras(config.width_px, config.height_px)
+    spinner = lidar(config.beams, config.azimuths)
     version, train, val = split_names(config.train_scenes, config.val_scenes)
     for number, (index, name) in enumerate([*enumerate(train), *enumerate(val, VAL_SEED)]):
         if only in ("", name):
@@ -223,8 +226,10 @@ class _Swept:
 
 
 def _take_sweep(plan: _Plan, i: int) -> _Swept:
-    time_us, key = plan.sweeps_us[i], i % SWEEPS_PER_KEY == 0
-    kind, time_s = "samples" if key else "sweeps", plan.seconds(time_us)
+    time_us = plan.sweeps_us[i]
+    key = i % SWEEPS_PER_KEY == 0
+    kind = "samples" if key else "sweeps"
+    time_s = plan.seconds(time_us)
     file = f"{kind}/LIDAR_TOP/{log_name(plan.name)}__LIDAR_TOP__{time_us}.pcd.bin"
     result = scan(plan.world, plan.lidar, time_s)
     rows = np.column_stack([result.xyz_m, result.intensity, result.ring.astype(np.float32)])

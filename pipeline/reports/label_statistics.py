@@ -102,7 +102,8 @@ def truth_source(config: Config, index: Artifact) -> str:
     Raises:
         BadInput: ``labels.truth`` names boxes that the data set or the label space does not have.
     """
-    reader, scenes = DATASETS[config.data.kind], scenes_of(index, "eval")
+    reader = DATASETS[config.data.kind]
+    scenes = scenes_of(index, "eval")
     if config.labels.truth == BOXES:
         load_truth(config.labels)
         if reader.boxes is None:
@@ -134,15 +135,18 @@ def _open_truth(config: Config, index: Artifact, space: LabelSpace) -> _Truth:
 
 def label_statistics(config: Config, index: Artifact, pixels: Artifact, points: Artifact) -> LabelStatistics:
     """Counts the labels of all scenes; files with true labels are opened for scenes of ``data.eval`` only."""
-    space, lost = load_space(config.labels), {skip.frame for skip in points.skipped()}
-    scored, opened = scenes_of(index, "eval"), _open_truth(config, index, space)
+    space = load_space(config.labels)
+    lost = {skip.frame for skip in points.skipped()}
+    scored = scenes_of(index, "eval")
+    opened = _open_truth(config, index, space)
     total = _nothing(len(space))
     for scene in scenes_of(index):
         frames = [frame for frame in scene_frames(index, config, scene) if frame.id not in lost]
         before: _Named | None = None
         for frame in frames:
             cloud = key_cloud(frame, config, config.data.ego_box_m)
-            images, fused = read_pixels(pixels, frame), read_points(points, frame).label
+            images = read_pixels(pixels, frame)
+            fused = read_points(points, frame).label
             truth = opened.of(frame, config) if scene in scored else None
             scene_from_global = frames[0].sweeps[0].global_from_lidar.inverse()
             scene_from_lidar = scene_from_global @ frame.sweeps[0].global_from_lidar
@@ -155,7 +159,9 @@ def label_statistics(config: Config, index: Artifact, pixels: Artifact, points: 
 
 
 def _nothing(classes: int) -> LabelStatistics:
-    counts, bins, both = np.zeros(classes + 1, np.int64), np.zeros((2, _BINS), np.int64), Confusion.empty(classes)
+    counts = np.zeros(classes + 1, np.int64)
+    bins = np.zeros((2, _BINS), np.int64)
+    both = Confusion.empty(classes)
     return LabelStatistics(counts, counts, bins[0], both, both, both, both, both, bins)
 
 
@@ -189,7 +195,8 @@ def _checked(
     """What a frame's labels show beside the true classes of its key sweep's raw rows."""
     classes = len(opened.scored)
     true = truth[cloud.source[named.pairs.point]]
-    known, right = true < OTHER, true == named.label
+    known = true < OTHER
+    right = true == named.label
     return replace(
         _nothing(classes),
         pixels_truth=Confusion.of(true, opened.in_table(named.label), classes),
@@ -217,7 +224,8 @@ class _Named:
     def overlaps(self) -> tuple[UInt8[np.ndarray, " k"], UInt8[np.ndarray, " k"]]:
         """Labels of points in two images: one camera's and the next one's."""
         order = np.argsort(self.pairs.point, kind="stable")
-        point, label = self.pairs.point[order], self.label[order]
+        point = self.pairs.point[order]
+        label = self.label[order]
         again = point[1:] == point[:-1]
         return label[:-1][again], label[1:][again]
 
@@ -346,7 +354,8 @@ def draw_statistics(quality: LabelStatistics, space: LabelSpace, title: str) -> 
 
 def _bars(axis: Any, space: LabelSpace, series: Mapping[str, np.ndarray], title: str) -> None:
     """Bars side by side in the classes' colours, the second series hatched."""
-    colors, place = space.colors / 255.0, np.arange(len(space))
+    colors = space.colors / 255.0
+    place = np.arange(len(space))
     for number, (name, values) in enumerate(series.items()):
         hatch = "" if number == 0 else "///"
         axis.bar(place + 0.4 * number - 0.2, values, 0.38, color=colors, edgecolor="0.2", hatch=hatch, label=name)

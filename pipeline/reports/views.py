@@ -20,7 +20,9 @@ from clipsweep.projection.fusion import FusionConfig, visible_pairs
 
 mpl.use("Agg")
 _ORDER = ("FRONT_LEFT", "FRONT", "FRONT_RIGHT", "BACK_LEFT", "BACK", "BACK_RIGHT")
-_WRONG, _RIGHT, _SILENT = (0.85, 0.1, 0.1), (0.6, 0.75, 0.6), (0.85, 0.85, 0.85)
+_WRONG = (0.85, 0.1, 0.1)
+_RIGHT = (0.6, 0.75, 0.6)
+_SILENT = (0.85, 0.85, 0.85)
 _REACH_M = 50.0
 
 

@@ -133,7 +133,8 @@ class _Driver:
         self, artifact: Artifact, make_worker: Callable[[], Worker], run: RunConfig, gpu: bool, tick: Callable[[], Any]
     ) -> None:
         self.artifact = replace(artifact, parts=())  # sent with every job
-        self.run, self.tick = run, tick
+        self.run = run
+        self.tick = tick
         self.gpus = run.gpus if gpu else 0.0
         self.actor: Any = ray.remote(num_cpus=1, num_gpus=self.gpus, max_restarts=0, max_task_retries=0)(_Actor)
         self.make_worker = ray.put(make_worker)
@@ -208,7 +209,8 @@ class _Driver:
 
     def _check_deadlines(self) -> None:
         """Lets second workers try what first ones have had for too long; whichever commits first wins."""
-        begun, limit = time.monotonic() - self.run.deadline_s, f"not done within {self.run.deadline_s:g} s"
+        begun = time.monotonic() - self.run.deadline_s
+        limit = f"not done within {self.run.deadline_s:g} s"
         late = {ref: flight for ref, flight in self.flights.items() if flight.since < begun and not flight.overdue}
         hung = [ref for ref, flight in self.flights.items() if flight.overdue]
         builds = [ref for ref, flight in late.items() if flight.job is None]

@@ -90,7 +90,8 @@ def train_on_ray(learn: Callable[[Config], object], config: Config) -> None:
         from clipsweep.pipeline.run.ray_scenes import check_room, ray_cluster
     if config.run.address:
         check_shared(config)
-    workers, attempts = min(config.run.workers, config.train.batch_size), config.run.attempts
+    workers = min(config.run.workers, config.train.batch_size)
+    attempts = config.run.attempts
     store = Path(config.store).resolve()
     store.mkdir(parents=True, exist_ok=True)
     with (

@@ -20,7 +20,8 @@ class Stopped(BaseException):
     """
 
     def __init__(self, number: int, said: str) -> None:
-        self.number, self.said = number, said
+        self.number = number
+        self.said = said
         super().__init__(number, said)
 
     def __str__(self) -> str:

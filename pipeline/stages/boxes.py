@@ -39,7 +39,8 @@ def make_boxes(config: Config, index: Artifact) -> Artifact:
     if reader is None:
         cure = "score against label files"
         raise BadInput("labels.truth", f"{config.data.kind} has no annotated boxes", cure)
-    started, boxes = time.time(), boxes_artifact(index)
+    started = time.time()
+    boxes = boxes_artifact(index)
     if boxes.whole and boxes.done("boxes", config.verify):
         return boxes
     scenes = scenes_of(index, "eval")
@@ -78,7 +79,9 @@ class BoxTruth:
             boxes: what ``make_boxes`` made.
             class_of: class of each category of boxes, 255 = ignored (``LabelSpace.boxes``).
         """
-        self.config, self.boxes, self.class_of = config, boxes, class_of
+        self.config = config
+        self.boxes = boxes
+        self.class_of = class_of
         self._lost = {skip.frame: skip.reason for skip in boxes.skipped()}
         self._scene = ""
         self._of_scene: dict[str, tuple[Box, ...]] = {}

@@ -97,15 +97,20 @@ class TrainingFrames(Dataset[SweepSet | BadInput]):
         """The sweeps of a frame, each moved by itself, with their targets."""
         epoch, number = item
         random = np.random.default_rng([self.config.seed, epoch, number])
-        settings, merged, left_out = self.config.train, self.config.model.sweeps, list[BadInput]()
+        settings = self.config.train
+        merged = self.config.model.sweeps
+        left_out = list[BadInput]()
         try:
-            count, among, age_s = settings.sweeps * merged, settings.sweeps_among, settings.max_age_s or np.inf
+            count = settings.sweeps * merged
+            among = settings.sweeps_among
+            age_s = settings.max_age_s or np.inf
             frame = choose_sweeps(self.frames[number], count, among, age_s, random)
             cloud = usable_cloud(frame, self.config, self.config.data.ego_box_m, len(frame.sweeps), left_out.append)
             targets = self.targets(frame, cloud)
         except BadInput as error:
             return error
-        cube, passed = self._cubes(cloud, targets), cloud.sweep // merged
+        cube = self._cubes(cloud, targets)
+        passed = cloud.sweep // merged
         ends = np.cumsum(np.bincount(passed))
         parts = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False) if start < end]
         sweeps = [self._voxels(frame, cloud, targets, cube, part, random) for part in parts]
@@ -169,7 +174,8 @@ def batch_order(seed: int, frames: int, batch_size: int, batches: range) -> Iter
 
     Epochs, each with every frame once, follow one another in one stream that is cut into batches of one size.
     """
-    epoch, order = -1, np.empty(0, np.int64)
+    epoch = -1
+    order = np.empty(0, np.int64)
     for batch in batches:
         picked = []
         for place in range(batch * batch_size, (batch + 1) * batch_size):

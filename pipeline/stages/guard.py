@@ -51,7 +51,8 @@ def label_folders(data: DataConfig, index: Artifact) -> list[Path]:
     They are those of the data set's layout, those that the index names, and the stored boxes of
     this and of any other index beside it, which ``labels.truth=boxes`` scores against.
     """
-    root, reader = Path(data.root), DATASETS[data.kind]
+    root = Path(data.root)
+    reader = DATASETS[data.kind]
     found = {(root / name).parent for name in read_label_files(index.payload("index"))}
     for pattern in (*reader.label_folders, *reader.label_files):
         found.update(root.glob(pattern))

@@ -50,7 +50,8 @@ def open_points(config: Config, index: Artifact, folder: str) -> Artifact:
         BadInput: they are not whole, or their classes are not those of ``labels``.
     """
     points = Artifact.at(folder, "points")
-    made, names = points.manifest()["key"].get("classes"), list(load_space(config.labels).names)
+    made = points.manifest()["key"].get("classes")
+    names = list(load_space(config.labels).names)
     if made != names:
         said = f"has the classes {', '.join(made or ())}"
         raise BadInput(folder, said, f"labels has {', '.join(names)}: score, draw and export it with the same")

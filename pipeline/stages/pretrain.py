@@ -69,7 +69,8 @@ def make_pretrained(config: Config, resume: str = "") -> Artifact:
 
 def _check_teacher(config: Config) -> None:
     """Refuses objectives that the teacher has nothing to say to."""
-    teacher, objectives = config.teacher, config.objectives
+    teacher = config.teacher
+    objectives = config.objectives
     if teacher.kind == "features" and objectives.needs_labels():
         raise BadInput("teacher.kind", "features names no class to learn", "see configs/pretrain/scalr.yaml")
     kept = not isinstance(teacher.own, MaskClipConfig) or teacher.own.keep_features
@@ -107,7 +108,8 @@ def _pretrained(config: Config, sources: _Sources, resume: str) -> Artifact:
 
 
 def _pretrain(config: Config, sources: _Sources, student: Artifact, resume: str) -> None:
-    pixels, points = sources.pixels, sources.points
+    pixels = sources.pixels
+    points = sources.points
     lost = {skip.frame for skip in points.skipped()}
     frames = [frame for frame in training_frames(sources.index, config) if frame.id not in lost]
     if not frames:

@@ -42,7 +42,8 @@ def make_scores(config: Config, index: Artifact, said: Artifact, student: str = 
         BadInput: no frame has truth, or a label file does not fit.
     """
     started = time.time()
-    space, truths = load_space(config.labels), load_truth(config.labels)
+    space = load_space(config.labels)
+    truths = load_truth(config.labels)
     scoring = load_scoring(config.labels, space, truths)
     key = {
         **config.values("absent_class", "on_bad"),
@@ -59,7 +60,8 @@ def make_scores(config: Config, index: Artifact, said: Artifact, student: str = 
     truth_of = truth_reader(config, index, truths, scoring)
     said_class = np.full(256, NONE, np.uint8)
     said_class[: len(space)] = np.where(scoring.of_class == NONE, OTHER, scoring.of_class)
-    confusion, frames = Confusion.empty(len(scoring.names)), 0
+    confusion = Confusion.empty(len(scoring.names))
+    frames = 0
     skipped = said.skipped()
     for frame, label in labelled_frames(config, index, said):
         try:

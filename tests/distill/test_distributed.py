@@ -21,7 +21,8 @@ from clipsweep.distill.student.unet import ModelConfig, Student
 from clipsweep.distill.student.voxels import Sample, voxelize
 from clipsweep.distill.training.loop import Learner, NotFinite, Step, TrainConfig, train
 
-MODEL, TEXT = ModelConfig(size="tiny", voxel_m=0.5), torch.eye(4)
+MODEL = ModelConfig(size="tiny", voxel_m=0.5)
+TEXT = torch.eye(4)
 OBJECTIVES = [
     ObjectivesConfig(
         semantic=SemanticConfig(lovasz=1.0),
@@ -47,7 +48,8 @@ one process too; at this one the loss still falls, and roundings stay small."""
 
 def frame(number: int) -> SweepSet:
     """A cloud with 100 pairs times its number; frame 0 has none."""
-    random, pairs = np.random.default_rng(number), 100 * number
+    random = np.random.default_rng(number)
+    pairs = 100 * number
     sample = Sample(
         frame=f"frame-{number}",
         xyz=random.uniform(-1, 1, (400, 3)).astype(np.float32) * np.array([20, 20, 4], np.float32),
@@ -132,7 +134,8 @@ def said_of_nan(rank: int) -> str:
 @pytest.mark.slow
 def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(one_of_two, (tmp_path,), nprocs=2)
-    one, both = learn(), [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    one = learn()
+    both = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     assert both[0] == both[1]
     np.testing.assert_allclose(both[0]["losses"], one["losses"], rtol=1e-5)
     assert both[0]["points"] == one["points"]

@@ -113,7 +113,8 @@ def test_one_cycle_is_pytorchs(optimizer: str) -> None:
     theirs = make_optimizer(nn.Linear(1, 1), config)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(theirs, 0.5, total_steps=20, pct_start=0.3)
     for step in range(20):
-        group, ours = theirs.param_groups[0], rates(step, 20, config)
+        group = theirs.param_groups[0]
+        ours = rates(step, 20, config)
         assert ours.lr == pytest.approx(group["lr"])
         assert ours.momentum == pytest.approx(group["betas"][0] if optimizer == "adamw" else group["momentum"])
         theirs.step()
@@ -134,7 +135,8 @@ def test_rates_reach_the_optimiser() -> None:
 
 def spoiled(student: Student, *steps: int, gradient: bool = False) -> Terms:
     """A loss that is nan, or has a gradient that is, at some calls."""
-    calls, inner = iter(range(1000)), pretraining(student, TEXT, ObjectivesConfig())
+    calls = iter(range(1000))
+    inner = pretraining(student, TEXT, ObjectivesConfig())
 
     def terms(batch: Batch, moment: Moment) -> dict[str, torch.Tensor]:
         value = inner(batch, moment)["semantic"]
@@ -155,8 +157,10 @@ def test_what_is_not_finite_names_the_frames(gradient: bool) -> None:
 
 @pytest.mark.parametrize("gradient", [False, True], ids=["loss", "gradient"])
 def test_a_bad_step_leaves_nothing_behind(gradient: bool) -> None:
-    network, config = student(), TrainConfig(epochs=1, max_bad_steps=1, ema=0.9)
-    before, learner = weights(network), Learner(network, config)
+    network = student()
+    config = TrainConfig(epochs=1, max_bad_steps=1, ema=0.9)
+    before = weights(network)
+    learner = Learner(network, config)
     assert run(network, config, 1, spoiled(network, 0, gradient=gradient), learner) == []
     assert (learner.step, learner.bad) == (1, 1)
     assert same(weights(network), before)
@@ -166,7 +170,8 @@ def test_a_bad_step_leaves_nothing_behind(gradient: bool) -> None:
 
 def test_accumulated_batches_are_a_mean() -> None:
     """Of gradients: with plain SGD a step over two batches is the mean of a step over each."""
-    ends, plain = [], TrainConfig(optimizer="sgd", momentum=0.0, weight_decay=0.0, lr=0.1, clip_norm=0.0)
+    ends = []
+    plain = TrainConfig(optimizer="sgd", momentum=0.0, weight_decay=0.0, lr=0.1, clip_norm=0.0)
     for chosen in ([0], [1], [0, 1]):
         network = student().requires_grad_(False)
         network.semantic.requires_grad_()  # the rest stands still, so its norms do
@@ -181,8 +186,10 @@ def test_accumulated_batches_are_a_mean() -> None:
 
 
 def test_the_mean_of_weights_is_what_is_kept() -> None:
-    network, config = student(), TrainConfig(epochs=1, ema=0.5)
-    learner, seen = Learner(network, config), [weights(network)]
+    network = student()
+    config = TrainConfig(epochs=1, ema=0.5)
+    learner = Learner(network, config)
+    seen = [weights(network)]
     train(learner, pretraining(network, TEXT, OWN), batches(3), 3, config, lambda step: seen.append(weights(network)))
     mean = seen[0]
     for number, later in enumerate(seen[1:]):
@@ -214,7 +221,8 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bytes(tmp_path: Path, optimizer
 
 
 def test_gradients_that_are_never_finite_end_a_training_in_fp16() -> None:
-    config, learner = TrainConfig(precision="fp16"), Learner(student(), TrainConfig(precision="fp16"))
+    config = TrainConfig(precision="fp16")
+    learner = Learner(student(), TrainConfig(precision="fp16"))
 
     def terms(batch: Batch, moment: Moment) -> dict[str, torch.Tensor]:
         return {"semantic": (learner.student.semantic.weight.sum() * 0.0).sqrt()}  # 0, with a slope of 0 / 0
@@ -256,8 +264,10 @@ def test_without_pairs_nothing_is_learnt_and_nothing_breaks(semantic: SemanticCo
     none = torch.empty(0, dtype=torch.int64)
     empty = {"pair_point": none, "pair_label": none, "voxel_id": none}
     stream = (replace(batch, **empty) for batch in batches(2))
-    network, config = student(), TrainConfig(weight_decay=0.0)
-    before, steps = [p.clone() for p in network.parameters()], []
+    network = student()
+    config = TrainConfig(weight_decay=0.0)
+    before = [p.clone() for p in network.parameters()]
+    steps = []
     train(Learner(network, config), pretraining(network, TEXT, objectives), stream, 2, config, steps.append)
     assert [step.loss for step in steps] == [0.0, 0.0]
     assert same([p.detach() for p in network.parameters()], before)
@@ -294,7 +304,8 @@ def test_a_student_predicts_every_point(tmp_path: Path) -> None:
     write(tmp_path, student)
     trained = load_student(str(tmp_path))
     random = np.random.default_rng(0)
-    xyz, intensity = random.uniform(-20, 20, (500, 3)).astype(np.float32), random.random(500, np.float32)
+    xyz = random.uniform(-20, 20, (500, 3)).astype(np.float32)
+    intensity = random.random(500, np.float32)
     label = trained.predict(xyz, intensity)
     assert label.shape == (500,)
     assert len(np.unique(label)) > 1
@@ -324,7 +335,8 @@ def test_a_student_is_found_on_the_hub(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_classes_are_the_nearest_text(tmp_path: Path) -> None:
-    student, batch = make_student(MODEL, 3).eval(), next(batches(1))
+    student = make_student(MODEL, 3).eval()
+    batch = next(batches(1))
     said = student(batch, heads=("semantic",)).semantic
     assert said is not None
     torch.testing.assert_close(said.norm(dim=1), torch.ones(len(said)))
@@ -349,7 +361,8 @@ def test_a_config_that_would_fail_in_use_is_refused(tmp_path: Path, key: str, va
 @pytest.mark.parametrize("damage", ["no config", "cut", "other size", "not json"])
 def test_damage_is_named(tmp_path: Path, damage: str) -> None:
     write(tmp_path, make_student(MODEL, 3))
-    config, weights = tmp_path / "config.json", tmp_path / "model.safetensors"
+    config = tmp_path / "config.json"
+    weights = tmp_path / "model.safetensors"
     if damage == "no config":
         config.unlink()
     elif damage == "not json":
@@ -369,7 +382,8 @@ def test_damage_is_named(tmp_path: Path, damage: str) -> None:
     [("rubbish", "training state"), ("optimizer", "state of AdamW"), ("network", "do not fit the network")],
 )
 def test_a_wrong_training_state_is_refused(tmp_path: Path, wrong: str, said: str) -> None:
-    path, optimizer = tmp_path / "state.safetensors", "sgd" if wrong == "optimizer" else "adamw"
+    path = tmp_path / "state.safetensors"
+    optimizer = "sgd" if wrong == "optimizer" else "adamw"
     path.write_bytes(b"rubbish" if wrong == "rubbish" else learner_bytes(Learner(student(), TrainConfig())))
     network = make_student(MODEL, 4) if wrong == "network" else student()
     with pytest.raises(BadInput, match=said):

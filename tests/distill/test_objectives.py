@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from clipsweep.distill.objectives.regression import regression
 from clipsweep.distill.objectives.semantic import SemanticConfig, semantic
 
-M, C, D = 30, 5, 8
+M = 30
+C = 5
+D = 8
 
 
 @pytest.fixture

@@ -21,8 +21,10 @@ from clipsweep.distill.student.unet import ModelConfig, Student
 from clipsweep.distill.student.voxels import Sample, voxelize
 from clipsweep.pipeline.config import load_config
 
-MODEL, TEXT = ModelConfig(size="tiny", voxel_m=0.5), torch.eye(4)
-EARLY, LATE = Moment(0.0, 0.0), Moment(0.9, 0.0)
+MODEL = ModelConfig(size="tiny", voxel_m=0.5)
+TEXT = torch.eye(4)
+EARLY = Moment(0.0, 0.0)
+LATE = Moment(0.9, 0.0)
 
 
 @pytest.fixture
@@ -158,7 +160,9 @@ def test_the_reference_recipe_gives_the_published_values(student: Student, batch
     found = pretraining(student, text, objectives)(batch, EARLY)
 
     said = student(batch, points=batch.pair_point, heads=("semantic", "local"), unit=False)
-    points, local, words = said.semantic.tolist(), said.local.tolist(), text.tolist()
+    points = said.semantic.tolist()
+    local = said.local.tolist()
+    words = text.tolist()
     labels = batch.pair_label.tolist()
     entropy = 0.0
     for point, label in zip(points, labels, strict=True):

@@ -10,7 +10,8 @@ from clipsweep.distill.objectives.segmentation import SegmentationConfig, lovasz
 
 def literal(probability: list, label: list) -> float:
     """Berman et al. 2018, eq. 9: the Jaccard loss of growing sets of wrong points, class by class."""
-    total, present = 0.0, sorted(set(label))
+    total = 0.0
+    present = sorted(set(label))
     for c in present:
         truth = {i for i, y in enumerate(label) if y == c}
         error = [abs((y == c) - p[c]) for p, y in zip(probability, label, strict=True)]
@@ -34,13 +35,15 @@ def test_equals_the_definition() -> None:
 
 
 def test_hard_predictions_give_the_jaccard_loss() -> None:
-    label, said = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 1, 1])
+    label = torch.tensor([0, 0, 1, 1])
+    said = torch.tensor([0, 1, 1, 1])
     loss = lovasz_softmax(torch.eye(2, dtype=torch.float64)[said], label)
     assert loss.item() == pytest.approx(((1 - 1 / 2) + (1 - 2 / 3)) / 2)
 
 
 def test_terms_are_weighted_and_empty_input_is_zero() -> None:
-    logits, label = torch.randn(10, 3, generator=torch.Generator().manual_seed(1)), torch.arange(10) % 3
+    logits = torch.randn(10, 3, generator=torch.Generator().manual_seed(1))
+    label = torch.arange(10) % 3
     whole = segmentation(logits, label, SegmentationConfig())
     half = segmentation(logits, label, SegmentationConfig(cross_entropy=0.5, lovasz=0.0))
     assert set(whole) == {"cross_entropy", "lovasz"}

@@ -77,7 +77,8 @@ def dense_op(op: torch.nn.Module, dense: Tensor) -> Tensor:
 @pytest.mark.parametrize("kind", [SubMConv3d, Down, Up, Pointwise])
 def test_native_equals_dense(kind, count: int, channels: tuple[int, int]) -> None:
     torch.manual_seed(count)
-    op, coords = kind(*channels), random_coords(count, seed=count)
+    op = kind(*channels)
+    coords = random_coords(count, seed=count)
     sites = Sites(coords, "native")
     if kind is Up:
         coarse = Down(1, 1)(SparseTensor(torch.zeros(len(coords), 1), sites)).sites
@@ -228,7 +229,8 @@ def test_native_equals_spconv_on_one_thread(threads: None, shift: int) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_native_equals_spconv_on_cuda() -> None:
     pytest.importorskip("spconv.pytorch", reason="spconv is not installed")
-    coords, ops = random_coords(500, shift=-9), ops_of_all_kinds()
+    coords = random_coords(500, shift=-9)
+    ops = ops_of_all_kinds()
     feats = torch.randn(len(coords), 5)
     ours = one_pass(ops, coords, feats, "native")
     cuda = [op.cuda() for op in ops]
@@ -353,7 +355,8 @@ def multiply_twin(a, at_a, step_a, b, at_b, step_b, depth, c, at_c, rows, column
         halves = values.view(np.int16).reshape(-1, 2)
         return [(half.astype(np.int32) << 16).view(np.float32).astype(np.float64) for half in halves.T]
 
-    k, j = np.arange(depth)[:, None], np.arange(columns)
+    k = np.arange(depth)[:, None]
+    j = np.arange(columns)
     for x, y in zip(numbers(a), numbers(b), strict=True):
         for r in range(rows):
             c[at_c[r] : at_c[r] + columns] += x[at_a[r] + k[:, 0] * step_a] @ y[at_b + k * step_b + j]
@@ -364,11 +367,13 @@ def test_kernels_as_plain_python(dtype: torch.dtype, monkeypatch: pytest.MonkeyP
     coords = random_coords(25, side=4)
     pairs = Sites(coords, "native").submanifold
     torch.manual_seed(0)
-    feats, upstream = torch.randn(len(coords), 5).to(dtype), torch.randn(len(coords), 3).to(dtype)
+    feats = torch.randn(len(coords), 5).to(dtype)
+    upstream = torch.randn(len(coords), 3).to(dtype)
     weight = torch.randn(3, 27, 5)
 
     def run() -> list[Tensor]:
-        x, w = feats.clone().requires_grad_(), weight.clone().requires_grad_()
+        x = feats.clone().requires_grad_()
+        w = weight.clone().requires_grad_()
         out = sparse_native.convolve(x, w, pairs)
         return [out, *torch.autograd.grad(out, [x, w], upstream)]
 

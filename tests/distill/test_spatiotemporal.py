@@ -12,7 +12,9 @@ import torch.nn.functional as F
 
 from clipsweep.distill.objectives.spatiotemporal import SpatioTemporalConfig, spatiotemporal
 
-M, D, CUBES = 60, 6, 9
+M = 60
+D = 6
+CUBES = 9
 
 
 @pytest.fixture
@@ -45,7 +47,8 @@ def loop(case: dict, config: SpatioTemporalConfig) -> float:
     local, semantic, pixel, text = (case[name].tolist() for name in ("local", "semantic", "pixel", "text"))
     paper = config.kind == "paper"
     temperature = 1.0 if paper else config.temperature
-    sums, pairs = [], 0
+    sums = []
+    pairs = 0
     for own in members(case):
         alone = len(own) == 1 and not paper
         a = [math.exp(inner(pixel[i], text[i]) / temperature) for i in own]
@@ -70,7 +73,8 @@ def loop(case: dict, config: SpatioTemporalConfig) -> float:
 
 def loop_reference(case: dict) -> float:
     """The published code with its dense packing of 8 slots, zeros where a cube has fewer."""
-    local, text = case["local"].tolist(), case["text"].tolist()
+    local = case["local"].tolist()
+    text = case["text"].tolist()
     total = 0.0
     for own in members(case):
         slots = [local[i] for i in own[:8]] + [[0.0] * D] * (8 - len(own[:8]))

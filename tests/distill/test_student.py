@@ -48,7 +48,8 @@ def make_student(size: str = "tiny", **settings) -> Student:
 
 @pytest.mark.parametrize("size", list(SIZES))
 def test_sizes(size: str) -> None:
-    student, batch = make_student(size, classes=5), make_batch(300, 200)
+    student = make_student(size, classes=5)
+    batch = make_batch(300, 200)
     out = student(batch, torch.arange(0, 500, 7))
     assert out.semantic.shape == out.local.shape == (72, 16)
     assert out.logits.shape == (72, 5)
@@ -66,7 +67,8 @@ def test_unknown_size() -> None:
 @pytest.mark.parametrize("counts", [(0,), (1,), (2, 1), (0, 5)])
 @pytest.mark.parametrize("training", [True, False])
 def test_next_to_nothing(counts: tuple[int, ...], training: bool) -> None:
-    student, batch = make_student().train(training), make_batch(*counts)
+    student = make_student().train(training)
+    batch = make_batch(*counts)
     out = student(batch)
     assert out.semantic.isfinite().all()
     (out.semantic.sum() + out.local.sum()).backward()
@@ -75,7 +77,8 @@ def test_next_to_nothing(counts: tuple[int, ...], training: bool) -> None:
 
 
 def test_only_the_heads_asked_for() -> None:
-    student, batch = make_student(classes=4), make_batch(100)
+    student = make_student(classes=4)
+    batch = make_batch(100)
     out = student(batch, heads=("local",))
     assert isinstance(out, Embeddings)
     assert out.semantic is None
@@ -87,13 +90,15 @@ def test_only_the_heads_asked_for() -> None:
 
 @pytest.mark.parametrize("trilinear", [False, True])
 def test_some_points_are_rows_of_all(trilinear: bool) -> None:
-    student, batch = make_student().eval(), make_batch(200, 100, trilinear=trilinear)
+    student = make_student().eval()
+    batch = make_batch(200, 100, trilinear=trilinear)
     points = torch.tensor([250, 3, 3, 77])
     torch.testing.assert_close(student(batch, points).semantic, student(batch).semantic[points])
 
 
 def test_trilinear_features_are_weighted_means() -> None:
-    student, batch = make_student().eval(), make_batch(200, trilinear=True)
+    student = make_student().eval()
+    batch = make_batch(200, trilinear=True)
     voxel = student.voxel_features(batch)
     mean = (voxel[batch.corner] * batch.corner_weight[:, :, None]).sum(1)
     expected = functional.normalize(functional.linear(mean, student.local.weight, student.local.bias), dim=1)
@@ -102,7 +107,8 @@ def test_trilinear_features_are_weighted_means() -> None:
 
 @pytest.mark.parametrize("trilinear", [False, True])
 def test_classify_is_the_argmax_of_the_embeddings(trilinear: bool) -> None:
-    student, batch = make_student(classes=5).eval(), make_batch(300, 200, trilinear=trilinear)
+    student = make_student(classes=5).eval()
+    batch = make_batch(300, 200, trilinear=trilinear)
     text = functional.normalize(torch.randn(7, 16), dim=1)
     out = student(batch)
     assert torch.equal(student.classify(batch, text), (out.semantic @ text.t()).argmax(1).to(torch.uint8))
@@ -117,7 +123,8 @@ def test_classify_is_the_argmax_of_the_embeddings(trilinear: bool) -> None:
 def test_head_is_a_linear_map() -> None:
     head = Head(20, 33)
     feats = torch.randn(50, 20, requires_grad=True)
-    upstream, leaves = torch.randn(50, 33), [feats, head.weight, head.bias]
+    upstream = torch.randn(50, 33)
+    leaves = [feats, head.weight, head.bias]
     plain = functional.linear(feats, head.weight, head.bias)
     for ours, theirs in ((head(feats), plain), (head(feats, unit=True), functional.normalize(plain, dim=1))):
         torch.testing.assert_close(ours, theirs)
@@ -158,7 +165,8 @@ def test_checkpointing_changes_nothing_but_memory() -> None:
 
 
 def test_bfloat16_is_near_float32() -> None:
-    student, batch = make_student().eval(), make_batch(1000)
+    student = make_student().eval()
+    batch = make_batch(1000)
     exact = student(batch).semantic
     with torch.autocast("cpu", torch.bfloat16):
         near = student(batch).semantic
@@ -168,7 +176,8 @@ def test_bfloat16_is_near_float32() -> None:
 
 def test_order_of_frames_does_not_matter() -> None:
     student = make_student().eval()
-    one, both = make_batch(300), make_batch(300, 200)
+    one = make_batch(300)
+    both = make_batch(300, 200)
     torch.testing.assert_close(student(both).semantic[:300], student(one).semantic, atol=1e-5, rtol=1e-4)
 
 
@@ -207,7 +216,8 @@ def test_backends_agree_on_cuda(size: str) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_training_in_fp16_on_cuda() -> None:
     pytest.importorskip("spconv.pytorch", reason="spconv is not installed")
-    student, batch = make_student(backend="spconv").cuda(), make_batch(6000, spread=12).to("cuda")
+    student = make_student(backend="spconv").cuda()
+    batch = make_batch(6000, spread=12).to("cuda")
     with torch.autocast("cuda", torch.float16):
         out = student(batch)
     (out.semantic[:, 0].sum() * 128).backward()
@@ -238,7 +248,8 @@ def test_norm(dtype: torch.dtype, rows: int, training: bool, relu: bool, with_ad
     x = (3 * x + 5).requires_grad_()
     add.requires_grad_()
     ours = norm(x, relu, add if with_add else None)
-    xs, adds = x.detach().double().requires_grad_(), add.detach().double().requires_grad_()
+    xs = x.detach().double().requires_grad_()
+    adds = add.detach().double().requires_grad_()
     theirs = plain(xs) + (adds if with_add else 0)
     theirs = torch.where(ours > 0, theirs, 0.0) if relu else theirs
     tolerance = {"atol": 2e-4, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 0.05, "rtol": 2**-7}
@@ -262,7 +273,8 @@ def test_norm_kernels_as_plain_python(dtype: torch.dtype, with_add: bool, monkey
     x, add, upstream = (torch.randn(20, 3).to(dtype) for _ in range(3))
 
     def run() -> list[Tensor]:
-        norm, leaves = Norm(3), [x.clone().requires_grad_(), add.clone().requires_grad_()][: 1 + with_add]
+        norm = Norm(3)
+        leaves = [x.clone().requires_grad_(), add.clone().requires_grad_()][: 1 + with_add]
         out = norm(leaves[0], True, leaves[1] if with_add else None)
         return [out, *torch.autograd.grad(out, [*leaves, norm.batch.weight, norm.batch.bias], upstream)]
 

@@ -39,7 +39,8 @@ def test_shortcut_through_smaller_jpegs_is_exact_enough(tmp_path: Path) -> None:
 
 
 def test_prefetch_keeps_order_bound_and_errors() -> None:
-    started, release = [], threading.Event()
+    started = []
+    release = threading.Event()
 
     def work(item: int) -> int:
         started.append(item)
@@ -150,7 +151,8 @@ def test_key_smoothing_averages_what_is_unsure() -> None:
 
 
 def test_denoising_drops_classes_that_are_nowhere_sure() -> None:
-    sure, unsure = [1.0, 0.0, 0.0], [0.6, 0.601, 0.5]
+    sure = [1.0, 0.0, 0.0]
+    unsure = [0.6, 0.601, 0.5]
     features = torch.tensor([[[sure, unsure]]])
     plain, _ = scorer()(features, None)
     assert plain.flatten().tolist() == [0, 1]

@@ -16,7 +16,8 @@ from clipsweep.distill.student.voxels import FEATURES, Sample, Voxels, channels,
 from clipsweep.projection import kernels
 
 ALL = tuple(FEATURES)
-VOXEL_M, HEIGHT_M = 0.5, 1.8
+VOXEL_M = 0.5
+HEIGHT_M = 1.8
 REDUCED = {"first": lambda rows: rows[0], "mean": lambda rows: rows.mean(0), "max": lambda rows: rows.max(0)}
 
 
@@ -65,10 +66,12 @@ def test_voxels_are_those_of_numpy(count: int, reduce: str, seed: int) -> None:
 @pytest.mark.parametrize("mode", [0, 1, 2])
 def test_kernel_and_its_python_agree(mode: int) -> None:
     random = np.random.default_rng(mode)
-    values, inverse = random.normal(size=(50, 3)).astype(np.float32), random.integers(0, 9, 50)
+    values = random.normal(size=(50, 3)).astype(np.float32)
+    inverse = random.integers(0, 9, 50)
     outs = []
     for function in (kernels.reduce_rows, kernels.reduce_rows.py_func):
-        out, count = np.zeros((9, 3), np.float32), np.zeros(9, np.int32)
+        out = np.zeros((9, 3), np.float32)
+        count = np.zeros(9, np.int32)
         function(values, inverse, mode, out, count)
         np.testing.assert_array_equal(count, np.bincount(inverse, minlength=9))
         outs.append(out)
@@ -126,7 +129,8 @@ def test_trilinear_weights(count: int, python: bool, monkeypatch: pytest.MonkeyP
 @settings(max_examples=40, deadline=None)
 def test_limit_of_voxels(count: int, limit: int, drawn: bool, seed: int) -> None:
     one = sample(count, seed)
-    whole, part = cut(one), cut(one, max_voxels=limit, generator=np.random.default_rng(0) if drawn else None)
+    whole = cut(one)
+    part = cut(one, max_voxels=limit, generator=np.random.default_rng(0) if drawn else None)
     assert len(part.coords) == min(limit, len(whole.coords))
     assert part.cut == len(whole.coords) - len(part.coords)
     left = {tuple(cell) for cell in part.coords.tolist()}
@@ -158,9 +162,13 @@ def test_frames_are_numbered_through(counts: tuple[int, ...]) -> None:
     batch, frames = batch_of(*counts, trilinear=True, max_voxels=40)
     assert batch.frames == tuple(f"frame {i}" for i in range(len(counts)))
     assert batch.cut == sum(frame.cut for frame in frames)
-    voxel, point, pair = 0, 0, 0
+    voxel = 0
+    point = 0
+    pair = 0
     for i, frame in enumerate(frames):
-        v, n, m = len(frame.coords), len(frame.inverse), len(frame.pair_point)
+        v = len(frame.coords)
+        n = len(frame.inverse)
+        m = len(frame.pair_point)
         assert (batch.coords[voxel : voxel + v, 0] == i).all()
         np.testing.assert_array_equal(batch.coords[voxel : voxel + v, 1:], frame.coords)
         np.testing.assert_array_equal(batch.feats[voxel : voxel + v], frame.feats)
@@ -170,7 +178,9 @@ def test_frames_are_numbered_through(counts: tuple[int, ...]) -> None:
         assert frame.corners is not None
         assert batch.corner is not None
         np.testing.assert_array_equal(batch.corner[point : point + n], frame.corners[0] + voxel)
-        voxel, point, pair = voxel + v, point + n, pair + m
+        voxel = voxel + v
+        point = point + n
+        pair = pair + m
     assert (voxel, point, pair) == (len(batch.coords), len(batch.inverse), len(batch.pair_point))
 
 

@@ -86,7 +86,8 @@ def test_a_point_has_the_class_of_its_boxes_if_they_agree() -> None:
         *(box(0.0, 20.0, 0.0, "debris"), box(3.0, 20.0, 0.0)),
         *(box(0.0, 30.0, 0.0, "bus"), box(0.0, 30.0, 0.0), box(0.0, 30.0, 0.0, "bus")),
     ]
-    xs, ys = np.array([-1, 1.5, 4, 9]), np.array([0, 10, 20, 30])
+    xs = np.array([-1, 1.5, 4, 9])
+    ys = np.array([0, 10, 20, 30])
     xyz = np.stack([np.tile(xs, 4), np.repeat(ys, 4), np.ones(16)], axis=1)
     truth = box_truth(boxes, class_of, xyz, Pose.identity()).reshape(4, 4)
     assert truth.tolist() == [
@@ -107,7 +108,8 @@ def test_every_real_box_holds_as_many_points_as_counted(samples: Path, tmp_path:
     index = make_index(config)
     path = make_boxes(config, index).shard("boxes")
     tables = samples / "nuscenes-0523/v1.0-trainval"
-    annotated, counts = counts_by_frame(tables), {}
+    annotated = counts_by_frame(tables)
+    counts = {}
     stored = read_scene_boxes(path, "scene-0523")
     for frame in scene_frames(index, config, "scene-0523"):
         xyz = read_sweep(frame.sweeps[0], 5)[:, :3]
@@ -148,7 +150,8 @@ def by_hand(
 ) -> dict[str, float | None]:
     """IoU of each name of the table, as sets of points; a frame's boxes are taken one by one."""
     space = load_space(config.labels)
-    both, either = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
+    both = dict.fromkeys(names, 0)
+    either = dict.fromkeys(names, 0)
     for scene in SCENES:
         stored = read_scene_boxes(boxes_artifact(index).shard("boxes"), scene)
         for frame in scene_frames(index, config, scene):
@@ -237,7 +240,8 @@ def test_the_cars_own_returns_are_left_out(small_world: Path, tmp_path: Path) ->
     truth_of = BoxTruth(config, make_boxes(config, index), load_space(config.labels).boxes)
     for frame in scene_frames(index, config, "scene-0103"):
         xyz = read_sweep(frame.sweeps[0], 5)[:, :3]
-        truth, near = truth_of(frame), (np.abs(xyz[:, :2]) < 6).all(axis=1)
+        truth = truth_of(frame)
+        near = (np.abs(xyz[:, :2]) < 6).all(axis=1)
         assert near.any()
         assert (truth[near] == NONE).all()
         assert (truth[~near] != NONE).any()
@@ -314,7 +318,8 @@ DAMAGES: dict[str, tuple[str, Any]] = {
 def test_a_malformed_box_costs_its_frame(given: list[str], world: Path, damage: str) -> None:
     column, value = DAMAGES[damage]
     token = edited(world, lambda row: row.update({column: value}))
-    failing, skipping = load_config(given), load_config([*given, "on_bad=skip"])
+    failing = load_config(given)
+    skipping = load_config([*given, "on_bad=skip"])
     with pytest.raises(BadInput, match=f"scene-0061: sample_annotation {token}.*on_bad=skip"):
         make_boxes(failing, make_index(failing))
     index = make_index(skipping)  # has no use for boxes, and lacks no frame

@@ -103,7 +103,8 @@ def test_sweeps_pass_apart_and_share_cubes(ready: tuple) -> None:
     assert int(batch.coords[:, 0].max()) + 1 == len(batch.frames)
     assert batch.voxel_id is not None
     assert len(batch.voxel_id) == len(batch.pair_point) == len(batch.pair_label)
-    cubes, shared = int(batch.voxel_id.max()) + 1, batch.voxel_id.bincount()
+    cubes = int(batch.voxel_id.max()) + 1
+    shared = batch.voxel_id.bincount()
     assert len(torch.unique(batch.voxel_id)) == cubes < len(batch.voxel_id)
     assert (shared > 1).any()
 

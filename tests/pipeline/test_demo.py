@@ -79,7 +79,9 @@ SHAPES = {
 
 def inside(name: str, p: np.ndarray) -> np.ndarray:
     """Twin: whether points (n, 3) lie in a shape, read straight from its definition."""
-    x, y, z = np.abs(p[:, 0]), np.abs(p[:, 1]), p[:, 2]
+    x = np.abs(p[:, 0])
+    y = np.abs(p[:, 1])
+    z = p[:, 2]
     rise = (z + 0.7) / 1.4
     rho = np.hypot(x, y)
     return {
@@ -96,7 +98,8 @@ def inside(name: str, p: np.ndarray) -> np.ndarray:
 def test_a_ray_meets_a_shape_where_it_first_enters_it(name: str) -> None:
     rng = np.random.default_rng(0)
     prims = pack([Thing((SHAPES[name],), 0, (1, 1, 1))])
-    steps, met = np.arange(0.0, 8.0, 2e-3), 0
+    steps = np.arange(0.0, 8.0, 2e-3)
+    met = 0
     for _ in range(300):
         start = rng.normal(size=3)
         start *= 4 / np.linalg.norm(start)
@@ -170,7 +173,8 @@ def test_cameras_fire_as_the_spin_passes_their_axis() -> None:
 
 
 def test_a_projected_point_has_the_label_of_its_pixel(world: World) -> None:
-    spinner, rig = lidar(32, 1090), cameras(480, 270)
+    spinner = lidar(32, 1090)
+    rig = cameras(480, 270)
     still = np.array([thing.speed_mps == 0 for thing in world.things])
     right = total = 0
     for time_s in (0.1, 0.9):
@@ -183,10 +187,16 @@ def test_a_projected_point_has_the_label_of_its_pixel(world: World) -> None:
             cam_from_street = inverse(world.drive.street_from_ego(time_s + camera.delay_s) @ camera.ego_from_cam)
             seen = xyz @ cam_from_street[:3, :3].T + cam_from_street[:3, 3]
             ahead = seen[:, 2] > 0.5
-            uvw, label, depth = seen[ahead] @ camera.K.T, found.label[fixed][ahead], seen[ahead, 2]
-            u, v = np.floor(uvw[:, 0] / depth).astype(int), np.floor(uvw[:, 1] / depth).astype(int)
+            uvw = seen[ahead] @ camera.K.T
+            label = found.label[fixed][ahead]
+            depth = seen[ahead, 2]
+            u = np.floor(uvw[:, 0] / depth).astype(int)
+            v = np.floor(uvw[:, 1] / depth).astype(int)
             held = (u >= 0) & (u < 480) & (v >= 0) & (v < 270)
-            u, v, label, depth = u[held], v[held], label[held], depth[held]
+            u = u[held]
+            v = v[held]
+            label = label[held]
+            depth = depth[held]
             free = np.abs(view.depth_m[v, u] - depth) < 0.2 + 0.05 * depth
             right += (view.label[v, u] == label)[free].sum()
             total += free.sum()
@@ -195,8 +205,10 @@ def test_a_projected_point_has_the_label_of_its_pixel(world: World) -> None:
 
 
 def test_every_class_occurs_in_points_and_pixels() -> None:
-    points, pixels = np.zeros(32, int), np.zeros(32, int)
-    spinner, rig = lidar(32, 545), cameras(240, 135)
+    points = np.zeros(32, int)
+    pixels = np.zeros(32, int)
+    spinner = lidar(32, 545)
+    rig = cameras(240, 135)
     for scene in range(4):
         streets = build_world(0, scene, 4.5)
         for time_s in (0.0, 2.0, 4.0):
@@ -280,7 +292,9 @@ def test_boxes_hold_the_points_that_they_claim(where: str, request: pytest.Fixtu
     from nuscenes.utils.data_classes import LidarPointCloud
     from nuscenes.utils.geometry_utils import points_in_box
 
-    data, claimed, owned = nuscenes.NuScenes("v1.0-mini", str(root), verbose=False), 0, 0
+    data = nuscenes.NuScenes("v1.0-mini", str(root), verbose=False)
+    claimed = 0
+    owned = 0
     for sample in data.sample:
         token = sample["data"]["LIDAR_TOP"]
         path, boxes, _ = data.get_sample_data(token)
@@ -299,11 +313,13 @@ def test_boxes_hold_the_points_that_they_claim(where: str, request: pytest.Fixtu
 
 def test_flat_poses_change_nothing_but_poses_and_boxes(hilly_root: Path, tmp_path: Path) -> None:
     write_demo(replace(SMALL, hills_m=4.0), tmp_path / "true")
-    flat, true = digest(hilly_root), digest(tmp_path / "true")
+    flat = digest(hilly_root)
+    true = digest(tmp_path / "true")
     changed = {Path(file).stem for file in flat if flat[file] != true[file]}
     assert flat.keys() == true.keys()
     assert changed == {"ego_pose", "sample_annotation"}
-    poses, true_poses = table(hilly_root, "ego_pose"), table(tmp_path / "true", "ego_pose")
+    poses = table(hilly_root, "ego_pose")
+    true_poses = table(tmp_path / "true", "ego_pose")
     assert all(row["translation"][2] == 0.0 for row in poses.values())
     assert max(row["translation"][2] for row in true_poses.values()) > 0.5
     for key, row in poses.items():
@@ -315,7 +331,8 @@ def test_flat_poses_change_nothing_but_poses_and_boxes(hilly_root: Path, tmp_pat
 def test_ground_of_hills_lies_on_them_by_true_poses_alone(hilly_root: Path) -> None:
     """Points through the written poses of a drive over hills against the street that they show."""
     names = {row["token"]: row for row in table(hilly_root, "sample_data").values()}
-    poses, mount = table(hilly_root, "ego_pose"), lidar(SMALL.beams, SMALL.azimuths).ego_from_lidar
+    poses = table(hilly_root, "ego_pose")
+    mount = lidar(SMALL.beams, SMALL.azimuths).ego_from_lidar
     world = build_world(SMALL.seed, 0, 0.5, 4.0)
     key = min((k for k, row in names.items() if "0061__LIDAR" in row["filename"]), key=lambda k: names[k]["timestamp"])
     xyz = np.fromfile(hilly_root / names[key]["filename"], np.float32).reshape(-1, 5)[:, :3].astype(float)
@@ -340,8 +357,10 @@ def turned_by(wxyz: list[float]) -> np.ndarray:
 
 
 def test_tables_are_chained_and_timed_as_a_car_does(root: Path) -> None:
-    rows, samples = table(root, "sample_data"), table(root, "sample")
-    sensors, mounts = table(root, "sensor"), table(root, "calibrated_sensor")
+    rows = table(root, "sample_data")
+    samples = table(root, "sample")
+    sensors = table(root, "sensor")
+    mounts = table(root, "calibrated_sensor")
     sweeps = 0
     for row in rows.values():
         channel = sensors[mounts[row["calibrated_sensor_token"]]["sensor_token"]]["channel"]

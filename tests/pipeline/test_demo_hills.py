@@ -123,11 +123,14 @@ def corners(half_m: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("time_s", [0.0, 1.9])
 def test_everything_stands_on_the_ground_at_its_place(world: World, time_s: float) -> None:
     """Vehicles and cones follow the slope; people, poles and trees are upright; no wall floats."""
-    hills, boxes, prims = world.ground.hills, world.boxes(time_s), world.at(time_s)
+    hills = world.ground.hills
+    boxes = world.boxes(time_s)
+    prims = world.at(time_s)
     first = np.cumsum([0, *(len(thing.parts) for thing in world.things)])
     tilted = 0
     for i, thing in enumerate(world.things):
-        box, half = boxes[i], np.array(thing.size_m) / 2
+        box = boxes[i]
+        half = np.array(thing.size_m) / 2
         bottom = corners(half)[::2] @ box[:3, :3].T + box[:3, 3]
         over_m = bottom[:, 2] - hills.height_m(bottom[:, 0]) - thing.z_m
         middle = box[:3, 3] - half[2] * box[:3, 2]
@@ -154,7 +157,8 @@ def test_everything_stands_on_the_ground_at_its_place(world: World, time_s: floa
 def test_the_car_stands_on_the_road_it_drives_on(world: World) -> None:
     times = np.linspace(0, 2, 21)
     street_from_ego = world.drive.street_from_ego(times)
-    x, hills = street_from_ego[:, 0, 3], world.ground.hills
+    x = street_from_ego[:, 0, 3]
+    hills = world.ground.hills
     np.testing.assert_allclose(street_from_ego[:, 2, 3], hills.height_m(x))
     normal = np.stack([-np.asarray(hills.slope(x)), 0 * x, np.ones(len(x))], -1)
     normal /= np.linalg.norm(normal, axis=1)[:, None]
@@ -169,7 +173,8 @@ def test_the_car_stands_on_the_road_it_drives_on(world: World) -> None:
 
 def test_a_moving_thing_is_between_two_moments_where_it_is_at_them(world: World) -> None:
     """The LiDAR takes velocities as constant within a turn: less than its noise is lost."""
-    early, late = world.at(1.0), world.at(1.05)
+    early = world.at(1.0)
+    late = world.at(1.05)
     moved = early.centre_m + early.velocity_mps * 1.05
     apart = np.abs(moved - late.centre_m - late.velocity_mps * 1.05).max(1)
     assert apart.max() < 0.015

@@ -81,13 +81,15 @@ def test_points_lie_in_the_things_that_they_are_of(frames: list[Frame], world: W
     """Poses, calibration and instances together: back in the street, points fill the boxes of their things."""
     street = street_from_global(world)
     for i, frame in enumerate(frames[:3]):
-        ids, instance = raw(frame) & 0xFFFF, raw(frame) >> 16
+        ids = raw(frame) & 0xFFFF
+        instance = raw(frame) >> 16
         xyz = frame.sweeps[0].global_from_lidar.apply(read_sweep(frame.sweeps[0], 4)[:, :3])
         xyz = xyz @ street[:3, :3].T + street[:3, 3]
         assert len(np.unique(instance)) > 20
         boxes = world.boxes(i * SCAN_S)
         for number in np.unique(instance[instance > 0]):
-            thing, mine = world.things[number - 1], instance == number
+            thing = world.things[number - 1]
+            mine = instance == number
             box = boxes[number - 1]
             local = (xyz[mine] - box[:3, 3]) @ box[:3, :3]
             assert (np.abs(local) < np.array(thing.size_m) / 2 + 0.4).all()

@@ -99,7 +99,8 @@ def test_the_stored_teacher_is_noisy_but_informative() -> None:
 
 @stored
 def test_the_generic_maskclip_code_reads_it_without_a_special_case() -> None:
-    world, rig = build_world(3_000_000, 1, 4.5), cameras(480, 270)
+    world = build_world(3_000_000, 1, 4.5)
+    rig = cameras(480, 270)
     teacher = MaskClip(
         model=f"local-dir:{TEACHER}", prompts=[[name] for name in NAMES[:SKY]], negatives=["sky"], size_hw=(288, 512)
     )
@@ -112,7 +113,8 @@ def test_the_generic_maskclip_code_reads_it_without_a_special_case() -> None:
         truth = np.array(CLASS_OF_RAW, np.uint8)[view.label]
         seen = guess[np.arange(270) * guess.shape[0] // 270][:, np.arange(480) * guess.shape[1] // 480]
         counted = (truth != 255) & (truth != SKY)
-        right, total = right + (seen == truth)[counted].sum(), total + counted.sum()
+        right = right + (seen == truth)[counted].sum()
+        total = total + counted.sum()
     assert right / total > 0.6
 
 

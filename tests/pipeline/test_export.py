@@ -53,7 +53,8 @@ def test_scores_equal_the_official_formulas(space: LabelSpace, tmp_path: Path, c
     """On random files; with seven classes the others are absent, which counts as zero."""
     rng = np.random.default_rng(classes)
     ids = [i for i, c in LEARNING_MAP.items() if c <= classes]
-    truth_files, said = [], []
+    truth_files = []
+    said = []
     for i in range(3):
         raw = rng.choice(ids, 4000) | (rng.integers(0, 1 << 16, 4000) << 16)
         truth_files.append(tmp_path / f"{i:06d}.label")

@@ -26,7 +26,8 @@ def sweeps_of(index: Path, root: Path) -> int:
 
 
 def test_changed_files_are_found_when_verified(given: list[str], world: Path, tmp_path: Path, tool: Run) -> None:
-    folder, away = world / "sweeps/LIDAR_TOP", tmp_path / "away"
+    folder = world / "sweeps/LIDAR_TOP"
+    away = tmp_path / "away"
     whole = tool("index", *given).path
     folder.rename(away)
     assert tool("index", *given).path == whole

@@ -43,7 +43,8 @@ def made(world: Path, tmp_path: Path) -> tuple[Config, Artifact, Artifact, Artif
 
 def test_counts_are_those_of_plain_loops(made: tuple[Config, Artifact, Artifact, Artifact]) -> None:
     config, index, pixels, points = made
-    space, found = load_space(config.labels), label_statistics(*made)
+    space = load_space(config.labels)
+    found = label_statistics(*made)
     classes = len(space)
     cameras, frames, truth, fused = (np.zeros((classes, classes + 2), np.int64) for _ in range(4))
     labels = np.zeros(classes + 1, np.int64)
@@ -51,18 +52,22 @@ def test_counts_are_those_of_plain_loops(made: tuple[Config, Artifact, Artifact,
         before: dict[tuple[int, ...], int] = {}
         first = scene_frames(index, config, scene)[0].sweeps[0].global_from_lidar
         for frame in scene_frames(index, config, scene):
-            cloud, images = key_cloud(frame, config, config.data.ego_box_m), read_pixels(pixels, frame)
+            cloud = key_cloud(frame, config, config.data.ego_box_m)
+            images = read_pixels(pixels, frame)
             for image in images:
                 labels += np.bincount(
                     np.where(image.label == NONE, classes, image.label).ravel(), minlength=classes + 1
                 )
-            true, of_points = read_truth(frame, space, config), read_points(points, frame).label
+            true = read_truth(frame, space, config)
+            of_points = read_points(points, frame).label
             assert true is not None
             xyz = (first.inverse() @ frame.sweeps[0].global_from_lidar).apply(cloud.xyz.astype(np.float64))
-            cells, seen = defaultdict(Counter), defaultdict(list)
+            cells = defaultdict(Counter)
+            seen = defaultdict(list)
             pairs = visible_pairs(frame, cloud.xyz, config.fusion)
             for point, camera, (u, v) in zip(pairs.point, pairs.camera, pairs.uv, strict=True):
-                grid, (height, width) = images[camera].label, frame.cameras[camera].size_hw
+                grid = images[camera].label
+                (height, width) = frame.cameras[camera].size_hw
                 label = grid[int(v * np.float32(grid.shape[0] / height)), int(u * np.float32(grid.shape[1] / width))]
                 if label == NONE:
                     continue
@@ -175,7 +180,8 @@ def moved(counts: dict[tuple[str, str], int]) -> quality.LabelStatistics:
 
 
 def test_road_that_becomes_cars_is_warned_of() -> None:
-    road, car = "driveable surface", "car"
+    road = "driveable surface"
+    car = "car"
     found = moved({(road, road): 540, (road, car): 100, (road, "pedestrian"): 20, (road, ""): 340})
     (warning,) = quality.statistics_warnings(found, load_space(Config().labels))
     assert warning == (
@@ -185,7 +191,8 @@ def test_road_that_becomes_cars_is_warned_of() -> None:
 
 
 def test_people_that_get_lost_are_warned_of() -> None:
-    person, wall = "pedestrian", "manmade"
+    person = "pedestrian"
+    wall = "manmade"
     found = moved({(person, wall): 374, (person, person): 3, (wall, wall): 1000})
     (warning,) = quality.statistics_warnings(found, load_space(Config().labels))
     assert warning == "pedestrian: fusion leaves 1 % as many of the points that cameras see (99 % manmade)"

@@ -79,7 +79,8 @@ def test_free_text_stands_against_all_that_is_not_asked_for() -> None:
 
 
 def test_prompts_come_from_the_space_or_a_file(tmp_path: Path) -> None:
-    own, reference = load_space(LabelsConfig()), load_space(LabelsConfig(prompts="reference"))
+    own = load_space(LabelsConfig())
+    reference = load_space(LabelsConfig(prompts="reference"))
     cone = own.names.index("traffic cone")
     assert own.prompts[own.names.index("truck")] == ("truck", "pickup", "lorry")
     assert (reference.prompts[cone], reference.negatives) == (("traffic_cone",), ())
@@ -93,7 +94,8 @@ def test_prompts_come_from_the_space_or_a_file(tmp_path: Path) -> None:
 
 
 def test_a_prompts_file_sets_thresholds_by_class(tmp_path: Path) -> None:
-    model, path = write_clip(tmp_path / "clip", VIT, seed=1), tmp_path / "sure.yaml"
+    model = write_clip(tmp_path / "clip", VIT, seed=1)
+    path = tmp_path / "sure.yaml"
     camera = write_camera(tmp_path / "a.png", (64, 96))
 
     def teacher(min_score: str, default: float = 0.0) -> Teacher:
@@ -137,7 +139,8 @@ def test_scoring_maps_by_name() -> None:
 @pytest.mark.parametrize("kitti", ["semantickitti19", "demo_kitti13"])
 def test_two_label_spaces_meet_in_names(kitti: str) -> None:
     config = LabelsConfig(eval="shared12", truth=kitti)
-    space, truth = load_space(config), load_truth(config)
+    space = load_space(config)
+    truth = load_truth(config)
     scoring = load_scoring(config, space, truth)
 
     def meets(said: str, true: str) -> bool:

@@ -81,7 +81,8 @@ def test_real_sweeps_and_labels(samples: Path) -> None:
 
 
 def test_index_comes_back_as_it_went_in(small_world: Path, tmp_path: Path) -> None:
-    found, path = rows(small(small_world)), tmp_path / "index.parquet"
+    found = rows(small(small_world))
+    path = tmp_path / "index.parquet"
     path.write_bytes(to_parquet(found, small_world)[0])
     assert list(read_scenes(path, ["train"])) == ["scene-0061"]
     assert list(read_scenes(path, ["eval"])) == ["scene-0103"]

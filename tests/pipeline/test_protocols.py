@@ -56,7 +56,8 @@ def test_other_protocols_are_refused(protocol: str) -> None:
 
 
 def test_the_guard_stops_any_way_of_opening(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    labels, link = tmp_path / "lidarseg" / "x_lidarseg.bin", tmp_path / "link.bin"
+    labels = tmp_path / "lidarseg" / "x_lidarseg.bin"
+    link = tmp_path / "link.bin"
     for name in ("lidarseg", "work"):
         (tmp_path / name).mkdir()
     labels.write_bytes(b"123")
@@ -86,7 +87,8 @@ def test_a_leak_planted_in_pretraining_ends_it(
 ) -> None:
     from clipsweep.pipeline.artifacts import read as loaders
 
-    honest, planted = loaders.merge, next((small_world / "lidarseg").rglob("*.bin"))
+    honest = loaders.merge
+    planted = next((small_world / "lidarseg").rglob("*.bin"))
 
     def peeking(*arguments: object) -> object:
         if not list((tmp_path / "store").glob("student-*")):

@@ -32,13 +32,15 @@ def test_index_pixels_points_and_predictions_have_the_same_names_and_bytes(
         "teacher.maskclip.model=local-dir:pipeline/demo/teacher",
         "teacher.maskclip.size_hw=[160,320]",
     )
-    local, ray = tmp_path / "local", tmp_path / "ray"
+    local = tmp_path / "local"
+    ray = tmp_path / "ray"
     student = tool("pretrain", *settings(small_world, tmp_path / "student")).path
     for store, more in ((local, ()), (ray, RAY)):
         given = (*settings(small_world, store), *more)
         tool("label", *given, *clip, "labels.prompts=demo").path  # noqa: B018 - asserts the status
         tool("evaluate", *given, f"student={student}").path  # noqa: B018
-    expected, found = payloads(local), payloads(ray)
+    expected = payloads(local)
+    found = payloads(ray)
     assert {name.split("-")[0] for name in expected} == {"index", "pixels", "points", "poses", "predictions"}
     assert found.keys() == expected.keys()
     assert [name for name in expected if found[name] != expected[name]] == []

@@ -143,7 +143,8 @@ def test_what_always_fails_is_given_up_and_the_rest_done(nodes: Cluster, tmp_pat
     }
     with pytest.raises(Incomplete, match=r"2 of 6 shards could not be made.* the same command tries these again"):
         on_ray(tmp_path, replace(worker, faults=faults), attempts=2)
-    artifact, said = Artifact.of(str(tmp_path), "s", {}), report(tmp_path)
+    artifact = Artifact.of(str(tmp_path), "s", {})
+    said = report(tmp_path)
     assert not artifact.whole
     assert [scene for scene in SCENES if artifact.done(scene, verify=True)] == [SCENES[i] for i in (0, 1, 4, 5)]
     assert (said["expected"], said["kept"], said["done"], said["left"]) == (6, 0, 4, 0)
@@ -207,7 +208,8 @@ def test_any_number_of_workers_and_any_order_give_the_same(
     nodes: Cluster, tmp_path: Path, worker: Faulty, workers: int
 ) -> None:
     """Five are more than the cluster has room for."""
-    artifact, done = Artifact.of(str(tmp_path), "s", {}), 0
+    artifact = Artifact.of(str(tmp_path), "s", {})
+    done = 0
 
     def tick() -> None:
         nonlocal done
@@ -222,7 +224,8 @@ def test_any_number_of_workers_and_any_order_give_the_same(
 
 
 def test_without_room_for_any_worker_the_run_ends_and_says_what_it_wants(nodes: Cluster, tmp_path: Path) -> None:
-    artifact, run = Artifact.of(str(tmp_path), "s", {}), RunConfig(gpus=1.0, deadline_s=1.0, attempts=2)
+    artifact = Artifact.of(str(tmp_path), "s", {})
+    run = RunConfig(gpus=1.0, deadline_s=1.0, attempts=2)
     with pytest.raises(Incomplete, match=r"no worker could be started .*1 GPU of the cluster's 3 CPUs and 0 GPUs"):
         run_on_ray(artifact, SCENES, Faulty(tmp_path).build, run, gpu=True)
 
@@ -270,7 +273,8 @@ def test_a_killed_driver_leaves_nothing_running_and_its_work_is_taken_up(tmp_pat
     command = [sys.executable, "-c", DRIVER, str(tmp_path)]
     environment = {**os.environ, "RAY_ADDRESS": "127.0.0.1:1", "PYTHONPATH": os.getcwd()}
     victim = subprocess.Popen(command, env=environment)
-    artifact, deadline = Artifact.of(str(tmp_path), "s", {}), time.time() + 60
+    artifact = Artifact.of(str(tmp_path), "s", {})
+    deadline = time.time() + 60
     while len(list(artifact.path.glob("done/*"))) < 4:
         assert time.time() < deadline
         assert victim.poll() is None

@@ -95,7 +95,8 @@ class Trainer:
     """Stands in for Ray Train's: calls the training once for all workers, or loses it."""
 
     def __init__(self, learn: Callable[[], None], scaling_config: Any, run_config: Any) -> None:
-        self.learn, self.failures = learn, run_config.failure_config
+        self.learn = learn
+        self.failures = run_config.failure_config
 
     def fit(self) -> None:
         assert self.failures.controller_failure_limit == self.failures.max_failures == 3

@@ -28,7 +28,9 @@ TR = np.array([[0.0, -1.0, 0.0, 0.01], [0.0, 0.0, -1.0, -0.08], [1.0, 0.0, 0.0, 
 """Camera 0 from LiDAR: x right, y down, z forward from x forward, y left, z up."""
 RIGHT_M = (0.0, 0.5, -0.06, 0.48)
 """How far right of camera 0 each of the four cameras sits."""
-STEP_M, SCANS, POINTS = 0.8, 13, 120
+STEP_M = 0.8
+SCANS = 13
+POINTS = 120
 
 
 def rows(config: DataConfig) -> list[Row]:
@@ -152,7 +154,8 @@ def test_instances_stay_out() -> None:
 
 
 def test_new_files_make_a_new_index(root: Path) -> None:
-    config, reader = made(root), DATASETS["semantickitti"]
+    config = made(root)
+    reader = DATASETS["semantickitti"]
     before = digest_files(reader.tables(config))
     assert digest_files(reader.tables(config)) == before
     (root / "sequences/08/labels/000003.label").unlink()

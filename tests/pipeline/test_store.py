@@ -52,7 +52,9 @@ def test_name_depends_on_key_and_inputs_only(tmp_path: Path) -> None:
 
 
 def test_a_stage_is_done_once(tmp_path: Path) -> None:
-    artifact, first, second = Artifact.of(str(tmp_path), "s", {}), Counting(), Counting()
+    artifact = Artifact.of(str(tmp_path), "s", {})
+    first = Counting()
+    second = Counting()
     run_stage(artifact, ["x", "y"], lambda: first, QUIET)
     before = digest(artifact)
     run_stage(artifact, ["x", "y"], lambda: second, QUIET)
@@ -63,9 +65,12 @@ def test_a_stage_is_done_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "marker gone", "marker damaged"])
 def test_only_a_damaged_shard_is_done_again(tmp_path: Path, damage: str) -> None:
-    artifact, again = Artifact.of(str(tmp_path), "s", {}), Counting()
+    artifact = Artifact.of(str(tmp_path), "s", {})
+    again = Counting()
     run_stage(artifact, ["x", "y"], Counting, QUIET)
-    before, payload, marker = digest(artifact), artifact.shard("y"), artifact.path / "done" / "y.json"
+    before = digest(artifact)
+    payload = artifact.shard("y")
+    marker = artifact.path / "done" / "y.json"
     if damage == "cut":
         payload.write_bytes(payload.read_bytes()[:-1])
     elif damage == "marker damaged":
@@ -78,9 +83,12 @@ def test_only_a_damaged_shard_is_done_again(tmp_path: Path, damage: str) -> None
 
 
 def test_an_altered_shard_is_found_by_verify_and_alone_done_again(tmp_path: Path) -> None:
-    artifact, unaware, again = Artifact.of(str(tmp_path), "s", {}), Counting(), Counting()
+    artifact = Artifact.of(str(tmp_path), "s", {})
+    unaware = Counting()
+    again = Counting()
     run_stage(artifact, ["x", "y"], Counting, QUIET)
-    before, payload = digest(artifact), artifact.shard("y")
+    before = digest(artifact)
+    payload = artifact.shard("y")
     payload.write_bytes(payload.read_bytes()[:-1] + b"\xff")
     run_stage(artifact, ["x", "y"], lambda: unaware, QUIET)
     run_stage(artifact, ["x", "y"], lambda: again, replace(QUIET, verify=True))
@@ -93,7 +101,8 @@ def test_an_altered_shard_is_found_by_verify_and_alone_done_again(tmp_path: Path
 def test_a_fault_at_any_point_of_a_commit_leaves_no_partial_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, nth: int
 ) -> None:
-    artifact, calls = Artifact.of(str(tmp_path), "s", {}), 0
+    artifact = Artifact.of(str(tmp_path), "s", {})
+    calls = 0
     where = (os, "fsync") if call == "fsync" else (Path, "replace")
     real = getattr(*where)
 
@@ -122,7 +131,8 @@ def test_a_writer_killed_at_any_point_of_a_commit_leaves_no_partial_file(tmp_pat
     script = KILLED_WRITER.format(call=call, nth=nth)
     killed = subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
     assert killed.returncode == -signal.SIGKILL
-    artifact, again = Artifact.of(str(tmp_path), "s", {}), Counting()
+    artifact = Artifact.of(str(tmp_path), "s", {})
+    again = Counting()
     assert artifact.done("x") == artifact.done("x", verify=True) == ((call, nth) == ("fsync", 4))
     left = list(tmp_path.rglob("*.tmp"))
     assert len(left) == ((call, nth) not in (("fsync", 2), ("fsync", 4)))
@@ -134,7 +144,8 @@ def test_a_writer_killed_at_any_point_of_a_commit_leaves_no_partial_file(tmp_pat
 
 def test_writers_with_the_same_process_number_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in two containers of one cluster: one begins while the other is between writing and renaming."""
-    path, real = tmp_path / "x", os.fsync
+    path = tmp_path / "x"
+    real = os.fsync
 
     def meanwhile(file: int) -> None:
         monkeypatch.setattr(os, "fsync", real)

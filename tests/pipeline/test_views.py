@@ -27,7 +27,8 @@ def test_one_grey_camera_is_drawn_grey_and_alone(tmp_path: Path) -> None:
     xyz = np.array([[0, 0, 5], [0, 0, -5]], np.float32)
     rest = np.zeros(2, np.float32)
     cloud = Cloud(xyz, rest, rest, np.zeros(2, np.uint8), np.arange(2, dtype=np.int32))
-    label, space = np.array([0, 255], np.uint8), load_space(LabelsConfig(space="semantickitti19"))
+    label = np.array([0, 255], np.uint8)
+    space = load_space(LabelsConfig(space="semantickitti19"))
     above, below = draw_frame(frame, cloud, label, None, space, FusionConfig(), "title").subfigs
     (axis,) = above.axes
     drawn = axis.images[0].get_array()

@@ -31,7 +31,9 @@ def street(random, x_m):
 
 def drive(random, errors, frames=12, step_m=3.0):
     """Clouds, true poses, and poses wrong by ``errors (n, 3)``: height [m], roll, pitch [degrees]."""
-    clouds, true, wrong = [], [], []
+    clouds = []
+    true = []
+    wrong = []
     for k in range(frames):
         pose = shift(step_m * k, 0, SENSOR_M)
         clouds.append(pose.inverse().apply(street(random, step_m * k)).astype(np.float32))
@@ -153,10 +155,14 @@ def test_flat_cells_and_common_rows(compiled):
     run = lambda kernel, *given: (kernel if compiled else kernel.py_func)(*given)  # noqa: E731
     random = np.random.default_rng(5)
     xyz = random.uniform([-6, -6, 0], [6, 6, 0.35], (400, 3)).astype(np.float32)
-    width, origin = 8, np.array([-4, -4])
-    low, high = np.full(64, np.inf, np.float32), np.full(64, -np.inf, np.float32)
-    total, count = np.zeros((64, 3)), np.zeros(64, np.int32)
-    cell, centre = np.zeros(64, np.int64), np.zeros((64, 3))
+    width = 8
+    origin = np.array([-4, -4])
+    low = np.full(64, np.inf, np.float32)
+    high = np.full(64, -np.inf, np.float32)
+    total = np.zeros((64, 3))
+    count = np.zeros(64, np.int32)
+    cell = np.zeros(64, np.int64)
+    centre = np.zeros((64, 3))
     for _ in range(2):  # the scratch comes back empty
         found = run(
             kernels.flat_cells, xyz, np.eye(3), np.zeros(3), origin, 1.0, width, 0.3, 3,

@@ -65,7 +65,8 @@ def test_degenerate_input():
 
 
 def test_the_border_is_strict():
-    depth, focal = 10.0, 80.0
+    depth = 10.0
+    focal = 80.0
     v = np.array([1.0, 1.01, 88.99, 89.0])
     xyz = np.column_stack([np.full(4, depth), np.zeros(4), (45 - v) * depth / focal]).astype(np.float32)
     np.testing.assert_array_equal(project(xyz, shift(0), [camera(shift(0))]).point, [1, 2])
@@ -99,7 +100,9 @@ def test_the_teachers_grid_is_stretched_over_the_image():
 
 
 def test_pixel_rows_equal_a_loop():
-    random, grids, front = np.random.default_rng(0), [(2, 3), (7, 5), (90, 160)], camera(shift(0))
+    random = np.random.default_rng(0)
+    grids = [(2, 3), (7, 5), (90, 160)]
+    front = camera(shift(0))
     pairs = pairs_at(random.uniform([1, 1], [159, 89], (500, 2)), np.ones(500))
     pairs = replace(pairs, camera=random.integers(0, 3, 500).astype(np.uint8))
     laid = [(c, row, column) for c, (h, w) in enumerate(grids) for row in range(h) for column in range(w)]
@@ -114,6 +117,7 @@ def test_far_from_the_origin_nothing_is_lost():
     there = Pose(pose(random).rotation, np.array([1.2e6, -3.4e6, 50.0]))
     here = Pose(there.rotation, np.zeros(3))
     xyz = (random.normal(size=(300, 3)) * 40).astype(np.float32)
-    far, near = project(xyz, there, [camera(there)]), project(xyz, here, [camera(here)])
+    far = project(xyz, there, [camera(there)])
+    near = project(xyz, here, [camera(here)])
     np.testing.assert_array_equal(far.point, near.point)
     np.testing.assert_allclose(far.uv, near.uv, atol=1e-3)

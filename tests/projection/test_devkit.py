@@ -27,7 +27,8 @@ def matrix(record):
     from pyquaternion import Quaternion
 
     pose = np.eye(4)
-    pose[:3, :3], pose[:3, 3] = Quaternion(record["rotation"]).rotation_matrix, record["translation"]
+    pose[:3, :3] = Quaternion(record["rotation"]).rotation_matrix
+    pose[:3, 3] = record["translation"]
     return pose
 
 
@@ -88,7 +89,8 @@ def _inner(uv, camera):
 
 def _nearest(uv, depth, wanted_uv, wanted_depth):
     """Their row of each of ours; both keep the file's order, so at most a few rows lie between."""
-    rows, start = [], 0
+    rows = []
+    start = 0
     for pixel, metres in zip(wanted_uv, wanted_depth, strict=True):
         window = slice(start, start + 8)
         gap = np.abs(uv[window] - pixel).max(axis=1) + np.abs(depth[window] - metres)

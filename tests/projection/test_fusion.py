@@ -13,7 +13,9 @@ from clipsweep.projection.fusion import ClassLimits, FusionConfig, label_scene
 from clipsweep.projection.sweeps import read_sweep
 from tests.projection.scenes import camera, frame, pixels, shift, write
 
-ROAD, CAR, WALL = 0, 1, 2
+ROAD = 0
+CAR = 1
+WALL = 2
 SENSOR_M = 1.8
 LIMITS = ClassLimits(
     np.array([True, False, False]),
@@ -73,7 +75,8 @@ def test_every_row_of_the_file_is_covered_and_the_own_box_has_no_opinion(drive):
 
 def test_the_ground_is_road_and_what_stands_on_it_is_not(drive):
     labels = run(drive)["frame-1"].label
-    road, wall = labels[:6000], labels[6000:12_000]
+    road = labels[:6000]
+    wall = labels[6000:12_000]
     assert set(road) <= {ROAD, 255}
     x, y = read_sweep(drive[1].sweeps[0], 5)[:6000, :2].T
     ahead = (x > 5) & (np.abs(y) < x - 1) & (x < 13)
@@ -156,7 +159,8 @@ def test_key_frames_far_apart_share_no_map(drive, tmp_path):
         )
         for each in drive
     ]
-    labels, alone = run([*drive, *moved]), run(drive)
+    labels = run([*drive, *moved])
+    alone = run(drive)
     for name in alone:
         np.testing.assert_array_equal(labels[name].label, alone[name].label)
         assert (labels[f"{name}-far"].label < 255).mean() > 0.35
@@ -184,7 +188,8 @@ def test_an_older_sweep_that_cannot_be_read(drive):
 
 def climbing(folder, slope, flat_poses, frames=6, step_m=4.0):
     """A drive up a road along x between two walls; ``flat_poses`` as nuScenes writes them, z = 0."""
-    random, made = np.random.default_rng(1), []
+    random = np.random.default_rng(1)
+    made = []
     for k in range(frames):
         x_m = step_m * k
         road = np.column_stack([random.uniform(x_m - 15, x_m + 30, 9000), random.uniform(-8, 8, 9000), np.zeros(9000)])
@@ -227,8 +232,10 @@ def test_a_street_that_climbs_while_poses_stay_level(tmp_path):
 
 def test_frames_that_do_not_fit_are_labelled_one_by_one(tmp_path):
     """Each sweep has hills of its own: no frame may vote for another."""
-    frames, told = climbing(tmp_path, 0.0, flat_poses=False), []
-    random, bent = np.random.default_rng(2), []
+    frames = climbing(tmp_path, 0.0, flat_poses=False)
+    told = []
+    random = np.random.default_rng(2)
+    bent = []
     for each in frames:
         xyz = read_sweep(each.sweeps[0], 5)[:, :3].astype(float)
         cell = np.floor(xyz[:, :2] / 4).astype(int) + 10
@@ -248,7 +255,8 @@ def test_frames_that_do_not_fit_are_labelled_one_by_one(tmp_path):
 
 def person_at_a_wall(folder, frames=3):
     """A person 0.5 m in front of a wall 12 m ahead, and what the camera calls them."""
-    random, made = np.random.default_rng(3), []
+    random = np.random.default_rng(3)
+    made = []
     xyz = np.concatenate(
         [
             np.column_stack([random.uniform(0, 12, 9000), random.uniform(-8, 8, 9000), np.zeros(9000)]),
@@ -267,7 +275,9 @@ def person_at_a_wall(folder, frames=3):
 
 def test_a_person_beside_a_wall_stays_a_person_wherever_the_grid_lies(tmp_path):
     """With cells of 1.6 m the wall's votes won, by the luck of the grid's origin."""
-    person, wall = CAR, WALL  # the class of things up to 2.5 m
+    # the class of things up to 2.5 m
+    person = CAR
+    wall = WALL
 
     def read(_):
         label = np.full((90, 160), wall)
@@ -275,7 +285,8 @@ def test_a_person_beside_a_wall_stays_a_person_wherever_the_grid_lies(tmp_path):
         label[43:58, 78:83] = person
         return [pixels(label)]
 
-    frames, shares = person_at_a_wall(tmp_path), []
+    frames = person_at_a_wall(tmp_path)
+    shares = []
     for origin in np.random.default_rng(4).uniform(0, 5, (8, 3)):
         labels = run(frames, read, limits=None, grid=shift(*origin))["frame-1"].label
         shares.append((labels[14_000:] == person).mean())

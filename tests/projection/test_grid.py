@@ -28,7 +28,8 @@ def test_cells_partition_the_cloud(seed, n, size):
 
 def test_the_grid_may_stand_anywhere():
     random = np.random.default_rng(0)
-    xyz, global_from_xyz = (random.normal(size=(50, 3)) * 9).astype(np.float32), pose(random, 300.0)
+    xyz = (random.normal(size=(50, 3)) * 9).astype(np.float32)
+    global_from_xyz = pose(random, 300.0)
     index, inverse = index_cells(cell_keys(xyz, 0.4, global_from_xyz))
     expected = np.floor(global_from_xyz.apply(xyz) / 0.4)
     np.testing.assert_array_equal(index.coords()[inverse, 1:], expected)

@@ -121,7 +121,8 @@ def test_far_from_any_ground_nothing_is_sure(ground):
 def test_sweeps_may_lie_anywhere():
     """The map does not depend on the frames that the sweeps come in."""
     random = np.random.default_rng(0)
-    xyz, turned = road(random), pose(random, 3.0)
+    xyz = road(random)
+    turned = pose(random, 3.0)
     at = shift(0, 0, 1.8) @ Pose(turned.rotation, np.zeros(3))
     moved = at.inverse().apply(xyz).astype(np.float32)
     plain = map_ground([seen_from(1.8, xyz)], [shift(0, 0, 1.8)])

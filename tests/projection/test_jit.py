@@ -37,7 +37,8 @@ def cache_file(folder: Path) -> jit._SharedCacheFile:
 
 
 def test_names_are_never_shared(tmp_path):
-    one, two = cache_file(tmp_path), cache_file(tmp_path)
+    one = cache_file(tmp_path)
+    two = cache_file(tmp_path)
     one.save("c-layout", "code for c"), two.save("any-layout", "code for any")
     assert one.load("c-layout") == "code for c"
     assert two.load("any-layout") == "code for any"

@@ -38,9 +38,14 @@ def test_take_sweep(run, n):
     random = np.random.default_rng(n)
     raw = np.column_stack([cloud(random, n, 3.0), random.uniform(-10, 300, n), np.zeros(n)]).astype(np.float32)
     if n > 1:
-        raw[3, 0], raw[4, 1], raw[5, 2], raw[6, 3] = np.nan, np.inf, 400, np.nan
+        raw[3, 0] = np.nan
+        raw[4, 1] = np.inf
+        raw[5, 2] = 400
+        raw[6, 3] = np.nan
     matrix = random_matrix(random).astype(np.float32)
-    xyz, intensity, source = np.zeros((n, 3), np.float32), np.zeros(n, np.float32), np.zeros(n, np.int32)
+    xyz = np.zeros((n, 3), np.float32)
+    intensity = np.zeros(n, np.float32)
+    source = np.zeros(n, np.int32)
     end, bad = run(kernels.take_sweep, raw, matrix, 1.0, 300.0, 255.0, 0, xyz, intensity, source)
     expected = twins.take_sweep(raw, matrix, 1.0, 300.0, 255.0)
     assert bad == expected.bad
@@ -53,8 +58,11 @@ def test_take_sweep(run, n):
 @pytest.mark.parametrize("rate", [0.0, 0.5])
 def test_deskew(run, n, rate):
     random = np.random.default_rng(n)
-    xyz, time_s = cloud(random, n), random.uniform(-0.1, 0.1, n).astype(np.float32)
-    turn, speed, out = random.normal(size=3) * rate, random.normal(size=3) * 10, np.zeros((n, 3), np.float32)
+    xyz = cloud(random, n)
+    time_s = random.uniform(-0.1, 0.1, n).astype(np.float32)
+    turn = random.normal(size=3) * rate
+    speed = random.normal(size=3) * 10
+    out = np.zeros((n, 3), np.float32)
     run(kernels.deskew, xyz, time_s, turn, speed, out)
     np.testing.assert_allclose(out, twins.deskew(xyz, time_s, turn, speed), atol=1e-5)
 
@@ -75,8 +83,10 @@ def test_project(run, n, k):
         xyz[:6] = [[np.nan, 0, 0], [np.inf, 0, 0], [1e30, 1e30, 1e30], [-1e30, 0, 0], [0, 0, 1e-30], [0, 0, 0]]
     matrix, size_wh = cameras(random, k)
     room = n * k
-    point, camera = np.zeros(room, np.int32), np.zeros(room, np.uint8)
-    uv, depth = np.zeros((room, 2), np.float32), np.zeros(room, np.float32)
+    point = np.zeros(room, np.int32)
+    camera = np.zeros(room, np.uint8)
+    uv = np.zeros((room, 2), np.float32)
+    depth = np.zeros(room, np.float32)
     end = run(kernels.project, xyz, matrix, size_wh, 1.0, 1.0, point, camera, uv, depth)
     expected = twins.project(xyz, matrix, size_wh, 1.0, 1.0)
     np.testing.assert_array_equal(point[:end], expected.point)
@@ -94,7 +104,8 @@ def test_visible(run, m, dilate_cells):
     random = np.random.default_rng(m)
     camera = random.integers(0, 2, m).astype(np.uint8)
     uv = random.uniform(0, [160, 90], (m, 2)).astype(np.float32)
-    depth, keep = random.uniform(1, 50, m).astype(np.float32), np.zeros(m, np.bool_)
+    depth = random.uniform(1, 50, m).astype(np.float32)
+    keep = np.zeros(m, np.bool_)
     grid_hw = np.array([[6, 10], [6, 10]])
     run(kernels.visible, camera, uv, depth, grid_hw, 16.0, 0.1, 0.5, dilate_cells, keep)
     np.testing.assert_array_equal(keep, twins.visible(camera, uv, depth, 16.0, 0.1, 0.5, dilate_cells))
@@ -104,7 +115,8 @@ def test_pack_and_unpack(run):
     random = np.random.default_rng(0)
     rows = random.integers(-(2**18) + 2, 2**18 - 2, (50, 4)).astype(np.int32)
     rows[:, 0] = random.integers(0, 128, 50)
-    keys, back = np.zeros(50, np.uint64), np.zeros((50, 4), np.int32)
+    keys = np.zeros(50, np.uint64)
+    back = np.zeros((50, 4), np.int32)
     assert run(kernels.pack_rows, rows, keys)
     np.testing.assert_array_equal(keys, twins.pack(rows))
     assert int(run(kernels.pack, *(int(c) for c in rows[0]))) == int(keys[0])
@@ -117,7 +129,9 @@ def test_pack_and_unpack(run):
 @pytest.mark.parametrize("n", [0, 1, 200])
 def test_cell_keys(run, n):
     random = np.random.default_rng(n)
-    xyz, rotation, translation = cloud(random, n), random_matrix(random)[:, :3], random.normal(size=3)
+    xyz = cloud(random, n)
+    rotation = random_matrix(random)[:, :3]
+    translation = random.normal(size=3)
     keys = np.zeros(n, np.uint64)
     assert run(kernels.cell_keys, xyz, rotation, translation, 0.3, keys)
     np.testing.assert_array_equal(keys, twins.cell_keys(xyz, rotation, translation, 0.3))
@@ -130,7 +144,9 @@ def test_cell_keys(run, n):
 def test_distinct_and_find(run, n):
     random = np.random.default_rng(n)
     keys = random.integers(0, 40, n).astype(np.uint64) << np.uint64(40)
-    table, unique, inverse = np.full(1024, -1, np.int32), np.zeros(n, np.uint64), np.zeros(n, np.int32)
+    table = np.full(1024, -1, np.int32)
+    unique = np.zeros(n, np.uint64)
+    inverse = np.zeros(n, np.int32)
     count = run(kernels.distinct, keys, table, unique, inverse)
     expected = twins.distinct(keys)
     np.testing.assert_array_equal(unique[:count], expected.keys)
@@ -144,7 +160,9 @@ def test_distinct_and_find(run, n):
 
 
 def test_hash_probes_past_full_slots(run):
-    table, unique, inverse = np.full(16, -1, np.int32), np.zeros(12, np.uint64), np.zeros(12, np.int32)
+    table = np.full(16, -1, np.int32)
+    unique = np.zeros(12, np.uint64)
+    inverse = np.zeros(12, np.int32)
     keys = np.arange(12, dtype=np.uint64)
     assert run(kernels.distinct, keys, table, unique, inverse) == 12
     index = np.zeros(40, np.int32)
@@ -154,13 +172,17 @@ def test_hash_probes_past_full_slots(run):
 
 def test_tally_adds_and_takes_away(run):
     random = np.random.default_rng(0)
-    cell, label = random.integers(0, 5, 60).astype(np.int32), random.integers(0, 4, 60).astype(np.uint8)
-    amount, sums, support = random.random(60, np.float32), np.zeros((5, 4), np.int64), np.zeros((5, 4), np.int64)
+    cell = random.integers(0, 5, 60).astype(np.int32)
+    label = random.integers(0, 4, 60).astype(np.uint8)
+    amount = random.random(60, np.float32)
+    sums = np.zeros((5, 4), np.int64)
+    support = np.zeros((5, 4), np.int64)
     run(votes_kernels.tally, cell, label, amount, 1024.0, 1, sums)
     run(votes_kernels.count, cell, label, 1, support)
     np.testing.assert_array_equal(sums, twins.tally(cell, label, amount, 1024, (5, 4)))
     np.testing.assert_array_equal(support, twins.tally(cell, label, np.ones(60), 1, (5, 4)))
-    wanted, labels = np.arange(-1, 5, dtype=np.int32), np.full(6, 255, np.uint8)
+    wanted = np.arange(-1, 5, dtype=np.int32)
+    labels = np.full(6, 255, np.uint8)
     run(votes_kernels.majority, sums, wanted, labels)
     assert labels.tolist() == [255, *sums.argmax(axis=1)]
     run(votes_kernels.tally, cell, label, amount, 1024.0, -1, sums)
@@ -184,16 +206,20 @@ def test_connect(run, n):
 
 # --- ground ----------------------------------------------------------------------------------------------------------
 
-CORNER, SHAPE = np.array([-10.0, -8.0]), (40, 32)
+CORNER = np.array([-10.0, -8.0])
+SHAPE = (40, 32)
 
 
 def test_gather_and_place(run):
     random = np.random.default_rng(0)
-    xyz, matrix = cloud(random, 400, 8.0), random_matrix(random)
-    rotation, translation = np.ascontiguousarray(matrix[:, :3]), matrix[:, 3].copy()
+    xyz = cloud(random, 400, 8.0)
+    matrix = random_matrix(random)
+    rotation = np.ascontiguousarray(matrix[:, :3])
+    translation = matrix[:, 3].copy()
     moved = xyz[::3].astype(np.float64) @ rotation.T + translation
     flat = twins.squares(moved[:, :2], CORNER, 0.5, SHAPE)
-    cell, z = np.zeros(400, np.int32), np.zeros(400, np.float32)
+    cell = np.zeros(400, np.int32)
+    z = np.zeros(400, np.float32)
     end = run(ground_kernels.gather, xyz, rotation, translation, CORNER, 0.5, SHAPE, 3, cell, z, 0)
     np.testing.assert_array_equal(cell[:end], flat[flat >= 0])
     np.testing.assert_allclose(z[:end], moved[flat >= 0, 2], atol=1e-5)
@@ -204,7 +230,8 @@ def test_gather_and_place(run):
 
 def test_ground_surface(run):
     random = np.random.default_rng(1)
-    cell, z = random.integers(0, 60, 400).astype(np.int32), random.normal(size=400).astype(np.float32)
+    cell = random.integers(0, 60, 400).astype(np.int32)
+    z = random.normal(size=400).astype(np.float32)
     low = np.zeros(80, np.float32)
     run(ground_kernels.low_quantile, cell, z, 0.3, low)
     np.testing.assert_allclose(low, twins.low_quantile(cell, z, 0.3, 80))
@@ -221,8 +248,10 @@ def test_grow_ground(run, seeds):
     low = random.normal(size=shape).astype(np.float32) * np.float32(0.3)
     low[random.random(shape) < 0.4] = np.inf
     seed = np.full(shape, np.nan, np.float32)
-    seed[5, 6], seed[12, 2] = (0.1 if seeds else np.nan), (-0.2 if seeds > 1 else np.nan)
-    ground, gap = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    seed[5, 6] = 0.1 if seeds else np.nan
+    seed[12, 2] = -0.2 if seeds > 1 else np.nan
+    ground = np.zeros(shape, np.float32)
+    gap = np.zeros(shape, np.float32)
     run(ground_kernels.grow_ground, low, seed, 0.15, 0.2, 0.5, 2, ground, gap)
     expected = twins.grow_ground(low, seed, 0.15, 0.2, 0.5, 2)
     np.testing.assert_allclose(ground, expected.ground, atol=1e-5)
@@ -236,7 +265,9 @@ def test_heights_and_columns(run):
     ground = random.normal(size=(20, 16)).astype(np.float32)
     ground[3, 4] = np.inf
     xyz = cloud(random, 600, 3.0) + np.float32([0, 0, 4])
-    height, top, known = np.zeros(600, np.float32), np.zeros(600, np.float32), np.zeros(600, np.bool_)
+    height = np.zeros(600, np.float32)
+    top = np.zeros(600, np.float32)
+    known = np.zeros(600, np.bool_)
     gap = random.uniform(0, 3, ground.shape).astype(np.float32)
     place = np.eye(3), np.zeros(3), CORNER, 1.0
     run(ground_kernels.heights, xyz, *place, ground, 0.5, gap, 1.0, height, known)
@@ -258,10 +289,13 @@ def test_heights_and_columns(run):
 @given(seed=SEEDS, n=st.integers(0, 60), k=st.integers(0, 3), scale=st.sampled_from([1e-3, 1.0, 1e4, 1e30]))
 def test_project_on_any_cloud(seed, n, k, scale):
     random = np.random.default_rng(seed)
-    xyz, (matrix, size_wh) = cloud(random, n, scale), cameras(random, k)
+    xyz = cloud(random, n, scale)
+    (matrix, size_wh) = cameras(random, k)
     room = n * k
-    point, camera = np.zeros(room, np.int32), np.zeros(room, np.uint8)
-    uv, depth = np.zeros((room, 2), np.float32), np.zeros(room, np.float32)
+    point = np.zeros(room, np.int32)
+    camera = np.zeros(room, np.uint8)
+    uv = np.zeros((room, 2), np.float32)
+    depth = np.zeros(room, np.float32)
     end = kernels.project(xyz, matrix, size_wh, 1.0, 1.0, point, camera, uv, depth)
     sure = twins.project(xyz, matrix, size_wh, 1.0 + 1e-4, 1.0 + 1e-2)
     most = twins.project(xyz, matrix, size_wh, 1.0 - 1e-4, 1.0 - 1e-2)

@@ -16,7 +16,8 @@ SEEDS = st.integers(0, 2**32 - 1)
 @given(SEEDS)
 def test_inverse_undoes(seed):
     random = np.random.default_rng(seed)
-    a_from_b, xyz = pose(random), random.normal(size=(5, 3)) * 100
+    a_from_b = pose(random)
+    xyz = random.normal(size=(5, 3)) * 100
     np.testing.assert_allclose(a_from_b.inverse().apply(a_from_b.apply(xyz)), xyz, atol=1e-10)
     both = a_from_b @ a_from_b.inverse()
     np.testing.assert_allclose(both.matrix(), Pose.identity().matrix(), atol=1e-12)
@@ -25,9 +26,13 @@ def test_inverse_undoes(seed):
 @given(SEEDS)
 def test_composition_applies_one_after_the_other(seed):
     random = np.random.default_rng(seed)
-    a_from_b, b_from_c, c_from_d, xyz = pose(random), pose(random), pose(random), random.normal(size=(5, 3))
+    a_from_b = pose(random)
+    b_from_c = pose(random)
+    c_from_d = pose(random)
+    xyz = random.normal(size=(5, 3))
     np.testing.assert_allclose((a_from_b @ b_from_c).apply(xyz), a_from_b.apply(b_from_c.apply(xyz)), atol=1e-10)
-    left, right = (a_from_b @ b_from_c) @ c_from_d, a_from_b @ (b_from_c @ c_from_d)
+    left = (a_from_b @ b_from_c) @ c_from_d
+    right = a_from_b @ (b_from_c @ c_from_d)
     np.testing.assert_allclose(left.matrix(), right.matrix(), atol=1e-12)
 
 

@@ -55,7 +55,8 @@ def test_the_cars_own_box_is_left_out(tmp_path):
 
 def test_bad_points_up_to_a_share(tmp_path):
     xyz = np.ones((10, 3))
-    xyz[2, 0], xyz[5, 2] = np.nan, 301
+    xyz[2, 0] = np.nan
+    xyz[5, 2] = 301
     sweep = Sweep(0, shift(0), write(tmp_path / "a.bin", xyz))
     with pytest.raises(BadInput, match=r"a\.bin: 2 of 10 points are not finite or beyond 300 m"):
         merge(frame("key", 0, [sweep]), 1, 5, 255.0, 0.0)
@@ -108,11 +109,14 @@ def test_choosing_sweeps(three):
 def test_a_spin_on_the_move_is_set_straight(order):
     """Walls seen by a car in a bend, each point at its own time, fall onto the walls as they stand."""
     random = np.random.default_rng(0)
-    turn, speed, span_s = 0.6, np.array([12.0, 0.5, 0.1]), 0.05
+    turn = 0.6
+    speed = np.array([12.0, 0.5, 0.1])
+    span_s = 0.05
 
     def at(time_s: float) -> Pose:
         """The car at constant rates in its frame at time 0."""
-        c, s = np.cos(turn * time_s), np.sin(turn * time_s)
+        c = np.cos(turn * time_s)
+        s = np.sin(turn * time_s)
         return Pose(np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]), speed * time_s)
 
     first = pose(random)

@@ -21,8 +21,15 @@ from clipsweep.projection.votes import (
 from tests.projection import twins
 
 SEEDS = st.integers(0, 2**32 - 1)
-CLASSES, ROAD, CAR, TRUCK = 5, 0, 1, 2
-FINE_M, COARSE_M, CLUSTER_M, FINE, CLUSTER = 0.4, 1.2, 5.0, 0.15, 0.5
+CLASSES = 5
+ROAD = 0
+CAR = 1
+TRUCK = 2
+FINE_M = 0.4
+COARSE_M = 1.2
+CLUSTER_M = 5.0
+FINE = 0.15
+CLUSTER = 0.5
 LIMITS = ClassLimits(
     np.arange(CLASSES) == ROAD,
     np.array([np.inf, 3, 4, np.inf, 2], np.float32),
@@ -89,7 +96,8 @@ def assert_same(a: FusedLabels, b: FusedLabels):
 @pytest.mark.parametrize("m", [0, 1, 150])
 def test_labels_are_those_of_the_readable_twin(m, limits):
     random = np.random.default_rng(m)
-    cast, asked = random_votes(random, m).limited(limits), random_places(random, 200)
+    cast = random_votes(random, m).limited(limits)
+    asked = random_places(random, 200)
     found = fuse([cast], asked, limits)
 
     def around(xyz, group, size, flat):
@@ -104,7 +112,9 @@ def test_labels_are_those_of_the_readable_twin(m, limits):
 
     clear = 0
     for i in range(len(asked)):
-        xyz, kind, cluster = asked.xyz[i], asked.kind[i], asked.cluster[i]
+        xyz = asked.xyz[i]
+        kind = asked.kind[i]
+        cluster = asked.cluster[i]
         levels = [
             (FINE, around(xyz, kind, FINE_M, False)),
             (1 - FINE - CLUSTER, around(xyz, kind, COARSE_M, False)),
@@ -123,7 +133,8 @@ def test_labels_are_those_of_the_readable_twin(m, limits):
 def test_limits_of_votes_are_those_of_the_readable_twin():
     random = np.random.default_rng(3)
     cast = random_votes(random, 300)
-    limited, kept = cast.limited(LIMITS), 0
+    limited = cast.limited(LIMITS)
+    kept = 0
     for p, label, weight in zip(cast.point, cast.label, cast.weight, strict=True):
         heights = cast.places.heights
         place = heights.height[p], heights.top[p], heights.known[p]
@@ -141,8 +152,10 @@ def test_limits_of_votes_are_those_of_the_readable_twin():
 @given(seed=SEEDS, m=st.integers(0, 80))
 def test_order_does_not_matter(seed, m):
     random = np.random.default_rng(seed)
-    votes, asked = random_votes(random, m), random_places(random, 30)
-    order, cut = random.permutation(m), random.integers(0, m + 1)
+    votes = random_votes(random, m)
+    asked = random_places(random, 30)
+    order = random.permutation(m)
+    cut = random.integers(0, m + 1)
     shuffled = [pick(votes, order[:cut]), pick(votes, order[cut:])]
     assert_same(fuse([votes], asked), fuse(shuffled, asked))
 
@@ -151,8 +164,10 @@ def test_order_does_not_matter(seed, m):
 @given(seed=SEEDS, m=st.integers(0, 80))
 def test_counting_everything_twice_doubles_support_and_nothing_else(seed, m):
     random = np.random.default_rng(seed)
-    votes, asked = random_votes(random, m), random_places(random, 30)
-    once, twice = fuse([votes], asked), fuse([votes, votes], asked)
+    votes = random_votes(random, m)
+    asked = random_places(random, 30)
+    once = fuse([votes], asked)
+    twice = fuse([votes, votes], asked)
     np.testing.assert_array_equal(twice.support, 2 * once.support)
     np.testing.assert_array_equal(twice.label, once.label)
     np.testing.assert_allclose(twice.score, once.score, atol=1e-6)
@@ -172,7 +187,8 @@ def test_one_vote_returns_itself(label, weight, score):
 @given(seed=SEEDS, m=st.integers(1, 60))
 def test_frames_can_leave_again(seed, m):
     random = np.random.default_rng(seed)
-    frames, asked = [random_votes(random, m) for _ in range(3)], random_places(random, 30)
+    frames = [random_votes(random, m) for _ in range(3)]
+    asked = random_places(random, 30)
     grid = grid_of(frames)
     grid.drop(0)
     assert_same(grid.labels(asked, FREE), fuse(frames[1:], asked))
@@ -230,7 +246,8 @@ def test_a_point_is_labelled_as_if_it_were_alone():
 
 
 def test_kinds_of_places_never_share_votes():
-    low, tall = places([[0, 0, 1]], kind=2), places([[0, 0, 1]], kind=0)
+    low = places([[0, 0, 1]], kind=2)
+    tall = places([[0, 0, 1]], kind=0)
     assert fuse([vote(low, CAR)], tall).label.tolist() == [255]
 
 
@@ -242,7 +259,8 @@ def test_weight_decides_and_a_tie_goes_to_the_lower_class():
 
 
 def test_labels_need_support_and_agreement():
-    here, there = places([[0.2, 0.2, 0.2]]), places([[9.2, 0.2, 0.2]])
+    here = places([[0.2, 0.2, 0.2]])
+    there = places([[9.2, 0.2, 0.2]])
     asked = places([[0.2, 0.2, 0.2], [9.2, 0.2, 0.2]])
     cast = [vote(here, 2), vote(here, 2), vote(here, 1), vote(there, 3)]
     assert fuse(cast, asked, min_support=2).label.tolist() == [2, 255]
@@ -253,7 +271,8 @@ def test_labels_need_support_and_agreement():
 
 def test_limits_hold_only_where_the_ground_is_known():
     xyz = [[0, 0, 0]]
-    high, unknown = places(xyz, height=1.0), places(xyz, height=1.0, known=False)
+    high = places(xyz, height=1.0)
+    unknown = places(xyz, height=1.0, known=False)
     assert fuse([vote(high, ROAD)], high, LIMITS).label.tolist() == [255]
     assert fuse([vote(unknown, ROAD)], unknown, LIMITS).label.tolist() == [ROAD]
     low = places(xyz, height=0.01)
@@ -274,8 +293,10 @@ def test_nobody_votes():
 
 
 def test_plain_votes_in_cells():
-    cell, label = np.array([7, 7, 7, 9], np.uint64), np.array([2, 2, 1, 3], np.uint8)
-    weight, wanted = np.array([0.2, 0.2, 0.9, 0.1], np.float32), np.array([9, 7, 8], np.uint64)
+    cell = np.array([7, 7, 7, 9], np.uint64)
+    label = np.array([2, 2, 1, 3], np.uint8)
+    weight = np.array([0.2, 0.2, 0.9, 0.1], np.float32)
+    wanted = np.array([9, 7, 8], np.uint64)
     assert vote_in_cells(cell, label, weight, CLASSES, wanted).tolist() == [3, 1, 255]
     none = np.empty(0, np.uint64), np.empty(0, np.uint8), np.empty(0, np.float32)
     assert vote_in_cells(*none, CLASSES, wanted).tolist() == [255, 255, 255]
@@ -284,12 +305,15 @@ def test_plain_votes_in_cells():
 def test_the_compiled_code_is_its_python():
     """What coverage cannot see inside compiled code, run as Python."""
     random = np.random.default_rng(5)
-    votes, asked = random_votes(random, 40).limited(LIMITS), random_places(random, 20)
+    votes = random_votes(random, 40).limited(LIMITS)
+    asked = random_places(random, 20)
     grid = grid_of([votes])
     compiled = grid.labels(asked, LIMITS)
     fine, coarse, whole = grid._levels
-    label, support = np.full(20, 255, np.uint8), np.zeros(20, np.int32)
-    score, agreement = np.zeros(20, np.float32), np.zeros(20, np.float32)
+    label = np.full(20, 255, np.uint8)
+    support = np.zeros(20, np.int32)
+    score = np.zeros(20, np.float32)
+    agreement = np.zeros(20, np.float32)
     h = asked.heights
     votes_kernels.decide.py_func(
         asked.xyz, asked.kind, asked.cluster, h.height, h.top, h.known, LIMITS.packed(),

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-BITS, HALF = 19, 1 << 18
+BITS = 19
+HALF = 1 << 18
 
 
 class Swept(NamedTuple):
@@ -32,7 +33,8 @@ def deskew(xyz, time_s, turn, speed) -> np.ndarray:
     generator = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
     moved = []
     for point, t in zip(xyz.astype(np.float64), time_s.astype(np.float64), strict=True):
-        rotation, term = np.eye(3), np.eye(3)
+        rotation = np.eye(3)
+        term = np.eye(3)
         for order in range(1, 20):
             term = term @ generator * t / order
             rotation = rotation + term
@@ -156,7 +158,8 @@ def decide(levels, limits, height, top, known) -> Decided:
 
     The last level is the cluster's, which counts only where there are votes on another one.
     """
-    total, mixed = 0.0, 0.0
+    total = 0.0
+    mixed = 0.0
     if not any(votes.sum() > 0 for _, votes in levels[:-1]):
         return Decided(255, 0.0, np.zeros(1))
     for weight, votes in levels:
@@ -174,9 +177,11 @@ def decide(levels, limits, height, top, known) -> Decided:
 
 def clusters(cells) -> list[set[int]]:
     """Sets of rows whose cells ``(kind, x, y, z)`` are connected, by flooding."""
-    left, found = set(range(len(cells))), []
+    left = set(range(len(cells)))
+    found = []
     while left:
-        waiting, cluster = [left.pop()], set()
+        waiting = [left.pop()]
+        cluster = set()
         while waiting:
             row = waiting.pop()
             cluster.add(row)
@@ -214,9 +219,11 @@ class Grown(NamedTuple):
 
 def grow_ground(low, seed, slope, step, size, dilate_cells) -> Grown:
     """Settles cells ring by ring around the seeds, each from the settled ones near it."""
-    ground, gap = seed.astype(np.float64), np.where(np.isfinite(seed), 0.0, np.inf)
+    ground = seed.astype(np.float64)
+    gap = np.where(np.isfinite(seed), 0.0, np.inf)
     waiting = [tuple(cell) for cell in np.argwhere(np.isfinite(seed))]
-    reached, settled = set(waiting), set(waiting)
+    reached = set(waiting)
+    settled = set(waiting)
     while waiting:
         row, column = waiting.pop(0)
         if (row, column) not in settled:
@@ -252,9 +259,11 @@ def heights(xyz, corner, size, ground, deepest) -> np.ndarray:
     """Bilinear between the four cell centres around each point, NaN where one is missing or the point is too deep."""
     height = np.full(len(xyz), np.nan)
     for i, (x, y, z) in enumerate(xyz.astype(np.float64)):
-        u, v = (x - corner[0]) / size - 0.5, (y - corner[1]) / size - 0.5
+        u = (x - corner[0]) / size - 0.5
+        v = (y - corner[1]) / size - 0.5
         if 0 <= u < ground.shape[0] - 1 and 0 <= v < ground.shape[1] - 1:
-            row, column = int(u), int(v)
+            row = int(u)
+            column = int(v)
             along = np.array([1 - (u - row), u - row]) @ ground[row : row + 2, column : column + 2].astype(np.float64)
             below = along @ np.array([1 - (v - column), v - column])
             height[i] = z - below if z - below > deepest else np.nan

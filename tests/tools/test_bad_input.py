@@ -144,7 +144,8 @@ FRAMES = [
 def test_a_bad_frame_ends_the_run_or_is_left_out(
     world: Path, tmp_path: Path, tool: Run, damage: Callable[[Path], str]
 ) -> None:
-    named, given = damage(world), settings(world, tmp_path / "store")
+    named = damage(world)
+    given = settings(world, tmp_path / "store")
     failed = tool("label", *given)
     assert (failed.status, failed.out) == (1, "")
     assert len(failed.err.strip().splitlines()) == 1
@@ -260,7 +261,8 @@ def test_a_bad_older_sweep_is_left_out_alone(world: Path, tmp_path: Path, tool: 
 
 
 def test_fine_tuning_leaves_bad_frames_out(world: Path, tmp_path: Path, tool: Run) -> None:
-    named, given = nan_points(world), [*settings(world, tmp_path / "store"), "student=none", "protocol=frame@100%"]
+    named = nan_points(world)
+    given = [*settings(world, tmp_path / "store"), "student=none", "protocol=frame@100%"]
     refused = tool("finetune", *given)
     assert refused.status == 1
     assert named in refused.err

@@ -39,7 +39,8 @@ def test_the_demo_table_scores_what_the_tools_make(small_world: Path, tmp_path: 
     student = json.loads((scored / "scores.json").read_text())
     assert lines["student, annotation-free"].miou == [pytest.approx(student["miou"])]
     assert lines["student, random weights"].miou != lines["student, annotation-free"].miou
-    one, fused = lines["one pixel a point, common points"], lines["fused labels, common points"]
+    one = lines["one pixel a point, common points"]
+    fused = lines["fused labels, common points"]
     assert one.note == fused.note
     assert lines["one pixel a point, all points"].accuracy < one.accuracy
 
@@ -60,7 +61,8 @@ def test_an_ablation_line_is_the_mean_of_its_seeds(
 def test_transfer_scores_on_what_two_rigs_share(
     small_world: Path, tmp_path: Path, tool: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given, recipe = settings(small_world, tmp_path / "store"), tmp_path / "rig.yaml"
+    given = settings(small_world, tmp_path / "store")
+    recipe = tmp_path / "rig.yaml"
     recipe.write_text("seed: 3\n")
     monkeypatch.setattr(experiments, "RIGS", {"here": str(recipe)})
     (line,) = experiments.transfer(given)

@@ -31,15 +31,18 @@ def test_lines_are_scored_on_every_pixel(tmp_path: Path, monkeypatch: pytest.Mon
     index = make_index(config)
     (frame,) = scene_frames(index, config, "scene-0103")
     truth = true_pixels(config.demo, "scene-0103")
-    said, true = [], []
+    said = []
+    true = []
     for camera, image in zip(frame.cameras, read_pixels(make_pixels(config, index), frame), strict=True):
         label = np.array(CLASS_OF_RAW)[truth[camera.name, camera.time_us]]
         for v, u in np.ndindex(label.shape):
             said.append(image.label[v * image.label.shape[0] // 270, u * image.label.shape[1] // 480])
             true.append(label[v, u])
-    guess, right = np.array(said), np.array(true)
+    guess = np.array(said)
+    right = np.array(true)
     for index_of, (name, iou) in enumerate(configured.iou.items()):
-        one, two = guess == index_of, right == index_of
+        one = guess == index_of
+        two = right == index_of
         assert iou == pytest.approx((one & two).sum() / (one | two).sum()) if (one | two).any() else iou is None, name
     assert configured.accuracy == [pytest.approx((guess == right)[right != SKY].mean())]
     assert configured.miou == [pytest.approx(np.mean([iou for iou in configured.iou.values() if iou is not None]))]

@@ -33,7 +33,8 @@ def test_points_of_other_names_are_not_scored(given: list[str], tool: Run, tmp_p
 def test_points_whose_classes_stand_in_another_order_are_not_scored(
     given: list[str], tool: Run, tmp_path: Path
 ) -> None:
-    points, space = tool("label", *given).path, yaml.safe_load(Path("configs/labels/nuscenes16.yaml").read_text())
+    points = tool("label", *given).path
+    space = yaml.safe_load(Path("configs/labels/nuscenes16.yaml").read_text())
     space["classes"] = [*space["classes"][1:], space["classes"][0]]
     (tmp_path / "turned.yaml").write_text(yaml.safe_dump(space))
     turned = tool("evaluate", *given, f"labels.space={tmp_path / 'turned.yaml'}", f"points={points}")
@@ -85,7 +86,8 @@ def test_fine_tuning_on_nothing_is_refused(given: list[str], tool: Run, setting:
 def test_steps_that_were_left_out_are_told(given: list[str], tool: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """One bad step of two is told; when all are bad there is no student."""
     module = importlib.import_module("clipsweep.distill.objectives.semantic")  # a function goes by the same name
-    honest, calls = module.cross_entropy, iter(range(100))
+    honest = module.cross_entropy
+    calls = iter(range(100))
 
     def sometimes(cosine, label, scale):  # type: ignore[no-untyped-def]
         value = honest(cosine, label, scale)
@@ -157,7 +159,8 @@ def test_no_frame_makes_no_submission(given: list[str], tool: Run, tmp_path: Pat
 
 def test_a_signal_is_taken_for_no_bad_file(given: list[str], tool: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may come while somebody waits for errors: then the frame was left out, and the run went on."""
-    resolve, struck = Path.resolve, []
+    resolve = Path.resolve
+    struck = []
 
     def resolve_under_fire(path: Path, strict: bool = False) -> Path:
         if path.suffix == ".bin" and not struck:

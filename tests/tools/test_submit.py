@@ -48,7 +48,8 @@ def head() -> Iterator[Head]:
         environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": ""}
         command = [str(BIN / "ray"), "start", *node, *dashboard, f"--ray-client-server-port={client}"]
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
-        address, deadline = f"http://127.0.0.1:{port}", time.time() + 90
+        address = f"http://127.0.0.1:{port}"
+        deadline = time.time() + 90
         try:
             while not answers(f"{address}/api/version"):
                 assert process.poll() is None

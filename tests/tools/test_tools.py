@@ -87,7 +87,8 @@ def test_fused_labels_are_scored_and_exported(small_world: Path, tmp_path: Path,
     out = tool("export_labels", *given, f"points={points}", f"out={tmp_path / 'out'}").path
     assert not list(out.rglob("submission.json"))
     path = next(out.rglob("*.bin"))
-    label, beside = np.fromfile(path, np.uint8), np.load(path.with_suffix(".npz"))
+    label = np.fromfile(path, np.uint8)
+    beside = np.load(path.with_suffix(".npz"))
     assert set(np.unique(label)) == {0, 11, 15}
     assert (beside["score"][label == 0] == 0).all()
     again = tool("export_labels", *given, f"points={points}", f"out={out}")

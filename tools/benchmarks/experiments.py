@@ -49,7 +49,8 @@ class Line:
 
     def __str__(self) -> str:
         """As a line of a Markdown table: the mean, and the least and the most of several seeds."""
-        low, high = 100 * min(self.miou), 100 * max(self.miou)
+        low = 100 * min(self.miou)
+        high = 100 * max(self.miou)
         spread = f"{low:.1f}-{high:.1f}" if len(self.miou) > 1 else ""
         cells = [f"{100 * np.mean(self.miou):.1f}", spread, f"{100 * np.mean(self.accuracy):.1f}"]
         classes = ["-" if value is None else f"{100 * value:.0f}" for value in self.iou.values()]
@@ -86,7 +87,8 @@ def _lifting(config: Config, index: Artifact, pixels: Artifact, points: Artifact
     for scene in scenes_of(index, "eval"):
         for frame in scene_frames(index, config, scene):
             truth = _truth(frame, space, config)
-            one, fused = lifted(config, pixels, frame), read_points(points, frame).label
+            one = lifted(config, pixels, frame)
+            fused = read_points(points, frame).label
             common = np.where((one != NONE) & (fused != NONE), truth, np.uint8(NONE))
             for name, true, said in (
                 ("one", truth, one),
@@ -170,7 +172,8 @@ def fusion(arguments: Sequence[str]) -> Iterator[Line]:
 def _fused(
     config: Config, pixels: Artifact, settings: dict[str, Any], frames: list[Frame]
 ) -> Iterator[tuple[Frame, UInt8[np.ndarray, " n"]]]:
-    space, data = load_space(config.labels), config.data
+    space = load_space(config.labels)
+    data = config.data
     cut = data.columns, data.ego_box_m, data.bad_share
     chosen = dataclasses.replace(config.fusion, **settings)
     read = partial(read_pixels, pixels)
@@ -185,7 +188,8 @@ def plain_votes(
     config: Config, pixels: Artifact, frames: list[Frame]
 ) -> Iterator[tuple[Frame, UInt8[np.ndarray, " n"]]]:
     """What everybody else does: majority of all key frames' pixels in cells of 0.4 m, no more."""
-    classes, read = len(load_space(config.labels)), []
+    classes = len(load_space(config.labels))
+    read = []
     grid_from_global = frames[0].sweeps[0].global_from_lidar.inverse()
     for frame in frames:
         cloud = key_cloud(frame, config, config.data.ego_box_m)
@@ -209,7 +213,8 @@ def _score_frames(
     label: Callable[[list[Frame]], Iterable[tuple[Frame, UInt8[np.ndarray, " n"]]]],
 ) -> Line:
     """Scores labels of the scenes to be scored, on the points that have one."""
-    space, truths = load_space(config.labels), load_truth(config.labels)
+    space = load_space(config.labels)
+    truths = load_truth(config.labels)
     scoring = load_scoring(config.labels, space, truths)
     of_class = np.full(256, NONE, np.uint8)
     of_class[: len(space)] = np.where(scoring.of_class == NONE, OTHER, scoring.of_class)
@@ -313,7 +318,8 @@ def _finetuned(arguments: Sequence[str], source: str) -> dict[str, Any]:
 
 
 def _scored(config: Config, student: Artifact) -> dict[str, Any]:
-    index, folder = make_index(config), str(student.path)
+    index = make_index(config)
+    folder = str(student.path)
     return _score(config, index, make_predictions(config, index, folder), folder)
 
 

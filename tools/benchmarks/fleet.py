@@ -31,7 +31,8 @@ from clipsweep.pipeline.stages.index import make_index, split_scenes
 from clipsweep.projection.frames import Frame
 from clipsweep.tools.benchmarks.row import Row as BenchRow
 
-_TURNS, _SCENES = 3, 8
+_TURNS = 3
+_SCENES = 8
 _WARM = 2
 
 
@@ -90,7 +91,8 @@ def _cost(folder: Path) -> Iterator[BenchRow]:
             peer: list[float] = []
             for turn in range(_TURNS):
                 local, ray = (Artifact.of(str(folder), side, {"of": [work, turn]}) for side in ("local", "ray"))
-                names, times = [f"scene-{i}" for i in range(_SCENES)], _Times()
+                names = [f"scene-{i}" for i in range(_SCENES)]
+                times = _Times()
                 worker = build()
                 for name in names:
                     make_shard(local, worker, name)
@@ -99,7 +101,8 @@ def _cost(folder: Path) -> Iterator[BenchRow]:
                 times = _Times()
                 run_on_ray(ray, names, build, run, tick=times.tick)
                 ours += times.between()
-            name, bar = f"{work}, {len(ours)} times, one worker of one thread", 0.95 if build is not _Small else None
+            name = f"{work}, {len(ours)} times, one worker of one thread"
+            bar = 0.95 if build is not _Small else None
             yield _row(name, "s", statistics.median(ours), "in this process", statistics.median(peer), bar)
 
 
@@ -159,7 +162,8 @@ def _fleet(folder: Path, scenes: int) -> Iterator[BenchRow]:
         first[size] = time.perf_counter() - start
     found = {size: _planned(folder, size) for size in first}
     of = f"{scenes} scenes, {scenes * key_frames} key frames"
-    small, large = found[scenes // 10], found[scenes]
+    small = found[scenes // 10]
+    large = found[scenes]
     yield _row(f"{of}: find all labelled", "s", large["plan_s"], "allowed", 10.0, 1.0)
     yield _row(f"{of}: peak memory of that, torch's 0.5 GB in it", "MB", large["peak_mb"], "allowed", 1000.0, 1.0)
     yield _row(f"{of}: skip a labelled scene", "ms", large["skip_ms"], "allowed", 5.0, 1.0)

@@ -87,7 +87,8 @@ def teacher_settings(arguments: Sequence[str]) -> Iterator[Line]:
         spent_s = time.process_time() - start
         images = [image for of_frame in labels for image in of_frame]
         cells = np.concatenate([image.label.ravel() for image in images])
-        dense, lifted = Confusion.empty(len(space) + 1), Confusion.empty(len(space))
+        dense = Confusion.empty(len(space) + 1)
+        lifted = Confusion.empty(len(space))
         for frame, of_frame in zip(frames, labels, strict=True):
             lifted += _lifted(config, space, frame, of_frame)
             for camera, image in zip(frame.cameras, of_frame, strict=True):
@@ -99,7 +100,8 @@ def teacher_settings(arguments: Sequence[str]) -> Iterator[Line]:
 
 def _dense(space: LabelSpace, raw: UInt8[np.ndarray, "height width"], image: PixelLabels) -> Confusion:
     """Every pixel against the cell of the teacher's grid that it lies in; the sky is one class more."""
-    (height, width), (h, w) = raw.shape, image.label.shape
+    (height, width) = raw.shape
+    (h, w) = image.label.shape
     said = image.label[np.arange(height) * h // height][:, np.arange(width) * w // width]
     truth = np.where(raw == SKY, np.uint8(len(space)), space.class_of_raw[raw])
     return Confusion.of(truth.ravel(), said.ravel(), len(space) + 1)
@@ -107,7 +109,8 @@ def _dense(space: LabelSpace, raw: UInt8[np.ndarray, "height width"], image: Pix
 
 def _lifted(config: Config, space: LabelSpace, frame: Frame, images: Sequence[PixelLabels]) -> Confusion:
     """The pixel of each point that a camera sees against the point's true class."""
-    cloud, truth = key_cloud(frame, config, config.data.ego_box_m), read_truth(frame, space, config)
+    cloud = key_cloud(frame, config, config.data.ego_box_m)
+    truth = read_truth(frame, space, config)
     assert truth is not None
     pairs = visible_pairs(frame, cloud.xyz, config.fusion)
     label, _ = sample_pixel_labels(pairs, frame.cameras, images)

@@ -22,7 +22,11 @@ from clipsweep.tools.benchmarks import samples
 from clipsweep.tools.benchmarks.row import Row
 
 SAMPLES = ("nuscenes-0523", "pandaset-002")
-_SWEEPS, _COLUMNS, _EGO_BOX_M, _CELL_M, _CLASSES = 10, 5, 1.0, 0.2, 16
+_SWEEPS = 10
+_COLUMNS = 5
+_EGO_BOX_M = 1.0
+_CELL_M = 0.2
+_CLASSES = 16
 _TURN_S = 0.02
 _GRID_HW = (256, 512)
 

@@ -32,7 +32,11 @@ from clipsweep.tools.benchmarks.row import Row
 SWEEPS = (1, 4, 10)
 _FEATURES = ("intensity", "height", "range", "age", "offset")
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
-_VOXEL_M, _HEIGHT_M, _EGO_BOX_M, _SIDE, _CROP = 0.1, 1.84, 1.5, 2048, 64
+_VOXEL_M = 0.1
+_HEIGHT_M = 1.84
+_EGO_BOX_M = 1.5
+_SIDE = 2048
+_CROP = 64
 
 
 def clouds(nuscenes: Path, sweeps: Sequence[int] = SWEEPS) -> list[Float32[np.ndarray, "_ 5"]]:
@@ -55,7 +59,8 @@ def rows(clouds: Sequence[Float32[np.ndarray, "_ 5"]], seconds: float = 20.0, si
     steps: list[float] = []
     with _spconv_trains():
         for i, batch in enumerate(batches):
-            label, bars = f"{size}, {len(batch.coords)} voxels", i + 1 < len(batches) or len(batches) == 1
+            label = f"{size}, {len(batch.coords)} voxels"
+            bars = i + 1 < len(batches) or len(batches) == 1
             times = _race(_arms(_network(size), batch), seconds)
             steps.append(times["step, float32"])
             for name in ("step, float32", "step, bf16", "forward, float32", "forward, bf16"):
@@ -66,7 +71,8 @@ def rows(clouds: Sequence[Float32[np.ndarray, "_ 5"]], seconds: float = 20.0, si
             yield from _errors(label, batch, peer)
     for cloud, batch in list(zip(clouds, batches, strict=True))[:-1]:
         for name, bfloat in (("float32", False), ("bf16", True)):
-            ours, theirs = _peak_mb(cloud, size, "native", bfloat), _peak_mb(cloud, size, "spconv", False)
+            ours = _peak_mb(cloud, size, "native", bfloat)
+            theirs = _peak_mb(cloud, size, "spconv", False)
             yield _row(f"{size}, {len(batch.coords)} voxels: peak memory, {name}", "MB", ours, peer, theirs, 1.0)
     arithmetic = _gflop(size, batches[-1]) / _gflop(size, batches[0])
     name = f"{size}: a step's growth, {len(batches[0].coords)} to {len(batches[-1].coords)} voxels"
@@ -90,7 +96,8 @@ def _spconv_trains() -> Iterator[None]:
         warnings.simplefilter("ignore")
         from spconv.pytorch import ops
 
-        before, ops.get_current_stream = ops.get_current_stream, lambda: 0
+        before = ops.get_current_stream
+        ops.get_current_stream = lambda: 0
         try:
             yield
         finally:
@@ -98,7 +105,9 @@ def _spconv_trains() -> Iterator[None]:
 
 
 def _batch(cloud: Float32[np.ndarray, "n 5"]) -> Batch:
-    xyz, intensity, age_s = np.ascontiguousarray(cloud[:, :3]), cloud[:, 3].copy(), cloud[:, 4].copy()
+    xyz = np.ascontiguousarray(cloud[:, :3])
+    intensity = cloud[:, 3].copy()
+    age_s = cloud[:, 4].copy()
     sample = Sample.of_points("bench", xyz, intensity, age_s)
     return collate([voxelize(sample, voxel_m=_VOXEL_M, features=_FEATURES, reduce="mean", sensor_height_m=_HEIGHT_M)])
 
@@ -130,7 +139,8 @@ def _arms(network: UNet, batch: Batch) -> dict[str, Callable[[], object]]:
 
     square = torch.randn(_SIDE, _SIDE)
     small = square.bfloat16()
-    skeleton, thin = _skeleton(), torch.zeros(len(batch.coords), 1)
+    skeleton = _skeleton()
+    thin = torch.zeros(len(batch.coords), 1)
     return {
         "step, float32": lambda: step("native"),
         "step, bf16": lambda: step("native", True),
@@ -147,7 +157,9 @@ def _arms(network: UNet, batch: Batch) -> dict[str, Callable[[], object]]:
 
 def _skeleton() -> Callable[[SparseTensor], None]:
     """A network of one channel that needs all maps and does next to no arithmetic."""
-    flat, down, up = SubMConv3d(1, 1), Down(1, 1), Up(1, 1)
+    flat = SubMConv3d(1, 1)
+    down = Down(1, 1)
+    up = Up(1, 1)
 
     def run(x: SparseTensor) -> None:
         with torch.no_grad():
@@ -211,7 +223,8 @@ def _rates(label: str, times: dict[str, float], gflop: float, bars: bool) -> Ite
 def _errors(label: str, batch: Batch, peer: str) -> Iterator[Row]:
     """Worst errors of one submanifold layer, as a share of its largest output."""
     torch.manual_seed(0)
-    op, feats = SubMConv3d(32, 32), torch.randn(len(batch.coords), 32)
+    op = SubMConv3d(32, 32)
+    feats = torch.randn(len(batch.coords), 32)
 
     def run(backend: Backend) -> Tensor:
         with torch.no_grad():
@@ -224,7 +237,8 @@ def _errors(label: str, batch: Batch, peer: str) -> Iterator[Row]:
     name = f"{label}: worst error of a layer against float64, five runs of the peer"
     yield _row(name, "of the largest", ours, peer, max(theirs), None)
     near = (batch.coords[:, 1:].abs() < _CROP).all(1)
-    coords, some = batch.coords[near], feats[near]
+    coords = batch.coords[near]
+    some = feats[near]
     with torch.no_grad():
         ours_near = op(SparseTensor(some, Sites(coords, "native"))).feats
         dense = _dense(op, some, coords)
@@ -266,7 +280,8 @@ def _peak_mb(cloud: Float32[np.ndarray, "n 5"], size: str, backend: Backend, bfl
 
 def _steps_in_child(cloud: np.ndarray, size: str, backend: Backend, bfloat: bool, threads: int) -> float:
     torch.set_num_threads(threads)
-    batch, network = _batch(cloud), _network(size)
+    batch = _batch(cloud)
+    network = _network(size)
     warm = _batch(cloud[:: max(1, len(cloud) // 200)])  # loads libraries and compiled code
     name = "spconv step" if backend == "spconv" else f"step, {'bf16' if bfloat else 'float32'}"
     with _spconv_trains():

@@ -29,7 +29,9 @@ from clipsweep.pipeline.stages.pixels import make_pixels
 from clipsweep.projection.frames import Frame
 from clipsweep.tools.benchmarks.row import Row
 
-_DIM, _SLOTS, _CLASSES = 512, 8, 16
+_DIM = 512
+_SLOTS = 8
+_CLASSES = 16
 
 
 def rows(data_root: Path, rounds: int = 2) -> Iterator[Row]:
@@ -119,10 +121,12 @@ def _memory(batch: Batch) -> Row:
     """Of a forward and a backward pass over the pairs of a batch, beyond its inputs."""
     assert batch.voxel_id is not None
     random = torch.Generator().manual_seed(0)
-    pairs, text = len(batch.voxel_id), F.normalize(torch.randn(_CLASSES, _DIM, generator=random), dim=1)
+    pairs = len(batch.voxel_id)
+    text = F.normalize(torch.randn(_CLASSES, _DIM, generator=random), dim=1)
     local, semantic, pixel = (F.normalize(torch.randn(pairs, _DIM, generator=random), dim=1) for _ in range(3))
     local.requires_grad_()
-    words, cube = text[batch.pair_label], batch.voxel_id
+    words = text[batch.pair_label]
+    cube = batch.voxel_id
 
     def ours() -> Tensor:
         return spatiotemporal(local, semantic, pixel, words, cube, SpatioTemporalConfig(weight=1.0))
@@ -148,10 +152,12 @@ def _dense(
     counts = cube.bincount()
     first = counts.cumsum(0) - counts
     slot = torch.arange(len(cube)) - first[cube[order]]
-    kept, slot = order[slot < _SLOTS], slot[slot < _SLOTS]
+    kept = order[slot < _SLOTS]
+    slot = slot[slot < _SLOTS]
     rows = torch.cat([local[kept], pixel[kept], kept[:, None].float()], 1)
     packed = local.new_zeros(len(counts), _SLOTS, rows.shape[1]).index_put((cube[kept], slot), rows)
-    point, words = packed[..., : local.shape[1]], text[order[first]]
+    point = packed[..., : local.shape[1]]
+    words = text[order[first]]
     scores = (point @ words[:, :, None])[..., 0]
     share = scores.masked_fill(scores == 0, -torch.inf).softmax(1)
     fused = (share[:, :, None] * point).sum(1, keepdim=True)
