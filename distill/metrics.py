@@ -1,4 +1,7 @@
-"""Scores of a segmentation: one int64 confusion matrix over all points, and what follows from it."""
+"""Scores of a segmentation.
+
+One int64 confusion matrix over all points, and what follows from it.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,9 @@ the table a false positive, and is scored in no other way.
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Confusion:
-    """Counts of points: a row for each true class, a column for each predicted one, then one for other, one for none.
+    """Counts of points.
+
+    A row for each true class, a column for each predicted one, then one for other, one for none.
 
     Attributes:
         counts: number of points.
@@ -37,7 +42,9 @@ class Confusion:
         return Confusion(np.zeros((classes, classes + 2), np.int64), np.zeros(classes, np.int64))
 
     @staticmethod
-    def of(truth: UInt8[np.ndarray, " n"], predicted: UInt8[np.ndarray, " m"], classes: int) -> Confusion:
+    def of(
+        truth: UInt8[np.ndarray, " n"], predicted: UInt8[np.ndarray, " m"], classes: int
+    ) -> Confusion:
         """Counts a cloud; points whose truth is 255 are left out.
 
         Args:
@@ -86,8 +93,8 @@ class Confusion:
         """Intersection over union of each class.
 
         Args:
-            absent: value for a class with neither truth nor prediction: ``one`` as the SLidR family counts it, ``zero``
-                as SemanticKITTI's evaluator does.
+            absent: value for a class with neither truth nor prediction: ``one`` as the SLidR family
+                counts it, ``zero`` as SemanticKITTI's evaluator does.
         """
         right = np.diagonal(self.counts).astype(np.float64)
         union = self.counts.sum(1) + self.counts[:, :-2].sum(0) + self.background - right

@@ -1,1 +1,4 @@
-"""From raw logs to a scored student: data sets, configuration, artifacts, stages, execution, reports."""
+"""From raw logs to a scored student.
+
+Data sets, configuration, artifacts, stages, execution, reports.
+"""

@@ -1,4 +1,7 @@
-"""What every tool shares: arguments, help, one path on stdout, one line for bad input, the exit status."""
+"""What every tool shares.
+
+Arguments, help, one path on stdout, one line for bad input, the exit status.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,9 @@ def main(
         sys.stdout.write(_help(about, keys, own))
         return 0
     show_trace = "--traceback" in given
-    unknown = [argument for argument in given if argument.startswith("-") and argument != "--traceback"]
+    unknown = [
+        argument for argument in given if argument.startswith("-") and argument != "--traceback"
+    ]
     if unknown:
         say(f"unknown option {unknown[0]}; settings are key=value, see --help")
         return 2
@@ -95,7 +100,10 @@ def main(
     sys.stdout.flush()
     if made.skipped:
         first = made.skipped[0]
-        say(f"left out {len(made.skipped)} frame(s), first {first.frame} of {first.scene}: {first.reason}")
+        say(
+            f"left out {len(made.skipped)} frame(s), first {first.frame} of {first.scene}: "
+            f"{first.reason}"
+        )
     return 0
 
 

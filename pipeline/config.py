@@ -1,4 +1,6 @@
-"""Configuration: YAML files merged left to right, then key=value, into nested frozen dataclasses."""
+"""Configuration: YAML files merged left to right, then key=value, into nested frozen
+dataclasses.
+"""
 
 from __future__ import annotations
 
@@ -177,7 +179,10 @@ class Config:
     ] = "nan"
 
     def values(self, *keys: str) -> dict[str, Any]:
-        """Some groups and keys (``fusion``, ``data.columns``) as plain values: what an artifact's name is made of."""
+        """Some groups and keys (``fusion``, ``data.columns``) as plain values.
+
+        What an artifact's name is made of.
+        """
         chosen: dict[str, Any] = {}
         for key in keys:
             value: Any = reduce(getattr, key.split("."), self)
@@ -358,7 +363,9 @@ def _check_fusion(fusion: FusionConfig) -> None:
     """Refuses settings of the fusion that contradict each other."""
     shares = fusion.cell_share + fusion.cluster_share
     if shares > 1:
-        raise BadInput("fusion.cell_share", f"and fusion.cluster_share sum to {shares:g}", "1 at the most")
+        raise BadInput(
+            "fusion.cell_share", f"and fusion.cluster_share sum to {shares:g}", "1 at the most"
+        )
     if fusion.coarse_cell_m < fusion.cell_m:
         cure = f"at least fusion.cell_m, {fusion.cell_m:g}"
         raise BadInput("fusion.coarse_cell_m", f"is {fusion.coarse_cell_m:g}", cure)
@@ -381,11 +388,15 @@ def recipe(name: str) -> Path:
     return bundled
 
 
-def _with_includes(path: Path, above: tuple[Path, ...], number: Iterator[int]) -> Iterator[tuple[Path, dict[str, Any]]]:
+def _with_includes(
+    path: Path, above: tuple[Path, ...], number: Iterator[int]
+) -> Iterator[tuple[Path, dict[str, Any]]]:
     """The files that a file includes, then itself; ``number`` counts what is read."""
     if next(number) > _FILES_MAX:
         raise BadInput(
-            path, f"is one of more than {_FILES_MAX} included files", "a file counts as often as it is named"
+            path,
+            f"is one of more than {_FILES_MAX} included files",
+            "a file counts as often as it is named",
         )
     try:
         whole = path.resolve()

@@ -1,4 +1,6 @@
-"""Label spaces: class names, their prompts, ids in official files, colours, and mappings between spaces."""
+"""Label spaces: class names, their prompts, ids in official files, colours, and mappings between
+spaces.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,8 @@ class LabelSpace:
         names: class names in order.
         prompts: for each class, the names that the teacher is asked for.
         negatives: names whose pixels get no label.
-        min_score: confidence that a label of a class needs, 0..1, where it is not ``teacher.min_score``.
+        min_score: confidence that a label of a class needs, 0..1, where it is not
+            ``teacher.min_score``.
         colors: RGB of each class.
         class_of_raw: class of each raw id of the official label files; 255 ignored, 254 unknown.
         export: official id of each class in a submission, or None for free text.
@@ -105,13 +108,17 @@ class LabelSpace:
         if (label == _UNKNOWN).any():
             ids, counts = np.unique(raw[label == _UNKNOWN], return_counts=True)
             seen = ", ".join(f"{i} ({n} points)" for i, n in zip(ids[:5], counts[:5], strict=True))
-            raise BadInput(where, f"label ids unknown to {self.name}: {seen}", "add them to the label space")
+            raise BadInput(
+                where, f"label ids unknown to {self.name}: {seen}", "add them to the label space"
+            )
         return label
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Scoring:
-    """The classes that a table has, and the class in it (255 = none) of each class predicted and of each true one."""
+    """The classes that a table has, and the class in it (255 = none) of each class predicted and
+    of each true one.
+    """
 
     name: str
     names: tuple[str, ...]
@@ -137,8 +144,14 @@ def load_space(config: LabelsConfig) -> LabelSpace:
     boxes = _boxes(path, [row["name"] for row in classes], tree.get("boxes", {}))
     words = _words(config, classes, tree, path)
     if config.names:
-        known = [(row["name"], *row.get("prompts", ()), *own) for row, own in zip(classes, words.prompts, strict=True)]
-        rivals = [*zip(known, words.prompts, strict=True), *(((word,), (word,)) for word in words.negatives)]
+        known = [
+            (row["name"], *row.get("prompts", ()), *own)
+            for row, own in zip(classes, words.prompts, strict=True)
+        ]
+        rivals = [
+            *zip(known, words.prompts, strict=True),
+            *(((word,), (word,)) for word in words.negatives),
+        ]
         return _free_text(config.names, rivals)
     class_of_raw = np.full(_RAW_IDS, _UNKNOWN, np.uint8)
     class_of_raw[np.asarray(ignored, np.int64)] = NONE
@@ -170,7 +183,9 @@ def _taller(path: Path, classes: Sequence[Mapping[str, Any]]) -> UInt8[np.ndarra
         if "taller" in row:
             problem = _taller_problem(row, by_name.get(row["taller"]))
             if problem:
-                raise BadInput(path, f"class {row['name']!r}: taller is {row['taller']!r}, {problem}")
+                raise BadInput(
+                    path, f"class {row['name']!r}: taller is {row['taller']!r}, {problem}"
+                )
     wanted = (row.get("taller", row["name"]) for row in classes)
     return np.fromiter(map(names.index, wanted), np.uint8, len(names))
 
@@ -209,7 +224,9 @@ class _Words:
     min_score: Mapping[str, float]
 
 
-def _words(config: LabelsConfig, classes: list[dict[str, Any]], tree: dict[str, Any], path: Path) -> _Words:
+def _words(
+    config: LabelsConfig, classes: list[dict[str, Any]], tree: dict[str, Any], path: Path
+) -> _Words:
     """The words of the prompts' file, or of the space's own."""
     names = [row["name"] for row in classes]
     asked: Any = {row["name"]: row["prompts"] for row in classes if "prompts" in row}
@@ -219,17 +236,28 @@ def _words(config: LabelsConfig, classes: list[dict[str, Any]], tree: dict[str, 
         tree = _read(path, "prompts", "negatives", "min_score")
         asked = tree.get("prompts", {})
         sure = tree.get("min_score", {})
-    for key, said, what in (("prompts", asked, "lists of texts"), ("min_score", sure, "numbers from 0 to 1")):
+    for key, said, what in (
+        ("prompts", asked, "lists of texts"),
+        ("min_score", sure, "numbers from 0 to 1"),
+    ):
         if not isinstance(said, dict):
             raise BadInput(path, f"{key} must map classes to {what}, not {said!r}")
         unknown = [name for name in said if name not in names]
         if unknown:
-            raise BadInput(path, f"has {key} for {unknown[0]!r}, which is no class", f"classes are {', '.join(names)}")
+            raise BadInput(
+                path,
+                f"has {key} for {unknown[0]!r}, which is no class",
+                f"classes are {', '.join(names)}",
+            )
     for name, value in sure.items():
         if type(value) not in (int, float) or not 0 <= value <= 1:  # a bool is an int too
-            raise BadInput(path, f"min_score of {name!r} must be a number from 0 to 1, not {value!r}")
+            raise BadInput(
+                path, f"min_score of {name!r} must be a number from 0 to 1, not {value!r}"
+            )
     return _Words(
-        tuple(_checked_words(path, f"prompts of {name!r}", asked.get(name, [name])) for name in names),
+        tuple(
+            _checked_words(path, f"prompts of {name!r}", asked.get(name, [name])) for name in names
+        ),
         _checked_words(path, "negatives", tree.get("negatives", [])),
         {name: float(value) for name, value in sure.items()},
     )
@@ -261,7 +289,10 @@ _CLASS_KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "name": (_is_text, "a text"),
     "raw": (_is_list(_is_id), f"a list of ids {_IDS}"),
     "export": (_is_id, f"an id {_IDS}"),
-    "color": (lambda v: _is_list(_is_id)(v) and len(v) == 3 and max(v) < 256, "three whole numbers from 0 to 255"),
+    "color": (
+        lambda v: _is_list(_is_id)(v) and len(v) == 3 and max(v) < 256,
+        "three whole numbers from 0 to 255",
+    ),
     "prompts": (lambda v: _is_list(_is_text)(v) and v, "a list of texts"),
     "ground": (lambda v: isinstance(v, bool), "true or false"),
     "max_height_m": (lambda v: type(v) in (int, float) and v > 0, "a height above 0 [m]"),
@@ -275,7 +306,11 @@ def _check_class(path: Path, row: Any) -> None:
         raise BadInput(path, f"class {row!r} needs name, raw, export and color")
     for key, value in row.items():
         if key not in _CLASS_KEYS:
-            raise BadInput(path, f"class {row['name']!r} has an unknown key {key!r}", f"keys: {', '.join(_CLASS_KEYS)}")
+            raise BadInput(
+                path,
+                f"class {row['name']!r} has an unknown key {key!r}",
+                f"keys: {', '.join(_CLASS_KEYS)}",
+            )
         fits, what = _CLASS_KEYS[key]
         if not fits(value):
             raise BadInput(path, f"class {row['name']!r}: {key} must be {what}, not {value!r}")
@@ -293,7 +328,9 @@ def _check_ids(path: Path, classes: list[dict[str, Any]], ignored: Any) -> None:
         names.add(row["name"])
         for raw in row["raw"]:
             if raw in owner:
-                raise BadInput(path, f"class {row['name']!r}: raw id {raw} is one of {owner[raw]} already")
+                raise BadInput(
+                    path, f"class {row['name']!r}: raw id {raw} is one of {owner[raw]} already"
+                )
             owner[raw] = row["name"]
 
 
@@ -306,17 +343,21 @@ def _checked_words(path: Path, key: str, words: Any) -> tuple[str, ...]:
 def _free_text(text: str, rivals: Sequence[tuple[Sequence[str], Sequence[str]]]) -> LabelSpace:
     """Classes of what is asked for, against everything else that the label space knows.
 
-    Without rivals every pixel would look most like something that is asked for. A rival that is asked for itself is
-    left out: one that has a word or phrase of its own within a name.
+    Without rivals every pixel would look most like something that is asked for. A rival that is
+    asked for itself is left out: one that has a word or phrase of its own within a name.
 
     Args:
         text: what is asked for, comma-separated.
-        rivals: for each class and negative, all that it is called, and what the teacher is asked for.
+        rivals: for each class and negative, all that it is called, and what the teacher is asked
+            for.
     """
     names = tuple(split_texts(text))
-    alike = {" ".join(name.casefold().split()) for name in names}  # a CLIP model does not tell them apart
+    # a CLIP model does not tell them apart
+    alike = {" ".join(name.casefold().split()) for name in names}
     if not 0 < len(names) < _UNKNOWN or len(alike) < len(names):
-        raise BadInput("labels.names", f"{text!r} gives {len(names)} names; 1 to 253 different ones are needed")
+        raise BadInput(
+            "labels.names", f"{text!r} gives {len(names)} names; 1 to 253 different ones are needed"
+        )
     asked = [set(name.lower().split()) for name in names]
     negatives = [
         word
@@ -359,13 +400,14 @@ def load_truth(config: LabelsConfig) -> LabelSpace:
 def load_scoring(config: LabelsConfig, space: LabelSpace, truth: LabelSpace) -> Scoring:
     """The classes to score with: the space's own, or those of ``labels.eval``.
 
-    The mapping's ``from`` says what a class is called in the table, as ``class: name`` or, for several label spaces, as
-    ``space: {class: name}``. Names are all that two data sets must share to score a student of one on the other.
-    With ``labels.truth=boxes``, only the classes all of whose points lie in annotated boxes.
+    The mapping's ``from`` says what a class is called in the table, as ``class: name`` or, for
+    several label spaces, as ``space: {class: name}``. Names are all that two data sets must share
+    to score a student of one on the other. With ``labels.truth=boxes``, only the classes all of
+    whose points lie in annotated boxes.
 
     Raises:
-        BadInput: the mapping's file is malformed, names a class that is not in the space, or is missing where truth has
-            other classes.
+        BadInput: the mapping's file is malformed, names a class that is not in the space, or is
+            missing where truth has other classes.
     """
     scoring = _scoring(config, space, truth)
     return _boxed(scoring, truth) if config.truth == BOXES else scoring
@@ -374,7 +416,11 @@ def load_scoring(config: LabelsConfig, space: LabelSpace, truth: LabelSpace) -> 
 def _scoring(config: LabelsConfig, space: LabelSpace, truth: LabelSpace) -> Scoring:
     if not config.eval:
         if truth.names != space.names:
-            raise BadInput("labels.truth", f"{truth.name} has other classes than {space.name}", "give labels.eval too")
+            raise BadInput(
+                "labels.truth",
+                f"{truth.name} has other classes than {space.name}",
+                "give labels.eval too",
+            )
         own = np.arange(len(space), dtype=np.uint8)
         return Scoring(space.name, space.names, own, own)
     path = resolve_name("labels", config.eval)
@@ -408,10 +454,12 @@ def _boxed(scoring: Scoring, truth: LabelSpace) -> Scoring:
 
 
 def load_teacher_map(name: str, space: LabelSpace) -> UInt8[np.ndarray, "256"]:
-    """Class of each id of a teacher's label images (``configs/labels/cityscapes19.yaml``), 255 = none.
+    """Class of each id of a teacher's label images (``configs/labels/cityscapes19.yaml``), 255 =
+    none.
 
     Raises:
-        BadInput: the file is malformed or has no map to this label space, or the map names an unknown class.
+        BadInput: the file is malformed or has no map to this label space, or the map names an
+            unknown class.
     """
     path = resolve_name("labels", name)
     tree = _read(path, "names", "to")
@@ -421,7 +469,9 @@ def load_teacher_map(name: str, space: LabelSpace) -> UInt8[np.ndarray, "256"]:
         raise BadInput(path, f"to must map label spaces to mappings, not {maps!r}")
     mapping = maps.get(space.name)
     if mapping is None:
-        raise BadInput(path, f"has no map to the label space {space.name}", f"add `to: {space.name}: {{...}}`")
+        raise BadInput(
+            path, f"has no map to the label space {space.name}", f"add `to: {space.name}: {{...}}`"
+        )
     table = np.full(256, NONE, np.uint8)
     table[: len(names)] = _mapping(path, mapping, names, space.names)
     return table
@@ -431,11 +481,15 @@ def _table(path: Path, tree: dict[str, Any], most: int) -> tuple[str, ...]:
     """The names that a mapping's file maps between."""
     names: Any = tree.get("names")
     if not _is_list(_is_text)(names) or not 0 < len(names) <= most or len(set(names)) < len(names):
-        raise BadInput(path, f"names must be a list of 1 to {most} different texts, not {str(names)[:100]}")
+        raise BadInput(
+            path, f"names must be a list of 1 to {most} different texts, not {str(names)[:100]}"
+        )
     return tuple(names)
 
 
-def _mapping(path: Path, mapping: Any, sources: Sequence[str], targets: Sequence[str]) -> UInt8[np.ndarray, " s"]:
+def _mapping(
+    path: Path, mapping: Any, sources: Sequence[str], targets: Sequence[str]
+) -> UInt8[np.ndarray, " s"]:
     """Index among ``targets`` of each source name; 255 for those the mapping leaves out."""
     if not isinstance(mapping, dict):
         raise BadInput(path, f"its map must be a mapping of names to names, not {mapping!r}")

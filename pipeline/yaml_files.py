@@ -1,4 +1,7 @@
-"""Reads YAML that a user may have been given: safe types only, capped, no aliases, includes relative to the file."""
+"""Reads YAML that a user may have been given.
+
+Safe types only, capped, no aliases, includes relative to the file.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,9 @@ _BYTES_MAX = 1 << 20
 
 
 class _Loader(yaml.SafeLoader):
-    """A safe loader that refuses aliases (a few lines of them can expand to gigabytes) and a key given twice."""
+    """A safe loader that refuses aliases (a few lines of them can expand to gigabytes) and a key
+    given twice.
+    """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
@@ -42,10 +47,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise BadInput(path, f"cannot be read ({error.strerror})") from None
     if len(data) > _BYTES_MAX:
-        raise BadInput(path, f"is larger than {_BYTES_MAX} bytes, the most that a configuration has")
+        raise BadInput(
+            path, f"is larger than {_BYTES_MAX} bytes, the most that a configuration has"
+        )
     try:
         tree = yaml.load(data, _Loader)  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a date such as 2020-13-45
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # ValueError: no UTF-8, or a date such as 2020-13-45
         raise BadInput(path, f"is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise BadInput(path, "holds no mapping at its top level")
@@ -53,18 +61,25 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def split_texts(text: str) -> list[str]:
-    """The parts of a comma-separated text, which may stand in [ ] and each in quotes; empty ones are left out."""
+    """The parts of a comma-separated text, which may stand in [ ] and each in quotes.
+
+    Empty ones are left out.
+    """
     text = text.strip()
     inside = text[1:-1] if text.startswith("[") and text.endswith("]") else text
     parts = (part.strip() for part in inside.split(","))
     bare = (
-        part[1:-1].strip() if part[:1] in "'\"" and part[:1] == part[-1:] and len(part) > 1 else part for part in parts
+        part[1:-1].strip()
+        if part[:1] in "'\"" and part[:1] == part[-1:] and len(part) > 1
+        else part
+        for part in parts
     )
     return [part for part in bare if part]
 
 
 def resolve_name(folder: str, name: str) -> Path:
-    """The file of a short name (``nuscenes16`` is ``configs/labels/nuscenes16.yaml``) or of a path ending in .yaml.
+    """The file of a short name (``nuscenes16`` is ``configs/labels/nuscenes16.yaml``) or of a path
+    ending in .yaml.
 
     Raises:
         BadInput: there is no such file; the text lists the short names.

@@ -1,1 +1,4 @@
-"""Geometry of car sensors: sweeps into one frame, points into cameras, votes into cells (NumPy and Numba, no torch)."""
+"""Geometry of car sensors.
+
+Sweeps into one frame, points into cameras, votes into cells (NumPy and Numba, no torch).
+"""

@@ -118,7 +118,9 @@ class _Match:
     information: Float64[np.ndarray, "3 3"]
 
 
-def _fit_plane(xy: Float64[np.ndarray, "m 2"], dz: Float64[np.ndarray, " m"]) -> tuple[np.ndarray, np.ndarray]:
+def _fit_plane(
+    xy: Float64[np.ndarray, "m 2"], dz: Float64[np.ndarray, " m"]
+) -> tuple[np.ndarray, np.ndarray]:
     """The plane through height differences, and its information, robust to cells that changed.
 
     Iteratively reweighted least squares with Geman-McClure weights.
@@ -136,7 +138,9 @@ def _fit_plane(xy: Float64[np.ndarray, "m 2"], dz: Float64[np.ndarray, " m"]) ->
     return plane, normal / noise_m**2
 
 
-def _match(first: int, second: int, cells: Sequence[FlatCells], poses: Sequence[Pose]) -> _Match | None:
+def _match(
+    first: int, second: int, cells: Sequence[FlatCells], poses: Sequence[Pose]
+) -> _Match | None:
     one = cells[first]
     other = cells[second]
     rows = np.empty((min(len(one.cell), len(other.cell)), 2), np.int64)
@@ -149,7 +153,9 @@ def _match(first: int, second: int, cells: Sequence[FlatCells], poses: Sequence[
     return _Match(first, second, xy, dz, plane, information)
 
 
-def _pairs(times_us: Sequence[int], poses: Sequence[Pose], window_s: float) -> Iterator[tuple[int, int]]:
+def _pairs(
+    times_us: Sequence[int], poses: Sequence[Pose], window_s: float
+) -> Iterator[tuple[int, int]]:
     """Pairs of frames 1, 2, 4, 8, ... apart that share votes and see the same ground."""
     for first in range(len(times_us)):
         step = 1
@@ -163,7 +169,9 @@ def _pairs(times_us: Sequence[int], poses: Sequence[Pose], window_s: float) -> I
             step *= 2
 
 
-def align(cells: Sequence[FlatCells], poses: Sequence[Pose], times_us: Sequence[int], window_s: float) -> Alignment:
+def align(
+    cells: Sequence[FlatCells], poses: Sequence[Pose], times_us: Sequence[int], window_s: float
+) -> Alignment:
     """Brings the key frames of a scene to one height of the ground.
 
     The plane through the height differences of each pair of key frames is a measurement of their
@@ -201,7 +209,9 @@ def align(cells: Sequence[FlatCells], poses: Sequence[Pose], times_us: Sequence[
     )
 
 
-def _fitting(matches: Sequence[_Match], differences_m: Float64[np.ndarray, " m"], frames: int) -> tuple[bool, ...]:
+def _fitting(
+    matches: Sequence[_Match], differences_m: Float64[np.ndarray, " m"], frames: int
+) -> tuple[bool, ...]:
     """Frames whose ground lies as high as that of most frames that they were compared with."""
     of_frame: list[list[float]] = [[] for _ in range(frames)]
     for match, difference in zip(matches, differences_m, strict=True):
@@ -210,7 +220,9 @@ def _fitting(matches: Sequence[_Match], differences_m: Float64[np.ndarray, " m"]
     return tuple(not each or float(np.median(each)) <= _APART_M for each in of_frame)
 
 
-def _adjust_robustly(matches: Sequence[_Match], poses: Sequence[Pose]) -> Float64[np.ndarray, "n 3"]:
+def _adjust_robustly(
+    matches: Sequence[_Match], poses: Sequence[Pose]
+) -> Float64[np.ndarray, "n 3"]:
     """As ``_adjust``, with pairs that contradict the others weighted down (Geman-McClure)."""
     weight = np.ones(len(matches))
     for _ in range(_ROUNDS):
@@ -249,7 +261,9 @@ def _adjust(
 def _differences(
     matches: Sequence[_Match], motion: Float64[np.ndarray, "n 3"], poses: Sequence[Pose]
 ) -> Float64[np.ndarray, " m"]:
-    """For each pair of frames the median absolute difference in height of the cells they share [m]."""
+    """For each pair of frames the median absolute difference in height of the cells they share
+    [m].
+    """
     medians = np.zeros(len(matches))
     for k, match in enumerate(matches):
         apart = poses[match.first].translation[:2] - poses[match.second].translation[:2]

@@ -1,4 +1,7 @@
-"""Compiled code of ``projection.alignment``: flat arrays in, flat arrays out (twins in the tests)."""
+"""Compiled code of ``projection.alignment``.
+
+Flat arrays in, flat arrays out (twins in the tests).
+"""
 
 from __future__ import annotations
 
@@ -58,7 +61,10 @@ def flat_cells(
 
 @jit
 def common(first: Any, second: Any, rows: Any) -> int:
-    """Writes rows ``(m, 2) i64`` of the values that two ascending arrays share; answers how many."""
+    """Writes rows ``(m, 2) i64`` of the values that two ascending arrays share.
+
+    Answers how many.
+    """
     i = 0
     j = 0
     found = 0

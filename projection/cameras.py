@@ -1,4 +1,6 @@
-"""Projects a cloud into the cameras of its frame, and drops the points that something nearer hides."""
+"""Projects a cloud into the cameras of its frame, and drops the points that something nearer
+hides.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +21,20 @@ def project(
     min_depth_m: float = 1.0,
     border_px: float = 1.0,
 ) -> Pairs:
-    """Projects points of the key sweep's LiDAR frame into every camera; pairs come camera by camera.
+    """Projects points of the key sweep's LiDAR frame into every camera.
 
-    ``cam_from_lidar = inv(global_from_cam(t_cam)) @ global_from_lidar(t_lidar)``: each sensor has its own pose at its
-    own time. ``K [R|t]`` is composed in float64 and applied in float32 (under 1e-2 px at 100 m).
+    Pairs come camera by camera.
+
+    ``cam_from_lidar = inv(global_from_cam(t_cam)) @
+    global_from_lidar(t_lidar)``: each sensor has its own pose at its own time. ``K [R|t]`` is
+    composed in float64 and applied in float32 (under 1e-2 px at 100 m).
 
     Args:
         xyz: points [m]; rows that are not finite make no pair.
         global_from_lidar: pose of the key sweep.
         cameras: up to 255 of them; none gives no pairs.
-        min_depth_m: points must lie strictly beyond this along the camera's axis, as in the nuScenes devkit.
+        min_depth_m: points must lie strictly beyond this along the camera's axis, as in the
+            nuScenes devkit.
         border_px: and strictly inside the image less this border: ``border < u < width - border``.
     """
     matrices = _image_from_lidar(global_from_lidar, cameras)
@@ -38,18 +44,24 @@ def project(
         camera_of = np.empty(room, np.uint8)
         uv = np.empty((room, 2), np.float32)
         depth = np.empty(room, np.float32)
-        count = kernels.project(xyz, matrices, size_wh, min_depth_m, border_px, point, camera_of, uv, depth)
+        count = kernels.project(
+            xyz, matrices, size_wh, min_depth_m, border_px, point, camera_of, uv, depth
+        )
         if count >= 0:
             break
     return Pairs(point[:count], camera_of[:count], uv[:count], depth[:count])
 
 
-def _image_from_lidar(global_from_lidar: Pose, cameras: Sequence[Camera]) -> Float32[np.ndarray, "k 3 4"]:
+def _image_from_lidar(
+    global_from_lidar: Pose, cameras: Sequence[Camera]
+) -> Float32[np.ndarray, "k 3 4"]:
     """``K inv(global_from_cam) global_from_lidar`` of every camera at once, composed in float64."""
     if not cameras:
         return np.empty((0, 3, 4), np.float32)
     cam_from_global = np.stack([camera.global_from_cam.rotation.T for camera in cameras])
-    away = global_from_lidar.translation - np.stack([camera.global_from_cam.translation for camera in cameras])
+    away = global_from_lidar.translation - np.stack(
+        [camera.global_from_cam.translation for camera in cameras]
+    )
     cam_from_lidar = np.empty((len(cameras), 3, 4))
     cam_from_lidar[:, :, :3] = cam_from_global @ global_from_lidar.rotation
     cam_from_lidar[:, :, 3] = np.einsum("kij,kj->ki", cam_from_global, away)
@@ -57,12 +69,19 @@ def _image_from_lidar(global_from_lidar: Pose, cameras: Sequence[Camera]) -> Flo
 
 
 def visible(
-    pairs: Pairs, cameras: Sequence[Camera], cell_px: float, relative: float, absolute_m: float, dilate_cells: int = 0
+    pairs: Pairs,
+    cameras: Sequence[Camera],
+    cell_px: float,
+    relative: float,
+    absolute_m: float,
+    dilate_cells: int = 0,
 ) -> Bool[np.ndarray, " m"]:
-    """Which pairs are seen: at most ``nearest * (1 + relative) + absolute_m`` deep, nearest taken over the image cell.
+    """Which pairs are seen.
 
-    The LiDAR sits above the cameras, so it looks over cars at things that the camera cannot see; those points land
-    on the car's pixels, farther than the car.
+    At most ``nearest * (1 + relative) + absolute_m`` deep, nearest taken over the image cell.
+
+    The LiDAR sits above the cameras, so it looks over cars at things that the camera cannot see;
+    those points land on the car's pixels, farther than the car.
 
     ```
        LiDAR o-------------------------------> x   behind the car in the image, 20 m
@@ -76,24 +95,42 @@ def visible(
         cell_px: side of a z-buffer cell [px].
         relative: tolerance as a share of the nearest depth.
         absolute_m: tolerance [m].
-        dilate_cells: z-buffer cells on each side whose points hide too; beams are farther apart than cells up close.
+        dilate_cells: z-buffer cells on each side whose points hide too; beams are farther apart
+            than cells up close.
     """
     sizes = np.array([camera.size_hw for camera in cameras], np.float64).reshape(-1, 2)
     grid_hw = np.ceil(sizes / cell_px).astype(np.int64)
     keep = np.empty(len(pairs), np.bool_)
-    kernels.visible(pairs.camera, pairs.uv, pairs.depth, grid_hw, cell_px, relative, absolute_m, dilate_cells, keep)
+    kernels.visible(
+        pairs.camera,
+        pairs.uv,
+        pairs.depth,
+        grid_hw,
+        cell_px,
+        relative,
+        absolute_m,
+        dilate_cells,
+        keep,
+    )
     return keep
 
 
-def pixel_rows(pairs: Pairs, cameras: Sequence[Camera], grids_hw: Sequence[tuple[int, ...]]) -> Int64[np.ndarray, " m"]:
+def pixel_rows(
+    pairs: Pairs, cameras: Sequence[Camera], grids_hw: Sequence[tuple[int, ...]]
+) -> Int64[np.ndarray, " m"]:
     """Row of each pair's grid pixel when the grids of all cameras are laid out one after the other.
 
-    That is row ``floor(v * h / H)`` and column ``floor(u * w / W)`` of a grid of ``h x w`` over an image of ``H x W``.
+    That is row ``floor(v * h / H)`` and column ``floor(u * w / W)`` of a grid of ``h x w`` over an
+    image of ``H x W``.
     """
     grid = np.array(grids_hw, np.int64).reshape(-1, 2)
-    scale = (grid / np.array([camera.size_hw for camera in cameras]).reshape(-1, 2)).astype(np.float32)
+    scale = (grid / np.array([camera.size_hw for camera in cameras]).reshape(-1, 2)).astype(
+        np.float32
+    )
     rows = np.empty(len(pairs), np.int64)
-    kernels.pixel_rows(pairs.camera, pairs.uv, scale, np.cumsum(grid.prod(1)) - grid.prod(1), grid[:, 1], rows)
+    kernels.pixel_rows(
+        pairs.camera, pairs.uv, scale, np.cumsum(grid.prod(1)) - grid.prod(1), grid[:, 1], rows
+    )
     return rows
 
 

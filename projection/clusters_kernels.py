@@ -28,7 +28,12 @@ def connect(keys: Any, table: Any, parent: Any) -> None:
     for i in range(len(keys)):
         parent[i] = i
     for k in range(13):
-        step = (k // 9 - 1) * (1 << (2 * COORD_BITS)) + (k // 3 % 3 - 1) * (1 << COORD_BITS) + k % 3 - 1
+        step = (
+            (k // 9 - 1) * (1 << (2 * COORD_BITS))
+            + (k // 3 % 3 - 1) * (1 << COORD_BITS)
+            + k % 3
+            - 1
+        )
         for i in range(len(keys)):
             found = find_one(np.uint64(np.int64(keys[i]) + step), keys, table)
             if found >= 0:

@@ -1,4 +1,7 @@
-"""The records that pass between stages: what was recorded, where it lies, and what was found out about it."""
+"""The records that pass between stages.
+
+What was recorded, where it lies, and what was found out about it.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,9 @@ class File:
             data = self.path.read_bytes()
         except OSError as error:
             raise BadInput(
-                self.path, f"cannot be read ({error.strerror})", "restore the file, or run again with verify=true"
+                self.path,
+                f"cannot be read ({error.strerror})",
+                "restore the file, or run again with verify=true",
             ) from None
         if len(data) != self.bytes:
             raise BadInput(
@@ -51,7 +56,9 @@ class File:
             )
         if self.sha256 and hashlib.sha256(data).hexdigest() != self.sha256:
             raise BadInput(
-                self.path, "its sha256 is not the indexed one", "restore the file, or run again with verify=true"
+                self.path,
+                "its sha256 is not the indexed one",
+                "restore the file, or run again with verify=true",
             )
         return data
 
@@ -67,7 +74,10 @@ class Sweep:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Camera:
-    """One undistorted image: its time [us], its pose at that time, pinhole ``K`` [px] and size (height, width) [px]."""
+    """One undistorted image.
+
+    Its time [us], its pose at that time, pinhole ``K`` [px] and size (height, width) [px].
+    """
 
     name: str
     time_us: int
@@ -82,7 +92,8 @@ class Frame:
     """A key frame: paths and poses only, cheap to pickle.
 
     Attributes:
-        id: unique within the data set and official: nuScenes' LIDAR_TOP sample_data token, KITTI's "08/000123".
+        id: unique within the data set and official: nuScenes' LIDAR_TOP sample_data token, KITTI's
+            "08/000123".
         scene: name of the drive that it belongs to.
         time_us: time of the key sweep [us].
         sweeps: the key sweep first, then older ones, newest first.
@@ -137,7 +148,9 @@ class Pairs:
         """The pairs at ``rows`` (a mask or indices)."""
         if rows.dtype == np.bool_:
             rows = np.flatnonzero(rows)  # once, not in every column
-        return Pairs(self.point[rows], self.camera[rows], self.uv.take(rows, axis=0), self.depth[rows])
+        return Pairs(
+            self.point[rows], self.camera[rows], self.uv.take(rows, axis=0), self.depth[rows]
+        )
 
     def __len__(self) -> int:
         return len(self.point)
@@ -145,7 +158,10 @@ class Pairs:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Cells:
-    """A cloud cut into cubes: their integer coordinates, in order of first point, and each point's cube."""
+    """A cloud cut into cubes.
+
+    Their integer coordinates, in order of first point, and each point's cube.
+    """
 
     coords: Int32[np.ndarray, "v 3"]
     inverse: Int32[np.ndarray, " n"]

@@ -177,13 +177,14 @@ def label_scene(
         ego_box_m: rows in the car's own box get no label.
         bad_share: bad rows get no label.
         limits: what is known of the classes' places; None is nothing.
-        on_bad_sweep: told of older sweeps that cannot be used, which are left out then; None raises.
+        on_bad_sweep: told of older sweeps that cannot be used, which are left out then; None
+            raises.
         on_alignment: told how the poses were corrected.
         grid_from_global: frame of the grid, z up; None takes the first key sweep's.
 
     Raises:
-        BadInput: a key sweep cannot be used, or another where ``on_bad_sweep`` is None; the poses of
-            a scene lie more than 70 km apart.
+        BadInput: a key sweep cannot be used, or another where ``on_bad_sweep`` is None; the poses
+            of a scene lie more than 70 km apart.
     """
     if not frames:
         return
@@ -219,7 +220,10 @@ def align_scene(
         return unaligned(len(frames))
     poses = _grid_poses(frames, grid_from_global, config.cell_m)
     finder = FlatCellFinder()
-    cells = [finder.find(reader.merged(frame, 1).xyz, pose) for frame, pose in zip(frames, poses, strict=True)]
+    cells = [
+        finder.find(reader.merged(frame, 1).xyz, pose)
+        for frame, pose in zip(frames, poses, strict=True)
+    ]
     return align(cells, poses, [frame.time_us for frame in frames], config.window_s)
 
 
@@ -263,12 +267,16 @@ def label_frames(
     poses = _grid_poses(frames, grid_from_global, config.cell_m)
     aligned = [c @ pose for c, pose in zip(alignment.corrections, poses, strict=True)]
     known = limits if limits is not None and config.limits else ClassLimits.none(classes)
-    scene = _SceneFusion(reader, config, read_pixels, frames, aligned, known, classes, alignment.fits)
+    scene = _SceneFusion(
+        reader, config, read_pixels, frames, aligned, known, classes, alignment.fits
+    )
     for block in _blocks(aligned, alignment.fits, wanted):
         yield from scene.label(block)
 
 
-def _grid_poses(frames: Sequence[Frame], grid_from_global: Pose | None, cell_m: float) -> list[Pose]:
+def _grid_poses(
+    frames: Sequence[Frame], grid_from_global: Pose | None, cell_m: float
+) -> list[Pose]:
     """Poses of the key sweeps in the grid, whose cells reach some way only."""
     grid_from_global = grid_from_global or frames[0].sweeps[0].global_from_lidar.inverse()
     poses = [grid_from_global @ frame.sweeps[0].global_from_lidar for frame in frames]
@@ -394,7 +402,9 @@ class _SceneFusion:
     def _places(self, around: Sequence[int], clouds: dict[int, Cloud]) -> list[Places]:
         """Where the points of some key frames lie."""
         xyz = [self.grid_from_lidar[i].apply(clouds[i].xyz).astype(np.float32) for i in around]
-        ground = map_ground([clouds[i].xyz for i in around], [self.grid_from_lidar[i] for i in around])
+        ground = map_ground(
+            [clouds[i].xyz for i in around], [self.grid_from_lidar[i] for i in around]
+        )
         heights = [ground.heights(clouds[i].xyz, self.grid_from_lidar[i]) for i in around]
         kinds = [_kind(each) for each in heights]
         kind = np.concatenate(kinds)

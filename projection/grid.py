@@ -1,4 +1,7 @@
-"""Cuts space into cubes: keys of cells by a hash, distinct cells, and the way back to the points."""
+"""Cuts space into cubes.
+
+Keys of cells by a hash, distinct cells, and the way back to the points.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +60,8 @@ def index_cells(keys: UInt64[np.ndarray, " n"]) -> tuple[CellIndex, Int32[np.nda
 def cell_keys(
     xyz: Float32[np.ndarray, "n 3"], size_m: float, grid_from_xyz: Pose | None = None
 ) -> UInt64[np.ndarray, " n"]:
-    """Packed key of the cube ``floor(x / size)`` of each point, after an optional transform in float64.
+    """Packed key of the cube ``floor(x / size)`` of each point, after an optional transform in
+    float64.
 
     Raises:
         ValueError: a point is not finite or farther from the grid's origin than 2^18 cells.
@@ -65,7 +69,9 @@ def cell_keys(
     pose = grid_from_xyz or Pose.identity()
     keys = np.empty(len(xyz), np.uint64)
     if not kernels.cell_keys(xyz, pose.rotation, pose.translation, size_m, keys):
-        raise ValueError(f"a point is not finite or lies beyond {2**18 * size_m:.0f} m from the grid's origin")
+        raise ValueError(
+            f"a point is not finite or lies beyond {2**18 * size_m:.0f} m from the grid's origin"
+        )
     return keys
 
 
@@ -81,7 +87,8 @@ def cut(xyz: Float32[np.ndarray, "n 3"], size_m: float) -> Cells:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class PairLists:
-    """Which row of one set of cells meets which row of another, list after list, one for each offset of a kernel.
+    """Which row of one set of cells meets which row of another, list after list, one for each
+    offset of a kernel.
 
     Within a list no row stands twice, on either side.
 
@@ -100,14 +107,21 @@ class PairLists:
         return PairLists(self.target, self.source, self.starts)
 
     def tile(self, outputs: int, tile_rows: int) -> PairLists:
-        """The same pairs sorted by tile of output rows, then by offset: list ``tile * k + offset``."""
+        """The same pairs sorted by tile of output rows, then by offset.
+
+        List ``tile * k + offset``.
+        """
         offsets = len(self.starts) - 1
         offset = np.repeat(np.arange(offsets, dtype=np.int32), np.diff(self.starts))
-        starts, order = _group(self.target // tile_rows * offsets + offset, -(-outputs // tile_rows) * offsets)
+        starts, order = _group(
+            self.target // tile_rows * offsets + offset, -(-outputs // tile_rows) * offsets
+        )
         return PairLists(self.source[order], self.target[order], starts)
 
 
-def _group(group: Integer[np.ndarray, " n"], groups: int) -> tuple[Int64[np.ndarray, " g1"], Int32[np.ndarray, " n"]]:
+def _group(
+    group: Integer[np.ndarray, " n"], groups: int
+) -> tuple[Int64[np.ndarray, " g1"], Int32[np.ndarray, " n"]]:
     starts = np.empty(groups + 1, np.int64)
     order = np.empty(len(group), np.int32)
     kernels.group_rows(group, starts, order)
@@ -117,7 +131,9 @@ def _group(group: Integer[np.ndarray, " n"], groups: int) -> tuple[Int64[np.ndar
 def _pack(coords: Int32[np.ndarray, "v 4"]) -> UInt64[np.ndarray, " v"]:
     keys = np.empty(len(coords), np.uint64)
     if not kernels.pack_rows(coords, keys):
-        raise ValueError(f"a cell lies beyond {2**18} cells from the origin, or there are more than 128 frames")
+        raise ValueError(
+            f"a cell lies beyond {2**18} cells from the origin, or there are more than 128 frames"
+        )
     return keys
 
 
@@ -136,8 +152,9 @@ def index_coords(coords: Int32[np.ndarray, "v 4"]) -> CellIndex:
 def neighbours(index: CellIndex) -> PairLists:
     """Pairs of cells that touch, and each cell with itself: the 27 offsets of a 3^3 kernel.
 
-    List ``k`` holds the pairs with ``coords[source] = coords[target] + (k // 9 - 1, k // 3 % 3 - 1, k % 3 - 1)``.
-    Half of them are looked up: list ``26 - k`` is list ``k`` with source and target exchanged.
+    List ``k`` holds the pairs with ``coords[source] = coords[target] + (k // 9 - 1, k // 3 % 3 - 1,
+    k % 3 - 1)``. Half of them are looked up: list ``26 - k`` is list ``k`` with source and target
+    exchanged.
     """
     count = len(index)
     source = np.empty((13, count), np.int32)
@@ -148,14 +165,18 @@ def neighbours(index: CellIndex) -> PairLists:
     same = np.arange(count, dtype=np.int32)
     starts = np.cumsum([0, *counts, count, *counts[::-1]])
     return PairLists(
-        np.concatenate([*sources, same, *targets[::-1]]), np.concatenate([*targets, same, *sources[::-1]]), starts
+        np.concatenate([*sources, same, *targets[::-1]]),
+        np.concatenate([*targets, same, *sources[::-1]]),
+        starts,
     )
 
 
 def coarsen(coords: Int32[np.ndarray, "v 4"]) -> tuple[CellIndex, PairLists]:
-    """The cells at twice the size, in order of first sight, and the pairs (fine, coarse) of each of the 8 octants.
+    """The cells at twice the size, in order of first sight, and the pairs (fine, coarse) of each of
+    the 8 octants.
 
-    List ``4 * o0 + 2 * o1 + o2`` holds the pairs with ``coords[fine] = 2 * coords[coarse] + (o0, o1, o2)``.
+    List ``4 * o0 + 2 * o1 + o2`` holds the pairs with
+    ``coords[fine] = 2 * coords[coarse] + (o0, o1, o2)``.
 
     Raises:
         ValueError: a row is beyond 2^18 cells or batch 127.

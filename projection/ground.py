@@ -91,7 +91,9 @@ class GroundMap:
         return height, known
 
 
-def map_ground(clouds: Sequence[Float32[np.ndarray, "_ 3"]], map_from_lidar: Sequence[Pose]) -> GroundMap:
+def map_ground(
+    clouds: Sequence[Float32[np.ndarray, "_ 3"]], map_from_lidar: Sequence[Pose]
+) -> GroundMap:
     """Maps the ground and what stands on it from the sweeps of a stretch of road.
 
     The road under the sensor is found first: of the cells' lowest points near it, the height below
@@ -108,7 +110,10 @@ def map_ground(clouds: Sequence[Float32[np.ndarray, "_ 3"]], map_from_lidar: Seq
     where = np.array([pose.translation[:2] for pose in map_from_lidar])
     corner = where.min(axis=0) - _REACH_M
     far = where.max(axis=0) + _REACH_M
-    shape = (int(np.ceil((far[0] - corner[0]) / _CELL_M)), int(np.ceil((far[1] - corner[1]) / _CELL_M)))
+    shape = (
+        int(np.ceil((far[0] - corner[0]) / _CELL_M)),
+        int(np.ceil((far[1] - corner[1]) / _CELL_M)),
+    )
     low = _lowest(clouds, map_from_lidar, corner, shape)
     ground = np.empty(shape, np.float32)
     gap = np.empty(shape, np.float32)
@@ -124,7 +129,17 @@ def map_ground(clouds: Sequence[Float32[np.ndarray, "_ 3"]], map_from_lidar: Seq
     made = GroundMap(corner, ground, gap, columns, squares)
     for xyz, pose in zip(clouds, map_from_lidar, strict=True):
         height, _ = made._above_ground(xyz, pose)
-        kernels.stack(xyz, height, pose.rotation, pose.translation, corner, _COLUMN_M, squares, _LIFT_M, columns)
+        kernels.stack(
+            xyz,
+            height,
+            pose.rotation,
+            pose.translation,
+            corner,
+            _COLUMN_M,
+            squares,
+            _LIFT_M,
+            columns,
+        )
     return made
 
 
@@ -140,7 +155,9 @@ def _lowest(
     z = np.empty(room, np.float32)
     count = 0
     for xyz, pose in zip(clouds, poses, strict=True):
-        count = kernels.gather(xyz, pose.rotation, pose.translation, corner, _CELL_M, shape, 1, cell, z, count)
+        count = kernels.gather(
+            xyz, pose.rotation, pose.translation, corner, _CELL_M, shape, 1, cell, z, count
+        )
     low = np.empty(shape[0] * shape[1], np.float32)
     kernels.low_quantile(cell[:count], z[:count], _QUANTILE, low)
     return low.reshape(shape)

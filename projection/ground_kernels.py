@@ -1,4 +1,7 @@
-"""Compiled code of ``projection.ground``: flat arrays in, flat arrays out (twins in ``tests/projection/twins.py``)."""
+"""Compiled code of ``projection.ground``.
+
+Flat arrays in, flat arrays out (twins in ``tests/projection/twins.py``).
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,10 @@ def gather(
     xyz: Any, rotation: Any, translation: Any, corner: Any, size: float, shape: Any, step: int,
     cell: Any, z: Any, n: int,
 ) -> int:  # fmt: skip
-    """Appends flat cell and height of every ``step``-th point inside the map from row ``n`` on; answers the new end."""
+    """Appends flat cell and height of every ``step``-th point inside the map from row ``n`` on.
+
+    Answers the new end.
+    """
     for i in range(0, xyz.shape[0], step):
         px, py, pz = place(rotation, translation, xyz, i)
         row = np.floor((px - corner[0]) / size)
@@ -123,9 +129,11 @@ def grow_ground(
 
 @jit
 def limit_slope(ground: Any, rise: float) -> None:
-    """Lowers cells until no cell is more than ``rise`` above a side neighbour (``rise * sqrt 2`` above a diagonal one).
+    """Lowers cells until no cell is more than ``rise`` above a side neighbour (``rise * sqrt 2``
+    above a diagonal one).
 
-    Two passes of the chamfer distance transform; cells without a height (inf) get one from the nearest that have.
+    Two passes of the chamfer distance transform; cells without a height (inf) get one from the
+    nearest that have.
     """
     last = ground.shape[0] - 1
     width = ground.shape[1]
@@ -151,7 +159,8 @@ def limit_slope(ground: Any, rise: float) -> None:
 
 @jit
 def heights(
-    xyz: Any, rotation: Any, translation: Any, corner: Any, size: float, ground: Any, deepest: float,
+    xyz: Any, rotation: Any, translation: Any, corner: Any, size: float, ground: Any,
+    deepest: float,
     gap: Any, sure: float, height: Any, known: Any,
 ) -> None:  # fmt: skip
     """Writes each point's height above the ground, bilinear between cell centres.
@@ -189,9 +198,20 @@ def column_of(px: float, py: float, corner: Any, size: float, shape: Any) -> int
 
 @jit
 def stack(
-    xyz: Any, height: Any, rotation: Any, translation: Any, corner: Any, size: float, shape: Any, lift: float, bits: Any
+    xyz: Any,
+    height: Any,
+    rotation: Any,
+    translation: Any,
+    corner: Any,
+    size: float,
+    shape: Any,
+    lift: float,
+    bits: Any,
 ) -> None:
-    """Sets bit ``height / lift`` of each point's column in ``bits (columns,) u64``; points under 0.1 m are ground."""
+    """Sets bit ``height / lift`` of each point's column in ``bits (columns,) u64``.
+
+    Points under 0.1 m are ground.
+    """
     for i in range(xyz.shape[0]):
         if height[i] > 0.1 and height[i] < 64 * lift:
             px, py, _ = place(rotation, translation, xyz, i)
@@ -202,10 +222,13 @@ def stack(
 
 @jit
 def tops(
-    xyz: Any, height: Any, rotation: Any, translation: Any, corner: Any, size: float, shape: Any, lift: float,
+    xyz: Any, height: Any, rotation: Any, translation: Any, corner: Any, size: float, shape: Any,
+    lift: float,
     gap: int, bits: Any, top: Any,
 ) -> None:  # fmt: skip
-    """Writes the height that one can climb to from each point, bit by bit, over gaps of at most ``gap`` bits."""
+    """Writes the height that one can climb to from each point, bit by bit, over gaps of at most
+    ``gap`` bits.
+    """
     for i in range(xyz.shape[0]):
         top[i] = height[i]
         px, py, _ = place(rotation, translation, xyz, i)

@@ -1,4 +1,6 @@
-"""Compiles kernels without the GIL and keeps them in a cache that many processes may fill at the same time."""
+"""Compiles kernels without the GIL and keeps them in a cache that many processes may fill at the
+same time.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,14 @@ _PACKAGES = ("projection", "distill", "pipeline")
 
 
 class _SharedCacheFile(IndexDataCacheFile):
-    """Numba's cache of one function, with names that no other process chooses and no error that stops the caller.
+    """Numba's cache of one function, with names that no other process chooses and no error that
+    stops the caller.
 
-    Numba numbers its data files and writes the index first. Two processes that compile for different argument types
-    then both write file 1, and either may load the other's code for its own arguments; a reader in between finds code
-    of an older source under a fresh index. Here each file has a name of its own and is whole before the index names
-    it. Two that write the index at once lose one entry, which is compiled again next time.
+    Numba numbers its data files and writes the index first. Two processes that compile for
+    different argument types then both write file 1, and either may load the other's code for its
+    own arguments; a reader in between finds code of an older source under a fresh index. Here each
+    file has a name of its own and is whole before the index names it. Two that write the index at
+    once lose one entry, which is compiled again next time.
     """
 
     def save(self, key: Any, data: Any) -> None:
@@ -46,7 +50,9 @@ class _SharedCacheFile(IndexDataCacheFile):
 
 
 def jit(function: Callable[..., Any], **options: Any) -> Any:
-    """Numba's ``njit`` with division as in NumPy; cached where there is a place to write, else compiled per process.
+    """Numba's ``njit`` with division as in NumPy.
+
+    Cached where there is a place to write, else compiled per process.
 
     Args:
         function: to be compiled.
@@ -60,7 +66,10 @@ def jit(function: Callable[..., Any], **options: Any) -> Any:
     file = getattr(compiled._cache, "_cache_file", None)
     if type(file) is IndexDataCacheFile:
         file.__class__ = _SharedCacheFile
-        file._source_stamp = (file._source_stamp, _sources(Path(function.__code__.co_filename).parent))
+        file._source_stamp = (
+            file._source_stamp,
+            _sources(Path(function.__code__.co_filename).parent),
+        )
     return compiled
 
 
@@ -68,8 +77,11 @@ def jit(function: Callable[..., Any], **options: Any) -> Any:
 def _sources(folder: Path) -> str:
     """Digest of what a function in this folder may have compiled into it.
 
-    Numba looks at a function's own file alone, and goes on with old code of what it calls or reads from others.
+    Numba looks at a function's own file alone, and goes on with old code of what it calls or reads
+    from others.
     """
     root = Path(__file__).parents[1]  # which may be a folder of other packages, or hold data
     kernels = (path for package in _PACKAGES for path in (root / package).rglob("*kernels.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted({*folder.glob("*.py"), *kernels}))).hexdigest()
+    return hashlib.sha256(
+        b"".join(path.read_bytes() for path in sorted({*folder.glob("*.py"), *kernels}))
+    ).hexdigest()

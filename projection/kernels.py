@@ -1,6 +1,9 @@
-"""Compiled code of sweeps, cameras, grids and votes: flat arrays in, flat arrays out, no GIL, no Python objects.
+"""Compiled code of sweeps, cameras, grids and votes.
 
-The tests hold all of it against readable NumPy: kernel by kernel (``tests/projection/twins.py``) or through its caller.
+Flat arrays in, flat arrays out, no GIL, no Python objects.
+
+The tests hold all of it against readable NumPy: kernel by kernel (``tests/projection/twins.py``) or
+through its caller.
 """
 
 from __future__ import annotations
@@ -22,18 +25,29 @@ _MASK = (1 << COORD_BITS) - 1
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: Knuth's multiplicative hash
 _BLOCK = 512  # points: their three coordinates and results fit the innermost cache
 
-# --- sweeps ----------------------------------------------------------------------------------------------------------
+# --- sweeps ---------------------------------------------------------------------------------------
 
 
 @jit
 def take_sweep(
-    raw: Any, matrix: Any, box: float, far: float, full: float, start: int, xyz: Any, intensity: Any, source: Any
+    raw: Any,
+    matrix: Any,
+    box: float,
+    far: float,
+    full: float,
+    start: int,
+    xyz: Any,
+    intensity: Any,
+    source: Any,
 ) -> Any:
-    """Writes a sweep's usable points from row ``start`` on; answers the new end and the number of bad rows.
+    """Writes a sweep's usable points from row ``start`` on.
 
-    ``raw (n,c) f32`` holds x, y, z, intensity, ...; ``matrix (3,4) f32 = [R|t]`` moves the points; intensity ``full``
-    becomes 1. Rows with ``|x|`` and ``|y|`` under ``box`` are left out, and so are bad ones: not finite, or a
-    coordinate beyond ``far``. Every row is written, then kept or overwritten: a branch would be mispredicted.
+    Answers the new end and the number of bad rows.
+
+    ``raw (n,c) f32`` holds x, y, z, intensity, ...; ``matrix (3,4) f32 = [R|t]`` moves the points;
+    intensity ``full`` becomes 1. Rows with ``|x|`` and ``|y|`` under ``box`` are left out, and so
+    are bad ones: not finite, or a coordinate beyond ``far``. Every row is written, then kept or
+    overwritten: a branch would be mispredicted.
     """
     m00 = matrix[0, 0]
     m01 = matrix[0, 1]
@@ -74,9 +88,11 @@ def take_sweep(
 
 @jit
 def deskew(xyz: Any, time_s: Any, turn: Any, speed: Any, out: Any) -> None:
-    """Writes ``R(turn t) p + speed t`` of each point ``p`` of ``xyz (n,3) f32``, by Rodrigues' formula in float64.
+    """Writes ``R(turn t) p + speed t`` of each point ``p`` of ``xyz (n,3) f32``, by Rodrigues'
+    formula in float64.
 
-    ``time_s (n,) f32`` are the points' times t, ``turn (3,) f64`` axis times angle a second, ``speed (3,) f64``.
+    ``time_s (n,) f32`` are the points' times t, ``turn (3,) f64`` axis times angle a second,
+    ``speed (3,) f64``.
     """
     rate = np.sqrt(turn[0] ** 2 + turn[1] ** 2 + turn[2] ** 2)
     ax = turn[0] / max(rate, 1e-12)
@@ -95,17 +111,28 @@ def deskew(xyz: Any, time_s: Any, turn: Any, speed: Any, out: Any) -> None:
         out[i, 2] = c * z + s * (ax * y - ay * x) + along * az + speed[2] * t
 
 
-# --- projection ------------------------------------------------------------------------------------------------------
+# --- projection -----------------------------------------------------------------------------------
 
 
 @jit
 def project(
-    xyz: Any, matrix: Any, size_wh: Any, min_depth: float, border: float, point: Any, camera: Any, uv: Any, depth: Any
+    xyz: Any,
+    matrix: Any,
+    size_wh: Any,
+    min_depth: float,
+    border: float,
+    point: Any,
+    camera: Any,
+    uv: Any,
+    depth: Any,
 ) -> int:
-    """Writes the pairs of a cloud ``xyz (n,3) f32`` and cameras ``matrix (k,3,4) f32 = K [R|t]``; answers how many.
+    """Writes the pairs of a cloud ``xyz (n,3) f32`` and cameras ``matrix (k,3,4) f32 = K [R|t]``.
 
-    Works through blocks of points: first a loop without branches, which the compiler turns into vector code, then the
-    compaction of those blocks that have pairs. Answers -1 when the pairs do not fit the room in ``point``.
+    Answers how many.
+
+    Works through blocks of points: first a loop without branches, which the compiler turns into
+    vector code, then the compaction of those blocks that have pairs. Answers -1 when the pairs do
+    not fit the room in ``point``.
     """
     n = xyz.shape[0]
     count = 0
@@ -169,20 +196,30 @@ def project(
 
 @jit
 def pixel_rows(camera: Any, uv: Any, scale: Any, start: Any, width: Any, rows: Any) -> None:
-    """Writes the row of each pair's grid pixel: ``scale (k,2) f32`` is grid over image size, height and width."""
+    """Writes the row of each pair's grid pixel.
+
+    ``scale (k,2) f32`` is grid over image size, height and width.
+    """
     for i in range(len(camera)):
         c = camera[i]
-        rows[i] = start[c] + np.int64(uv[i, 1] * scale[c, 0]) * width[c] + np.int64(uv[i, 0] * scale[c, 1])
+        rows[i] = (
+            start[c]
+            + np.int64(uv[i, 1] * scale[c, 0]) * width[c]
+            + np.int64(uv[i, 0] * scale[c, 1])
+        )
 
 
 @jit
 def visible(
-    camera: Any, uv: Any, depth: Any, grid_hw: Any, cell_px: float, relative: float, absolute: float, dilate_cells: int,
+    camera: Any, uv: Any, depth: Any, grid_hw: Any, cell_px: float, relative: float,
+    absolute: float, dilate_cells: int,
     keep: Any,
 ) -> None:  # fmt: skip
-    """Marks the pairs that no nearer pair of the same image cell, or of ``dilate_cells`` cells around it, hides (a z-buffer).
+    """Marks the pairs that no nearer pair of the same image cell, or of ``dilate_cells`` cells
+    around it, hides (a z-buffer).
 
-    ``grid_hw (k,2)`` is each image's number of cells of ``cell_px`` pixels; ``keep (m,) bool`` is written.
+    ``grid_hw (k,2)`` is each image's number of cells of ``cell_px`` pixels; ``keep (m,) bool`` is
+    written.
     """
     height = 1
     width = 1
@@ -202,7 +239,9 @@ def visible(
             for row in range(height):
                 for column in range(width):
                     for a in range(max(0, row - dilate_cells), min(height, row + dilate_cells + 1)):
-                        for b in range(max(0, column - dilate_cells), min(width, column + dilate_cells + 1)):
+                        for b in range(
+                            max(0, column - dilate_cells), min(width, column + dilate_cells + 1)
+                        ):
                             nearest[c, row, column] = min(nearest[c, row, column], own[c, a, b])
     for i in range(len(depth)):
         c = camera[i]
@@ -211,20 +250,29 @@ def visible(
         keep[i] = depth[i] <= nearest[c, row, column] * (1.0 + relative) + absolute
 
 
-# --- grid ------------------------------------------------------------------------------------------------------------
+# --- grid -----------------------------------------------------------------------------------------
 
 
 @jit
 def pack(batch: Any, c0: Any, c1: Any, c2: Any) -> Any:
-    """One 64-bit key of a cell; unique while each coordinate fits ``COORD_BITS`` and the batch ``BATCH_BITS``."""
+    """One 64-bit key of a cell.
+
+    Unique while each coordinate fits ``COORD_BITS`` and the batch ``BATCH_BITS``.
+    """
     return np.uint64(
-        (batch << (3 * COORD_BITS)) | ((c0 + _HALF) << (2 * COORD_BITS)) | ((c1 + _HALF) << COORD_BITS) | (c2 + _HALF)
+        (batch << (3 * COORD_BITS))
+        | ((c0 + _HALF) << (2 * COORD_BITS))
+        | ((c1 + _HALF) << COORD_BITS)
+        | (c2 + _HALF)
     )
 
 
 @jit
 def cell_keys(xyz: Any, rotation: Any, translation: Any, size: float, keys: Any) -> bool:
-    """Writes the key of each point's cube after a rigid transform in float64; False when one lies out of range."""
+    """Writes the key of each point's cube after a rigid transform in float64.
+
+    False when one lies out of range.
+    """
     inside = True
     for i in range(xyz.shape[0]):
         c0 = 0
@@ -233,9 +281,15 @@ def cell_keys(xyz: Any, rotation: Any, translation: Any, size: float, keys: Any)
         x = np.float64(xyz[i, 0])
         y = np.float64(xyz[i, 1])
         z = np.float64(xyz[i, 2])
-        f0 = np.floor((rotation[0, 0] * x + rotation[0, 1] * y + rotation[0, 2] * z + translation[0]) / size)
-        f1 = np.floor((rotation[1, 0] * x + rotation[1, 1] * y + rotation[1, 2] * z + translation[1]) / size)
-        f2 = np.floor((rotation[2, 0] * x + rotation[2, 1] * y + rotation[2, 2] * z + translation[2]) / size)
+        f0 = np.floor(
+            (rotation[0, 0] * x + rotation[0, 1] * y + rotation[0, 2] * z + translation[0]) / size
+        )
+        f1 = np.floor(
+            (rotation[1, 0] * x + rotation[1, 1] * y + rotation[1, 2] * z + translation[1]) / size
+        )
+        f2 = np.floor(
+            (rotation[2, 0] * x + rotation[2, 1] * y + rotation[2, 2] * z + translation[2]) / size
+        )
         if abs(f0) < _HALF and abs(f1) < _HALF and abs(f2) < _HALF:  # False for NaN too
             c0 = int(f0)
             c1 = int(f1)
@@ -248,7 +302,10 @@ def cell_keys(xyz: Any, rotation: Any, translation: Any, size: float, keys: Any)
 
 @jit
 def pack_rows(coords: Any, keys: Any) -> bool:
-    """Writes the key of each row of ``coords (v,4) i32`` (batch, c0, c1, c2); False when one is out of range."""
+    """Writes the key of each row of ``coords (v,4) i32`` (batch, c0, c1, c2).
+
+    False when one is out of range.
+    """
     inside = True
     for i in range(coords.shape[0]):
         b = coords[i, 0]
@@ -258,7 +315,9 @@ def pack_rows(coords: Any, keys: Any) -> bool:
         # abs() of the least int32 is negative
         low = min(c0, min(c1, c2))
         high = max(c0, max(c1, c2))
-        inside = inside and low > 1 - _HALF and high < _HALF - 1 and b >= 0 and b < (1 << BATCH_BITS)
+        inside = (
+            inside and low > 1 - _HALF and high < _HALF - 1 and b >= 0 and b < (1 << BATCH_BITS)
+        )
         keys[i] = pack(np.int64(b), np.int64(c0), np.int64(c1), np.int64(c2))
     return inside
 
@@ -293,7 +352,10 @@ def find_one(key: Any, keys: Any, table: Any) -> Any:
 
 @jit
 def distinct(keys: Any, table: Any, unique: Any, inverse: Any) -> int:
-    """Fills ``table`` (all -1, longer than the keys), writes distinct keys as first seen; answers how many."""
+    """Fills ``table`` (all -1, longer than the keys), writes distinct keys as first seen.
+
+    Answers how many.
+    """
     count = 0
     for i in range(len(keys)):
         key = keys[i]
@@ -315,18 +377,24 @@ def find(wanted: Any, keys: Any, table: Any, index: Any) -> None:
         index[i] = find_one(wanted[i], keys, table)
 
 
-# --- neighbour maps --------------------------------------------------------------------------------------------------
+# --- neighbour maps -------------------------------------------------------------------------------
 
 
 @jit
 def half_neighbours(keys: Any, table: Any, source: Any, target: Any, counts: Any) -> None:
-    """Finds the neighbours of each cell at the 13 offsets that come before (0, 0, 0) in lexicographic order.
+    """Finds the neighbours of each cell at the 13 offsets that come before (0, 0, 0) in
+    lexicographic order.
 
-    The other 13 are the same pairs seen from the other end. Writes rows ``source[k], target[k] (13,v) i32`` of cells
-    with ``coords[source] = coords[target] + offset k`` and their number ``counts (13,)``; targets ascend.
+    The other 13 are the same pairs seen from the other end. Writes rows
+    ``source[k], target[k] (13,v) i32`` of cells with ``coords[source] = coords[target] + offset k``
+    and their number ``counts (13,)``; targets ascend.
     """
     for k in range(13):
-        step = (k // 9 - 1) * (1 << (2 * COORD_BITS)) + (k // 3 % 3 - 1) * (1 << COORD_BITS) + (k % 3 - 1)
+        step = (
+            (k // 9 - 1) * (1 << (2 * COORD_BITS))
+            + (k // 3 % 3 - 1) * (1 << COORD_BITS)
+            + (k % 3 - 1)
+        )
         count = 0
         for i in range(len(keys)):
             found = find_one(np.uint64(np.int64(keys[i]) + step), keys, table)
@@ -339,7 +407,9 @@ def half_neighbours(keys: Any, table: Any, source: Any, target: Any, counts: Any
 
 @jit
 def halve(coords: Any, parents: Any, octant: Any) -> None:
-    """Writes each row's cell at twice the size, ``parents (v,4) i32``, and which of its eight parts the row is."""
+    """Writes each row's cell at twice the size, ``parents (v,4) i32``, and which of its eight
+    parts the row is.
+    """
     for i in range(coords.shape[0]):
         parents[i, 0] = coords[i, 0]
         part = 0
@@ -351,7 +421,9 @@ def halve(coords: Any, parents: Any, octant: Any) -> None:
 
 @jit
 def group_rows(group: Any, starts: Any, order: Any) -> None:
-    """Writes the rows of each group, ascending, group after group, and ``starts (groups + 1)`` (a counting sort)."""
+    """Writes the rows of each group, ascending, group after group, and ``starts (groups + 1)``
+    (a counting sort).
+    """
     starts[:] = 0
     for i in range(len(group)):
         starts[group[i] + 1] += 1
@@ -365,7 +437,8 @@ def group_rows(group: Any, starts: Any, order: Any) -> None:
 
 @jit
 def reduce_rows(values: Any, inverse: Any, mode: int, out: Any, count: Any) -> None:
-    """Writes the first (mode 0), mean (1) or greatest (2) of the rows of ``values (n,c) f32`` that fall in each cell.
+    """Writes the first (mode 0), mean (1) or greatest (2) of the rows of ``values (n,c) f32`` that
+    fall in each cell.
 
     ``count (v,) i32`` comes in zero and goes out as the number of rows of each cell.
     """
@@ -389,9 +462,11 @@ def reduce_rows(values: Any, inverse: Any, mode: int, out: Any, count: Any) -> N
 
 @jit
 def corners(xyz: Any, size: float, keys: Any, table: Any, cell: Any, weight: Any) -> None:
-    """Writes the eight cells whose centres surround each point, ``cell (n,8) i32``, and their trilinear weights.
+    """Writes the eight cells whose centres surround each point, ``cell (n,8) i32``, and their
+    trilinear weights.
 
-    Cells that are not in the index get cell 0 and weight 0; the weights of the others are scaled to sum to 1.
+    Cells that are not in the index get cell 0 and weight 0; the weights of the others are scaled to
+    sum to 1.
     """
     for i in range(xyz.shape[0]):
         x = np.float64(xyz[i, 0]) / size

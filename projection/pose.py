@@ -67,7 +67,10 @@ class Pose:
 
     @staticmethod
     def from_axis_angle(axis_angle: Float64[np.ndarray, "3"]) -> Pose:
-        """A rotation by the axis times the angle [rad], by Rodrigues' formula; see ``axis_angle``."""
+        """A rotation by the axis times the angle [rad], by Rodrigues' formula.
+
+        See ``axis_angle``.
+        """
         angle = float(np.linalg.norm(axis_angle))
         x, y, z = axis_angle / max(angle, 1e-300)
         generator = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
@@ -80,16 +83,22 @@ class Pose:
 
     def __matmul__(self, other: Pose) -> Pose:
         """``a_from_b @ b_from_c`` is ``a_from_c``."""
-        return _unchecked(self.rotation @ other.rotation, self.rotation @ other.translation + self.translation)
+        return _unchecked(
+            self.rotation @ other.rotation, self.rotation @ other.translation + self.translation
+        )
 
     def inverse(self) -> Pose:
         """``b_from_a`` of an ``a_from_b``."""
         return _unchecked(self.rotation.T.copy(), -self.rotation.T @ self.translation)
 
     def axis_angle(self) -> Float64[np.ndarray, "3"]:
-        """The rotation as axis times angle [rad], below half a turn: the logarithm of the matrix."""
+        """The rotation as axis times angle [rad], below half a turn.
+
+        The logarithm of the matrix.
+        """
         r = self.rotation
-        axis = 0.5 * np.array([r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1]])  # times the sine
+        # times the sine
+        axis = 0.5 * np.array([r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1]])
         sine = float(np.linalg.norm(axis))
         angle = np.arctan2(sine, 0.5 * (np.trace(r) - 1))
         return axis * (angle / sine if sine > 1e-12 else 1.0)

@@ -21,26 +21,35 @@ def _read(sweep: Sweep, columns: int) -> Float32[np.ndarray, "n c"]:
     path = sweep.points.path
     data = sweep.points.read()
     if not data or len(data) % (4 * columns):
-        raise BadInput(path, f"{len(data)} bytes are no whole number of {columns}-float points", "copy the file again")
+        raise BadInput(
+            path,
+            f"{len(data)} bytes are no whole number of {columns}-float points",
+            "copy the file again",
+        )
     return np.frombuffer(data, np.float32).reshape(-1, columns)
 
 
 def _check(path: Path, bad: int, points: int, bad_share: float) -> None:
     if bad > bad_share * points:
-        raise BadInput(path, f"{bad} of {points} points are not finite or beyond {_RANGE_MAX_M:.0f} m")
+        raise BadInput(
+            path, f"{bad} of {points} points are not finite or beyond {_RANGE_MAX_M:.0f} m"
+        )
 
 
 def read_sweep(sweep: Sweep, columns: int, bad_share: float = 0.0) -> Float32[np.ndarray, "n c"]:
-    """The raw rows of a sweep: x, y, z [m] in its own LiDAR frame, intensity, then whatever the sensor adds.
+    """The raw rows of a sweep.
+
+    X, y, z [m] in its own LiDAR frame, intensity, then whatever the sensor adds.
 
     Args:
         sweep: the sweep to read.
         columns: float32 values a point: 5 in nuScenes files, 4 in KITTI's.
-        bad_share: share of points that may have coordinates that are not finite or beyond 300 m. Such rows become
-            NaN, and ``merge`` leaves them out.
+        bad_share: share of points that may have coordinates that are not finite or beyond 300 m.
+            Such rows become NaN, and ``merge`` leaves them out.
 
     Raises:
-        BadInput: the file is not the indexed one, no whole number of points, empty, or has too many bad points.
+        BadInput: the file is not the indexed one, no whole number of points, empty, or has too many
+            bad points.
     """
     points = _read(sweep, columns)
     good = (np.abs(points[:, :3]) <= _RANGE_MAX_M).all(axis=1) & np.isfinite(points[:, 3])
@@ -50,7 +59,12 @@ def read_sweep(sweep: Sweep, columns: int, bad_share: float = 0.0) -> Float32[np
 
 
 def merge(
-    frame: Frame, sweeps: int, columns: int, intensity_scale: float, ego_box_m: float, bad_share: float = 0.0
+    frame: Frame,
+    sweeps: int,
+    columns: int,
+    intensity_scale: float,
+    ego_box_m: float,
+    bad_share: float = 0.0,
 ) -> Cloud:
     """Merges the newest ``sweeps`` sweeps of a frame into its key sweep's LiDAR frame.
 
@@ -62,8 +76,8 @@ def merge(
         sweeps: how many, the key sweep included.
         columns: see ``read_sweep``.
         intensity_scale: the file's intensity of a full return.
-        ego_box_m: returns with |x| and |y| below this in their own LiDAR frame hit the car itself and are left
-            out; 0 keeps all.
+        ego_box_m: returns with |x| and |y| below this in their own LiDAR frame hit the car itself
+            and are left out; 0 keeps all.
         bad_share: see ``read_sweep``.
 
     Raises:
@@ -80,7 +94,15 @@ def merge(
         key_from_sweep = key_from_global @ sweep.global_from_lidar if index else Pose.identity()
         matrix = key_from_sweep.matrix().astype(np.float32)
         end, bad = kernels.take_sweep(
-            raw, matrix, ego_box_m, _RANGE_MAX_M, intensity_scale, start, cloud.xyz, cloud.intensity, cloud.source
+            raw,
+            matrix,
+            ego_box_m,
+            _RANGE_MAX_M,
+            intensity_scale,
+            start,
+            cloud.xyz,
+            cloud.intensity,
+            cloud.source,
         )
         _check(sweep.points.path, bad, len(raw), bad_share)
         cloud.age_s[start:end] = (frame.time_us - sweep.time_us) * 1e-6
@@ -91,11 +113,13 @@ def merge(
 def deskew(
     xyz: Float32[np.ndarray, "n 3"], time_s: Float32[np.ndarray, " n"], sweep: Sweep, other: Sweep
 ) -> Float32[np.ndarray, "n 3"]:
-    """Undoes the sensor's motion within a sweep: each point as it would have been seen at the sweep's own time.
+    """Undoes the sensor's motion within a sweep.
 
-    nuScenes and KITTI write their points like this already; a reader of raw logs calls it once. The sensor is taken
-    to turn and to move at constant rates in its own frame: ``x = exp(w t) p + v t``, with ``w`` and ``v`` from the
-    poses of two sweeps.
+    Each point as it would have been seen at the sweep's own time.
+
+    nuScenes and KITTI write their points like this already; a reader of raw logs calls it once. The
+    sensor is taken to turn and to move at constant rates in its own frame:
+    ``x = exp(w t) p + v t``, with ``w`` and ``v`` from the poses of two sweeps.
 
     Args:
         xyz: points in the sensor's frame at the time that each was seen [m].
@@ -116,7 +140,10 @@ def deskew(
 
 
 def _room(points: int) -> Cloud:
-    """A cloud to be filled, in one block of memory: from 4 MB on NumPy asks for huge pages, which halves a merge."""
+    """A cloud to be filled, in one block of memory.
+
+    From 4 MB on NumPy asks for huge pages, which halves a merge.
+    """
     block = np.empty(25 * points, np.uint8)
     words = block[: 24 * points].view(np.float32)
     xyz = words[: 3 * points].reshape(-1, 3)
@@ -131,15 +158,19 @@ def _room(points: int) -> Cloud:
 
 
 def choose_sweeps(
-    frame: Frame, count: int, among: int = 0, max_age_s: float = np.inf, random: np.random.Generator | None = None
+    frame: Frame,
+    count: int,
+    among: int = 0,
+    max_age_s: float = np.inf,
+    random: np.random.Generator | None = None,
 ) -> Frame:
     """The frame with its key sweep and at most ``count - 1`` older ones.
 
     Args:
         frame: the key frame.
         count: sweeps wanted, the key sweep included.
-        among: with ``random``, the older ones are drawn from the newest ``among - 1`` and kept in order of age (the
-            reference draws 2 of the 9 before); otherwise they are the newest.
+        among: with ``random``, the older ones are drawn from the newest ``among - 1`` and kept in
+            order of age (the reference draws 2 of the 9 before); otherwise they are the newest.
         max_age_s: older sweeps than this are never taken [s].
         random: generator to draw with.
     """

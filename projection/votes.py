@@ -55,7 +55,9 @@ class ClassLimits:
         """For the compiled code."""
         flush_weight = _FLUSH_WEIGHT if self.ground.any() else 1.0
         active = bool(self.ground.any() or np.isfinite(self.max_height_m).any())
-        return kernels.Limits(self.ground, self.max_height_m, self.taller, _GROUND_M, _FLUSH_M, flush_weight, active)
+        return kernels.Limits(
+            self.ground, self.max_height_m, self.taller, _GROUND_M, _FLUSH_M, flush_weight, active
+        )
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -104,11 +106,16 @@ class Votes:
         return len(self.point)
 
     def limited(self, limits: ClassLimits) -> Votes:
-        """The votes that can be true: renamed where the thing is too tall, weighted, none of weight 0."""
+        """The votes that can be true.
+
+        Renamed where the thing is too tall, weighted, none of weight 0.
+        """
         label = self.label.copy()
         weight = self.weight.copy()
         heights = self.places.heights
-        kernels.limit_votes(limits.packed(), heights.height, heights.top, heights.known, self.point, label, weight)
+        kernels.limit_votes(
+            limits.packed(), heights.height, heights.top, heights.known, self.point, label, weight
+        )
         kept = np.flatnonzero(weight > 0)
         return Votes(self.places, self.point[kept], label[kept], weight[kept], self.score[kept])
 
@@ -135,11 +142,12 @@ class VoteGrid:
     """Votes in fine cells, in coarse cells and in clusters, counted frame by frame.
 
     A point's label is the class with the largest share of the votes around it: those of the fine
-    cells weigh ``cell_share``, those of its cluster ``cluster_share``, those of the coarse cells the
-    rest. A point without votes in the cells around it gets no label: its cluster decides between
-    labels nearby and brings none from afar. Cells around a point are interpolated, so that results
-    hardly depend on where the grid lies. A frame's votes can be added and taken out again; sums are
-    integers, so neither the order of the votes nor what was added and taken out before can matter.
+    cells weigh ``cell_share``, those of its cluster ``cluster_share``, those of the coarse cells
+    the rest. A point without votes in the cells around it gets no label: its cluster decides
+    between labels nearby and brings none from afar. Cells around a point are interpolated, so that
+    results hardly depend on where the grid lies. A frame's votes can be added and taken out again;
+    sums are integers, so neither the order of the votes nor what was added and taken out before can
+    matter.
 
     Args:
         votes: of each key frame.
@@ -171,7 +179,9 @@ class VoteGrid:
             (coarse_cell_m, rest, False, True),
             (cluster_reach_m, cluster_share, True, True),
         ):
-            keys = np.concatenate([_keys(each, size_m, flat) for each in votes] or [np.empty(0, np.uint64)])
+            keys = np.concatenate(
+                [_keys(each, size_m, flat) for each in votes] or [np.empty(0, np.uint64)]
+            )
             index, cell = index_cells(keys)
             scores = len(index) if scored else 0
             sums = [_zeros(cells, classes) for cells in (len(index), scores, scores)]
@@ -235,7 +245,9 @@ class VoteGrid:
 
 
 def _zeros(cells: int, classes: int) -> Int64[np.ndarray, "v c"]:
-    """Zeros; NumPy asks for huge pages in ``empty``, not in ``zeros``, whose page faults cost time."""
+    """Zeros; NumPy asks for huge pages in ``empty``, not in ``zeros``, whose page faults cost
+    time.
+    """
     sums = np.empty((cells, classes), np.int64)
     sums.fill(0)
     return sums

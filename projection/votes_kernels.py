@@ -103,7 +103,9 @@ def class_weight(limits: Any, label: Any, height: Any, top: Any, known: Any) -> 
 
 
 @jit
-def limit_votes(limits: Any, height: Any, top: Any, known: Any, point: Any, label: Any, weight: Any) -> None:
+def limit_votes(
+    limits: Any, height: Any, top: Any, known: Any, point: Any, label: Any, weight: Any
+) -> None:
     """Renames votes for what is too tall for its class, and weighs votes by what is known.
 
     ``point (m,)`` is the row of each vote in ``height``, ``top`` and ``known``; ``label`` and
@@ -118,7 +120,9 @@ def limit_votes(limits: Any, height: Any, top: Any, known: Any, point: Any, labe
 
 @jit
 def gather(level: Any, group: Any, x: Any, y: Any, z: Any, rows: Any, weights: Any) -> int:
-    """Writes rows and trilinear weights of the cells around a point that have votes; answers how many.
+    """Writes rows and trilinear weights of the cells around a point that have votes.
+
+    Answers how many.
 
     Cells are weighted as in interpolation between their centres (between four, on a flat level), so
     that a label does not jump where a cell ends.
@@ -148,7 +152,10 @@ def gather(level: Any, group: Any, x: Any, y: Any, z: Any, rows: Any, weights: A
 
 @jit
 def add_shares(level: Any, rows: Any, weights: Any, found: int, mine: Any, share: Any) -> float:
-    """Adds each class's share of the votes gathered on a level to ``share (c,)``; answers its weight."""
+    """Adds each class's share of the votes gathered on a level to ``share (c,)``.
+
+    Answers its weight.
+    """
     classes = len(share)
     for c in range(classes):
         mine[c] = 0.0
@@ -227,7 +234,9 @@ def decide(
 
 @jit
 def majority(sums: Any, cell: Any, label: Any) -> None:
-    """Writes the class with the most weight in each point's cell (-1: none), untouched without one."""
+    """Writes the class with the most weight in each point's cell (-1: none), untouched without
+    one.
+    """
     for i in range(len(cell)):
         if cell[i] >= 0:
             best = 0

@@ -19,7 +19,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def _checked_modules() -> list[str]:
     """Every module but the compiled kernels, whose arguments Numba types itself."""
-    files = (path for package in ("projection", "distill", "pipeline") for path in (ROOT / package).rglob("*.py"))
+    files = (
+        path
+        for package in ("projection", "distill", "pipeline")
+        for path in (ROOT / package).rglob("*.py")
+    )
     names = (path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".") for path in files)
     plain = ("kernels", "render", "__init__")
     return [f"clipsweep.{name}" for name in names if not name.endswith(plain)]
@@ -57,9 +61,14 @@ def _at_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A demo world of two short scenes, with label images beside it: buildings above, road below."""
+    """A demo world of two short scenes, with label images beside it.
+
+    Buildings above, road below.
+    """
     root = tmp_path_factory.mktemp("world") / "data"
-    sizes = DemoConfig(train_scenes=1, val_scenes=1, key_frames=3, width_px=160, height_px=90, azimuths=240)
+    sizes = DemoConfig(
+        train_scenes=1, val_scenes=1, key_frames=3, width_px=160, height_px=90, azimuths=240
+    )
     make_demo(Config(demo=sizes), root)
     ids = np.full(LABELS_HW, 2, np.uint8)
     ids[LABELS_HW[0] // 2 :] = 0

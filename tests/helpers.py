@@ -13,8 +13,16 @@ LABELS_HW = (64, 128)
 def settings(root: Path, store: Path) -> list[str]:
     """Arguments that make every tool run on the small world in seconds."""
     return [
-        *(f"data.root={root}", "data.nuscenes.version=v1.0-mini", "data.train=mini_train", "data.eval=mini_val"),
-        *("teacher.kind=precomputed", f"teacher.precomputed.size_hw=[{LABELS_HW[0]},{LABELS_HW[1]}]"),
+        *(
+            f"data.root={root}",
+            "data.nuscenes.version=v1.0-mini",
+            "data.train=mini_train",
+            "data.eval=mini_val",
+        ),
+        *(
+            "teacher.kind=precomputed",
+            f"teacher.precomputed.size_hw=[{LABELS_HW[0]},{LABELS_HW[1]}]",
+        ),
         *("model.size=tiny", "model.voxel_m=0.4", "train.epochs=1", "train.batch_size=2"),
         *(f"store={store}", "run.progress=false", "run.loaders=0"),
     ]

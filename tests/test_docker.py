@@ -1,4 +1,6 @@
-"""The images and cluster files agree with each other, with setup.cfg and with what Ray and KubeRay know."""
+"""The images and cluster files agree with each other, with setup.cfg and with what Ray and
+KubeRay know.
+"""
 
 from __future__ import annotations
 
@@ -81,15 +83,26 @@ def test_images_have_the_same_python() -> None:
 def test_the_cluster_file_is_what_ray_takes() -> None:
     cluster = load("cluster.yaml")
     validate_config(prepare_config(cluster))
-    assert (cluster["docker"]["head_image"], cluster["docker"]["worker_image"]) == (tag("cpu"), tag("gpu"))
+    assert (cluster["docker"]["head_image"], cluster["docker"]["worker_image"]) == (
+        tag("cpu"),
+        tag("gpu"),
+    )
     (head,) = [command for command in cluster["head_start_ray_commands"] if "--head" in command]
     assert "--dashboard-host=127.0.0.1" in head
     assert cluster["max_workers"] == len(cluster["provider"]["worker_ips"])
-    mounts = [option for option in cluster["docker"]["run_options"] if option.startswith("--volume")]
+    mounts = [
+        option for option in cluster["docker"]["run_options"] if option.startswith("--volume")
+    ]
     assert mounts == ["--volume /mnt/clipsweep:/mnt/clipsweep"]
 
 
-JOB = {"submissionMode", "entrypoint", "backoffLimit", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished"}
+JOB = {
+    "submissionMode",
+    "entrypoint",
+    "backoffLimit",
+    "shutdownAfterJobFinishes",
+    "ttlSecondsAfterFinished",
+}
 CLUSTER = {"rayVersion", "authOptions", "headGroupSpec", "workerGroupSpecs"}
 
 
@@ -113,7 +126,9 @@ def test_the_rayjob_has_the_fields_of_its_kind() -> None:
         assert container["image"] == tag(image)
         assert container["resources"]["limits"] == container["resources"]["requests"]
         assert pod["securityContext"]["runAsNonRoot"] is True
-        assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+        assert {mount["name"] for mount in container["volumeMounts"]} == {
+            volume["name"] for volume in pod["volumes"]
+        }
 
 
 def test_the_rayjob_runs_a_tool_that_is_in_the_image_with_paths_that_nodes_share() -> None:
@@ -128,7 +143,9 @@ def test_the_rayjob_runs_a_tool_that_is_in_the_image_with_paths_that_nodes_share
 
 
 def test_the_rayjob_joins_its_own_cluster() -> None:
-    """The pod that submits has a shell read the line, Ray quotes the words anew, and the job's shell reads them."""
+    """The pod that submits has a shell read the line, Ray quotes the words anew, and the job's
+    shell reads them.
+    """
     given = load("rayjob.yaml")["spec"]["entrypoint"]
     knows = {"PATH": os.environ["PATH"]}
     words = run_shell(f"printf '%s\\0' {given}", knows).split("\0")[:-1]
@@ -139,11 +156,17 @@ def test_the_rayjob_joins_its_own_cluster() -> None:
 
 
 def run_shell(line: str, environment: dict[str, str]) -> str:
-    done = subprocess.run(["bash", "-c", line], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["bash", "-c", line], env=environment, capture_output=True, text=True, check=True
+    )
     return done.stdout
 
 
 def _mounts() -> list[dict[str, str]]:
     cluster = load("rayjob.yaml")["spec"]["rayClusterSpec"]
     groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
-    return [mount for group in groups for mount in group["template"]["spec"]["containers"][0]["volumeMounts"]]
+    return [
+        mount
+        for group in groups
+        for mount in group["template"]["spec"]["containers"][0]["volumeMounts"]
+    ]

@@ -1,4 +1,6 @@
-"""Whole runs: real sensors from raw files to scores, the demo from nothing, and a labelling that is killed."""
+"""Whole runs: real sensors from raw files to scores, the demo from nothing, and a labelling that
+is killed.
+"""
 
 from __future__ import annotations
 
@@ -22,16 +24,25 @@ QUIET = ("run.progress=false", "teacher.kind=precomputed")
 
 @pytest.mark.slow
 def test_real_sensors_with_labels(samples: Path, tmp_path: Path, tool: Run) -> None:
-    given = ("tests/configs/pandaset.yaml", "configs/pretrain/quick.yaml", *QUIET, f"store={tmp_path}")
+    given = (
+        "tests/configs/pandaset.yaml",
+        "configs/pretrain/quick.yaml",
+        *QUIET,
+        f"store={tmp_path}",
+    )
     points = tool("label", *given).path
     six = ("labels.eval=tests/configs/merged6.yaml", "data.eval=mini_train,mini_val")
-    fused = json.loads((tool("evaluate", *given, f"points={points}", *six).path / "scores.json").read_text())
+    fused = json.loads(
+        (tool("evaluate", *given, f"points={points}", *six).path / "scores.json").read_text()
+    )
     assert fused["covered"]["accuracy"] > 0.92
     assert fused["covered"]["miou"] > 0.68
     assert fused["covered"]["points"] > 790_000
 
     def score(student: Path) -> dict:
-        return json.loads((tool("evaluate", *given, f"student={student}").path / "scores.json").read_text())
+        return json.loads(
+            (tool("evaluate", *given, f"student={student}").path / "scores.json").read_text()
+        )
 
     untrained = score(tool("pretrain", *given, "train.epochs=0").path)
     trained = score(tool("pretrain", *given, "train.epochs=8", "train.batch_size=1").path)
@@ -43,11 +54,19 @@ def test_real_sensors_with_labels(samples: Path, tmp_path: Path, tool: Run) -> N
 
 @pytest.mark.slow
 def test_real_sensors_with_one_grey_camera(samples: Path, tmp_path: Path, tool: Run) -> None:
-    given = ("tests/configs/semantickitti.yaml", "configs/pretrain/quick.yaml", *QUIET, f"store={tmp_path}")
+    given = (
+        "tests/configs/semantickitti.yaml",
+        "configs/pretrain/quick.yaml",
+        *QUIET,
+        f"store={tmp_path}",
+    )
     points = tool("label", *given).path
-    fused = json.loads((tool("evaluate", *given, f"points={points}").path / "scores.json").read_text())
+    fused = json.loads(
+        (tool("evaluate", *given, f"points={points}").path / "scores.json").read_text()
+    )
     assert fused["frames"] == 2
-    assert 0.18 < fused["covered"]["points"] / fused["points"] < 0.24  # ahead, what was before, and around it
+    # ahead, what was before, and around it
+    assert 0.18 < fused["covered"]["points"] / fused["points"] < 0.24
     assert fused["covered"]["accuracy"] > 0.57
     assert fused["accuracy"] > 0.125  # of all points; .119 when fewer points had labels
     student = tool("pretrain", *given, "train.epochs=1", "model.voxel_m=0.4").path
@@ -55,16 +74,27 @@ def test_real_sensors_with_one_grey_camera(samples: Path, tmp_path: Path, tool: 
     scans = sorted((samples / "semantickitti/sequences/00/velodyne").iterdir())
     found = sorted((out / "sequences/00/predictions").iterdir())
     assert [path.stem for path in found] == [path.stem for path in scans]
-    assert all(4 * said.stat().st_size == scan.stat().st_size for said, scan in zip(found, scans, strict=True))
+    assert all(
+        4 * said.stat().st_size == scan.stat().st_size
+        for said, scan in zip(found, scans, strict=True)
+    )
 
 
 @pytest.mark.slow
 def test_real_sensors_without_labels(samples: Path, tmp_path: Path, tool: Run) -> None:
-    given = ("tests/configs/nuscenes.yaml", "configs/pretrain/quick.yaml", *QUIET, f"store={tmp_path}")
+    given = (
+        "tests/configs/nuscenes.yaml",
+        "configs/pretrain/quick.yaml",
+        *QUIET,
+        f"store={tmp_path}",
+    )
     student = tool("pretrain", *given, "train.epochs=1", "train.batch_size=4").path
     out = tool("export_labels", *given, f"student={student}").path
     found = sorted(out.rglob("*_lidarseg.bin"))
-    sizes = {path.stat().st_size // 20 for path in (samples / "nuscenes-0523/samples/LIDAR_TOP").glob("*.bin")}
+    sizes = {
+        path.stat().st_size // 20
+        for path in (samples / "nuscenes-0523/samples/LIDAR_TOP").glob("*.bin")
+    }
     assert len(found) == 12
     for path in found:
         label = np.fromfile(path, np.uint8)
@@ -78,7 +108,9 @@ def test_real_sensors_without_labels(samples: Path, tmp_path: Path, tool: Run) -
 @pytest.mark.slow
 def test_a_killed_labelling_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
     root = tmp_path / "data"
-    write_demo(DemoConfig(train_scenes=6, val_scenes=1, key_frames=2, width_px=320, height_px=180), root)
+    write_demo(
+        DemoConfig(train_scenes=6, val_scenes=1, key_frames=2, width_px=320, height_px=180), root
+    )
     teacher = (
         "teacher.kind=maskclip",
         "teacher.maskclip.model=local-dir:pipeline/demo/teacher",
@@ -89,7 +121,9 @@ def test_a_killed_labelling_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
         tool = [sys.executable, "tools/label.py"]
         return [*tool, *settings(root, store), *teacher, "labels.prompts=demo"]
 
-    undisturbed = subprocess.run(command(tmp_path / "a"), check=True, capture_output=True, text=True).stdout.strip()
+    undisturbed = subprocess.run(
+        command(tmp_path / "a"), check=True, capture_output=True, text=True
+    ).stdout.strip()
     victim = subprocess.Popen(command(tmp_path / "b"), stdout=subprocess.DEVNULL)
     deadline = time.time() + 120
     while not list((tmp_path / "b").glob("pixels-*/done/scene-*.json")):
@@ -99,7 +133,9 @@ def test_a_killed_labelling_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
     victim.send_signal(signal.SIGKILL)
     victim.wait()
     assert not list((tmp_path / "b").glob("points-*/manifest.json"))
-    again = subprocess.run(command(tmp_path / "b"), check=True, capture_output=True, text=True).stdout.strip()
+    again = subprocess.run(
+        command(tmp_path / "b"), check=True, capture_output=True, text=True
+    ).stdout.strip()
     for stage in ("pixels", "points"):
         one, two = (next((tmp_path / store).glob(f"{stage}-*")) for store in "ab")
         assert one.name == two.name

@@ -1,4 +1,7 @@
-"""The package as its users get it: cheap to import, whole in a wheel, one command for every tool."""
+"""The package as its users get it.
+
+Cheap to import, whole in a wheel, one command for every tool.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,9 @@ def test_importing_the_package_is_cheap() -> None:
 def test_help_is_cheap_and_lists_every_tool() -> None:
     run = "from clipsweep.__main__ import main\nsys.argv = ['clipsweep', '--help']\nmain()"
     assert loaded_by(run) == set()
-    done = subprocess.run([sys.executable, "-m", "clipsweep"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "clipsweep"], capture_output=True, text=True, check=True
+    )
     tools = {path.stem for path in (ROOT / "tools").glob("*.py")} - {"__init__"}
     assert {tool for group in TOOLS.values() for tool in group} == tools
     for tool in tools:
@@ -54,9 +59,13 @@ def test_every_public_name_can_be_had() -> None:
 def test_a_tool_run_by_name_is_the_same_tool() -> None:
     by_name = [sys.executable, "-m", "clipsweep", "index", "--help"]
     by_path = [sys.executable, "tools/index.py", "--help"]
-    one, other = (subprocess.run(c, capture_output=True, text=True, check=True) for c in (by_name, by_path))
+    one, other = (
+        subprocess.run(c, capture_output=True, text=True, check=True) for c in (by_name, by_path)
+    )
     assert one.stdout == other.stdout
-    wrong = subprocess.run([sys.executable, "-m", "clipsweep", "lable"], capture_output=True, text=True, check=False)
+    wrong = subprocess.run(
+        [sys.executable, "-m", "clipsweep", "lable"], capture_output=True, text=True, check=False
+    )
     assert wrong.returncode == 1
     assert wrong.stderr == "error: 'lable' is no tool; did you mean label?\n"
 
@@ -78,7 +87,17 @@ def test_no_folder_can_be_imported_as_a_second_module(name: str) -> None:
 
 @pytest.mark.slow
 def test_a_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
-    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(ROOT)]
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(tmp_path),
+        str(ROOT),
+    ]
     subprocess.run(build, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
@@ -87,5 +106,7 @@ def test_a_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
         code = {f"clipsweep/{path.relative_to(ROOT)}" for path in (ROOT / folder).rglob("*.py")}
         assert code <= names
     recipes = {f"clipsweep/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.yaml")}
-    teacher = {f"clipsweep/{path.relative_to(ROOT)}" for path in (ROOT / "pipeline/demo/teacher").iterdir()}
+    teacher = {
+        f"clipsweep/{path.relative_to(ROOT)}" for path in (ROOT / "pipeline/demo/teacher").iterdir()
+    }
     assert recipes | teacher | {"clipsweep/py.typed"} <= names

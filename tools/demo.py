@@ -1,8 +1,11 @@
-"""Writes the embedded world as a data root of nuScenes or SemanticKITTI: images, sweeps, poses, exact point labels.
+"""Writes the embedded world as a data root of nuScenes or SemanticKITTI.
+
+Images, sweeps, poses, exact point labels.
 
 usage: python tools/demo.py [configs/demo.yaml|configs/demo_kitti.yaml] [out=FOLDER] [key=value ...]
 
-Without a file it takes configs/demo.yaml; without out= it writes to data.root, where the other tools look for it.
+Without a file it takes configs/demo.yaml; without out= it writes to data.root, where the other
+tools look for it.
 """
 
 import sys

@@ -51,7 +51,10 @@ def run(config: Config, arguments: Arguments) -> Made:
 def _table(tree: dict) -> str:
     rows = ["mIoU", "accuracy", *tree["classes"]]
     columns = {"all points": {"mIoU": tree["miou"], "accuracy": tree["accuracy"], **tree["iou"]}}
-    title = f"{tree['protocol']}, {', '.join(tree['split'])}: {tree['frames']} frames, {tree['points']} points"
+    title = (
+        f"{tree['protocol']}, {', '.join(tree['split'])}: {tree['frames']} frames, "
+        f"{tree['points']} points"
+    )
     if "in_no_box" in tree:
         title += " in annotated boxes"
     if tree.get("human_knowledge"):  # scores made before it was written have none

@@ -1,7 +1,9 @@
 """Writes predictions of a student, or fused point labels, in an official format.
 
-usage: python tools/export_labels.py DATA.yaml student=FOLDER [format=NAME] [out=FOLDER] [key=value ...]
-       python tools/export_labels.py DATA.yaml points=FOLDER [format=NAME] [out=FOLDER] [key=value ...]
+usage: python tools/export_labels.py DATA.yaml student=FOLDER [format=NAME] [out=FOLDER]
+           [key=value ...]
+       python tools/export_labels.py DATA.yaml points=FOLDER [format=NAME] [out=FOLDER]
+           [key=value ...]
 """
 
 import sys
@@ -49,7 +51,9 @@ def run(config: Config, arguments: Arguments) -> Made:
     split = config.data.eval[0] if len(config.data.eval) == 1 else "eval"
     if arguments.points:
         said = open_points(config, index, arguments.points)
-        labels = ((frame, read_points(said, frame)) for frame, _ in labelled_frames(config, index, said))
+        labels = (
+            (frame, read_points(said, frame)) for frame, _ in labelled_frames(config, index, said)
+        )
         out = _folder(config, arguments, said)
         pseudo_labels(chosen, out, split, space, labels)
     else:
@@ -58,7 +62,10 @@ def run(config: Config, arguments: Arguments) -> Made:
         submission(chosen, out, split, space, labelled_frames(config, index, said))
         absent = index.manifest()["counts"].get("absent_eval", 0)
         if absent:
-            say(f"{out}: {absent} scene(s) of the split are not there; an evaluation server will want them all")
+            say(
+                f"{out}: {absent} scene(s) of the split are not there; an evaluation server will "
+                "want them all"
+            )
     return Made(out, said.skipped())
 
 

@@ -1,6 +1,9 @@
-"""Fine-tunes a pre-trained student, or one with random weights, on the share of human labels that protocol gives.
+"""Fine-tunes a student on a share of the human labels.
 
-usage: python tools/finetune.py DATA.yaml FINETUNE.yaml student=FOLDER|none [protocol=scene@1%] [key=value ...]
+The student is a pre-trained one, or one with random weights; ``protocol`` gives the share.
+
+usage: python tools/finetune.py DATA.yaml FINETUNE.yaml student=FOLDER|none [protocol=scene@1%]
+           [key=value ...]
 """
 
 import sys

@@ -26,7 +26,18 @@ from clipsweep.pipeline.stages.index import make_index
 from clipsweep.pipeline.stages.pixels import make_pixels
 from clipsweep.pipeline.stages.points import make_points
 
-KEYS = ("data", "make_demo", "demo", "labels", "teacher", "fusion", "run", "store", "on_bad", "verify")
+KEYS = (
+    "data",
+    "make_demo",
+    "demo",
+    "labels",
+    "teacher",
+    "fusion",
+    "run",
+    "store",
+    "on_bad",
+    "verify",
+)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,6 @@
-"""Trains a student without human labels, making first whatever that needs: index, pixel labels, point labels.
+"""Trains a student without human labels.
+
+Makes first whatever that needs: index, pixel labels, point labels.
 
 usage: python tools/pretrain.py DATA.yaml PRETRAIN.yaml [key=value ...]
 
@@ -23,7 +25,18 @@ from clipsweep.pipeline.run.signals import Stopped, defer_signals
 from clipsweep.pipeline.stages.pretrain import make_pretrained
 
 KEYS = (
-    *("data", "make_demo", "demo", "labels", "teacher", "fusion", "model", "objectives", "train", "run"),
+    *(
+        "data",
+        "make_demo",
+        "demo",
+        "labels",
+        "teacher",
+        "fusion",
+        "model",
+        "objectives",
+        "train",
+        "run",
+    ),
     *("store", "seed", "on_bad", "verify", "evaluate"),
 )
 

@@ -1,10 +1,12 @@
-"""Sends a tool with its settings to a Ray cluster as a job, follows its log, and ends with the job's exit status.
+"""Sends a tool with its settings to a Ray cluster as a job.
+
+Follows the job's log and ends with its exit status.
 
 usage: python tools/submit.py TOOL DATA.yaml [...] run.address=http://HEAD:8265 [key=value ...]
 
-The address is that of the cluster's dashboard; it may stand in RAY_ADDRESS, and a token in RAY_AUTH_TOKEN. This folder
-is sent, without data, artifacts and what .gitignore names; store and data.root are full paths that all nodes see. On
-an interrupt the job is stopped.
+The address is that of the cluster's dashboard; it may stand in RAY_ADDRESS, and a token in
+RAY_AUTH_TOKEN. This folder is sent, without data, artifacts and what .gitignore names; store and
+data.root are full paths that all nodes see. On an interrupt the job is stopped.
 """
 
 import asyncio
@@ -42,7 +44,9 @@ def run(tool: str, arguments: Sequence[str], config: Config, own: object = None)
     places = (f"{store}/", getattr(own, "out", "") or f"{store}/")
     made = [line for line in log.splitlines() if line.startswith(places)]
     if not made:
-        raise BadInput(tool, "ended well, but its log names nothing below store", "look for its result there")
+        raise BadInput(
+            tool, "ended well, but its log names nothing below store", "look for its result there"
+        )
     return Made(Path(made[-1]))
 
 
@@ -59,7 +63,9 @@ def command(tool: str, arguments: Sequence[str]) -> str:
         if "=" not in argument and not argument.startswith("-"):
             file = recipe(argument).resolve()
             if not file.is_relative_to(ROOT):
-                raise BadInput(argument, f"is not below {ROOT}, which is what is sent", "copy it there")
+                raise BadInput(
+                    argument, f"is not below {ROOT}, which is what is sent", "copy it there"
+                )
             argument = str(file.relative_to(ROOT))
         if not argument.startswith("run.address="):
             words.append(argument)
@@ -69,7 +75,10 @@ def command(tool: str, arguments: Sequence[str]) -> str:
 def left_out(config: Config) -> list[str]:
     """What of this folder is not sent, as lines of a .gitignore."""
     folders = [Path(folder).resolve() for folder in (config.store, config.data.root)]
-    return [*_LEFT_OUT, *(f"/{folder.relative_to(ROOT)}" for folder in folders if folder.is_relative_to(ROOT))]
+    return [
+        *_LEFT_OUT,
+        *(f"/{folder.relative_to(ROOT)}" for folder in folders if folder.is_relative_to(ROOT)),
+    ]
 
 
 def _follow(address: str, job: str, excludes: list[str]) -> tuple[int, str]:
@@ -83,7 +92,9 @@ def _follow(address: str, job: str, excludes: list[str]) -> tuple[int, str]:
         sent = {"working_dir": str(ROOT), "excludes": excludes, "env_vars": {"PYTHONPATH": ".src"}}
         name = client.submit_job(entrypoint=job, runtime_env=sent)
     except RuntimeError as error:
-        raise BadInput("run.address", f"{address} does not take the job ({error})", "check RAY_AUTH_TOKEN") from None
+        raise BadInput(
+            "run.address", f"{address} does not take the job ({error})", "check RAY_AUTH_TOKEN"
+        ) from None
 
     async def tail() -> None:
         async for text in client.tail_job_logs(name):

@@ -1,6 +1,7 @@
 """Draws a frame: labelled points on its camera images, and from above beside truth and errors.
 
-usage: python tools/view.py DATA.yaml points=FOLDER|student=FOLDER [frame=ID] out=overlay.png [key=value ...]
+usage: python tools/view.py DATA.yaml points=FOLDER|student=FOLDER [frame=ID] out=overlay.png
+           [key=value ...]
 """
 
 import sys
@@ -51,13 +52,23 @@ def run(config: Config, arguments: Arguments) -> Made:
     wanted = ((frame, label) for frame, label in labelled if arguments.frame in ("", frame.id))
     frame, label = next(wanted, (None, None))
     if frame is None or label is None:
-        raise BadInput("frame", f"{arguments.frame!r} is no frame of data.eval", "leave it out for the first")
+        raise BadInput(
+            "frame", f"{arguments.frame!r} is no frame of data.eval", "leave it out for the first"
+        )
     cloud = key_cloud(frame, config, config.data.ego_box_m)
     others = config.labels.truth or config.labels.names  # then the truth's classes are not these
     truth = None if others else read_truth(frame, space, config)
     title = f"{frame.scene}, frame {frame.id}, {said.id}"
     rows = cloud.source
-    figure = draw_frame(frame, cloud, label[rows], None if truth is None else truth[rows], space, config.fusion, title)
+    figure = draw_frame(
+        frame,
+        cloud,
+        label[rows],
+        None if truth is None else truth[rows],
+        space,
+        config.fusion,
+        title,
+    )
     out = Path(arguments.out or f"{config.store}/view-{said.id}-{frame.id.replace('/', '-')}.png")
     save_figure(figure, out)
     return Made(out, said.skipped())

@@ -1,4 +1,7 @@
-"""The command line: ``clipsweep TOOL ...`` runs a tool, as ``python tools/TOOL.py ...`` does in a checkout."""
+"""The command line.
+
+``clipsweep TOOL ...`` runs a tool, as ``python tools/TOOL.py ...`` does in a checkout.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,8 @@ def _help() -> str:
     lines = [
         "usage: clipsweep TOOL RECIPE ... [key=value ...]; clipsweep TOOL --help",
         "",
-        "A recipe is a YAML file, or the name of one that comes with the package: demo, data/nuscenes,",
+        "A recipe is a YAML file, or the name of one that comes with the package: demo, "
+"data/nuscenes,",
         "pretrain/quick, ... Recipes are merged left to right, then key=value.",
     ]
     for group, tools in TOOLS.items():

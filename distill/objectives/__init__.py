@@ -1,4 +1,7 @@
-"""What the student learns from: one file an objective, and the weighted terms of those that are switched on."""
+"""What the student learns from.
+
+One file an objective, and the weighted terms of those that are switched on.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,12 @@ from torch import Tensor
 
 from clipsweep.distill.objectives.regression import RegressionConfig, regression
 from clipsweep.distill.objectives.segmentation import SegmentationConfig, segmentation
-from clipsweep.distill.objectives.selftraining import SelfTrainingConfig, own_labels, replaced, switched
+from clipsweep.distill.objectives.selftraining import (
+    SelfTrainingConfig,
+    own_labels,
+    replaced,
+    switched,
+)
 from clipsweep.distill.objectives.semantic import SemanticConfig, semantic
 from clipsweep.distill.objectives.spatiotemporal import SpatioTemporalConfig, spatiotemporal
 from clipsweep.distill.student.batch import Batch
@@ -33,9 +41,14 @@ class ObjectivesConfig:
     def __post_init__(self) -> None:
         """Refuses to learn from nothing."""
         if not self.weights(0.0):
-            raise ValueError("objectives: every weight is 0 at the start, there is nothing to learn from")
+            raise ValueError(
+                "objectives: every weight is 0 at the start, there is nothing to learn from"
+            )
         if self.semantic.targets == "points" and self.needs_pairs():
-            raise ValueError("objectives: fused points have no pixels to compare with; set semantic.targets=pixels")
+            raise ValueError(
+                "objectives: fused points have no pixels to compare with; set "
+                "semantic.targets=pixels"
+            )
 
     def weights(self, progress: float) -> dict[str, float]:
         """Factor of each pre-training term that counts when this share of the training is done."""
@@ -44,14 +57,23 @@ class ObjectivesConfig:
             "regression": self.regression,
             "spatiotemporal": self.spatiotemporal,
         }
-        return {name: part.weight for name, part in parts.items() if part.weight and not part.start > progress}
+        return {
+            name: part.weight
+            for name, part in parts.items()
+            if part.weight and not part.start > progress
+        }
 
     def needs_pairs(self) -> bool:
-        """Whether points are compared with each other or with pixels, which the local head learns from."""
+        """Whether points are compared with each other or with pixels, which the local head
+        learns from.
+        """
         return self.spatiotemporal.weight > 0 or self.regression.weight > 0
 
     def needs_features(self) -> bool:
-        """Whether the features of pixels are wanted; the published code's consistency does without."""
+        """Whether the features of pixels are wanted.
+
+        The published code's consistency does without.
+        """
         return self.regression.weight > 0 or (
             self.spatiotemporal.weight > 0 and self.spatiotemporal.kind != "reference"
         )
@@ -63,7 +85,10 @@ class ObjectivesConfig:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """Where in a training a step stands: the share that is done, and a number drawn from 0..1 for this step."""
+    """Where in a training a step stands.
+
+    The share that is done, and a number drawn from 0..1 for this step.
+    """
 
     progress: float
     coin: float
@@ -86,11 +111,16 @@ def pretraining(student: Student, text: Float[Tensor, "c d"], config: Objectives
         own = switched(config.selftraining, moment.progress, moment.coin)
         everywhere = own and config.selftraining.unpaired
         weights = config.weights(moment.progress)
-        heads: list[HeadName] = ["semantic", "local"] if weights.keys() - {"semantic"} else ["semantic"]
-        said = student(batch, points=None if everywhere else batch.pair_point, heads=heads, unit=False)
+        heads: list[HeadName] = (
+            ["semantic", "local"] if weights.keys() - {"semantic"} else ["semantic"]
+        )
+        said = student(
+            batch, points=None if everywhere else batch.pair_point, heads=heads, unit=False
+        )
         pairs = _select(said, batch.pair_point) if everywhere else said
         found = {}
-        with torch.autocast(text.device.type, enabled=False):  # products of unit vectors are too fine for 8 bits
+        # products of unit vectors are too fine for 8 bits
+        with torch.autocast(text.device.type, enabled=False):
             if "semantic" in weights:
                 found["semantic"] = _semantic(said, pairs, batch, text, config, own)
             if "local" in heads:
@@ -101,7 +131,12 @@ def pretraining(student: Student, text: Float[Tensor, "c d"], config: Objectives
 
 
 def _semantic(
-    said: Embeddings, pairs: Embeddings, batch: Batch, text: Tensor, config: ObjectivesConfig, own: bool
+    said: Embeddings,
+    pairs: Embeddings,
+    batch: Batch,
+    text: Tensor,
+    config: ObjectivesConfig,
+    own: bool,
 ) -> Tensor:
     """Point-text consistency under the teacher's labels, or the student's ``own``."""
     part = config.semantic
@@ -110,7 +145,12 @@ def _semantic(
     vectors = _prepare(pairs.semantic, unit)
     label = batch.pair_label
     if own:
-        label = replaced(label, vectors @ text.T.to(vectors), part.scale if unit else 1.0, selftraining.min_confidence)
+        label = replaced(
+            label,
+            vectors @ text.T.to(vectors),
+            part.scale if unit else 1.0,
+            selftraining.min_confidence,
+        )
     value = semantic(vectors, label, text, part)
     if own and selftraining.unpaired:
         everyone = _prepare(said.semantic, unit)
@@ -126,7 +166,10 @@ def _semantic(
 def _with_pixels(
     pairs: Embeddings, batch: Batch, text: Tensor, config: ObjectivesConfig, wanted: Container[str]
 ) -> dict[str, Tensor]:
-    """The terms that compare points with pixels; where a teacher has no features, its class's text stands for them."""
+    """The terms that compare points with pixels.
+
+    Where a teacher has no features, its class's text stands for them.
+    """
     if batch.pixel is not None and batch.pair_pixel is not None:
         pixel = batch.pixel[batch.pair_pixel].to(text.dtype)
     else:
@@ -146,7 +189,9 @@ def _with_pixels(
 
 
 def _select(said: Embeddings, rows: Tensor) -> Embeddings:
-    return Embeddings(*(None if value is None else value[rows] for value in (said.semantic, said.local)))
+    return Embeddings(
+        *(None if value is None else value[rows] for value in (said.semantic, said.local))
+    )
 
 
 def _prepare(vectors: Tensor | None, unit: bool) -> Tensor:

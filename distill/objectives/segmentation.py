@@ -29,11 +29,15 @@ class SegmentationConfig:
     ] = 1.0
 
 
-def lovasz_softmax(probability: Float[Tensor, "m c"], label: Int64[Tensor, " m"]) -> Float[Tensor, ""]:
-    """Mean over the classes present of the Lovasz extension of the Jaccard loss (Berman et al., CVPR 2018, eq. 8-11).
+def lovasz_softmax(
+    probability: Float[Tensor, "m c"], label: Int64[Tensor, " m"]
+) -> Float[Tensor, ""]:
+    """Mean over the classes present of the Lovasz extension of the Jaccard loss (Berman et al.,
+    CVPR 2018, eq. 8-11).
 
-    For class c with errors ``e_i = |[y_i=c] - p_ic|`` in falling order, the loss is ``sum_i e_i (J_i - J_{i-1})`` where
-    ``J_i`` is the Jaccard loss when the i points of largest error are all wrong.
+    For class c with errors ``e_i = |[y_i=c] - p_ic|`` in falling order, the loss is
+    ``sum_i e_i (J_i - J_{i-1})`` where ``J_i`` is the Jaccard loss when the i points of largest
+    error are all wrong.
 
     Args:
         probability: softmax scores.
@@ -58,16 +62,21 @@ def lovasz_softmax(probability: Float[Tensor, "m c"], label: Int64[Tensor, " m"]
     return torch.stack(terms).mean()
 
 
-def lovasz_share(probability: Float[Tensor, "m c"], label: Int64[Tensor, " m"]) -> Float[Tensor, ""]:
-    """This process's share of the Lovasz-softmax over the points of all: it depends on their common order."""
+def lovasz_share(
+    probability: Float[Tensor, "m c"], label: Int64[Tensor, " m"]
+) -> Float[Tensor, ""]:
+    """This process's share of the Lovasz-softmax over the points of all.
+
+    It depends on their common order.
+    """
     return lovasz_softmax(all_rows(probability), all_rows(label)) / world_size()
 
 
 def _falling(values: Float[Tensor, " m"]) -> Int64[Tensor, " m"]:
     """Indices from the largest value to the least, of values that are not negative.
 
-    Such floats are in the order of their bits. On the CPU NumPy sorts 64-bit keys of bits and index, 22 times as fast
-    as torch sorts floats (16 x 70,000, one thread with AVX-512).
+    Such floats are in the order of their bits. On the CPU NumPy sorts 64-bit keys of bits and
+    index, 22 times as fast as torch sorts floats (16 x 70,000, one thread with AVX-512).
     """
     if values.device.type != "cpu":
         return values.argsort(descending=True)
@@ -80,7 +89,10 @@ def _falling(values: Float[Tensor, " m"]) -> Int64[Tensor, " m"]:
 def segmentation(
     logits: Float[Tensor, "m c"], label: Int64[Tensor, " m"], config: SegmentationConfig
 ) -> dict[str, Tensor]:
-    """This process's shares of the weighted terms; zero, with a gradient of zero, when nothing is labelled."""
+    """This process's shares of the weighted terms.
+
+    Zero, with a gradient of zero, when nothing is labelled.
+    """
     logits = logits.float()
     each = F.cross_entropy(logits, label, reduction="none")
     terms = {"cross_entropy": config.cross_entropy * share_of_mean(each)}

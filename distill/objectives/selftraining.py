@@ -1,4 +1,7 @@
-"""Switchable self-training: after a warm-up the student's own word sometimes stands in for the teacher's."""
+"""Switchable self-training.
+
+After a warm-up the student's own word sometimes stands in for the teacher's.
+"""
 
 from __future__ import annotations
 

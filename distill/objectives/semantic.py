@@ -1,4 +1,7 @@
-"""Semantic consistency: points with a pixel label are drawn to that class's text and away from the others'."""
+"""Semantic consistency.
+
+Points with a pixel label are drawn to that class's text and away from the others'.
+"""
 
 from __future__ import annotations
 
@@ -59,10 +62,10 @@ def infonce(
 ) -> Float[Tensor, ""]:
     """Class-wise InfoNCE, summed over the classes present.
 
-    ``sum_c -log( sum_{i: y_i=c} exp(<t_c,p_i>/tau) / sum_j exp(<t_c,p_j>/tau) )``: CLIP2Scene eq. 1 with the positives
-    in the denominator too. ``infonce_paper`` is as printed, over the points that are not of class c alone: it has no
-    lower bound. ``infonce_mean`` takes the mean over i of the logs instead of the log of the sum, in which points that
-    are right already drown the others.
+    ``sum_c -log( sum_{i: y_i=c} exp(<t_c,p_i>/tau) / sum_j exp(<t_c,p_j>/tau) )``: CLIP2Scene eq. 1
+    with the positives in the denominator too. ``infonce_paper`` is as printed, over the points that
+    are not of class c alone: it has no lower bound. ``infonce_mean`` takes the mean over i of the
+    logs instead of the log of the sum, in which points that are right already drown the others.
 
     Args:
         cosine: ``<p_i, t_c>`` of unit embeddings.
@@ -88,21 +91,32 @@ def infonce(
     return (everyone - positives).sum()
 
 
-def cross_entropy(cosine: Float[Tensor, "m c"], label: Int64[Tensor, " m"], scale: float) -> Float[Tensor, ""]:
-    """``mean_i -log softmax_c(scale <p_i, t_c>)[y_i]`` on unit embeddings: this process's share of it."""
+def cross_entropy(
+    cosine: Float[Tensor, "m c"], label: Int64[Tensor, " m"], scale: float
+) -> Float[Tensor, ""]:
+    """``mean_i -log softmax_c(scale <p_i, t_c>)[y_i]`` on unit embeddings.
+
+    This process's share of it.
+    """
     return share_of_mean(F.cross_entropy(cosine.float() * scale, label, reduction="none"))
 
 
 def semantic(
-    embedding: Float[Tensor, "m d"], label: Int64[Tensor, " m"], text: Float[Tensor, "c d"], config: SemanticConfig
+    embedding: Float[Tensor, "m d"],
+    label: Int64[Tensor, " m"],
+    text: Float[Tensor, "c d"],
+    config: SemanticConfig,
 ) -> Float[Tensor, ""]:
-    """This process's share of the configured term; zero, with a gradient of zero, when nothing is labelled.
+    """This process's share of the configured term.
 
-    ``ce_reference`` is what CLIP2Scene's published code computes: cross-entropy of ``p T^T`` with p as it comes and no
-    temperature.
+    Zero, with a gradient of zero, when nothing is labelled.
+
+    ``ce_reference`` is what CLIP2Scene's published code computes: cross-entropy of ``p T^T`` with p
+    as it comes and no temperature.
 
     Args:
-        embedding: embeddings of the labelled points; unit length, but as they come for ``ce_reference``.
+        embedding: embeddings of the labelled points; unit length, but as they come for
+            ``ce_reference``.
         label: their classes.
         text: unit embedding of each class.
         config: which term, and its constants.

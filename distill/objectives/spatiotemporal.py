@@ -1,4 +1,7 @@
-"""Semantic-guided spatio-temporal consistency: what lies in one cube of space-time shall look alike to the student."""
+"""Semantic-guided spatio-temporal consistency.
+
+What lies in one cube of space-time shall look alike to the student.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,9 @@ class SpatioTemporalConfig:
     cell_m: Annotated[float, Field(ge=0.002, le=100, description="side of a cube [m]")] = 0.1
 
 
-def segment_softmax(scores: Float[Tensor, "m k"], cube: Int64[Tensor, " m"], cubes: int) -> Float[Tensor, "m k"]:
+def segment_softmax(
+    scores: Float[Tensor, "m k"], cube: Int64[Tensor, " m"], cubes: int
+) -> Float[Tensor, "m k"]:
     """``exp(s_ik) / Z`` with ``Z`` the sum over all rows and columns of the row's cube."""
     top = scores.new_full((cubes,), -torch.inf)
     top = top.scatter_reduce(0, cube, scores.detach().amax(1), "amax")
@@ -69,17 +74,20 @@ def spatiotemporal(
     cube: Int64[Tensor, " m"],
     config: SpatioTemporalConfig,
 ) -> Float[Tensor, ""]:
-    """This process's share of the configured term over point-pixel pairs; zero, with a gradient of zero, without pairs.
+    """This process's share of the configured term over point-pixel pairs.
 
-    With ``a_i = exp(<x_i,t_i>/T) / Z_n`` and ``b_i = exp(<s_i,t_i>/T) / Z_n`` (``Z_n`` sums both kinds over cube n),
-    the fused feature is ``f_n = sum_i a_i x_i + b_i p_i``; ``ours`` is the mean of ``1 - cos(p_i, f_n)``. Nothing flows
-    back through a, b and the p inside f, else the term agrees with itself, and a cube with one pair hears its pixel
-    alone.
-    ``paper`` takes T = 1, lets gradients flow and sums ``1 - sigmoid(<p_i,f_n>)`` over a cube's pairs, averaged over
-    cubes. ``reference`` hears points only, see ``reference``.
+    Zero, with a gradient of zero, without pairs.
+
+    With ``a_i = exp(<x_i,t_i>/T) / Z_n`` and ``b_i = exp(<s_i,t_i>/T) / Z_n`` (``Z_n`` sums both
+    kinds over cube n), the fused feature is ``f_n = sum_i a_i x_i + b_i p_i``; ``ours`` is the mean
+    of ``1 - cos(p_i, f_n)``. Nothing flows back through a, b and the p inside f, else the term
+    agrees with itself, and a cube with one pair hears its pixel alone.
+    ``paper`` takes T = 1, lets gradients flow and sums ``1 - sigmoid(<p_i,f_n>)`` over a cube's
+    pairs, averaged over cubes. ``reference`` hears points only, see ``reference``.
 
     Args:
-        local: the student's local embedding of each pair's point; unit length, but as it comes for ``reference``.
+        local: the student's local embedding of each pair's point; unit length, but as it comes for
+            ``reference``.
         semantic: its unit semantic embedding.
         pixel: unit feature of the pixel.
         text: unit embedding of the pixel's class.
@@ -88,12 +96,17 @@ def spatiotemporal(
     """
     over_pairs = config.kind == "ours" and config.mean == "pairs"
     cubes = int(cube.max()) + 1 if len(cube) else 0
-    count = all_reduce_sum(torch.tensor(len(cube) if over_pairs else cubes, device=cube.device)).clamp(min=1)
+    count = all_reduce_sum(
+        torch.tensor(len(cube) if over_pairs else cubes, device=cube.device)
+    ).clamp(min=1)
     return _InParts.apply(local, semantic, pixel, text, cube, config) / count
 
 
 class _InParts(torch.autograd.Function):
-    """The sum over all cubes, some whole cubes at a time: no tensor of all pairs is kept but the gradient."""
+    """The sum over all cubes, some whole cubes at a time.
+
+    No tensor of all pairs is kept but the gradient.
+    """
 
     @staticmethod
     def forward(
@@ -150,7 +163,8 @@ def _part(
     if config.kind == "reference":
         return reference(local, text, cube, cubes) * cubes
     temperature = config.temperature if config.kind == "ours" else 1.0
-    inside, said = (local, local) if config.kind == "paper" else (local.detach(), semantic)  # the paper has one feature
+    # the paper has one feature
+    inside, said = (local, local) if config.kind == "paper" else (local.detach(), semantic)
     scores = torch.stack([(pixel * text).sum(1), (said * text).sum(1)], 1) / temperature
     pairs = cube.bincount(minlength=cubes)
     if config.kind == "ours":
@@ -169,10 +183,10 @@ def reference(
 ) -> Float[Tensor, ""]:
     """What CLIP2Scene's published code computes, for comparison; its flaws are kept.
 
-    The first 8 pairs of a cube count, all against the text of the cube's first pair; attention is a softmax over
-    ``<p_i, t>``; the loss is the mean of ``1 - sigmoid(<p_i, f>)`` over 8 slots a cube, where an empty slot is a zero
-    vector and so counts 0.5. Pixel features play no part, and nothing is detached. (Its sort is unstable; ours is
-    stable, one of the orders that it may give.)
+    The first 8 pairs of a cube count, all against the text of the cube's first pair; attention is a
+    softmax over ``<p_i, t>``; the loss is the mean of ``1 - sigmoid(<p_i, f>)`` over 8 slots a
+    cube, where an empty slot is a zero vector and so counts 0.5. Pixel features play no part, and
+    nothing is detached. (Its sort is unstable; ours is stable, one of the orders that it may give.)
     """
     order = cube.argsort(stable=True)
     counts = cube.bincount(minlength=cubes)

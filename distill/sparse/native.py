@@ -1,7 +1,8 @@
 """Sparse convolution without spconv, with a backward pass written by hand.
 
-Output rows are cut into tiles, and a tile is computed by one thread from first to last, offset by offset: no two
-threads write one row, and the order of every sum is the same for any number of threads.
+Output rows are cut into tiles, and a tile is computed by one thread from first to last, offset by
+offset: no two threads write one row, and the order of every sum is the same for any number of
+threads.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ _CACHE = 1 << 20  # bytes of rows that a core keeps at hand
 
 @dataclass(frozen=True, eq=False)
 class KernelMap:
-    """Which input row meets which output row at each offset of a kernel, in the orders that the passes need.
+    """Which input row meets which output row at each offset of a kernel, in the orders that the
+    passes need.
 
     Attributes:
         pairs: the pairs, offset by offset.
@@ -50,7 +52,10 @@ class KernelMap:
 
     @cached_property
     def backward(self) -> PairLists:
-        """Turned round and sorted by tile of input rows; of a mirrored map with the offsets in opposite order."""
+        """Turned round and sorted by tile of input rows.
+
+        Of a mirrored map with the offsets in opposite order.
+        """
         return self.forward if self.mirrored else self.pairs.reverse().tile(self.inputs, TILE_ROWS)
 
     @cached_property
@@ -76,15 +81,26 @@ def _rows(feats: Float[Tensor, "v c"]) -> NDArray[Any]:
 
 
 def _room(rows: int, columns: int, like: Tensor, *before: int) -> Tensor:
-    """Room for ``rows`` packed rows: columns up to whole vectors, zero there, and two rows of bfloat16 in one."""
+    """Room for ``rows`` packed rows.
+
+    Columns up to whole vectors, zero there, and two rows of bfloat16 in one.
+    """
     whole = -(-columns // kernels.LANES) * kernels.LANES
     half = like.dtype == torch.bfloat16
     make = torch.empty if whole == columns else torch.zeros
-    return make((*before, -(-rows // 2) if half else rows, whole), dtype=torch.int32 if half else torch.float32)
+    return make(
+        (*before, -(-rows // 2) if half else rows, whole),
+        dtype=torch.int32 if half else torch.float32,
+    )
 
 
-def _convolve(feats: Tensor, weight: NDArray[Any], tiles: PairLists, outputs: int) -> Float[Tensor, "w o"]:
-    """Sums ``feats[source] @ weight[k]`` into the target rows; ``weight (k,i,o) f32`` may have any strides."""
+def _convolve(
+    feats: Tensor, weight: NDArray[Any], tiles: PairLists, outputs: int
+) -> Float[Tensor, "w o"]:
+    """Sums ``feats[source] @ weight[k]`` into the target rows.
+
+    ``weight (k,i,o) f32`` may have any strides.
+    """
     offsets, depth, width = weight.shape
     packed = _room(depth, width, feats, offsets).numpy()
     share(offsets, lambda first, last: kernels.pack_weight(weight, first, last, packed))
@@ -109,7 +125,9 @@ def _pieces(pairs: PairLists, count: int) -> list[tuple[int, int]]:
     return sorted(pieces, key=lambda piece: int(pairs.starts[piece[0]] - pairs.starts[piece[1]]))
 
 
-def _weight_gradient(feats: Tensor, grad: Tensor, pairs: KernelMap, d_weight: Float[Tensor, "o k i"]) -> None:
+def _weight_gradient(
+    feats: Tensor, grad: Tensor, pairs: KernelMap, d_weight: Float[Tensor, "o k i"]
+) -> None:
     rows = bits(feats)
     grads = bits(grad)
     out = d_weight.numpy()
@@ -122,14 +140,25 @@ def _weight_gradient(feats: Tensor, grad: Tensor, pairs: KernelMap, d_weight: Fl
         right = _room(kernels.CHUNK, feats.shape[1], feats).numpy()
         for piece in pieces[first:last]:
             kernels.weight_gradient(
-                rows, grads, tiles.starts, tiles.source, tiles.target, span, *piece, left, right, out
+                rows,
+                grads,
+                tiles.starts,
+                tiles.source,
+                tiles.target,
+                span,
+                *piece,
+                left,
+                right,
+                out,
             )
 
     share(len(pieces), some)
 
 
 class _Convolution(torch.autograd.Function):
-    """``out[target] += feats[source] @ weight[:, k].T`` over the offsets ``k`` of a map, on the CPU."""
+    """``out[target] += feats[source] @ weight[:, k].T`` over the offsets ``k`` of a map, on the
+    CPU.
+    """
 
     @staticmethod
     def forward(ctx: Any, feats: Tensor, weight: Tensor, pairs: KernelMap) -> Tensor:
@@ -153,10 +182,16 @@ class _Convolution(torch.autograd.Function):
         return d_feats, d_weight, None
 
 
-def _by_torch(feats: Tensor, weight: Float[Tensor, "o k i"], pairs: KernelMap) -> Float[Tensor, "w o"]:
-    """The same in plain torch, for other devices and types, and as the twin that the tests hold the kernels against."""
+def _by_torch(
+    feats: Tensor, weight: Float[Tensor, "o k i"], pairs: KernelMap
+) -> Float[Tensor, "w o"]:
+    """The same in plain torch, for other devices and types, and as the twin that the tests hold
+    the kernels against.
+    """
     out = feats.new_zeros((pairs.outputs, weight.shape[0]))
-    source, target = (torch.from_numpy(side).to(feats.device) for side in (pairs.pairs.source, pairs.pairs.target))
+    source, target = (
+        torch.from_numpy(side).to(feats.device) for side in (pairs.pairs.source, pairs.pairs.target)
+    )
     for k in range(weight.shape[1]):
         at = slice(int(pairs.pairs.starts[k]), int(pairs.pairs.starts[k + 1]))
         out = out.index_add(0, target[at], feats.index_select(0, source[at]) @ weight[:, k].t())
@@ -169,17 +204,23 @@ def same(rows: int) -> KernelMap:
     return KernelMap(PairLists(row, row, np.array([0, rows])), rows, rows, mirrored=True)
 
 
-def convolve(feats: Float[Tensor, "v i"], weight: Float[Tensor, "o *k i"], pairs: KernelMap) -> Float[Tensor, "w o"]:
+def convolve(
+    feats: Float[Tensor, "v i"], weight: Float[Tensor, "o *k i"], pairs: KernelMap
+) -> Float[Tensor, "w o"]:
     """A sparse convolution.
 
-    Under ``torch.autocast`` in bfloat16, rows are bfloat16 and products of bfloat16; sums and the weight's gradient are
-    float32 still.
+    Under ``torch.autocast`` in bfloat16, rows are bfloat16 and products of bfloat16; sums and the
+    weight's gradient are float32 still.
     """
     device = feats.device.type
     weight = weight.reshape(len(weight), -1, weight.shape[-1])
     if torch.is_autocast_enabled(device):
         feats = feats.to(torch.get_autocast_dtype(device))
     with torch.autocast(device, enabled=False):
-        if device == "cpu" and feats.dtype in (torch.float32, torch.bfloat16) and weight.dtype == torch.float32:
+        if (
+            device == "cpu"
+            and feats.dtype in (torch.float32, torch.bfloat16)
+            and weight.dtype == torch.float32
+        ):
             return _Convolution.apply(feats.contiguous(), weight, pairs)
         return _by_torch(feats, weight.to(feats.dtype), pairs)

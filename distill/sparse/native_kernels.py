@@ -1,9 +1,10 @@
 """Compiled matrix products over gathered rows, the inside of the native sparse convolution.
 
-One primitive does all the arithmetic: a block of ``ROWS`` rows, anywhere in memory, times a panel of a matrix, its sums
-kept in registers. It is written as vector instructions because no compiler finds them in loops, and because the general
-products at hand (BLAS, oneDNN) want their rows copied together first and choose their order of summation by the number
-of threads. Operands are float32, or pairs of bfloat16 in an int32 (then sums are float32 still).
+One primitive does all the arithmetic: a block of ``ROWS`` rows, anywhere in memory, times a panel
+of a matrix, its sums kept in registers. It is written as vector instructions because no compiler
+finds them in loops, and because the general products at hand (BLAS, oneDNN) want their rows copied
+together first and choose their order of summation by the number of threads. Operands are float32,
+or pairs of bfloat16 in an int32 (then sums are float32 still).
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from numba.extending import intrinsic, overload
 
 from clipsweep.projection.jit import jit
 
-_CHOSEN = getattr(config, "CPU_FEATURES", None)  # NUMBA_CPU_FEATURES, or none at all for NUMBA_CPU_NAME=generic
+# NUMBA_CPU_FEATURES, or none at all for NUMBA_CPU_NAME=generic
+_CHOSEN = getattr(config, "CPU_FEATURES", None)
 _FEATURES = get_host_cpu_features() if _CHOSEN is None else _CHOSEN
 _AVX512 = "+avx512f" in _FEATURES
 _BF16 = _AVX512 and "+avx512bf16" in _FEATURES
@@ -36,7 +38,7 @@ ROWS = 8 if _AVX512 else 6
 CHUNK = 256
 """Pairs gathered at a time for the gradient of a weight; even."""
 
-# --- the primitive ---------------------------------------------------------------------------------------------------
+# --- the primitive --------------------------------------------------------------------------------
 
 _F32 = ir.FloatType()
 _I32 = ir.IntType(32)
@@ -88,8 +90,18 @@ def _splat(b: Any, scalar: Any, vector: Any) -> Any:
     return b.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES))
 
 
-def _emit(b: Any, vectors: int, vector: Any, dot: Callable[..., Any], arrays: list[Any], numbers: list[Any]) -> None:
-    """The instructions of ``multiply_wide``: sums in registers over the depth, then added to memory row by row."""
+def _emit(
+    b: Any,
+    vectors: int,
+    vector: Any,
+    dot: Callable[..., Any],
+    arrays: list[Any],
+    numbers: list[Any],
+) -> None:
+    """The instructions of ``multiply_wide``.
+
+    Sums in registers over the depth, then added to memory row by row.
+    """
     a, at_a, mat, c, at_c = arrays
     first, step_a, at_b, step_b, depth, column, rows = numbers
     offsets = [b.add(first, _I64(r)) for r in range(ROWS)]
@@ -101,7 +113,8 @@ def _emit(b: Any, vectors: int, vector: Any, dot: Callable[..., Any], arrays: li
     with cgutils.for_range(b, depth) as loop:
         line = b.gep(mat, [b.mul(loop.index, step_b)])
         panel = [
-            b.load(b.bitcast(b.gep(line, [_I64(LANES * j)]), vector.as_pointer()), align=4) for j in range(vectors)
+            b.load(b.bitcast(b.gep(line, [_I64(LANES * j)]), vector.as_pointer()), align=4)
+            for j in range(vectors)
         ]
         for r in range(ROWS):
             x = _splat(b, b.load(b.gep(row[r], [b.mul(loop.index, step_a)])), vector)
@@ -117,14 +130,22 @@ def _emit(b: Any, vectors: int, vector: Any, dot: Callable[..., Any], arrays: li
 
 def _signature(vectors: int, operands: tuple[Any, ...]) -> tuple[Any, Callable[..., Any]]:
     is_array = [isinstance(operand, types.Array) for operand in operands]
-    signature = types.void(*(kind if array else types.int64 for kind, array in zip(operands, is_array, strict=True)))
+    signature = types.void(
+        *(kind if array else types.int64 for kind, array in zip(operands, is_array, strict=True))
+    )
     plain = operands[0].dtype == types.float32
 
     def generate(context: Any, b: Any, sig: Any, args: Any) -> Any:
         values = list(zip(sig.args, args, is_array, strict=True))
-        arrays = [context.make_array(kind)(context, b, value).data for kind, value, array in values if array]
+        arrays = [
+            context.make_array(kind)(context, b, value).data
+            for kind, value, array in values
+            if array
+        ]
         numbers = [value for _, value, array in values if not array]
-        _emit(b, vectors, _FLOATS if plain else _PAIRS, _fma if plain else _dot_pairs, arrays, numbers)
+        _emit(
+            b, vectors, _FLOATS if plain else _PAIRS, _fma if plain else _dot_pairs, arrays, numbers
+        )
         return context.get_dummy_value()
 
     return signature, generate
@@ -154,10 +175,12 @@ def multiply(
     rows: int,
     columns: int,
 ) -> None:
-    """Adds a product to rows of ``c``: ``c[at_c[r] + j] += sum_k a[at_a[r] + k * step_a] * b[at_b + k * step_b + j]``.
+    """Adds a product to rows of ``c``.
 
-    All arrays are flat. ``at_a`` and ``at_c`` are read up to the next multiple of ``ROWS`` rows, so they must be valid
-    there too; ``columns`` is a multiple of ``LANES``.
+    ``c[at_c[r] + j] += sum_k a[at_a[r] + k * step_a] * b[at_b + k * step_b + j]``.
+
+    All arrays are flat. ``at_a`` and ``at_c`` are read up to the next multiple of ``ROWS`` rows, so
+    they must be valid there too; ``columns`` is a multiple of ``LANES``.
     """
     column = 0
     while column < columns:
@@ -174,10 +197,13 @@ def multiply(
         column += 2 * LANES
 
 
-# --- float32 and bfloat16 --------------------------------------------------------------------------------------------
+# --- float32 and bfloat16 -------------------------------------------------------------------------
 
 FLOAT = (types.float32, np.dtype(np.float32))
-"""The element type as Numba and as NumPy name it: where overloads choose, they serve compiled code and plain Python."""
+"""The element type as Numba and as NumPy name it.
+
+Where overloads choose, they serve compiled code and plain Python.
+"""
 
 
 @jit
@@ -210,7 +236,10 @@ def _put_as(sums, rows, out, begin):  # type: ignore[no-untyped-def]
 
 
 def _pack_row(values: Any, row: int, packed: Any, place: int) -> None:
-    """Copies a row of ``values``; of bfloat16, two places that follow each other share a row of int32."""
+    """Copies a row of ``values``.
+
+    Of bfloat16, two places that follow each other share a row of int32.
+    """
     _pack_row_as(values, row, packed, place)(values, row, packed, place)
 
 
@@ -246,25 +275,35 @@ def _half_of(value):  # type: ignore[no-untyped-def]
 
 @jit
 def pack_weight(weight: Any, first: int, last: int, packed: Any) -> None:
-    """Packs offsets ``first`` to ``last`` of ``weight (k, depth, columns) f32``, of any strides, into ``packed``.
+    """Packs offsets ``first`` to ``last`` of ``weight (k, depth, columns) f32``, of any strides,
+    into ``packed``.
 
-    ``packed`` is (k, depth, columns) float32, or (k, depth / 2, columns) int32 with pairs of bfloat16; columns up to a
-    multiple of ``LANES``, zero where nothing is written.
+    ``packed`` is (k, depth, columns) float32, or (k, depth / 2, columns) int32 with pairs of
+    bfloat16; columns up to a multiple of ``LANES``, zero where nothing is written.
     """
     for k in range(first, last):
-        for column in range(0, weight.shape[2], 16):  # a block of columns stays in cache while it is transposed
+        # a block of columns stays in cache while it is transposed
+        for column in range(0, weight.shape[2], 16):
             values = weight[k, :, column : column + 16]
             place = packed[k, :, column : column + 16]
             for i in range(weight.shape[1]):
                 _pack_row(values, i, place, i)
 
 
-# --- convolution -----------------------------------------------------------------------------------------------------
+# --- convolution ----------------------------------------------------------------------------------
 
 
 @jit
 def convolve(
-    feats: Any, weight: Any, starts: Any, source: Any, target: Any, tile_rows: int, first: int, last: int, out: Any
+    feats: Any,
+    weight: Any,
+    starts: Any,
+    source: Any,
+    target: Any,
+    tile_rows: int,
+    first: int,
+    last: int,
+    out: Any,
 ) -> None:
     """Writes tiles ``first`` to ``last`` of a convolution's output rows, each tile by one thread.
 
@@ -297,7 +336,17 @@ def convolve(
                 at_a[p] = np.int64(source[start + p]) * depth
                 at_c[p] = (np.int64(target[start + p]) - begin) * columns
             multiply(
-                flat_feats, at_a, 1, flat_weight, k * depth * columns, columns, depth, flat_sums, at_c, count, columns
+                flat_feats,
+                at_a,
+                1,
+                flat_weight,
+                k * depth * columns,
+                columns,
+                depth,
+                flat_sums,
+                at_c,
+                count,
+                columns,
             )
         _put(sums, rows, out, begin)
 
@@ -316,7 +365,8 @@ def weight_gradient(
     right: Any,
     d_weight: Any,
 ) -> None:
-    """Writes ``d_weight[:, k] = sum over the pairs of offset k of outer(grad[target], feats[source])``.
+    """Writes ``d_weight[:, k] = sum over the pairs of offset k of outer(grad[target],
+    feats[source])``.
 
     Args:
         feats: input rows (v, i), float32 or bfloat16 as int16.
@@ -328,7 +378,8 @@ def weight_gradient(
         first: first offset.
         last: the one after the last.
         left: room for a chunk of ``grad``'s rows (CHUNK or CHUNK/2, o), float32 or int32.
-        right: room for a chunk of ``feats``' rows (the same, i up to a multiple of ``LANES``), zero beyond i.
+        right: room for a chunk of ``feats``' rows (the same, i up to a multiple of ``LANES``), zero
+            beyond i.
         d_weight: (o, k, i) float32.
     """
     width = left.shape[1]
@@ -354,12 +405,34 @@ def weight_gradient(
                     count += 1
                     if count == CHUNK:
                         multiply(
-                            flat_left, at_a, width, flat_right, 0, columns, len(left), flat_sums, at_c, width, columns
+                            flat_left,
+                            at_a,
+                            width,
+                            flat_right,
+                            0,
+                            columns,
+                            len(left),
+                            flat_sums,
+                            at_c,
+                            width,
+                            columns,
                         )
                         count = 0
             if count > 0:
                 depth = (count * len(left) + CHUNK - 1) // CHUNK
-                multiply(flat_left, at_a, width, flat_right, 0, columns, depth, flat_sums, at_c, width, columns)
+                multiply(
+                    flat_left,
+                    at_a,
+                    width,
+                    flat_right,
+                    0,
+                    columns,
+                    depth,
+                    flat_sums,
+                    at_c,
+                    width,
+                    columns,
+                )
     for o in range(width):
         for k in range(first, last):
             for i in range(d_weight.shape[2]):

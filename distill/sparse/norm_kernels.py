@@ -1,4 +1,7 @@
-"""Compiled loops of the batch norm, over rows of float32 or of bfloat16 as int16; all sums are float32 or wider."""
+"""Compiled loops of the batch norm, over rows of float32 or of bfloat16 as int16.
+
+All sums are float32 or wider.
+"""
 
 from __future__ import annotations
 
@@ -72,15 +75,22 @@ def moments(x: Any, first: int, last: int, mean: Any, square: Any) -> None:
 
 
 @jit
-def apply(x: Any, mean: Any, scale: Any, bias: Any, add: Any, relu: bool, first: int, last: int, out: Any) -> None:
-    """Writes ``(x - mean) * scale + bias + add``, rectified or not; an ``add`` without rows is left out."""
+def apply(
+    x: Any, mean: Any, scale: Any, bias: Any, add: Any, relu: bool, first: int, last: int, out: Any
+) -> None:
+    """Writes ``(x - mean) * scale + bias + add``, rectified or not.
+
+    An ``add`` without rows is left out.
+    """
     with_add = add.shape[0] > 0
     for r in range(first * CHUNK, min(last * CHUNK, x.shape[0])):
         for j in range(x.shape[1]):
             value = (_load(x, r, j) - mean[j]) * scale[j] + bias[j]
             if with_add:
                 value += _load(add, r, j)
-            if relu:  # as a statement: as an expression numba makes it a branch, and the loop is no longer vector code
+            # as a statement: as an expression numba makes it a branch, and the loop is no longer
+            # vector code
+            if relu:
                 value = max(value, np.float32(0.0))
             _store(out, r, j, value)
 
@@ -99,7 +109,9 @@ def gradient_sums(
     sums: Any,
     products: Any,
 ) -> None:
-    """Writes the sums of ``g``, see ``gradient``, and of ``g * (x - mean)`` over each chunk, ``(chunks, c) f32``."""
+    """Writes the sums of ``g``, see ``gradient``, and of ``g * (x - mean)`` over each chunk,
+    ``(chunks, c) f32``.
+    """
     for chunk in range(first, last):
         total = sums[chunk]
         product = products[chunk]
@@ -133,10 +145,12 @@ def gradient(
     d_x: Any,
     d_add: Any,
 ) -> None:
-    """Writes ``d_x = scale * g + slope * (x - mean) + rest``, and ``d_add = g`` unless it has no rows.
+    """Writes ``d_x = scale * g + slope * (x - mean) + rest``, and ``d_add = g`` unless it has no
+    rows.
 
-    ``g`` is the gradient behind the rectifier: ``grad`` where ``out`` is positive (``BY_OUTPUT``), or where
-    ``(x - mean) * scale + bias`` is (``BY_INPUT``, then ``out`` has no rows), or everywhere (0).
+    ``g`` is the gradient behind the rectifier: ``grad`` where ``out`` is positive (``BY_OUTPUT``),
+    or where ``(x - mean) * scale + bias`` is (``BY_INPUT``, then ``out`` has no rows), or
+    everywhere (0).
     """
     with_add = d_add.shape[0] > 0
     for r in range(first * CHUNK, min(last * CHUNK, x.shape[0])):

@@ -1,4 +1,6 @@
-"""Sparse convolution in four ops, computed by spconv on CUDA and by our own code elsewhere, with the same weights."""
+"""Sparse convolution in four ops, computed by spconv on CUDA and by our own code elsewhere, with
+the same weights.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ Backend = Literal["auto", "spconv", "native"]
 
 
 class Sites:
-    """A set of active cells with everything that is ever derived from it: hash, kernel maps, the coarser set.
+    """A set of active cells with everything that is ever derived from it.
+
+    Hash, kernel maps, the coarser set.
 
     Layers and levels of a network share one, so that each map is built once per batch.
 
@@ -96,7 +100,9 @@ class SparseTensor:
 
 
 class _Kernel(nn.Module):
-    """A weight in spconv's layout ``[out, k0, k1, k2, in]``, initialised like ``nn.Linear`` over all its inputs."""
+    """A weight in spconv's layout ``[out, k0, k1, k2, in]``, initialised like ``nn.Linear`` over
+    all its inputs.
+    """
 
     size = 3
 
@@ -121,7 +127,10 @@ class SubMConv3d(_Kernel):
 
 
 class Down(_Kernel):
-    """A 2^3 convolution with stride 2: every cell at twice the size that holds an active one becomes active."""
+    """A 2^3 convolution with stride 2.
+
+    Every cell at twice the size that holds an active one becomes active.
+    """
 
     size = 2
 
@@ -136,7 +145,10 @@ class Down(_Kernel):
 
 
 class Up(_Kernel):
-    """The way back of ``Down``: each fine cell gets its coarse cell's features times the weight of its octant."""
+    """The way back of ``Down``.
+
+    Each fine cell gets its coarse cell's features times the weight of its octant.
+    """
 
     size = 2
 

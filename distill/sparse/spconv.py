@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float, Int32
 from torch import Tensor, nn
 
-_ALIGN = 64  # spconv counts from 0: a shift by whole multiples keeps floor(c / 2) the same through six levels
+# spconv counts from 0: a shift by whole multiples keeps floor(c / 2) the same through six levels
+_ALIGN = 64
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -18,7 +19,8 @@ class Level:
     """spconv's view of a set of cells.
 
     Attributes:
-        tensor: a SparseConvTensor without useful features; its ``indice_dict`` is shared by all levels of a batch.
+        tensor: a SparseConvTensor without useful features; its ``indice_dict`` is shared by all
+            levels of a batch.
         origin: coordinates of its cell (0, 0, 0).
         depth: how many times the cells were halved.
     """
@@ -71,11 +73,23 @@ def _layer(kind: str, in_channels: int, out_channels: int, depth: int, cuda: boo
     with torch.device("meta"):
         if kind == "submanifold":
             return spconv.SubMConv3d(
-                in_channels, out_channels, 3, padding=1, bias=False, indice_key=f"sub{depth}", algo=algo
+                in_channels,
+                out_channels,
+                3,
+                padding=1,
+                bias=False,
+                indice_key=f"sub{depth}",
+                algo=algo,
             )
         if kind == "down":
             return spconv.SparseConv3d(
-                in_channels, out_channels, 2, stride=2, bias=False, indice_key=f"down{depth}", algo=algo
+                in_channels,
+                out_channels,
+                2,
+                stride=2,
+                bias=False,
+                indice_key=f"down{depth}",
+                algo=algo,
             )
         return spconv.SparseInverseConv3d(
             in_channels, out_channels, 2, bias=False, indice_key=f"down{depth}", algo=algo
@@ -84,7 +98,9 @@ def _layer(kind: str, in_channels: int, out_channels: int, depth: int, cuda: boo
 
 def _call(kind: str, feats: Tensor, weight: Tensor, level: Level, depth: int) -> Any:
     layer = _layer(kind, weight.shape[-1], weight.shape[0], depth, feats.is_cuda)
-    out = torch.func.functional_call(layer, {"weight": weight}, (level.tensor.replace_feature(feats),))
+    out = torch.func.functional_call(
+        layer, {"weight": weight}, (level.tensor.replace_feature(feats),)
+    )
     level.tensor.indice_dict.update(out.indice_dict)
     return out
 
@@ -94,7 +110,9 @@ def submanifold(feats: Float[Tensor, "v i"], weight: Tensor, level: Level) -> Fl
     return _call("submanifold", feats, weight, level, level.depth).features
 
 
-def down(feats: Float[Tensor, "v i"], weight: Tensor, level: Level) -> tuple[Float[Tensor, "w o"], Level]:
+def down(
+    feats: Float[Tensor, "v i"], weight: Tensor, level: Level
+) -> tuple[Float[Tensor, "w o"], Level]:
     """The strided 2^3 op, and the level that it leads to; spconv allows it once for each level."""
     out = _call("down", feats, weight, level, level.depth)
     tensor = out.replace_feature(out.features.detach()[:, :1])

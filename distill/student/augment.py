@@ -1,4 +1,7 @@
-"""Random motions of a sweep that leave its meaning alone: turn about the vertical, mirror, scale."""
+"""Random motions of a sweep that leave its meaning alone.
+
+Turn about the vertical, mirror, scale.
+"""
 
 from __future__ import annotations
 
@@ -35,5 +38,9 @@ def augment(
     angle = np.deg2rad(random.uniform(-config.rotate_deg, config.rotate_deg))
     size = random.uniform(1 - config.scale, 1 + config.scale)
     signs = 2.0 * random.integers(0, 2, 2) - 1.0 if config.flip else np.ones(2)
-    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
-    return (xyz @ (size * np.diag([*signs, 1.0]) @ turn).T.astype(np.float32)).astype(np.float32, copy=False)
+    turn = np.array(
+        [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]]
+    )
+    return (xyz @ (size * np.diag([*signs, 1.0]) @ turn).T.astype(np.float32)).astype(
+        np.float32, copy=False
+    )

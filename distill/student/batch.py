@@ -65,7 +65,9 @@ class Batch:
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        new: dict[str, Any] = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
+        new: dict[str, Any] = {
+            name: change(value) for name, value in values.items() if isinstance(value, Tensor)
+        }
         return replace(self, **new)
 
     def to(self, device: torch.device | str) -> Batch:
@@ -93,11 +95,15 @@ def collate(frames: Sequence[Voxels]) -> Batch:
         coords[voxels[i] : voxels[i + 1], 0] = i
         coords[voxels[i] : voxels[i + 1], 1:] = frame.coords
 
-    def join(parts: Sequence[np.ndarray], shift: Sequence[int] | np.ndarray | None = None) -> Tensor:
+    def join(
+        parts: Sequence[np.ndarray], shift: Sequence[int] | np.ndarray | None = None
+    ) -> Tensor:
         if shift is None:
             return torch.from_numpy(np.concatenate(parts))
         return torch.from_numpy(
-            np.concatenate([np.add(part, s, dtype=np.int64) for part, s in zip(parts, shift, strict=False)])
+            np.concatenate(
+                [np.add(part, s, dtype=np.int64) for part, s in zip(parts, shift, strict=False)]
+            )
         )
 
     around = [frame.corners for frame in frames if frame.corners is not None]
@@ -132,13 +138,19 @@ def collate_groups(groups: Sequence[SweepSet]) -> Batch:
             if sweep.pair_pixel is not None
         ]
         batch = replace(
-            batch, pixel=torch.from_numpy(np.concatenate(pixels)), pair_pixel=torch.from_numpy(np.concatenate(rows))
+            batch,
+            pixel=torch.from_numpy(np.concatenate(pixels)),
+            pair_pixel=torch.from_numpy(np.concatenate(rows)),
         )
     cubes = [[s.voxel_id for s in group.sweeps if s.voxel_id is not None] for group in groups]
     if any(cubes):
-        sizes = [max((int(cube.max(initial=-1)) + 1 for cube in group), default=0) for group in cubes]
+        sizes = [
+            max((int(cube.max(initial=-1)) + 1 for cube in group), default=0) for group in cubes
+        ]
         starts = np.cumsum([0, *sizes])
-        wide = np.concatenate([cube + start for group, start in zip(cubes, starts, strict=False) for cube in group])
+        wide = np.concatenate(
+            [cube + start for group, start in zip(cubes, starts, strict=False) for cube in group]
+        )
         seen = np.zeros(starts[-1], np.int64)
         seen[wide] = 1  # a cube whose pairs were all cut gets no number
         batch = replace(batch, voxel_id=torch.from_numpy((np.cumsum(seen) - 1)[wide]))

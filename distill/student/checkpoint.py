@@ -61,17 +61,27 @@ class Trained:
         Args:
             xyz: (n, 3) points in the LiDAR's frame, z up [m].
             intensity: (n,) return strength, 0..1.
-            age_s: (n,) time of the newest sweep minus the point's, where several are merged [s]; None is one sweep.
-            sensor_height_m: height of this LiDAR above the ground [m]; None is that of the one it was trained with.
+            age_s: (n,) time of the newest sweep minus the point's, where several are merged [s];
+                None is one sweep.
+            sensor_height_m: height of this LiDAR above the ground [m]; None is that of the one it
+                was trained with.
 
         Raises:
-            ValueError: shapes do not fit, a value is not finite, or the student has learnt features and no classes.
+            ValueError: shapes do not fit, a value is not finite, or the student has learnt features
+                and no classes.
         """
         points = np.asarray(xyz, np.float32)
-        columns = [np.asarray(c, np.float32) for c in (intensity, np.zeros(len(points)) if age_s is None else age_s)]
-        if points.shape != (len(points), 3) or any(column.shape != (len(points),) for column in columns):
+        columns = [
+            np.asarray(c, np.float32)
+            for c in (intensity, np.zeros(len(points)) if age_s is None else age_s)
+        ]
+        if points.shape != (len(points), 3) or any(
+            column.shape != (len(points),) for column in columns
+        ):
             shapes = [array.shape for array in (points, *columns)]
-            raise ValueError(f"points must be (n, 3), intensity and age (n,), not {', '.join(map(str, shapes))}")
+            raise ValueError(
+                f"points must be (n, 3), intensity and age (n,), not {', '.join(map(str, shapes))}"
+            )
         if not all(np.isfinite(array).all() for array in (points, *columns)):
             raise ValueError("a coordinate, intensity or age is not finite")
         if not len(points):
@@ -90,12 +100,21 @@ class Trained:
 
 
 def make_student(model: ModelConfig, text_dim: int, classes: int | None = None) -> Student:
-    """An untrained student, from torch's global seed; with a classifier when it gets a number of classes."""
-    return Student(model.size, channels(model.features), text_dim, classes, model.backend, model.checkpointing)
+    """An untrained student, from torch's global seed.
+
+    With a classifier when it gets a number of classes.
+    """
+    return Student(
+        model.size, channels(model.features), text_dim, classes, model.backend, model.checkpointing
+    )
 
 
 def student_config(
-    student: Student, model: ModelConfig, names: tuple[str, ...], sensor_height_m: float, used_labels: bool
+    student: Student,
+    model: ModelConfig,
+    names: tuple[str, ...],
+    sensor_height_m: float,
+    used_labels: bool,
 ) -> bytes:
     """The bytes of ``config.json``."""
     tree = {
@@ -109,8 +128,13 @@ def student_config(
 
 
 def student_bytes(student: Student, text: Float[Tensor, "c d"]) -> bytes:
-    """The bytes of ``model.safetensors``: the network's weights and, as ``text``, the classes' embeddings."""
-    tensors = {f"student.{name}": value.cpu().contiguous() for name, value in student.state_dict().items()}
+    """The bytes of ``model.safetensors``.
+
+    The network's weights and, as ``text``, the classes' embeddings.
+    """
+    tensors = {
+        f"student.{name}": value.cpu().contiguous() for name, value in student.state_dict().items()
+    }
     return save({**tensors, "text": text.cpu().contiguous()})
 
 
@@ -118,11 +142,12 @@ def load_student(source: str | Path) -> Trained:
     """The student in a folder, or in a repository of the Hugging Face hub.
 
     Args:
-        source: a folder with ``model.safetensors`` and ``config.json``, or ``OWNER/NAME`` where there is none;
-            a repository is looked for in the local cache first.
+        source: a folder with ``model.safetensors`` and ``config.json``, or ``OWNER/NAME`` where
+            there is none; a repository is looked for in the local cache first.
 
     Raises:
-        BadInput: a file is missing or damaged, or the weights do not fit the configuration (named, never skipped).
+        BadInput: a file is missing or damaged, or the weights do not fit the configuration (named,
+            never skipped).
     """
     folder = Path(source)
     if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
@@ -143,22 +168,40 @@ def load_student(source: str | Path) -> Trained:
         used_labels = config["used_labels"]
         if not 0 <= height_m <= 100 or type(used_labels) is not bool:
             raise ValueError(f"sensor_height_m is {height_m}, used_labels {used_labels!r}")
-        _check(student, model, names, len(text) if head is None else len(head), [*tensors.values(), text])
+        _check(
+            student,
+            model,
+            names,
+            len(text) if head is None else len(head),
+            [*tensors.values(), text],
+        )
     except KeyError as error:
-        raise BadInput(source, f"has no {error}", "another version wrote it, or something else: train again") from None
+        raise BadInput(
+            source, f"has no {error}", "another version wrote it, or something else: train again"
+        ) from None
     except (OSError, ValueError, TypeError, IndexError, RecursionError, SafetensorError) as error:
         raise BadInput(
-            source, f"is no readable student: {error}", "give the folder that tools/pretrain.py printed"
+            source,
+            f"is no readable student: {error}",
+            "give the folder that tools/pretrain.py printed",
         ) from None
     try:
-        student.load_state_dict({name.removeprefix("student."): value for name, value in tensors.items()})
+        student.load_state_dict(
+            {name.removeprefix("student."): value for name, value in tensors.items()}
+        )
     except RuntimeError as error:
-        raise BadInput(source, f"weights do not fit config.json: {' '.join(str(error).split())}") from None
+        raise BadInput(
+            source, f"weights do not fit config.json: {' '.join(str(error).split())}"
+        ) from None
     return Trained(student.eval(), text, names, model, height_m, used_labels)
 
 
 def _check(
-    student: Student, model: ModelConfig, names: tuple[str, ...], classes: int, tensors: Sequence[Tensor]
+    student: Student,
+    model: ModelConfig,
+    names: tuple[str, ...],
+    classes: int,
+    tensors: Sequence[Tensor],
 ) -> None:
     """Refuses what would only fail, or go wrong, in use."""
     if student.text_head not in ("semantic", "local"):
@@ -170,24 +213,34 @@ def _check(
             raise ValueError(f"model.{item.name} is {value!r}")
     for key, allowed in (("reduce", Reduce), ("backend", Backend)):
         if getattr(model, key) not in get_args(allowed):
-            raise ValueError(f"model.{key} is {getattr(model, key)!r}, not one of {', '.join(get_args(allowed))}")
+            raise ValueError(
+                f"model.{key} is {getattr(model, key)!r}, not one of {', '.join(get_args(allowed))}"
+            )
     if not 0 < float(model.voxel_m) < math.inf:
         raise ValueError(f"model.voxel_m is {model.voxel_m}")
     if not 1 <= model.sweeps <= 100 or model.max_voxels < 0:
         raise ValueError(f"model.sweeps is {model.sweeps}, model.max_voxels {model.max_voxels}")
-    if classes not in (0, len(names)) or len(set(names)) < len(names):  # features alone have no classes
+    # features alone have no classes
+    if classes not in (0, len(names)) or len(set(names)) < len(names):
         raise ValueError(f"{len(names)} names for {classes} classes")
     if not all(tensor.isfinite().all() for tensor in tensors):
         raise ValueError("a weight is not finite")
 
 
 def learner_bytes(learner: Learner) -> bytes:
-    """All that a training needs to go on, as safetensors: weights, their mean, the optimiser's state, steps done."""
+    """All that a training needs to go on, as safetensors.
+
+    Weights, their mean, the optimiser's state, steps done.
+    """
     optimizer = learner.optimizer.state_dict()["state"]
     tensors = {
         **{f"weight.{name}": value for name, value in learner.student.state_dict().items()},
         **{f"average.{name}": value for name, value in (learner.average or {}).items()},
-        **{f"{i}.{name}": torch.as_tensor(value) for i, row in optimizer.items() for name, value in row.items()},
+        **{
+            f"{i}.{name}": torch.as_tensor(value)
+            for i, row in optimizer.items()
+            for name, value in row.items()
+        },
     }
     said = {
         "step": learner.step,
@@ -195,7 +248,10 @@ def learner_bytes(learner: Learner) -> bytes:
         "optimizer": type(learner.optimizer).__name__,
         "scaler": learner.scaler.state_dict(),
     }
-    return save({name: value.cpu().contiguous() for name, value in tensors.items()}, {"learner": json.dumps(said)})
+    return save(
+        {name: value.cpu().contiguous() for name, value in tensors.items()},
+        {"learner": json.dumps(said)},
+    )
 
 
 def load_learner(learner: Learner, path: Path) -> None:
@@ -219,14 +275,18 @@ def load_learner(learner: Learner, path: Path) -> None:
         average = parts.pop("average", None)
         state = {int(index): row for index, row in parts.items()}
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise BadInput(path, f"is no readable training state: {error}", "delete it to start again") from None
+        raise BadInput(
+            path, f"is no readable training state: {error}", "delete it to start again"
+        ) from None
     wanted = type(learner.optimizer).__name__
     if kind != wanted:
         raise BadInput(path, f"is the state of {kind}", f"train.optimizer says {wanted}")
     try:
         learner.student.load_state_dict(weights)
     except RuntimeError as error:
-        raise BadInput(path, f"weights do not fit the network: {' '.join(str(error).split())}") from None
+        raise BadInput(
+            path, f"weights do not fit the network: {' '.join(str(error).split())}"
+        ) from None
     if learner.average is not None:
         for name, value in (average or weights).items():
             learner.average[name].copy_(value)

@@ -20,7 +20,10 @@ _EPS = 1e-12
 
 
 class _Unit(torch.autograd.Function):
-    """``(z + bias) / |z + bias|`` in the place of ``z``; the backward pass makes one tensor of its size, not five."""
+    """``(z + bias) / |z + bias|`` in the place of ``z``.
+
+    The backward pass makes one tensor of its size, not five.
+    """
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, bias: Tensor) -> Tensor:
@@ -40,7 +43,10 @@ class _Unit(torch.autograd.Function):
 
 
 class Head(nn.Linear):
-    """A linear map of point features; on the CPU by the kernels of the native sparse convolution."""
+    """A linear map of point features.
+
+    On the CPU by the kernels of the native sparse convolution.
+    """
 
     def forward(self, feats: Float[Tensor, "m c"], unit: bool = False) -> Float[Tensor, "m d"]:
         """In float32, and with ``unit`` scaled to unit length."""
@@ -53,7 +59,9 @@ class Head(nn.Linear):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Embeddings:
-    """Outputs of the heads at the points asked for; None where a head was not asked or is not there.
+    """Outputs of the heads at the points asked for.
+
+    None where a head was not asked or is not there.
 
     Attributes:
         semantic: vectors in the space of the class names, of unit length unless asked otherwise.
@@ -66,8 +74,12 @@ class Embeddings:
     logits: Float[Tensor, "m k"] | None = None
 
 
-def at_points(feats: Float[Tensor, "v c"], batch: Batch, points: Tensor | None) -> Float[Tensor, "m c"]:
-    """Rows of the points' voxels, or a mean of the eight voxels around each point where the batch knows them."""
+def at_points(
+    feats: Float[Tensor, "v c"], batch: Batch, points: Tensor | None
+) -> Float[Tensor, "m c"]:
+    """Rows of the points' voxels, or a mean of the eight voxels around each point where the
+    batch knows them.
+    """
     if batch.corner is None or batch.corner_weight is None:
         return feats.index_select(0, batch.inverse if points is None else batch.inverse[points])
     corner = batch.corner

@@ -15,7 +15,15 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from clipsweep.distill.sparse.norm import Norm, recomputing
-from clipsweep.distill.sparse.ops import Backend, Down, Pointwise, Sites, SparseTensor, SubMConv3d, Up
+from clipsweep.distill.sparse.ops import (
+    Backend,
+    Down,
+    Pointwise,
+    Sites,
+    SparseTensor,
+    SubMConv3d,
+    Up,
+)
 from clipsweep.distill.student.batch import Batch
 from clipsweep.distill.student.heads import Embeddings, Head, HeadName, at_points
 
@@ -67,7 +75,9 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Channels of the stem, of four stages down and four up, and each stage's number of residual blocks."""
+    """Channels of the stem, of four stages down and four up, and each stage's number of residual
+    blocks.
+    """
 
     stem: int
     widths: tuple[int, int, int, int, int, int, int, int]
@@ -79,7 +89,9 @@ SIZES: dict[str, Size] = {
     "unet14": Size(32, (32, 64, 128, 256, 256, 128, 96, 96), (1, 1, 1, 1, 1, 1, 1, 1)),
     "unet34": Size(32, (32, 64, 128, 256, 256, 128, 96, 96), (2, 3, 4, 6, 2, 2, 2, 2)),
 }
-"""``unet34`` is the published 34-layer shape (MinkUNet34C), ``unet14`` the same with one block a stage."""
+"""``unet34`` is the published 34-layer shape (MinkUNet34C), ``unet14`` the same with one block a
+stage.
+"""
 
 
 class Residual(nn.Module):
@@ -98,28 +110,43 @@ class Residual(nn.Module):
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """Features after the block, on the same cells."""
-        around = x.feats if isinstance(self.around, nn.Identity) else self.norm(self.around(x).feats)
+        around = (
+            x.feats if isinstance(self.around, nn.Identity) else self.norm(self.around(x).feats)
+        )
         x = x.with_feats(self.norm1(self.conv1(x).feats, relu=True))
         return x.with_feats(self.norm2(self.conv2(x).feats, relu=True, add=around))
 
 
 class Stage(nn.Module):
-    """A step down or up (``resample``), then residual blocks; on the way up the features of the way down come along."""
+    """A step down or up (``resample``), then residual blocks.
+
+    On the way up the features of the way down come along.
+    """
 
     def __init__(
-        self, resample: Down | Up, channels: int, skip: int, width: int, blocks: int, checkpointing: bool
+        self,
+        resample: Down | Up,
+        channels: int,
+        skip: int,
+        width: int,
+        blocks: int,
+        checkpointing: bool,
     ) -> None:
         super().__init__()
         self.checkpointing = checkpointing
         self.resample = resample
         self.norm = Norm(channels)
-        self.blocks = nn.ModuleList(Residual(channels + skip if i == 0 else width, width) for i in range(blocks))
+        self.blocks = nn.ModuleList(
+            Residual(channels + skip if i == 0 else width, width) for i in range(blocks)
+        )
 
     def forward(self, x: SparseTensor, skip: SparseTensor | None = None) -> SparseTensor:
         """Features on the level below, or with ``skip`` on the level of ``skip`` above."""
         x = self.resample(x) if skip is None else self.resample(x, skip.sites)
         feats = self.norm(x.feats, relu=True)
-        x = x.with_feats(feats if skip is None else torch.cat([feats, skip.feats.to(feats.dtype)], 1))
+        x = x.with_feats(
+            feats if skip is None else torch.cat([feats, skip.feats.to(feats.dtype)], 1)
+        )
         for block in self.blocks:
             again = self.checkpointing and self.training
             x = checkpoint(block, x, use_reentrant=False, context_fn=_twice) if again else block(x)
@@ -144,10 +171,18 @@ class UNet(nn.Module):
         widths = (size.stem, *size.widths)
         blocks = size.blocks
         self.down = nn.ModuleList(
-            Stage(Down(widths[i], widths[i]), widths[i], 0, widths[i + 1], blocks[i], checkpointing) for i in range(4)
+            Stage(Down(widths[i], widths[i]), widths[i], 0, widths[i + 1], blocks[i], checkpointing)
+            for i in range(4)
         )
         self.up = nn.ModuleList(
-            Stage(Up(widths[i], widths[i + 1]), widths[i + 1], widths[7 - i], widths[i + 1], blocks[i], checkpointing)
+            Stage(
+                Up(widths[i], widths[i + 1]),
+                widths[i + 1],
+                widths[7 - i],
+                widths[i + 1],
+                blocks[i],
+                checkpointing,
+            )
             for i in range(4, 8)
         )
         self.channels = widths[-1]
@@ -176,7 +211,8 @@ class Student(nn.Module):
         checkpointing: keep less memory and compute each residual block twice.
 
     Attributes:
-        text_head: the head whose embeddings are compared with the class names: the one that was trained.
+        text_head: the head whose embeddings are compared with the class names: the one that was
+            trained.
     """
 
     text_head: Literal["semantic", "local"] = "semantic"
@@ -218,7 +254,9 @@ class Student(nn.Module):
         return Embeddings(
             self.semantic(feats, unit) if "semantic" in heads else None,
             self.local(feats, unit) if "local" in heads else None,
-            self.classifier(feats) if self.classifier is not None and "classifier" in heads else None,
+            self.classifier(feats)
+            if self.classifier is not None and "classifier" in heads
+            else None,
         )
 
     def voxel_features(self, batch: Batch) -> Float[Tensor, "v c"]:
@@ -226,11 +264,15 @@ class Student(nn.Module):
         return self.unet(SparseTensor(batch.feats, Sites(batch.coords, self.backend))).feats
 
     @torch.no_grad()
-    def classify(self, batch: Batch, text: Float[Tensor, "k d"] | None = None) -> UInt8[Tensor, " n"]:
-        """The best class of every point: by the classifier, or with ``text`` by the nearest class embedding.
+    def classify(
+        self, batch: Batch, text: Float[Tensor, "k d"] | None = None
+    ) -> UInt8[Tensor, " n"]:
+        """The best class of every point.
 
-        The argmax of ``<p / |p|, t>`` is that of ``<p, t>``, so the head ``text_head`` and the class embeddings melt into
-        one small linear map, and no embedding of a point is ever made.
+        By the classifier, or with ``text`` by the nearest class embedding.
+
+        The argmax of ``<p / |p|, t>`` is that of ``<p, t>``, so the head ``text_head`` and the
+        class embeddings melt into one small linear map, and no embedding of a point is ever made.
 
         Raises:
             ValueError: there is neither ``text`` nor a classifier.

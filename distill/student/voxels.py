@@ -41,7 +41,9 @@ class Sample:
     voxel_id: Int64[np.ndarray, " m"] | None = None
 
     @classmethod
-    def of_points(cls, frame: str, xyz: np.ndarray, intensity: np.ndarray, age_s: np.ndarray) -> Sample:
+    def of_points(
+        cls, frame: str, xyz: np.ndarray, intensity: np.ndarray, age_s: np.ndarray
+    ) -> Sample:
         """A frame without targets, to predict."""
         nothing = np.empty(0, np.int64)
         return cls(frame, xyz, intensity, age_s, nothing, nothing)
@@ -56,7 +58,8 @@ class Voxels:
         coords: coordinates of each voxel, in lexicographic order.
         feats: features of each voxel.
         inverse: voxel of each point that is left.
-        corners: the eight voxels around each point and their weights, where trilinear features are asked for.
+        corners: the eight voxels around each point and their weights, where trilinear features are
+            asked for.
         pair_point: row of the point of each target, among the points that are left.
         pair_label: its class.
         cut: number of voxels left out to keep the limit.
@@ -86,11 +89,16 @@ def _offset(xyz: np.ndarray, sample: Sample, voxel_m: float, height_m: float) ->
 FEATURES: dict[str, Callable[[np.ndarray, Sample, float, float], np.ndarray]] = {
     "intensity": lambda xyz, sample, voxel_m, height_m: sample.intensity[:, None],
     "height": lambda xyz, sample, voxel_m, height_m: xyz[:, 2:] + height_m,
-    "range": lambda xyz, sample, voxel_m, height_m: np.sqrt(np.einsum("ij,ij->i", xyz, xyz))[:, None],
+    "range": lambda xyz, sample, voxel_m, height_m: np.sqrt(np.einsum("ij,ij->i", xyz, xyz))[
+        :, None
+    ],
     "age": lambda xyz, sample, voxel_m, height_m: sample.age_s[:, None],
     "offset": _offset,
 }
-"""Features of a point: intensity 0..1, height above ground [m], range [m], age [s], place in its voxel -0.5..0.5."""
+"""Features of a point.
+
+Intensity 0..1, height above ground [m], range [m], age [s], place in its voxel -0.5..0.5.
+"""
 
 
 def channels(features: Sequence[str]) -> int:
@@ -108,14 +116,23 @@ def channels(features: Sequence[str]) -> int:
 def _nearest(
     coords: Int32[np.ndarray, "v 3"], limit: int, generator: np.random.Generator | None
 ) -> Int64[np.ndarray, " k"]:
-    """The voxels nearest to a voxel drawn at random, or to the sensor; whole neighbourhoods, unlike a random choice."""
-    centre = coords[generator.integers(len(coords))] if generator is not None else np.zeros(3, np.int32)
+    """The voxels nearest to a voxel drawn at random, or to the sensor.
+
+    Whole neighbourhoods, unlike a random choice.
+    """
+    centre = (
+        coords[generator.integers(len(coords))] if generator is not None else np.zeros(3, np.int32)
+    )
     distance = ((coords - centre).astype(np.float32) ** 2).sum(axis=1)
     return np.sort(np.argsort(distance, kind="stable")[:limit])
 
 
-def _sorted_cells(keys: UInt64[np.ndarray, " n"]) -> tuple[UInt64[np.ndarray, " v"], Int32[np.ndarray, " n"]]:
-    """Distinct keys in order, so that cells that touch stand near each other in memory, and each key's place there."""
+def _sorted_cells(
+    keys: UInt64[np.ndarray, " n"],
+) -> tuple[UInt64[np.ndarray, " v"], Int32[np.ndarray, " n"]]:
+    """Distinct keys in order, so that cells that touch stand near each other in memory, and each
+    key's place there.
+    """
     index, inverse = grid.index_cells(keys)
     order = np.argsort(index.keys)
     rank = np.empty(len(order), np.int32)
@@ -124,9 +141,14 @@ def _sorted_cells(keys: UInt64[np.ndarray, " n"]) -> tuple[UInt64[np.ndarray, " 
 
 
 def _cut(
-    sample: Sample, keys: UInt64[np.ndarray, " n"], limit: int, generator: np.random.Generator | None
+    sample: Sample,
+    keys: UInt64[np.ndarray, " n"],
+    limit: int,
+    generator: np.random.Generator | None,
 ) -> tuple[Sample, UInt64[np.ndarray, " v"], Int32[np.ndarray, " left"], int]:
-    """Finds the voxels and, when they are too many, leaves some out with their points and targets."""
+    """Finds the voxels and, when they are too many, leaves some out with their points and
+    targets.
+    """
     cells, inverse = _sorted_cells(keys)
     count = len(cells)
     if not limit or count <= limit:
@@ -169,8 +191,8 @@ def voxelize(
         features: names from ``FEATURES``.
         reduce: what a voxel keeps of its points' features.
         sensor_height_m: height of the LiDAR above the ground [m].
-        max_voxels: limit while training, 0 = none; what is beyond is left out with its points and targets, so leave it
-            0 to predict.
+        max_voxels: limit while training, 0 = none; what is beyond is left out with its points and
+            targets, so leave it 0 to predict.
         trilinear: also find the eight voxels around each point.
         generator: draws the place around which voxels are kept; without one it is the sensor.
 
@@ -197,4 +219,14 @@ def voxelize(
         kernels.corners(sample.xyz, voxel_m, cells, index.table, *around)
     coords = np.ascontiguousarray(grid.key_coords(cells)[:, 1:])
     pairs = sample.pair_point, sample.pair_label
-    return Voxels(sample.frame, coords, feats, inverse, around, *pairs, cut, sample.pair_pixel, sample.voxel_id)
+    return Voxels(
+        sample.frame,
+        coords,
+        feats,
+        inverse,
+        around,
+        *pairs,
+        cut,
+        sample.pair_pixel,
+        sample.voxel_id,
+    )

@@ -1,4 +1,7 @@
-"""From dense features to classes: scores against names, confidence, and what is too little of it."""
+"""From dense features to classes.
+
+Scores against names, confidence, and what is too little of it.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,8 @@ class Scorer:
         floor: confidence below which a group gives no label; infinite for negatives.
         scale: what cosines are multiplied by before the softmax (CLIP's logit scale).
         key_smoothing: cells under this confidence get the average of those with like keys; 0 = off.
-        denoising: groups that reach this confidence nowhere in an image are dropped from it; 0 = off.
+        denoising: groups that reach this confidence nowhere in an image are dropped from it; 0 =
+            off.
     """
 
     names: Float[Tensor, "names d"]
@@ -38,7 +42,9 @@ class Scorer:
     def __call__(
         self, features: Float[Tensor, "n h w d"], keys: Float[Tensor, "n h w k"] | None
     ) -> tuple[UInt8[Tensor, "n h w"], Float16[Tensor, "n h w"]]:
-        """Class and confidence of each cell; 255 and 0 where a negative wins or the confidence is too little.
+        """Class and confidence of each cell.
+
+        255 and 0 where a negative wins or the confidence is too little.
 
         Args:
             features: unit features.
@@ -46,7 +52,9 @@ class Scorer:
         """
         scores = group_max(features @ self.names.T, self.group, len(self.floor))
         kept = self._kept(scores)
-        confidence = (self.scale * scores).masked_fill(~kept, -torch.inf).softmax(-1).nan_to_num(0.0)
+        confidence = (
+            (self.scale * scores).masked_fill(~kept, -torch.inf).softmax(-1).nan_to_num(0.0)
+        )
         if self.key_smoothing > 0:
             assert keys is not None
             confidence = _smoothed(confidence, keys, self.key_smoothing)
@@ -64,15 +72,20 @@ class Scorer:
 def _smoothed(
     confidence: Float[Tensor, "n h w groups"], keys: Float[Tensor, "n h w k"], below: float
 ) -> Float[Tensor, "n h w groups"]:
-    """Key smoothing (MaskCLIP): unsure cells get the mean of all cells, weighted by the cosine of their keys.
+    """Key smoothing (MaskCLIP).
 
-    Weights are cosines of keys along their channels, negative ones cut to 0, made to sum to 1 for each cell. The
-    published code normalises along the cells instead.
+    Unsure cells get the mean of all cells, weighted by the cosine of their keys.
+
+    Weights are cosines of keys along their channels, negative ones cut to 0, made to sum to 1 for
+    each cell. The published code normalises along the cells instead.
     """
     out = confidence.clone()
-    for own, key, image in zip(confidence, keys, out, strict=True):  # one image at a time: cells x cells weights
+    # one image at a time: cells x cells weights
+    for own, key, image in zip(confidence, keys, out, strict=True):
         unit = F.normalize(key.flatten(0, 1), dim=-1)
         unsure = own.flatten(0, 1).amax(-1) < below
         weight = (unit[unsure] @ unit.T).clamp_min(0)
-        image.view(-1, own.shape[-1])[unsure] = weight / weight.sum(-1, keepdim=True) @ own.flatten(0, 1)
+        image.view(-1, own.shape[-1])[unsure] = (
+            weight / weight.sum(-1, keepdim=True) @ own.flatten(0, 1)
+        )
     return out

@@ -1,4 +1,7 @@
-"""Dense readings of CLIP image towers: what the last block must compute so that each patch says what it shows."""
+"""Dense readings of CLIP image towers.
+
+What the last block must compute so that each patch says what it shows.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ from clipsweep.projection.errors import BadInput
 
 Reading = Literal["auto", "pure", "residual", "naclip", "proxy", "pool"]
 _VIT_READINGS = ("pure", "residual", "naclip", "proxy")
-_SUPPORTED = "supported are open_clip's VisionTransformer (ViT-*) and ModifiedResNet (RN*) with CLIP's own text tower"
+_SUPPORTED = (
+    "supported are open_clip's VisionTransformer (ViT-*) and ModifiedResNet (RN*) with "
+    "CLIP's own text tower"
+)
 _SIGMA = 5.0  # of NACLIP's neighbourhood [patches]
 # of ProxyCLIP
 _BETA = 1.2
@@ -32,14 +38,19 @@ _OTHER_TOWERS = (
 
 
 class Dense(NamedTuple):
-    """Features of each cell of the output grid in the text space, and the last block's keys; of any length."""
+    """Features of each cell of the output grid in the text space, and the last block's keys.
+
+    Of any length.
+    """
 
     feature: Float[Tensor, "n h w d"]
     key: Float[Tensor, "n h w k"]
 
 
 def choose_reading(name: str, config: Mapping[str, Any], reading: Reading) -> Reading:
-    """The reading to use with a model, ``auto`` resolved: ``naclip`` for a ViT, ``pool`` for a ResNet.
+    """The reading to use with a model, ``auto`` resolved.
+
+    ``naclip`` for a ViT, ``pool`` for a ResNet.
 
     Args:
         name: the model's, for the error.
@@ -53,9 +64,15 @@ def choose_reading(name: str, config: Mapping[str, Any], reading: Reading) -> Re
     text = config["text_cfg"]
     for key in _OTHER_TOWERS:
         if vision.get(key):
-            raise BadInput(name, f"its image tower ({key}: {vision[key]}) has no dense reading", _SUPPORTED)
+            raise BadInput(
+                name, f"its image tower ({key}: {vision[key]}) has no dense reading", _SUPPORTED
+            )
     if vision.get("block_type", "default") not in (None, "default"):
-        raise BadInput(name, f"its image tower (block_type: {vision['block_type']}) has no dense reading", _SUPPORTED)
+        raise BadInput(
+            name,
+            f"its image tower (block_type: {vision['block_type']}) has no dense reading",
+            _SUPPORTED,
+        )
     if "multimodal_cfg" in config or text.get("hf_model_name"):
         raise BadInput(name, "its text tower is another one", _SUPPORTED)
     resnet = is_resnet(config)
@@ -64,7 +81,9 @@ def choose_reading(name: str, config: Mapping[str, Any], reading: Reading) -> Re
     if resnet != (reading == "pool"):
         choice = "pool" if resnet else ", ".join(_VIT_READINGS)
         raise BadInput(
-            "teacher.maskclip.reading", f"{reading} is not a reading of {name}", f"its image tower has {choice}"
+            "teacher.maskclip.reading",
+            f"{reading} is not a reading of {name}",
+            f"its image tower has {choice}",
         )
     return reading
 
@@ -76,17 +95,20 @@ def is_resnet(config: Mapping[str, Any]) -> bool:
 
 def stride_of(config: Mapping[str, Any]) -> int:
     """Input pixels per side of an output cell: the patch of a ViT, 32 for a ResNet [px]."""
-    return DenseResNet.stride if is_resnet(config) else int(config["vision_cfg"].get("patch_size", 16))
+    return (
+        DenseResNet.stride if is_resnet(config) else int(config["vision_cfg"].get("patch_size", 16))
+    )
 
 
 class DenseVit(nn.Module):
     """An open_clip VisionTransformer read patch by patch; the class token is dropped.
 
     ``pure``: the last attention's value path alone (MaskCLIP, ECCV 2022).
-    ``residual``: the same within the whole last block, which is that block with its attention matrix set to the
-    identity (what the released MaskCLIP and CLIP2Scene code computes).
-    ``naclip``: key-key attention plus a Gaussian of the patches' distance, no residual and MLP (NACLIP, WACV 2025).
-    ``proxy``: attention from another network, likewise without residual and MLP (ProxyCLIP, ECCV 2024).
+    ``residual``: the same within the whole last block, which is that block with its attention
+    matrix set to the identity (what the released MaskCLIP and CLIP2Scene code computes).
+    ``naclip``: key-key attention plus a Gaussian of the patches' distance, no residual and MLP
+    (NACLIP, WACV 2025). ``proxy``: attention from another network, likewise without residual and
+    MLP (ProxyCLIP, ECCV 2024).
     """
 
     def __init__(self, visual: Any, reading: Reading) -> None:
@@ -96,13 +118,16 @@ class DenseVit(nn.Module):
         self._positions: dict[tuple[int, int], Tensor] = {}
 
     def forward(
-        self, images: Float[Tensor, "n 3 height width"], proxy: Float[Tensor, "n h w c"] | None = None
+        self,
+        images: Float[Tensor, "n 3 height width"],
+        proxy: Float[Tensor, "n h w c"] | None = None,
     ) -> Dense:
         """Dense features of normalised images whose sides are multiples of the patch.
 
         Args:
             images: the model's input.
-            proxy: other network's features of the same images; their grid becomes the output's (``proxy`` only).
+            proxy: other network's features of the same images; their grid becomes the output's
+                (``proxy`` only).
         """
         patch = self.visual.patch_size
         grid = (images.shape[2] // patch[0], images.shape[3] // patch[1])
@@ -127,17 +152,24 @@ class DenseVit(nn.Module):
     def _embed(self, images: Tensor, grid: tuple[int, int]) -> Float[Tensor, "n tokens width"]:
         patches = self.visual.conv1(images).flatten(2).transpose(1, 2)
         first = self.visual.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
-        tokens: Tensor = self.visual.ln_pre(torch.cat([first, patches], 1) + self._position(grid).to(patches.dtype))
+        tokens: Tensor = self.visual.ln_pre(
+            torch.cat([first, patches], 1) + self._position(grid).to(patches.dtype)
+        )
         return tokens
 
     def _position(self, grid: tuple[int, int]) -> Float[Tensor, "tokens width"]:
-        """The position embedding for a grid of patches: bicubic and antialiased, as open_clip does while loading."""
+        """The position embedding for a grid of patches.
+
+        Bicubic and antialiased, as open_clip does while loading.
+        """
         if grid not in self._positions:
             own = self.visual.positional_embedding
             old = tuple(self.visual.grid_size)
             if grid != old:
                 square = own[1:].unflatten(0, old).permute(2, 0, 1)[None]
-                new = F.interpolate(square, grid, mode="bicubic", antialias=True, align_corners=False)
+                new = F.interpolate(
+                    square, grid, mode="bicubic", antialias=True, align_corners=False
+                )
                 own = torch.cat([own[:1], new[0].flatten(1).T])
             self._positions[grid] = own
         return self._positions[grid]
@@ -158,12 +190,19 @@ def _run_token_first(block: Any, tokens: Tensor) -> Tensor:
 def _key_value(attn: Any, normed: Tensor) -> tuple[Tensor, Tensor]:
     """Keys and values of an attention; no reading needs its queries."""
     width = normed.shape[-1]
-    key, value = F.linear(normed, attn.in_proj_weight[width:], attn.in_proj_bias[width:]).chunk(2, -1)
+    key, value = F.linear(normed, attn.in_proj_weight[width:], attn.in_proj_bias[width:]).chunk(
+        2, -1
+    )
     return key, value
 
 
-def _near(heads: int, key: Tensor, value: Tensor, grid: tuple[int, int]) -> Float[Tensor, "n h w width"]:
-    """NACLIP's attention, of the patches to all tokens: ``softmax(k k^T / sqrt(head's width) + neighbourhood) v``."""
+def _near(
+    heads: int, key: Tensor, value: Tensor, grid: tuple[int, int]
+) -> Float[Tensor, "n h w width"]:
+    """NACLIP's attention, of the patches to all tokens.
+
+    ``softmax(k k^T / sqrt(head's width) + neighbourhood) v``.
+    """
     key, value = (tokens.unflatten(-1, (heads, -1)).transpose(1, 2) for tokens in (key, value))
     bias = neighbourhood(grid, key.device).to(key.dtype)
     mixed = F.scaled_dot_product_attention(key[:, :, 1:], key, value, attn_mask=bias)
@@ -171,23 +210,31 @@ def _near(heads: int, key: Tensor, value: Tensor, grid: tuple[int, int]) -> Floa
 
 
 def neighbourhood(grid: tuple[int, int], device: torch.device) -> Float[Tensor, "patches tokens"]:
-    """NACLIP's bias: ``exp(-d^2 / (2 sigma^2))`` between patches ``d`` apart, 0 to the class token (first column)."""
+    """NACLIP's bias: ``exp(-d^2 / (2 sigma^2))`` between patches ``d`` apart, 0 to the class
+    token (first column).
+    """
     rows, columns = (torch.arange(side, device=device, dtype=torch.float32) for side in grid)
-    square = (rows[:, None] - rows).square()[:, None, :, None] + (columns[:, None] - columns).square()[None, :, None]
+    square = (rows[:, None] - rows).square()[:, None, :, None] + (
+        columns[:, None] - columns
+    ).square()[None, :, None]
     return F.pad(torch.exp(-square / (2 * _SIGMA**2)).flatten(2).flatten(0, 1), (1, 0))
 
 
-def _by_proxy(value: Float[Tensor, "n a b width"], proxy: Float[Tensor, "n h w c"]) -> Float[Tensor, "n h w width"]:
+def _by_proxy(
+    value: Float[Tensor, "n a b width"], proxy: Float[Tensor, "n h w c"]
+) -> Float[Tensor, "n h w width"]:
     """Values, stretched to the proxy's grid, averaged by its attention."""
     mixed = proxy_attention(proxy).to(value.dtype) @ _resized(value, proxy).flatten(1, 2)
     return mixed.unflatten(1, proxy.shape[1:3])
 
 
 def proxy_attention(proxy: Float[Tensor, "n h w c"]) -> Float[Tensor, "n hw hw"]:
-    """ProxyCLIP's attention: softmax over ``gamma (cos - beta mean(cos))`` where that is not negative.
+    """ProxyCLIP's attention.
 
-    A patch always attends to itself: in an image without contrast the mean is so high that the published formula leaves
-    some patches nothing, and gives NaN.
+    Softmax over ``gamma (cos - beta mean(cos))`` where that is not negative.
+
+    A patch always attends to itself: in an image without contrast the mean is so high that the
+    published formula leaves some patches nothing, and gives NaN.
     """
     unit = F.normalize(proxy.flatten(1, 2).float(), dim=-1)
     cosine = unit @ unit.transpose(1, 2)
@@ -196,17 +243,24 @@ def proxy_attention(proxy: Float[Tensor, "n h w c"]) -> Float[Tensor, "n hw hw"]
     return logit.masked_fill((logit < 0) & ~itself, -torch.inf).softmax(-1)
 
 
-def _resized(maps: Float[Tensor, "n a b d"], like: Float[Tensor, "n h w c"]) -> Float[Tensor, "n h w d"]:
+def _resized(
+    maps: Float[Tensor, "n a b d"], like: Float[Tensor, "n h w c"]
+) -> Float[Tensor, "n h w d"]:
     """Maps stretched bilinearly to another's grid."""
     if maps.shape[1:3] == like.shape[1:3]:
         return maps
     channels_first = maps.permute(0, 3, 1, 2)
-    stretched = F.interpolate(channels_first, tuple(like.shape[1:3]), mode="bilinear", align_corners=False)
+    stretched = F.interpolate(
+        channels_first, tuple(like.shape[1:3]), mode="bilinear", align_corners=False
+    )
     return stretched.permute(0, 2, 3, 1)
 
 
 class DenseResNet(nn.Module):
-    """An open_clip ModifiedResNet read cell by cell: its attention pool's value path, without position embedding."""
+    """An open_clip ModifiedResNet read cell by cell.
+
+    Its attention pool's value path, without position embedding.
+    """
 
     stride = 32
 
@@ -215,8 +269,12 @@ class DenseResNet(nn.Module):
         self.visual = visual
 
     def forward(self, images: Float[Tensor, "n 3 height width"], proxy: None = None) -> Dense:
-        """Dense features of normalised images whose sides are multiples of 32 (``proxy`` is not used)."""
+        """Dense features of normalised images whose sides are multiples of 32 (``proxy`` is not
+        used).
+        """
         visual = self.visual
-        maps = visual.layer4(visual.layer3(visual.layer2(visual.layer1(visual.stem(images))))).permute(0, 2, 3, 1)
+        maps = visual.layer4(
+            visual.layer3(visual.layer2(visual.layer1(visual.stem(images))))
+        ).permute(0, 2, 3, 1)
         pool = visual.attnpool
         return Dense(pool.c_proj(pool.v_proj(maps)), pool.k_proj(maps))

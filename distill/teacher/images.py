@@ -1,4 +1,7 @@
-"""From cameras to labels in batches: bytes checked and decoded by threads ahead of the network, results in order."""
+"""From cameras to labels in batches.
+
+Bytes checked and decoded by threads ahead of the network, results in order.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,13 @@ Launched = TypeVar("Launched")
 
 _DEFAULT_HW = (224, 416)  # what CLIP2Scene feeds for nuScenes
 
-DECODE_ERRORS = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+DECODE_ERRORS = (
+    UnidentifiedImageError,
+    OSError,
+    SyntaxError,
+    ValueError,
+    Image.DecompressionBombError,
+)
 """What Pillow raises for bytes that are no whole image."""
 
 
@@ -59,12 +68,14 @@ def whole_cells(size_hw: tuple[int, int], cell: int) -> tuple[int, int]:
 def decode(camera: Camera, size_hw: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
     """A camera's image stretched to a size [px], RGB.
 
-    A JPEG at least twice as large is decoded at a half, quarter or eighth, never below the size asked for, then resized
-    with an antialiased bicubic filter as CLIP's own preprocessing does. From 1600x900 to 416x224 this takes 4 instead
-    of 10 ms and differs from decoding in full by 0.5 of 255 (root mean square).
+    A JPEG at least twice as large is decoded at a half, quarter or eighth, never below the size
+    asked for, then resized with an antialiased bicubic filter as CLIP's own preprocessing does.
+    From 1600x900 to 416x224 this takes 4 instead of 10 ms and differs from decoding in full by 0.5
+    of 255 (root mean square).
 
     Raises:
-        BadInput: the file is gone, changed, cut short, neither JPEG nor PNG, or of another size than the camera's.
+        BadInput: the file is gone, changed, cut short, neither JPEG nor PNG, or of another size
+            than the camera's.
     """
     path = camera.image.path
     data = camera.image.read()
@@ -83,8 +94,11 @@ def decode(camera: Camera, size_hw: tuple[int, int]) -> UInt8[np.ndarray, "h w 3
         raise BadInput(path, f"cannot be decoded ({error})", "restore the file") from None
 
 
-def prefetch(items: Iterable[In], work: Callable[[In], Out], threads: int, ahead: int) -> Iterator[Out | BadInput]:
-    """Results of work in the items' order, done by threads at most ``ahead`` items before they are asked for.
+def prefetch(
+    items: Iterable[In], work: Callable[[In], Out], threads: int, ahead: int
+) -> Iterator[Out | BadInput]:
+    """Results of work in the items' order, done by threads at most ``ahead`` items before they are
+    asked for.
 
     A `BadInput` that the work raises takes its result's place; any other error is raised.
     """
@@ -109,7 +123,10 @@ def prefetch(items: Iterable[In], work: Callable[[In], Out], threads: int, ahead
 
 
 def decoders(threads: int) -> int:
-    """A number of decoding threads; 0 stands for the cores that this process may use, at most 16."""
+    """A number of decoding threads.
+
+    0 stands for the cores that this process may use, at most 16.
+    """
     return threads or min(16, len(os.sched_getaffinity(0)))
 
 
@@ -134,8 +151,9 @@ def in_batches(
 ) -> Iterator[PixelLabels | BadInput]:
     """Labels of images, in order; an image that cannot be used leaves its error in its place.
 
-    Two batches are decoded ahead, and a batch's results are collected after the next one was launched, so that a GPU
-    waits for neither. What is held at once: two batches of input, one of results, and a whole image a thread.
+    Two batches are decoded ahead, and a batch's results are collected after the next one was
+    launched, so that a GPU waits for neither. What is held at once: two batches of input, one of
+    results, and a whole image a thread.
 
     Args:
         cameras: the images; drawn from as needed.
@@ -160,7 +178,10 @@ def _launch(
     launch: Callable[[UInt8[np.ndarray, "n h w 3"]], Launched],
     collect: Callable[[Launched], Sequence[PixelLabels]],
 ) -> Callable[[], Iterator[PixelLabels | BadInput]]:
-    """Starts the usable images of a chunk; the function returned yields one result for each image."""
+    """Starts the usable images of a chunk.
+
+    The function returned yields one result for each image.
+    """
     usable = [image for image in chunk if not isinstance(image, BadInput)]
     launched = [launch(np.stack(usable))] if usable else []
     errors = [image if isinstance(image, BadInput) else None for image in chunk]
@@ -172,7 +193,9 @@ def _launch(
     return finish
 
 
-def to_device(images: UInt8[np.ndarray, "n h w 3"], device: torch.device) -> Float[Tensor, "n 3 h w"]:
+def to_device(
+    images: UInt8[np.ndarray, "n h w 3"], device: torch.device
+) -> Float[Tensor, "n 3 h w"]:
     """RGB images as values 0..1 on a device, channels last in memory."""
     pixels = torch.from_numpy(images)
     if device.type == "cuda":
@@ -181,10 +204,15 @@ def to_device(images: UInt8[np.ndarray, "n h w 3"], device: torch.device) -> Flo
 
 
 def autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Half precision on CUDA: bfloat16, or float16 where the device lacks it; float32 on a CPU, where it is faster."""
+    """Half precision on CUDA.
+
+    bfloat16, or float16 where the device lacks it; float32 on a CPU, where it is faster.
+    """
     if device.type != "cuda":
         return nullcontext()
-    half = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    half = (
+        torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    )
     return torch.autocast("cuda", half)
 
 
@@ -192,7 +220,9 @@ def normalised(
     images: Float[Tensor, "n 3 h w"], mean: Sequence[float], std: Sequence[float]
 ) -> Float[Tensor, "n 3 h w"]:
     """Images 0..1 as a network wants them: ``(x - mean) / std`` for each colour."""
-    shift, scale = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (mean, std))
+    shift, scale = (
+        torch.tensor(values, device=images.device).view(3, 1, 1) for values in (mean, std)
+    )
     return (images - shift) / scale
 
 

@@ -1,4 +1,6 @@
-"""MaskCLIP: an image-text model read densely, so that every patch of an image gets the class that it looks like."""
+"""MaskCLIP: an image-text model read densely, so that every patch of an image gets the class
+that it looks like.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,14 @@ from pydantic import Field
 from torch import Tensor
 
 from clipsweep.distill.teacher.classify import Scorer
-from clipsweep.distill.teacher.dense_features import Dense, DenseResNet, DenseVit, Reading, choose_reading, stride_of
+from clipsweep.distill.teacher.dense_features import (
+    Dense,
+    DenseResNet,
+    DenseVit,
+    Reading,
+    choose_reading,
+    stride_of,
+)
 from clipsweep.distill.teacher.images import (
     all_or_raise,
     at_least_one,
@@ -30,7 +39,15 @@ from clipsweep.distill.teacher.images import (
     normalised,
     to_device,
 )
-from clipsweep.distill.teacher.text import Encoder, Vocabulary, cached, embed, group_names, sentences, words_of
+from clipsweep.distill.teacher.text import (
+    Encoder,
+    Vocabulary,
+    cached,
+    embed,
+    group_names,
+    sentences,
+    words_of,
+)
 from clipsweep.distill.teacher.tiles import Tiles
 from clipsweep.distill.teacher.vit import PatchVit, find_vit
 from clipsweep.distill.teacher.weights import build_clip, clip_config, clip_tokenizer, find_clip
@@ -119,24 +136,32 @@ class MaskClipConfig:
 class MaskClip:
     """A teacher that names patches with a CLIP model.
 
-    Networks are built when they are first needed; everything that can be refused without them is refused here. Labels
-    are those of the batch they were made in: other batch sizes or devices may change the last bits of a score.
+    Networks are built when they are first needed; everything that can be refused without them is
+    refused here. Labels are those of the batch they were made in: other batch sizes or devices may
+    change the last bits of a score.
 
     Args:
-        model: open_clip name, ``hf-hub:owner/name`` or ``local-dir:folder`` (the last two bring their own weights).
-        weights: tag of open_clip's list, or a local checkpoint; empty takes OpenAI's, or the model's own.
+        model: open_clip name, ``hf-hub:owner/name`` or ``local-dir:folder`` (the last two bring
+            their own weights).
+        weights: tag of open_clip's list, or a local checkpoint; empty takes OpenAI's, or the
+            model's own.
         prompts: for each class, its names; the best-scoring one speaks for the class.
         negatives: names whose patches get no label.
-        reading: how the last block is read, see `DenseVit`; ``auto`` is ``naclip`` for a ViT, ``pool`` for a ResNet.
+        reading: how the last block is read, see `DenseVit`; ``auto`` is ``naclip`` for a ViT,
+            ``pool`` for a ResNet.
         proxy: timm name of the ViT whose attention the reading ``proxy`` takes.
         proxy_weights: its local checkpoint; empty takes its tag's.
-        size_hw: size that images are stretched to [px]; (0, 0) takes 224 x 416, rounded to whole patches.
-        tile_hw: size of the network's input, laid over that in tiles [px]; (0, 0) takes all at once.
+        size_hw: size that images are stretched to [px]; (0, 0) takes 224 x 416, rounded to whole
+            patches.
+        tile_hw: size of the network's input, laid over that in tiles [px]; (0, 0) takes all at
+            once.
         tile_overlap: share of a tile that its neighbour repeats.
         templates: set of sentences that names are put into.
         min_score: confidence below which there is no label, 0..1; one for all classes or one each.
-        key_smoothing: patches under this confidence take the average of those with like keys; 0 = off.
-        denoising: classes that reach this confidence nowhere in an image are dropped from it; 0 = off.
+        key_smoothing: patches under this confidence take the average of those with like keys; 0 =
+            off.
+        denoising: classes that reach this confidence nowhere in an image are dropped from it; 0 =
+            off.
         batch: images per forward pass.
         device: where the networks run.
         keep_features: whether labels carry the dense features.
@@ -144,7 +169,8 @@ class MaskClip:
         cache: folder that text embeddings are kept in.
 
     Raises:
-        BadInput: unknown model or weights, a reading that the tower has not, or sizes that are no whole patches.
+        BadInput: unknown model or weights, a reading that the tower has not, or sizes that are no
+            whole patches.
     """
 
     def __init__(
@@ -189,14 +215,31 @@ class MaskClip:
         self._cache = cache
 
     def digest(self) -> str:
-        """sha256 of the weights' bytes and of all that decides what the labels are; batch and device are left out."""
+        """sha256 of the weights' bytes and of all that decides what the labels are.
+
+        Batch and device are left out.
+        """
         scoring = [self._floor.tolist(), self._key_smoothing, self._denoising, self._keep_features]
-        return _digest([self.feature_digest(), self._names, self._group.tolist(), self._templates, scoring])
+        return _digest(
+            [self.feature_digest(), self._names, self._group.tolist(), self._templates, scoring]
+        )
 
     def feature_digest(self) -> str:
-        """sha256 of what decides the dense features: where it is equal, `relabel` may read them under other names."""
+        """sha256 of what decides the dense features.
+
+        Where it is equal, `relabel` may read them under other names.
+        """
         proxy = self._proxy_source.digest() if self._proxy_source else ""
-        return _digest([self._source.digest(), self._reading, proxy, self._tiles.top, self._tiles.left, self._size_hw])
+        return _digest(
+            [
+                self._source.digest(),
+                self._reading,
+                proxy,
+                self._tiles.top,
+                self._tiles.left,
+                self._size_hw,
+            ]
+        )
 
     @property
     def text(self) -> Float32[np.ndarray, "c d"]:
@@ -212,7 +255,9 @@ class MaskClip:
         """
         key = _digest([self._source.digest(), self._names, self._templates])
         embedding = cached(self._cache, key, len(self._names), self._embed)
-        return Vocabulary(embedding, self._group, len(self._floor) - int(np.isinf(self._floor).sum()))
+        return Vocabulary(
+            embedding, self._group, len(self._floor) - int(np.isinf(self._floor).sum())
+        )
 
     def __call__(self, cameras: Sequence[Camera]) -> list[PixelLabels]:
         """Labels of images, in order.
@@ -223,14 +268,21 @@ class MaskClip:
         return all_or_raise(self.stream(cameras))
 
     def stream(self, cameras: Iterable[Camera]) -> Iterator[PixelLabels | BadInput]:
-        """Labels of any number of images, in order; an image that cannot be used leaves its error in its place.
+        """Labels of any number of images, in order.
 
-        Batches are cut across frames and images decoded ahead of the network: give a whole scene at once.
+        An image that cannot be used leaves its error in its place.
+
+        Batches are cut across frames and images decoded ahead of the network: give a whole scene at
+        once.
         """
-        return in_batches(cameras, self._size_hw, self._batch, self._threads, self._launch, self._collect)
+        return in_batches(
+            cameras, self._size_hw, self._batch, self._threads, self._launch, self._collect
+        )
 
     def features(self, images: UInt8[np.ndarray, "n height width 3"]) -> Float[Tensor, "n h w d"]:
-        """Unit dense features of RGB images of the size that images are stretched to, on the device."""
+        """Unit dense features of RGB images of the size that images are stretched to, on the
+        device.
+        """
         return self._dense(images).feature
 
     @torch.inference_mode()
@@ -246,10 +298,16 @@ class MaskClip:
             BadInput: key smoothing is on; keys are not kept.
         """
         if self._key_smoothing > 0:
-            raise BadInput("teacher.maskclip.key_smoothing", "needs the images again: keys are not kept", "set it to 0")
+            raise BadInput(
+                "teacher.maskclip.key_smoothing",
+                "needs the images again: keys are not kept",
+                "set it to 0",
+            )
         unit = torch.from_numpy(feature).to(self._device).float()
         label, score = self._scorer(unit[None], None)
-        return PixelLabels(label[0].cpu().numpy(), score[0].cpu().numpy(), feature if self._keep_features else None)
+        return PixelLabels(
+            label[0].cpu().numpy(), score[0].cpu().numpy(), feature if self._keep_features else None
+        )
 
     @cached_property
     def _model(self) -> Any:
@@ -267,7 +325,8 @@ class MaskClip:
     @cached_property
     def _scorer(self) -> Scorer:
         names, group, floor = (
-            torch.from_numpy(array).to(self._device) for array in (self.vocabulary.embedding, self._group, self._floor)
+            torch.from_numpy(array).to(self._device)
+            for array in (self.vocabulary.embedding, self._group, self._floor)
         )
         scale = float(self._model.logit_scale.exp())
         return Scorer(names, group, floor, scale, self._key_smoothing, self._denoising)
@@ -282,7 +341,9 @@ class MaskClip:
         """One forward pass over RGB images 0..1."""
         with autocast(self._device):
             proxy = self._proxy(images) if self._proxy is not None else None
-            dense: Dense = self._tower(normalised(images, self._source.mean, self._source.std), proxy)
+            dense: Dense = self._tower(
+                normalised(images, self._source.mean, self._source.std), proxy
+            )
         return dense
 
     @torch.inference_mode()
@@ -299,20 +360,32 @@ class MaskClip:
         return [PixelLabels(*one) for one in zip(label, score, feature, strict=True)]
 
 
-def _floor(min_score: float | Sequence[float], classes: int, negatives: int) -> Float32[np.ndarray, " groups"]:
+def _floor(
+    min_score: float | Sequence[float], classes: int, negatives: int
+) -> Float32[np.ndarray, " groups"]:
     """The confidence that each class needs; no confidence makes a negative a label."""
     own = np.asarray(min_score, np.float32)
     if own.shape not in ((), (classes,)) or not ((own >= 0) & (own <= 1)).all():
-        raise BadInput("teacher.maskclip.min_score", f"{min_score} is not in 0..1, one for all or one for each class")
+        raise BadInput(
+            "teacher.maskclip.min_score",
+            f"{min_score} is not in 0..1, one for all or one for each class",
+        )
     return np.append(np.broadcast_to(own, classes), np.full(negatives, np.inf, np.float32))
 
 
 def _check_words(name: str, unknown: Sequence[str]) -> None:
-    """Warns of words that mean nothing to the model; refuses a name without a letter or with nothing else in it."""
+    """Warns of words that mean nothing to the model.
+
+    Refuses a name without a letter or with nothing else in it.
+    """
     lost = [word for word in unknown if word.lower() not in _ARTICLES]
     nothing = lost and all(word in lost or word.lower() in _ARTICLES for word in words_of(name))
     if nothing or not any(letter.isalpha() for letter in name):
-        raise BadInput("labels", f"{name!r} means nothing to this model", "ask for something that it has learnt")
+        raise BadInput(
+            "labels",
+            f"{name!r} means nothing to this model",
+            "ask for something that it has learnt",
+        )
     if not lost:
         return
     warnings.warn(f"{', '.join(lost)} in {name!r} means nothing to this model", stacklevel=2)

@@ -38,7 +38,9 @@ class PrecomputedConfig:
 
 
 class Precomputed:
-    """Label images made by any other 2D model: PNGs at the images' paths below a folder of their own, score 1.
+    """Label images made by any other 2D model.
+
+    PNGs at the images' paths below a folder of their own, score 1.
 
     Args:
         data_root: root of the data set.
@@ -73,22 +75,29 @@ class Precomputed:
     def digest(self) -> str:
         """sha256 of the table of ids, the size and the folder's name.
 
-        The label files are not in it: hashing a data set's worth of them before every run would cost more than using
-        them. Files that changed under the same name need a folder of another name.
+        The label files are not in it: hashing a data set's worth of them before every run would
+        cost more than using them. Files that changed under the same name need a folder of another
+        name.
         """
         table = self._class_of_id.tobytes()
-        return hashlib.sha256(table + f"{self._classes} {self._size_hw} {self._label_root}".encode()).hexdigest()
+        return hashlib.sha256(
+            table + f"{self._classes} {self._size_hw} {self._label_root}".encode()
+        ).hexdigest()
 
     def __call__(self, cameras: Sequence[Camera]) -> list[PixelLabels]:
         """Labels of images, in order.
 
         Raises:
-            BadInput: a label image is missing, damaged, not 8-bit, of another size, or not below the label folder.
+            BadInput: a label image is missing, damaged, not 8-bit, of another size, or not below
+                the label folder.
         """
         return all_or_raise(self.stream(cameras))
 
     def stream(self, cameras: Iterable[Camera]) -> Iterator[PixelLabels | BadInput]:
-        """Labels of any number of images, in order; an image that cannot be used leaves its error in its place."""
+        """Labels of any number of images, in order.
+
+        An image that cannot be used leaves its error in its place.
+        """
         threads = decoders(0)
         return prefetch(cameras, self._read, threads, 2 * threads)
 
@@ -97,26 +106,39 @@ class Precomputed:
         return PixelLabels(label, (label != NONE).astype(np.float16))
 
     def _path(self, camera: Camera) -> Path:
-        """The label image of a camera's image, checked to lie below the label folder, links followed."""
+        """The label image of a camera's image, checked to lie below the label folder, links
+        followed.
+        """
         image = camera.image.path
         root = (self._data_root / self._label_root).resolve()
         try:
             below = image.relative_to(self._data_root)
         except ValueError:
-            raise BadInput(image, f"is not below the data root {self._data_root}", "index the data again") from None
+            raise BadInput(
+                image, f"is not below the data root {self._data_root}", "index the data again"
+            ) from None
         path = (root / below).with_suffix(".png").resolve()
         if not path.is_relative_to(root):
-            raise BadInput(path, f"is not below the label folder {root}", "remove the link or correct the tables")
+            raise BadInput(
+                path,
+                f"is not below the label folder {root}",
+                "remove the link or correct the tables",
+            )
         return path
 
 
 def _read_ids(path: Path, size_hw: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
-    """The ids of a label image; its header and its checksums are checked before anything is decoded."""
+    """The ids of a label image.
+
+    Its header and its checksums are checked before anything is decoded.
+    """
     try:
         data = path.read_bytes()
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             if image.mode not in ("L", "P"):
-                raise BadInput(path, f"has mode {image.mode}", "label images are 8-bit, one channel or palette")
+                raise BadInput(
+                    path, f"has mode {image.mode}", "label images are 8-bit, one channel or palette"
+                )
             if (image.height, image.width) != size_hw:
                 size = f"{image.height}x{image.width}"
                 key = "teacher.precomputed.size_hw"
@@ -127,6 +149,8 @@ def _read_ids(path: Path, size_hw: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
     except BadInput:
         raise
     except FileNotFoundError:
-        raise BadInput(path, "does not exist", "make the label image, or correct teacher.precomputed.root") from None
+        raise BadInput(
+            path, "does not exist", "make the label image, or correct teacher.precomputed.root"
+        ) from None
     except DECODE_ERRORS as error:
         raise BadInput(path, f"cannot be decoded ({error})", "make the label image again") from None

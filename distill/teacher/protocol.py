@@ -54,7 +54,10 @@ class Teacher(Protocol):
         """Unit embedding of each class in the space of the features."""
 
     def digest(self) -> str:
-        """sha256 of what decides the labels beside the images; part of the name of what is made with it."""
+        """sha256 of what decides the labels beside the images.
+
+        Part of the name of what is made with it.
+        """
 
     def __call__(self, cameras: Sequence[Camera]) -> list[PixelLabels]:
         """Labels of images, in order.
@@ -64,4 +67,7 @@ class Teacher(Protocol):
         """
 
     def stream(self, cameras: Iterable[Camera]) -> Iterator[PixelLabels | BadInput]:
-        """Labels of any number of images, in order; an image that cannot be used leaves its error in its place."""
+        """Labels of any number of images, in order.
+
+        An image that cannot be used leaves its error in its place.
+        """

@@ -1,4 +1,7 @@
-"""From class names to text embeddings: templates, synonyms and negatives, and scores reduced over them."""
+"""From class names to text embeddings.
+
+Templates, synonyms and negatives, and scores reduced over them.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +33,8 @@ SHORT_TEMPLATES = ("a photo of a {}.", "a photo of the {}.", *SCENE_TEMPLATES[:2
 def sentences(name: str) -> tuple[str, ...]:
     """The sentences that a name is put into at ``{}``.
 
-    ``reference`` is CLIP's 80 for ImageNet plus five about scenes (the set of ViLD, MaskCLIP and CLIP2Scene), ``short``
-    is four of these, ``plain`` the bare name.
+    ``reference`` is CLIP's 80 for ImageNet plus five about scenes (the set of ViLD, MaskCLIP and
+    CLIP2Scene), ``short`` is four of these, ``plain`` the bare name.
 
     Raises:
         BadInput: there is no set of that name.
@@ -43,14 +46,18 @@ def sentences(name: str) -> tuple[str, ...]:
     sets = {"short": SHORT_TEMPLATES, "plain": ("{}",)}
     if name not in sets:
         raise BadInput(
-            "teacher.maskclip.templates", f"no set of templates is called {name!r}", "reference, short or plain"
+            "teacher.maskclip.templates",
+            f"no set of templates is called {name!r}",
+            "reference, short or plain",
         )
     return sets[name]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Vocabulary:
-    """All names that an image is asked for: those of class 0 first, negatives last, each negative a group of its own.
+    """All names that an image is asked for.
+
+    Those of class 0 first, negatives last, each negative a group of its own.
 
     Attributes:
         embedding: unit text embedding of each name.
@@ -82,7 +89,9 @@ def group_names(
     groups = [*prompts, *((negative,) for negative in negatives)]
     for index, names in enumerate(groups):
         if not names or not all(name.strip() for name in names):
-            raise BadInput(f"prompts of class {index}", f"{list(names)!r} has no name or an empty one")
+            raise BadInput(
+                f"prompts of class {index}", f"{list(names)!r} has no name or an empty one"
+            )
     flat = [name for names in groups for name in names]
     return flat, np.repeat(np.arange(len(groups)), [len(names) for names in groups])
 
@@ -95,8 +104,9 @@ def words_of(name: str) -> list[str]:
 class Encoder:
     """A CLIP model's text side: sentences to embeddings.
 
-    Under causal attention, with the embedding read at a sentence's own end, what follows the end changes nothing: a
-    batch is cut at its longest sentence, which for class names takes a fifth of the time of the full 77 tokens.
+    Under causal attention, with the embedding read at a sentence's own end, what follows the end
+    changes nothing: a batch is cut at its longest sentence, which for class names takes a fifth of
+    the time of the full 77 tokens.
 
     Args:
         model: open_clip model.
@@ -105,7 +115,13 @@ class Encoder:
         batch: sentences per forward pass.
     """
 
-    def __init__(self, model: Any, tokenizer: Callable[[list[str]], Tensor], device: torch.device, batch: int = 256):
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Callable[[list[str]], Tensor],
+        device: torch.device,
+        batch: int = 256,
+    ):
         self._model = model
         self._tokenizer = tokenizer
         self._device = device
@@ -117,14 +133,20 @@ class Encoder:
         tokens = self._tokenizer(list(sentences)).to(self._device)
         length = tokens.argmax(-1)
         order = length.argsort(stable=True)  # alike lengths into one batch
-        parts = [self._encode(tokens[rows], int(length[rows].max()) + 1) for rows in order.split(self._batch)]
+        parts = [
+            self._encode(tokens[rows], int(length[rows].max()) + 1)
+            for rows in order.split(self._batch)
+        ]
         whole = torch.cat(parts)
         return torch.empty_like(whole).index_copy_(0, order, whole)
 
     def unknown(self, name: str) -> list[str]:
-        """The words of a name that the model has never learnt: those with a token whose embedding is zero.
+        """The words of a name that the model has never learnt.
 
-        Training moves the embedding of every token that it sees; a small model's other rows may be kept as zeros.
+        Those with a token whose embedding is zero.
+
+        Training moves the embedding of every token that it sees; a small model's other rows may be
+        kept as zeros.
         """
         table = getattr(self._model, "token_embedding", None)
         words = words_of(name)
@@ -134,24 +156,37 @@ class Encoder:
         return [word for word, known in zip(words, learnt.tolist(), strict=True) if not known]
 
     def _encode(self, tokens: Tensor, length: int) -> Tensor:
-        """As the model's own ``encode_text``, on the first ``length`` tokens where that is the same."""
+        """As the model's own ``encode_text``, on the first ``length`` tokens where that is the
+        same.
+        """
         model = self._model
-        if getattr(model, "text_pool_type", "") != "argmax" or getattr(model, "attn_mask", None) is None:
+        if (
+            getattr(model, "text_pool_type", "") != "argmax"
+            or getattr(model, "attn_mask", None) is None
+        ):
             encoded: Tensor = model.encode_text(tokens)
             return encoded
         tokens = tokens[:, :length]
         mask = model.attn_mask[:length, :length]
-        hidden = model.transformer(model.token_embedding(tokens) + model.positional_embedding[:length], attn_mask=mask)
-        last = model.ln_final(hidden[torch.arange(len(tokens), device=tokens.device), tokens.argmax(-1)])
+        hidden = model.transformer(
+            model.token_embedding(tokens) + model.positional_embedding[:length], attn_mask=mask
+        )
+        last = model.ln_final(
+            hidden[torch.arange(len(tokens), device=tokens.device), tokens.argmax(-1)]
+        )
         projection = model.text_projection
         return projection(last) if callable(projection) else last @ projection
 
 
 @torch.inference_mode()
 def embed(
-    encode: Callable[[Sequence[str]], Float[Tensor, "n d"]], names: Sequence[str], templates: Sequence[str]
+    encode: Callable[[Sequence[str]], Float[Tensor, "n d"]],
+    names: Sequence[str],
+    templates: Sequence[str],
 ) -> Float32[np.ndarray, "names d"]:
-    """Unit embeddings of names: the mean over templates of unit embeddings, made unit again (CLIP's recipe).
+    """Unit embeddings of names.
+
+    The mean over templates of unit embeddings, made unit again (CLIP's recipe).
 
     Args:
         encode: text side of the model.
@@ -160,7 +195,9 @@ def embed(
     """
     texts = [template.replace("{}", name) for name in names for template in templates]
     unit = F.normalize(encode(texts).float(), dim=-1)
-    return F.normalize(unit.unflatten(0, (len(names), len(templates))).mean(1), dim=-1).cpu().numpy()
+    return (
+        F.normalize(unit.unflatten(0, (len(names), len(templates))).mean(1), dim=-1).cpu().numpy()
+    )
 
 
 def cached(
@@ -179,13 +216,20 @@ def cached(
     path = folder / f"text-{key[:24]}.npy"
     try:
         kept = np.load(path, allow_pickle=False)
-        if kept.dtype == np.float32 and kept.ndim == 2 and len(kept) == rows and np.isfinite(kept).all():
+        if (
+            kept.dtype == np.float32
+            and kept.ndim == 2
+            and len(kept) == rows
+            and np.isfinite(kept).all()
+        ):
             return kept
     except (OSError, ValueError, EOFError):
         pass
     made = make()
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".text-", suffix=".tmp", delete=False) as temporary:
+    with tempfile.NamedTemporaryFile(
+        dir=folder, prefix=".text-", suffix=".tmp", delete=False
+    ) as temporary:
         np.save(temporary, made)
     Path(temporary.name).replace(path)
     return made

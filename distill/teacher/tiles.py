@@ -1,4 +1,7 @@
-"""Reads images larger than a network's input: overlapping tiles, their features averaged where they overlap."""
+"""Reads images larger than a network's input.
+
+Overlapping tiles, their features averaged where they overlap.
+"""
 
 from __future__ import annotations
 
@@ -31,27 +34,35 @@ class Tiles:
     left: tuple[int, ...]
 
     @staticmethod
-    def over(size_hw: tuple[int, int], tile_hw: tuple[int, int], overlap: float, unit: int) -> Tiles:
+    def over(
+        size_hw: tuple[int, int], tile_hw: tuple[int, int], overlap: float, unit: int
+    ) -> Tiles:
         """The fewest tiles, evenly spread, that cover an image with at least an overlap.
 
         Args:
             size_hw: size of the image [px].
             tile_hw: size of a tile [px]; (0, 0) makes the whole image the only one.
             overlap: share of a tile that its neighbour repeats, 0..1; met to within one unit.
-            unit: all sizes and places are multiples of this, so that the tiles' output cells lie on one grid [px].
+            unit: all sizes and places are multiples of this, so that the tiles' output cells lie on
+                one grid [px].
 
         Raises:
-            BadInput: a tile is larger than the image or no multiple of the unit, or the overlap is not in 0..1.
+            BadInput: a tile is larger than the image or no multiple of the unit, or the overlap is
+                not in 0..1.
         """
         tile_hw = tile_hw if any(tile_hw) else size_hw
         if not 0 <= overlap < 1:
             raise BadInput("teacher.maskclip.tile_overlap", f"{overlap} is not in 0..1")
         if any(side < unit or side % unit for side in (*size_hw, *tile_hw)) and tile_hw != size_hw:
             problem = f"tiles of {tile_hw} on {size_hw} are no multiples of {unit}"
-            raise BadInput("teacher.maskclip.tile_hw", problem, f"take multiples of {unit} for both")
+            raise BadInput(
+                "teacher.maskclip.tile_hw", problem, f"take multiples of {unit} for both"
+            )
         if tile_hw[0] > size_hw[0] or tile_hw[1] > size_hw[1]:
             raise BadInput(
-                "teacher.maskclip.tile_hw", f"{tile_hw} is larger than the image, {size_hw}", "make tiles smaller"
+                "teacher.maskclip.tile_hw",
+                f"{tile_hw} is larger than the image, {size_hw}",
+                "make tiles smaller",
             )
         top, left = (_starts(s, t, overlap, unit) for s, t in zip(size_hw, tile_hw, strict=True))
         return Tiles(size_hw, tile_hw, top, left)
@@ -61,7 +72,10 @@ class Tiles:
         images: Float[Tensor, "n 3 height width"],
         network: Callable[[Float[Tensor, "n 3 th tw"]], Dense],
     ) -> Dense:
-        """Unit features and keys of whole images; of a cell in several tiles, the mean direction."""
+        """Unit features and keys of whole images.
+
+        Of a cell in several tiles, the mean direction.
+        """
         if self.tile_hw == self.size_hw:
             return _unit(network(images))
         height, width = self.tile_hw

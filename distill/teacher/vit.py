@@ -1,4 +1,7 @@
-"""Image networks without text: patch features of timm ViTs, as a teacher of their own and as CLIP's proxy."""
+"""Image networks without text.
+
+Patch features of timm ViTs, as a teacher of their own and as CLIP's proxy.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +65,8 @@ def find_vit(name: str, weights: str = "") -> VitSource:
     """The source of a timm ViT.
 
     Args:
-        name: timm name with tag, such as ``vit_base_patch8_224.dino`` or ``vit_small_patch14_dinov2.lvd142m``.
+        name: timm name with tag, such as ``vit_base_patch8_224.dino`` or
+            ``vit_small_patch14_dinov2.lvd142m``.
         weights: local checkpoint; empty takes the tag's from the hub's cache or the hub.
 
     Raises:
@@ -71,7 +75,11 @@ def find_vit(name: str, weights: str = "") -> VitSource:
     import timm
 
     if not timm.is_model(name):
-        raise BadInput(name, "timm knows no such model", "timm.list_models('vit*', pretrained=True) lists the names")
+        raise BadInput(
+            name,
+            "timm knows no such model",
+            "timm.list_models('vit*', pretrained=True) lists the names",
+        )
     try:
         with torch.device("meta"):
             network = timm.create_model(name, num_classes=0)
@@ -82,7 +90,9 @@ def find_vit(name: str, weights: str = "") -> VitSource:
         raise BadInput(name, "is no ViT: it has no patch tokens", "take a vit_* model")
     config: Any = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
     if not weights and not config.hf_hub_id:
-        raise BadInput(name, "timm has no weights for it", "add a tag to the name, or give a local checkpoint")
+        raise BadInput(
+            name, "timm has no weights for it", "add a tag to the name, or give a local checkpoint"
+        )
     checkpoint = Path(weights) if weights else hub_file(config.hf_hub_id, _HUB_WEIGHTS)
     if not checkpoint.is_file():
         raise BadInput(checkpoint, "is no file", f"give a local checkpoint of {name}")
@@ -102,7 +112,9 @@ class PatchVit(nn.Module):
 
         network = timm.create_model(source.name, num_classes=0, dynamic_img_size=True)
         own = network.state_dict()
-        state = {name: value for name, value in read_weights(source.checkpoint).items() if name in own}
+        state = {
+            name: value for name, value in read_weights(source.checkpoint).items() if name in own
+        }
         self.network: Any = fitted(network, state, source.checkpoint, source.name)
         self._source = source
 
@@ -116,8 +128,12 @@ class PatchVit(nn.Module):
         patch = self._source.patch
         whole = whole_cells((size[0], size[1]), patch)
         if whole != tuple(size):
-            images = F.interpolate(images, whole, mode="bicubic", antialias=True, align_corners=False)
-        tokens = self.network.forward_features(normalised(images, self._source.mean, self._source.std))
+            images = F.interpolate(
+                images, whole, mode="bicubic", antialias=True, align_corners=False
+            )
+        tokens = self.network.forward_features(
+            normalised(images, self._source.mean, self._source.std)
+        )
         tokens = self.network.fc_norm(tokens[:, self.network.num_prefix_tokens :])
         return tokens.unflatten(1, (whole[0] // patch, whole[1] // patch))
 
@@ -153,7 +169,8 @@ class VitFeatures:
         threads: JPEG decoders; 0 takes the machine's cores, at most 16.
 
     Raises:
-        BadInput: unknown model, weights that cannot be had, or a size that is no multiple of the patch.
+        BadInput: unknown model, weights that cannot be had, or a size that is no multiple of the
+            patch.
     """
 
     def __init__(
@@ -190,8 +207,13 @@ class VitFeatures:
         return all_or_raise(self.stream(cameras))
 
     def stream(self, cameras: Iterable[Camera]) -> Iterator[PixelLabels | BadInput]:
-        """Features of any number of images, in order; an image that cannot be used leaves its error in its place."""
-        return in_batches(cameras, self._size_hw, self._batch, self._threads, self._launch, self._collect)
+        """Features of any number of images, in order.
+
+        An image that cannot be used leaves its error in its place.
+        """
+        return in_batches(
+            cameras, self._size_hw, self._batch, self._threads, self._launch, self._collect
+        )
 
     @cached_property
     def _network(self) -> PatchVit:
@@ -206,4 +228,7 @@ class VitFeatures:
     @staticmethod
     def _collect(features: Float[Tensor, "n h w d"]) -> list[PixelLabels]:
         none = np.full(features.shape[1:3], NONE, np.uint8)
-        return [PixelLabels(none, np.zeros(none.shape, np.float16), one) for one in features.cpu().numpy()]
+        return [
+            PixelLabels(none, np.zeros(none.shape, np.float16), one)
+            for one in features.cpu().numpy()
+        ]

@@ -1,4 +1,7 @@
-"""Finds and reads networks' configurations and weights: offline first, and never running a pickle's code."""
+"""Finds and reads networks' configurations and weights.
+
+Offline first, and never running a pickle's code.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,11 @@ _LOCAL = "local-dir:"
 _HUB = "hf-hub:"
 _CONFIG = "open_clip_config.json"
 _NETWORK_WAIT_S = 5.0
-_HUB_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+_HUB_WEIGHTS = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
 _DIR_WEIGHTS = (*_HUB_WEIGHTS, "model.safetensors", "pytorch_model.bin")
 
 
@@ -56,7 +63,9 @@ def file_digest(path: Path) -> bytes:
 
 
 def clip_config(model: str) -> dict[str, Any]:
-    """What is known of an open_clip model without its weights: ``model_cfg`` and perhaps ``preprocess_cfg``.
+    """What is known of an open_clip model without its weights.
+
+    ``model_cfg`` and perhaps ``preprocess_cfg``.
 
     Args:
         model: open_clip name, ``hf-hub:owner/name`` or ``local-dir:folder``.
@@ -73,7 +82,11 @@ def clip_config(model: str) -> dict[str, Any]:
     config = get_model_config(model)
     if config is None:
         near = difflib.get_close_matches(model, list_models(), 3, 0.5)
-        raise BadInput("teacher.maskclip.model", f"open_clip knows no {model!r}", f"alike: {', '.join(near) or 'none'}")
+        raise BadInput(
+            "teacher.maskclip.model",
+            f"open_clip knows no {model!r}",
+            f"alike: {', '.join(near) or 'none'}",
+        )
     return {"model_cfg": config}
 
 
@@ -81,12 +94,15 @@ def find_clip(model: str, weights: str) -> Source:
     """The source of an open_clip model.
 
     Args:
-        model: open_clip name, ``hf-hub:owner/name`` or ``local-dir:folder`` (the last two bring their own weights).
-        weights: tag of open_clip's list, which also decides the activation, or a local checkpoint, whose activation
-            is the one that the model's name says; empty takes OpenAI's, or the model's own.
+        model: open_clip name, ``hf-hub:owner/name`` or ``local-dir:folder`` (the last two bring
+            their own weights).
+        weights: tag of open_clip's list, which also decides the activation, or a local checkpoint,
+            whose activation is the one that the model's name says; empty takes OpenAI's, or the
+            model's own.
 
     Raises:
-        BadInput: unknown name, tag or folder, weights neither in the local cache nor to be had, or given twice.
+        BadInput: unknown name, tag or folder, weights neither in the local cache nor to be had, or
+            given twice.
     """
     if weights and model.startswith((_LOCAL, _HUB)):
         cure = "leave teacher.maskclip.weights empty, or give the architecture's open_clip name"
@@ -109,7 +125,9 @@ def _tagged(model: str, config: dict[str, Any], weights: str) -> Source:
     if not tag:
         known = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
         raise BadInput(
-            "teacher.maskclip.weights", f"{weights!r} is neither a file nor a tag of {model}", f"tags: {known}"
+            "teacher.maskclip.weights",
+            f"{weights!r} is neither a file nor a tag of {model}",
+            f"tags: {known}",
         )
     config["quick_gelu"] = tag.get("quick_gelu", False)  # the activation belongs to the weights
     repository, _, name = tag["hf_hub"].rpartition("/")
@@ -130,9 +148,18 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         tree = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise BadInput(path, f"cannot be read ({error})", "give a folder in open_clip's format") from None
-    if not isinstance(tree, dict) or not {"vision_cfg", "text_cfg"} <= tree.get("model_cfg", {}).keys():
-        raise BadInput(path, "has no model_cfg with vision_cfg and text_cfg", "give a folder in open_clip's format")
+        raise BadInput(
+            path, f"cannot be read ({error})", "give a folder in open_clip's format"
+        ) from None
+    if (
+        not isinstance(tree, dict)
+        or not {"vision_cfg", "text_cfg"} <= tree.get("model_cfg", {}).keys()
+    ):
+        raise BadInput(
+            path,
+            "has no model_cfg with vision_cfg and text_cfg",
+            "give a folder in open_clip's format",
+        )
     return tree
 
 
@@ -150,7 +177,12 @@ def hub_file(repository: str, names: tuple[str, ...]) -> Path:
         BadInput: none is cached, and there is no network or no such file.
     """
     from huggingface_hub import constants, hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
 
     for name in names:
         try:
@@ -158,7 +190,9 @@ def hub_file(repository: str, names: tuple[str, ...]) -> Path:
         except LocalEntryNotFoundError:
             continue
         except HFValidationError as error:
-            raise BadInput(repository, f"is no repository name ({error})", "hf-hub:OWNER/NAME") from None
+            raise BadInput(
+                repository, f"is no repository name ({error})", "hf-hub:OWNER/NAME"
+            ) from None
     where = f"{repository} ({', '.join(names)})"
     cure = "give a local file or folder, or run once with a network"
     if constants.HF_HUB_OFFLINE or not _reachable(constants.ENDPOINT):
@@ -171,12 +205,17 @@ def hub_file(repository: str, names: tuple[str, ...]) -> Path:
         except EntryNotFoundError:
             continue
         except (HfHubHTTPError, OSError) as error:
-            raise BadInput(where, f"not in the local cache, and the hub says {error}", cure) from None
+            raise BadInput(
+                where, f"not in the local cache, and the hub says {error}", cure
+            ) from None
     raise BadInput(where, "not in the local cache, and the hub has none of these files", cure)
 
 
 def _reachable(url: str) -> bool:
-    """Whether a server answers at all within seconds; the hub's own client would retry for half a minute."""
+    """Whether a server answers at all within seconds.
+
+    The hub's own client would retry for half a minute.
+    """
     from huggingface_hub import get_session
 
     answered: list[bool] = []
@@ -186,7 +225,8 @@ def _reachable(url: str) -> bool:
             get_session().head(url, timeout=_NETWORK_WAIT_S)
             answered.append(True)
 
-    asking = threading.Thread(target=ask, daemon=True)  # a resolver may wait longer than any timeout given to it
+    # a resolver may wait longer than any timeout given to it
+    asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(_NETWORK_WAIT_S)
     return bool(answered)
@@ -206,7 +246,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         tree = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or hostile file makes the readers raise
-        raise BadInput(path, f"cannot be loaded as plain weights ({str(error).splitlines()[0]})", cure) from None
+        raise BadInput(
+            path, f"cannot be loaded as plain weights ({str(error).splitlines()[0]})", cure
+        ) from None
     if isinstance(tree, dict):
         tree = tree.get("state_dict", tree)
     if not isinstance(tree, dict) or not all(isinstance(value, Tensor) for value in tree.values()):
@@ -233,7 +275,9 @@ def clip_tokenizer(source: Source) -> Callable[[list[str]], Tensor]:
         return HFTokenizer(local, length, tokenizer_mode=config.get("tokenizer_mode"), **options)
     except (ImportError, OSError, ValueError) as error:
         text = str(error).splitlines()[0]
-        raise BadInput(source.name, f"its tokenizer {local} cannot be had ({text})", "install transformers") from None
+        raise BadInput(
+            source.name, f"its tokenizer {local} cannot be had ({text})", "install transformers"
+        ) from None
 
 
 def build_clip(source: Source) -> Any:
@@ -243,14 +287,21 @@ def build_clip(source: Source) -> Any:
         BadInput: the configuration makes no model, or the weights do not fit it.
     """
     from open_clip.convert import convert_state_dict
-    from open_clip.model import CLIP, CustomTextCLIP, convert_to_custom_text_state_dict, resize_pos_embed
+    from open_clip.model import (
+        CLIP,
+        CustomTextCLIP,
+        convert_to_custom_text_state_dict,
+        resize_pos_embed,
+    )
 
     config = dict(source.config)
     kind = CustomTextCLIP if config.pop("custom_text", False) else CLIP
     try:
         model = kind(**config)
     except (TypeError, AssertionError, ValueError) as error:
-        raise BadInput(source.name, f"its configuration makes no model ({error})", "correct the file") from None
+        raise BadInput(
+            source.name, f"its configuration makes no model ({error})", "correct the file"
+        ) from None
     state = convert_state_dict(model, read_weights(source.checkpoint))
     if kind is CustomTextCLIP:
         state = convert_to_custom_text_state_dict(state)
@@ -272,5 +323,7 @@ def fitted(model: nn.Module, state: Mapping[str, Tensor], checkpoint: Path, name
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
         text = " ".join(str(error).split())[:300]
-        raise BadInput(checkpoint, f"does not fit {name}: {text}", "give the weights' own model") from None
+        raise BadInput(
+            checkpoint, f"does not fit {name}: {text}", "give the weights' own model"
+        ) from None
     return model.float().eval().requires_grad_(False)

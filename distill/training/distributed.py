@@ -1,7 +1,9 @@
-"""Processes that train one student together: each has frames of its own, and all know the sums over everyone's.
+"""Processes that train one student together.
 
-A loss is a sum of shares: each process computes its part of the loss over the frames of all, and gradients are added
-up. Alone, a share is the whole, and nothing is sent.
+Each has frames of its own, and all know the sums over everyone's.
+
+A loss is a sum of shares: each process computes its part of the loss over the frames of all, and
+gradients are added up. Alone, a share is the whole, and nothing is sent.
 """
 
 from __future__ import annotations
@@ -11,8 +13,9 @@ from typing import Any
 
 import torch
 
-# The default arguments of these functions hold the process group that exists when they are imported, which the first
-# optimizer does; a group that is held outlives destroy_process_group, and its threads then abort the process at exit.
+# The default arguments of these functions hold the process group that exists when they are
+# imported, which the first optimizer does; a group that is held outlives destroy_process_group, and
+# its threads then abort the process at exit.
 import torch.distributed.nn.functional
 from jaxtyping import Float, Shaped
 from torch import Tensor, distributed
@@ -38,24 +41,35 @@ def all_reduce_sum(values: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]
 
 
 def share_of_mean(values: Float[Tensor, " m"]) -> Float[Tensor, ""]:
-    """This process's share of the mean over the values of all; 0, with a gradient of 0, where nobody has any."""
-    return values.sum() / all_reduce_sum(torch.tensor(len(values), device=values.device)).clamp(min=1)
+    """This process's share of the mean over the values of all.
+
+    0, with a gradient of 0, where nobody has any.
+    """
+    return values.sum() / all_reduce_sum(torch.tensor(len(values), device=values.device)).clamp(
+        min=1
+    )
 
 
 def all_rows(rows: Shaped[Tensor, "m *k"]) -> Shaped[Tensor, "n *k"]:
     """The rows of all processes, in order of rank.
 
-    What is computed from them is the same everywhere, so this process's share of it is one in ``world_size()``.
+    What is computed from them is the same everywhere, so this process's share of it is one in
+    ``world_size()``.
     """
     return rows if world_size() == 1 else _AllRows.apply(rows)
 
 
 class _AllRows(torch.autograd.Function):
-    """Gathers rows, however many each process has; all compute the same from them, so gradients need not be sent."""
+    """Gathers rows, however many each process has.
+
+    All compute the same from them, so gradients need not be sent.
+    """
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
-        counts = [torch.zeros((), dtype=torch.int64, device=rows.device) for _ in range(world_size())]
+        counts = [
+            torch.zeros((), dtype=torch.int64, device=rows.device) for _ in range(world_size())
+        ]
         distributed.all_gather(counts, torch.tensor(len(rows), device=rows.device))
         lengths = [int(count) for count in counts]
         padded = rows.new_zeros(max(lengths), *rows.shape[1:])

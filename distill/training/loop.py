@@ -18,7 +18,12 @@ from clipsweep.distill.objectives import Moment, Terms
 from clipsweep.distill.student.augment import AugmentConfig
 from clipsweep.distill.student.batch import Batch
 from clipsweep.distill.student.unet import Student
-from clipsweep.distill.training.distributed import add_gradients, all_reduce_sum, gather_names, world_size
+from clipsweep.distill.training.distributed import (
+    add_gradients,
+    all_reduce_sum,
+    gather_names,
+    world_size,
+)
 from clipsweep.projection.errors import BadInput
 
 
@@ -146,7 +151,10 @@ class Step:
 
 
 class NotFinite(RuntimeError):
-    """Losses or gradients became nan or infinite more often than allowed; names the frames of the batch."""
+    """Losses or gradients became nan or infinite more often than allowed.
+
+    Names the frames of the batch.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,20 +168,28 @@ class Rates:
 def rates(step: int, steps: int, config: TrainConfig) -> Rates:
     """Learning rate and momentum of a step, counted from 0.
 
-    ``cosine``: a linear rise over the first ``warmup`` share of the steps, then half a cosine down to 0. ``one_cycle``:
-    half a cosine from ``lr / 25`` to ``lr``, another down to ``lr / 25e4``, and the momentum the other way round from
-    .95 to .85 and back (Smith and Topin 2018, with PyTorch's defaults).
+    ``cosine``: a linear rise over the first ``warmup`` share of the steps, then half a cosine down
+    to 0. ``one_cycle``: half a cosine from ``lr / 25`` to ``lr``, another down to ``lr / 25e4``,
+    and the momentum the other way round from .95 to .85 and back (Smith and Topin 2018, with
+    PyTorch's defaults).
     """
     if config.schedule == "one_cycle":
         rise = max(config.warmup * steps - 1, 0.0)
         if step < rise:
-            return Rates(_half_cosine(config.lr / 25, config.lr, step / rise), _half_cosine(0.95, 0.85, step / rise))
+            return Rates(
+                _half_cosine(config.lr / 25, config.lr, step / rise),
+                _half_cosine(0.95, 0.85, step / rise),
+            )
         done = (step - rise) / max(steps - 1 - rise, 1.0)
-        return Rates(_half_cosine(config.lr, config.lr / 25e4, done), _half_cosine(0.85, 0.95, done))
+        return Rates(
+            _half_cosine(config.lr, config.lr / 25e4, done), _half_cosine(0.85, 0.95, done)
+        )
     rise = max(1, round(config.warmup * steps))
     if step < rise:
         return Rates(config.lr * (step + 1) / rise, config.momentum)
-    return Rates(_half_cosine(config.lr, 0.0, (step - rise) / max(1, steps - rise)), config.momentum)
+    return Rates(
+        _half_cosine(config.lr, 0.0, (step - rise) / max(1, steps - rise)), config.momentum
+    )
 
 
 def _half_cosine(first: float, last: float, done: float) -> float:
@@ -191,7 +207,11 @@ def make_optimizer(
         head: parameters whose names start with this learn at a rate of their own.
         head_lr: that rate, as a multiple of the others'.
     """
-    trained = [(bool(head) and name.startswith(head), p) for name, p in student.named_parameters() if p.requires_grad]
+    trained = [
+        (bool(head) and name.startswith(head), p)
+        for name, p in student.named_parameters()
+        if p.requires_grad
+    ]
     groups = [
         {
             "params": [p for own, p in trained if own == of_head and (p.ndim > 1) == matrix],
@@ -208,7 +228,9 @@ def make_optimizer(
 
 
 class Learner:
-    """A student in training, and all that its next step depends on but data and chance: these follow from ``step``.
+    """A student in training, and all that its next step depends on but data and chance.
+
+    These follow from ``step``.
 
     Where several processes train, norms take the moments of all.
 
@@ -228,14 +250,26 @@ class Learner:
         bad: those of them that were left out.
     """
 
-    def __init__(self, student: Student, config: TrainConfig, head: str = "", head_lr: float = 1.0) -> None:
+    def __init__(
+        self, student: Student, config: TrainConfig, head: str = "", head_lr: float = 1.0
+    ) -> None:
         cuda = next(student.parameters()).is_cuda
-        if config.precision == "bf16" and (student.backend == "spconv" or (cuda and student.backend == "auto")):
-            raise BadInput("train.precision", "is bf16, which spconv lacks", "take fp16, or model.backend=native")
-        self.student = nn.SyncBatchNorm.convert_sync_batchnorm(student) if world_size() > 1 else student
+        if config.precision == "bf16" and (
+            student.backend == "spconv" or (cuda and student.backend == "auto")
+        ):
+            raise BadInput(
+                "train.precision",
+                "is bf16, which spconv lacks",
+                "take fp16, or model.backend=native",
+            )
+        self.student = (
+            nn.SyncBatchNorm.convert_sync_batchnorm(student) if world_size() > 1 else student
+        )
         self.optimizer = make_optimizer(student, config, head, head_lr)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
-        self.average = {k: v.clone() for k, v in student.state_dict().items()} if config.ema else None
+        self.average = (
+            {k: v.clone() for k, v in student.state_dict().items()} if config.ema else None
+        )
         self.step = self.bad = 0
 
     @property
@@ -253,9 +287,12 @@ class Learner:
                 group["momentum"] = rates.momentum
 
     def update(self, ema: float) -> None:
-        """Follows the gradients; then the mean follows the weights, with a smaller decay while it is young.
+        """Follows the gradients.
 
-        The decay of step n is ``min(ema, (1 + n) / (10 + n))``, that of TensorFlow's ExponentialMovingAverage.
+        Then the mean follows the weights, with a smaller decay while it is young.
+
+        The decay of step n is ``min(ema, (1 + n) / (10 + n))``, that of TensorFlow's
+        ExponentialMovingAverage.
         """
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -301,13 +338,15 @@ def train(
 ) -> None:
     """Trains from the learner's step on, to the last or until ``halt`` says so after a step.
 
-    Stopped after any step and taken up again it gives, on a CPU, the same bytes as never stopped. Each of several
-    processes is given its own part of every batch; together they do what one with whole batches would.
+    Stopped after any step and taken up again it gives, on a CPU, the same bytes as never stopped.
+    Each of several processes is given its own part of every batch; together they do what one with
+    whole batches would.
 
     Args:
         learner: the student and its optimiser.
         terms_of: the weighted terms of the loss on a batch; their sum is brought down.
-        batches: those of all steps that are left, ``config.accumulate`` a step; of each this process's part.
+        batches: those of all steps that are left, ``config.accumulate`` a step; of each this
+            process's part.
         steps: of the whole training, those done before included.
         config: schedule and precision.
         on_step: hears of each step that was not left out.
@@ -333,7 +372,9 @@ def train(
             learner.update(config.ema)
         learner.step += 1
         if not problem:
-            terms = {name: sum(p.terms[name] for p in passes) / len(passes) for name in passes[0].terms}
+            terms = {
+                name: sum(p.terms[name] for p in passes) / len(passes) for name in passes[0].terms
+            }
             points = sum(p.points for p in passes)
             cut = sum(p.cut for p in passes)
             on_step(Step(learner.step, sum(terms.values()), terms, now.lr, points, cut))
@@ -353,7 +394,9 @@ def _backward(
         learner.scaler.scale(values.sum() / config.accumulate).backward()
         counts = torch.tensor([len(batch.pair_point), batch.cut], device=values.device)
         *said, points, cut = all_reduce_sum(torch.cat([values.double(), counts])).tolist()
-        passes.append(_Pass(batch.frames, dict(zip(terms, said, strict=True)), int(points), int(cut)))
+        passes.append(
+            _Pass(batch.frames, dict(zip(terms, said, strict=True)), int(points), int(cut))
+        )
     add_gradients(learner.student.parameters())
     return passes
 
@@ -366,7 +409,9 @@ def _problem(learner: Learner, passes: Sequence[_Pass], config: TrainConfig) -> 
     learner.scaler.unscale_(learner.optimizer)
     norm = nn.utils.clip_grad_norm_(learner.student.parameters(), config.clip_norm or math.inf)
     if torch.isfinite(norm) or (learner.scaler.is_enabled() and learner.scaler.get_scale() >= 1):
-        return ""  # the scaler leaves a step out itself and halves its scale, which cures what is too large for fp16
+        # the scaler leaves a step out itself and halves its scale, which cures what is too large
+        # for fp16
+        return ""
     learner.scaler.update()
     return f"the gradient's norm is {norm.item()}, frames {_listed(passes)}"
 
@@ -375,7 +420,9 @@ def _listed(passes: Sequence[_Pass]) -> str:
     return ", ".join(gather_names(frame for p in passes for frame in p.frames))
 
 
-def _leave_out(learner: Learner, before: Sequence[Tensor], problem: str, config: TrainConfig) -> None:
+def _leave_out(
+    learner: Learner, before: Sequence[Tensor], problem: str, config: TrainConfig
+) -> None:
     """Leaves nothing of a step behind, not even in the norms' statistics."""
     learner.bad += 1
     if learner.bad > config.max_bad_steps:
@@ -386,7 +433,10 @@ def _leave_out(learner: Learner, before: Sequence[Tensor], problem: str, config:
 
 
 def _train_mode(student: nn.Module) -> None:
-    """Training mode, but for parts in which nothing is trained: the norms of a frozen network must stand still."""
+    """Training mode, but for parts in which nothing is trained.
+
+    The norms of a frozen network must stand still.
+    """
     for module in student.children():
         module.train(any(parameter.requires_grad for parameter in module.parameters()))
 
@@ -397,4 +447,6 @@ def _coin(seed: int, step: int) -> float:
 
 def _autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
     kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    return torch.autocast(device.type, kinds.get(precision, torch.bfloat16), enabled=precision in kinds)
+    return torch.autocast(
+        device.type, kinds.get(precision, torch.bfloat16), enabled=precision in kinds
+    )

@@ -1,4 +1,7 @@
-"""Rows of index.parquet: what a reader yields, how it is stored, and how frames come back from it."""
+"""Rows of index.parquet.
+
+What a reader yields, how it is stored, and how frames come back from it.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +81,11 @@ SCHEMA = pa.schema(
 
 
 def _file(file: File, root: Path) -> dict[str, Any]:
-    return {"path": file.path.relative_to(root).as_posix(), "bytes": file.bytes, "sha256": file.sha256}
+    return {
+        "path": file.path.relative_to(root).as_posix(),
+        "bytes": file.bytes,
+        "sha256": file.sha256,
+    }
 
 
 def _columns(row: Row, frame: Frame, root: Path) -> dict[str, Any]:
@@ -114,17 +121,21 @@ def _columns(row: Row, frame: Frame, root: Path) -> dict[str, Any]:
 def to_parquet(rows: Iterable[Row], root: Path) -> tuple[bytes, dict[str, str]]:
     """The bytes of index.parquet, one row group a scene, and a digest of each scene's rows.
 
-    The digest is of all that a row tells of its frame; the roles ``train`` and ``eval`` are not in it.
-    Rows of one scene must follow each other.
+    The digest is of all that a row tells of its frame; the roles ``train`` and ``eval`` are not in
+    it. Rows of one scene must follow each other.
     """
     sink = io.BytesIO()
     digests: dict[str, str] = {}
     usable = (row for row in rows if isinstance(row.frame, Frame))
     with pq.ParquetWriter(sink, SCHEMA) as writer:
         for scene, group in groupby(usable, lambda row: row.frame.scene):
-            columns = [_columns(row, row.frame, root) for row in group if isinstance(row.frame, Frame)]
+            columns = [
+                _columns(row, row.frame, root) for row in group if isinstance(row.frame, Frame)
+            ]
             writer.write_table(pa.Table.from_pylist(columns, SCHEMA))
-            told = [{k: v for k, v in each.items() if k not in ("train", "eval")} for each in columns]
+            told = [
+                {k: v for k, v in each.items() if k not in ("train", "eval")} for each in columns
+            ]
             digests[scene] = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
     return sink.getvalue(), digests
 
@@ -133,7 +144,8 @@ def within(root: Path, name: str) -> Path:
     """The path of a file named in a table.
 
     Raises:
-        BadInput: the name leaves the data root, by dots, as an absolute path or through a link, or leads in a circle.
+        BadInput: the name leaves the data root, by dots, as an absolute path or through a link, or
+            leads in a circle.
     """
     path = root / name
     try:
@@ -141,7 +153,9 @@ def within(root: Path, name: str) -> Path:
     except RuntimeError:  # before Python 3.13
         raise BadInput(path, "is a link that leads back to itself") from None
     if not resolved.is_relative_to(root.resolve()):
-        raise BadInput(name, "this file name in a table leaves the data root", f"it must lie under {root}")
+        raise BadInput(
+            name, "this file name in a table leaves the data root", f"it must lie under {root}"
+        )
     return path
 
 
@@ -150,7 +164,10 @@ def _to_file(row: dict[str, Any], root: Path) -> File:
 
 
 def _to_frame(row: dict[str, Any], root: Path) -> Frame:
-    sweeps = (Sweep(s["time_us"], Pose.from_matrix(s["global_from_lidar"]), _to_file(s, root)) for s in row["sweeps"])
+    sweeps = (
+        Sweep(s["time_us"], Pose.from_matrix(s["global_from_lidar"]), _to_file(s, root))
+        for s in row["sweeps"]
+    )
     cameras = (
         Camera(
             c["name"],
@@ -175,14 +192,17 @@ def undamaged(index: Path) -> Iterator[None]:
         raise
     except (pa.ArrowException, OSError, ValueError, TypeError) as error:
         reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise BadInput(index, f"is damaged ({reason})", "run the same command again with verify=true") from None
+        raise BadInput(
+            index, f"is damaged ({reason})", "run the same command again with verify=true"
+        ) from None
 
 
 def read_index(index: Path, root: Path, scene: str) -> list[Frame]:
     """The frames of one scene in time order, paths resolved under the data root.
 
     Raises:
-        BadInput: the index is damaged, as for the functions below, or names a file outside of the data root.
+        BadInput: the index is damaged, as for the functions below, or names a file outside of the
+            data root.
     """
     with undamaged(index):
         table = pq.read_table(index, schema=SCHEMA, filters=[("scene", "=", scene)])
@@ -194,7 +214,9 @@ def read_images(index: Path) -> dict[str, list[str]]:
     images: dict[str, list[str]] = {}
     with undamaged(index), pq.ParquetFile(index) as file:
         for batch in file.iter_batches(1024, columns=["scene", "cameras.list.element.path"]):
-            for scene, cameras in zip(*(batch[k].to_pylist() for k in ("scene", "cameras")), strict=True):
+            for scene, cameras in zip(
+                *(batch[k].to_pylist() for k in ("scene", "cameras")), strict=True
+            ):
                 images.setdefault(scene, []).extend(camera["path"] for camera in cameras)
     return images
 

@@ -1,4 +1,7 @@
-"""Reads what stages and data sets hold of a frame: pixel labels, point labels, truth, point clouds."""
+"""Reads what stages and data sets hold of a frame.
+
+Pixel labels, point labels, truth, point clouds.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,9 @@ def read_pixels(pixels: Artifact, frame: Frame) -> list[PixelLabels]:
     def of(camera: str) -> PixelLabels:
         prefix = f"{frame.id}/{camera}"
         feature = file.get_tensor(f"{prefix}/feature") if f"{prefix}/feature" in names else None
-        return PixelLabels(file.get_tensor(f"{prefix}/label"), file.get_tensor(f"{prefix}/score"), feature)
+        return PixelLabels(
+            file.get_tensor(f"{prefix}/label"), file.get_tensor(f"{prefix}/score"), feature
+        )
 
     return [of(camera.name) for camera in frame.cameras]
 
@@ -37,16 +42,23 @@ def read_points(points: Artifact, frame: Frame) -> PointLabels:
     file = points.arrays(points.shard_of(frame.id))
     if f"{frame.id}/label" not in file.keys():  # noqa: SIM118 - not a mapping
         raise BadInput(
-            points.path, f"has no labels of frame {frame.id}", "label again with verify=true: the data changed since"
+            points.path,
+            f"has no labels of frame {frame.id}",
+            "label again with verify=true: the data changed since",
         )
-    return PointLabels(*(file.get_tensor(f"{frame.id}/{name}") for name in ("label", "score", "agreement")))
+    return PointLabels(
+        *(file.get_tensor(f"{frame.id}/{name}") for name in ("label", "score", "agreement"))
+    )
 
 
 def read_truth(frame: Frame, space: LabelSpace, config: Config) -> UInt8[np.ndarray, " n"] | None:
-    """True class of every raw row of a frame's key sweep, 255 = ignored; None where the frame has no labels.
+    """True class of every raw row of a frame's key sweep, 255 = ignored.
+
+    None where the frame has no labels.
 
     Raises:
-        BadInput: the label file is not the indexed one, or has an id that the label space does not know.
+        BadInput: the label file is not the indexed one, or has an id that the label space does not
+            know.
     """
     if frame.labels is None:
         return None
@@ -115,9 +127,15 @@ def key_cloud(frame: Frame, config: Config, ego_box_m: float, sweeps: int = 1) -
 
 
 def usable_cloud(
-    frame: Frame, config: Config, ego_box_m: float, sweeps: int, left_out: Callable[[BadInput], None]
+    frame: Frame,
+    config: Config,
+    ego_box_m: float,
+    sweeps: int,
+    left_out: Callable[[BadInput], None],
 ) -> Cloud:
-    """As ``key_cloud``; with ``on_bad=skip`` without the older sweeps that are bad, which ``left_out`` hears of.
+    """As ``key_cloud``.
+
+    With ``on_bad=skip`` without the older sweeps that are bad, which ``left_out`` hears of.
 
     Raises:
         BadInput: the key sweep is bad, or an older one is and ``on_bad=fail``.

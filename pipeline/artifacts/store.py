@@ -1,12 +1,14 @@
-"""Artifacts: directories named by what went into them, written shard by shard, each shard whole or absent.
+"""Artifacts: directories named by what went into them, written shard by shard, each shard whole or
+absent.
 
-An artifact ``<store>/<stage>-<12 hex>/`` holds one payload file a shard, ``done/<shard>.json`` markers and, when whole,
-``manifest.json``. A payload is written to a temporary name, fsynced and renamed, then its marker likewise: the marker
-is the commit. A process may be killed at any point; the next one sees only what was committed.
+An artifact ``<store>/<stage>-<12 hex>/`` holds one payload file a shard, ``done/<shard>.json``
+markers and, when whole, ``manifest.json``. A payload is written to a temporary name, fsynced and
+renamed, then its marker likewise: the marker is the commit. A process may be killed at any point;
+the next one sees only what was committed.
 
-The stages that work on scenes cut them into parts of successive key frames, one shard each. Their directory is named
-by settings alone, each shard also by what its scene is made from, so that runs on other scenes share what is there.
-The manifest lists the shards of the run that ended last.
+The stages that work on scenes cut them into parts of successive key frames, one shard each. Their
+directory is named by settings alone, each shard also by what its scene is made from, so that runs
+on other scenes share what is there. The manifest lists the shards of the run that ended last.
 """
 
 from __future__ import annotations
@@ -35,7 +37,16 @@ from clipsweep.pipeline.artifacts.index import Skip
 from clipsweep.pipeline.settings import plain
 from clipsweep.projection.errors import BadInput
 
-_PACKAGES = ("clipsweep", "numpy", "numba", "torch", "spconv-cu120", "spconv-cu126", "open_clip_torch", "ray")
+_PACKAGES = (
+    "clipsweep",
+    "numpy",
+    "numba",
+    "torch",
+    "spconv-cu120",
+    "spconv-cu126",
+    "open_clip_torch",
+    "ray",
+)
 _ORPHANED_S = 3600.0
 _NAME = re.compile(r"[\w.+-]+")
 _checked: set[tuple[str, int, int]] = set()
@@ -53,7 +64,10 @@ def digest_of(value: Any) -> str:
 
 
 def digest_files(paths: Sequence[Path]) -> str:
-    """sha256 over names and contents of files; of a folder, over the names and sizes of what lies in it."""
+    """sha256 over names and contents of files.
+
+    Of a folder, over the names and sizes of what lies in it.
+    """
     total = hashlib.sha256()
     for path in paths:
         if path.is_dir():
@@ -61,14 +75,19 @@ def digest_files(paths: Sequence[Path]) -> str:
             total.update(path.name.encode() + b"\0" + digest_of(sizes).encode())
             continue
         with path.open("rb") as stream:
-            total.update(path.name.encode() + b"\0" + hashlib.file_digest(stream, "sha256").digest())
+            total.update(
+                path.name.encode() + b"\0" + hashlib.file_digest(stream, "sha256").digest()
+            )
     return total.hexdigest()
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file so that its name shows all of it or nothing, whenever the process or machine dies."""
+    """Writes a file so that its name shows all of it or nothing, whenever the process or machine
+    dies.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # nodes share folders, and numbers of processes
+    # nodes share folders, and numbers of processes
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("wb") as stream:
             stream.write(data)
@@ -163,7 +182,10 @@ class Artifact:
         inputs: Sequence[Artifact] = (),
         suffix: str = ".safetensors",
     ) -> Artifact:
-        """The artifact of a stage, whether it exists or not; names the directory after key and inputs."""
+        """The artifact of a stage, whether it exists or not.
+
+        Names the directory after key and inputs.
+        """
         ids = {artifact.stage: artifact.id for artifact in inputs}
         name = f"{stage}-{digest_of([stage, dict(key), ids])[:12]}"
         return Artifact(Path(store) / name, key, ids, suffix)
@@ -177,7 +199,11 @@ class Artifact:
         """
         artifact = Artifact(Path(path))
         if not artifact.whole or artifact.stage != stage:
-            raise BadInput(path or "''", f"is no finished {stage} artifact", "give the folder that the tool printed")
+            raise BadInput(
+                path or "''",
+                f"is no finished {stage} artifact",
+                "give the folder that the tool printed",
+            )
         return artifact
 
     @property
@@ -215,7 +241,10 @@ class Artifact:
         return [*self.lost, *(Skip(**row) for row in rows)]
 
     def holding(self, parts: Sequence[Part], lost: Sequence[Skip] = ()) -> Artifact:
-        """The same directory, of which a run uses some parts; the index lacks the frames ``lost``."""
+        """The same directory, of which a run uses some parts.
+
+        The index lacks the frames ``lost``.
+        """
         return replace(self, parts=tuple(parts), lost=tuple(lost))
 
     def shards(self) -> list[str]:
@@ -249,7 +278,9 @@ class Artifact:
             facts = json.loads(self._marker(name).read_bytes())
             return {"skipped": [], "sha256": facts["sha256"], **facts}
         except (OSError, ValueError, KeyError, TypeError):
-            raise BadInput(self.shard(name), "is not whole", "run the tool that makes it again") from None
+            raise BadInput(
+                self.shard(name), "is not whole", "run the tool that makes it again"
+            ) from None
 
     def committed(self) -> dict[str, dict[str, Any]]:
         """What the marker of each shard in the directory tells, the one written last at the end."""
@@ -259,14 +290,20 @@ class Artifact:
     def shard(self, name: str) -> Path:
         """Where a shard's payload lies."""
         if not _NAME.fullmatch(name) or name.startswith("."):
-            raise BadInput(name, "cannot be used as a file name", "names are letters, digits, '.', '_', '+' and '-'")
+            raise BadInput(
+                name,
+                "cannot be used as a file name",
+                "names are letters, digits, '.', '_', '+' and '-'",
+            )
         return self.path / f"{name}{self.suffix}"
 
     def _marker(self, name: str) -> Path:
         return self.path / "done" / f"{name}.json"
 
     def done(self, name: str, verify: bool = False) -> bool:
-        """Whether a shard is committed and its payload has the committed size, and digest if asked to verify."""
+        """Whether a shard is committed and its payload has the committed size, and digest if
+        asked to verify.
+        """
         try:
             marker = json.loads(self._marker(name).read_bytes())
             payload = self.shard(name)
@@ -277,12 +314,15 @@ class Artifact:
         return not verify or hashlib.sha256(payload.read_bytes()).hexdigest() == marker["sha256"]
 
     def commit(self, name: str, payload: bytes, **facts: Any) -> None:
-        """Commits a shard; committing it again, even from two processes at once, leaves one whole copy.
+        """Commits a shard.
+
+        Committing it again, even from two processes at once, leaves one whole copy.
 
         Args:
             name: the shard.
             payload: its bytes.
-            facts: what the marker shall say beside size and digest, such as ``skipped`` and ``counts``.
+            facts: what the marker shall say beside size and digest, such as ``skipped`` and
+                ``counts``.
         """
         write_whole(self.shard(name), payload)
         marker = {"bytes": len(payload), "sha256": hashlib.sha256(payload).hexdigest(), **facts}
@@ -290,7 +330,9 @@ class Artifact:
 
     def commit_arrays(self, name: str, arrays: Mapping[str, np.ndarray], **facts: Any) -> None:
         """Commits a shard of named arrays as safetensors."""
-        self.commit(name, save({key: np.ascontiguousarray(value) for key, value in arrays.items()}), **facts)
+        self.commit(
+            name, save({key: np.ascontiguousarray(value) for key, value in arrays.items()}), **facts
+        )
 
     def payload(self, name: str) -> Path:
         """Where a shard's payload lies, compared with its sha256 at the first call of each process.
@@ -313,7 +355,9 @@ class Artifact:
         return path
 
     def arrays(self, name: str) -> Any:
-        """An open safetensors file of a shard: ``keys()``, ``get_tensor(key)``; arrays are read when asked for.
+        """An open safetensors file of a shard.
+
+        ``keys()``, ``get_tensor(key)``; arrays are read when asked for.
 
         Raises:
             BadInput: as ``payload``.
@@ -324,14 +368,22 @@ class Artifact:
             raise _damaged(self.shard(name), error) from None
 
     def sweep_orphans(self) -> None:
-        """Removes temporary files that killed writers left behind; young ones may be another run's, at work."""
+        """Removes temporary files that killed writers left behind.
+
+        Young ones may be another run's, at work.
+        """
         for path in self.path.glob("**/.*.tmp"):
             with suppress(FileNotFoundError):
                 if path.stat().st_mtime < time.time() - _ORPHANED_S:
                     path.unlink()
 
     def finish(
-        self, shards: Sequence[str], config: Any, started: float, inherited: Sequence[Skip] = (), **facts: Any
+        self,
+        shards: Sequence[str],
+        config: Any,
+        started: float,
+        inherited: Sequence[Skip] = (),
+        **facts: Any,
     ) -> None:
         """Writes the manifest, which says that the artifact is whole.
 
@@ -351,7 +403,9 @@ class Artifact:
                 counts[name] = counts.get(name, 0) + count
         manifest = {
             "id": self.id,
-            "digest": hashlib.sha256("".join(m["sha256"] for m in markers.values()).encode()).hexdigest(),
+            "digest": hashlib.sha256(
+                "".join(m["sha256"] for m in markers.values()).encode()
+            ).hexdigest(),
             "inputs": dict(self.inputs),
             "key": dict(self.key),
             "counts": counts,
@@ -362,11 +416,15 @@ class Artifact:
             "shards": markers,
             **facts,
         }
-        write_whole(self.path / "manifest.json", json.dumps(manifest, indent=1, default=str).encode())
+        write_whole(
+            self.path / "manifest.json", json.dumps(manifest, indent=1, default=str).encode()
+        )
 
 
 def _damaged(path: Path, reason: object) -> BadInput:
-    return BadInput(path, f"is damaged ({reason})", "run the tool that made it again with verify=true")
+    return BadInput(
+        path, f"is damaged ({reason})", "run the tool that made it again with verify=true"
+    )
 
 
 def _versions() -> dict[str, str]:

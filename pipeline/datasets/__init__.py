@@ -80,11 +80,13 @@ class Reader(Generic[Own]):
 
     Attributes:
         config: the class of its own settings, which are the keys ``data.<kind>.*``.
-        tables: the files and folders that its index is made from (``pipeline.artifacts.store.digest_files``).
+        tables: the files and folders that its index is made from
+            (``pipeline.artifacts.store.digest_files``).
         index: the rows of the index.
         labels: official ids of the points in the bytes of a label file.
         splits: the scenes of each official split.
-        label_folders: patterns of the folders below the data root that hold human labels, of every split.
+        label_folders: patterns of the folders below the data root that hold human labels, of every
+            split.
         label_files: patterns of single files there that do, in folders that hold other things too.
         boxes: the annotated 3D boxes of frames; None where the data set has none.
     """

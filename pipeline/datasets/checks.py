@@ -34,7 +34,9 @@ def pin(root: Path, name: str, hash_bytes: bool) -> File:
         raise BadInput(path, "is not a file", "copy the file again")
     if status.st_size == 0:
         raise BadInput(path, "is empty", "copy the file again")
-    return File(path, status.st_size, hashlib.sha256(path.read_bytes()).hexdigest() if hash_bytes else "")
+    return File(
+        path, status.st_size, hashlib.sha256(path.read_bytes()).hexdigest() if hash_bytes else ""
+    )
 
 
 def check_points(file: File, columns: int, fewest: int) -> int:
@@ -42,7 +44,9 @@ def check_points(file: File, columns: int, fewest: int) -> int:
     points, rest = divmod(file.bytes, 4 * columns)
     if rest:
         raise BadInput(
-            file.path, f"{file.bytes} bytes are no whole number of {columns}-float points", "copy the file again"
+            file.path,
+            f"{file.bytes} bytes are no whole number of {columns}-float points",
+            "copy the file again",
         )
     if points < fewest:
         raise BadInput(file.path, f"holds {points} points, fewer than data.min_points={fewest}")
@@ -50,7 +54,10 @@ def check_points(file: File, columns: int, fewest: int) -> int:
 
 
 def image_size(file: File) -> tuple[int, int]:
-    """Height and width of an image as its header tells [px]; refuses one that is none, or that is cut short."""
+    """Height and width of an image as its header tells [px].
+
+    Refuses one that is none, or that is cut short.
+    """
     try:
         with Image.open(file.path, formats=tuple(_END_OF_IMAGE)) as image:
             width, height = image.size
@@ -62,7 +69,9 @@ def image_size(file: File) -> tuple[int, int]:
     with file.path.open("rb") as stream:
         stream.seek(-min(file.bytes, 64), 2)
         if end not in stream.read():
-            raise BadInput(file.path, "is cut short (no end-of-image marker)", "copy the file again")
+            raise BadInput(
+                file.path, "is cut short (no end-of-image marker)", "copy the file again"
+            )
     return height, width
 
 
@@ -70,7 +79,9 @@ def check_image(file: File, size_hw: tuple[int, int]) -> None:
     """Refuses an image as ``image_size`` does, and one whose size is not the table's."""
     height, width = image_size(file)
     if (height, width) != size_hw:
-        raise BadInput(file.path, f"is {width}x{height} pixels, the table says {size_hw[1]}x{size_hw[0]}")
+        raise BadInput(
+            file.path, f"is {width}x{height} pixels, the table says {size_hw[1]}x{size_hw[0]}"
+        )
 
 
 def check_intrinsics(K: np.ndarray, where: str) -> None:
@@ -78,20 +89,33 @@ def check_intrinsics(K: np.ndarray, where: str) -> None:
     if K.shape != (3, 3) or not np.isfinite(K).all() or K[0, 0] <= 0 or K[1, 1] <= 0:
         raise BadInput(where, f"camera_intrinsic {K.tolist()} is not a camera matrix")
     if not np.allclose(K[2], [0, 0, 1]) or K[1, 0] != 0:
-        raise BadInput(where, f"camera_intrinsic {K.tolist()} has a second row or third row of another form")
+        raise BadInput(
+            where, f"camera_intrinsic {K.tolist()} has a second row or third row of another form"
+        )
 
 
 def check_times(sweeps: Sequence[Sweep], cameras: Sequence[Camera], where: str) -> None:
-    """Refuses sweeps that do not go back in time or that jump, and cameras far from the key sweep in time."""
+    """Refuses sweeps that do not go back in time or that jump, and cameras far from the key
+    sweep in time.
+    """
     for newer, older in pairwise(sweeps):
         step_s = (newer.time_us - older.time_us) * 1e-6
         if step_s <= 0:
-            raise BadInput(where, f"sweep times do not rise: {older.time_us} us comes before {newer.time_us} us")
+            raise BadInput(
+                where,
+                f"sweep times do not rise: {older.time_us} us comes before {newer.time_us} us",
+            )
         way_m = newer.global_from_lidar.translation - older.global_from_lidar.translation
         speed = float(np.linalg.norm(way_m)) / step_s
         if speed > _SPEED_MAX_M_S:
-            raise BadInput(where, f"the car jumps at {speed:.0f} m/s (at most {_SPEED_MAX_M_S:.0f}) between sweeps")
+            raise BadInput(
+                where,
+                f"the car jumps at {speed:.0f} m/s (at most {_SPEED_MAX_M_S:.0f}) between sweeps",
+            )
     for camera in cameras:
         gap_us = abs(camera.time_us - sweeps[0].time_us)
         if gap_us > _CAMERA_GAP_MAX_US:
-            raise BadInput(where, f"{camera.name} is {gap_us / 1000:.0f} ms from the key sweep (at most 110 ms)")
+            raise BadInput(
+                where,
+                f"{camera.name} is {gap_us / 1000:.0f} ms from the key sweep (at most 110 ms)",
+            )

@@ -57,15 +57,17 @@ def submission(
     """Writes an entry to the data set's challenge: an official id for every point of every frame.
 
     Raises:
-        BadInput: ``out`` exists, there is no frame, a point has no class, or the space or a frame's id is not of this
-            format.
+        BadInput: ``out`` exists, there is no frame, a point has no class, or the space or a frame's
+            id is not of this format.
     """
     table = _official(format, space)
 
     def write(folder: Path) -> None:
         for frame, label in _some(predictions):
             if (label >= len(space)).any():
-                raise BadInput(frame.id, "has points without a class; 0 is forbidden in a submission")
+                raise BadInput(
+                    frame.id, "has points without a class; 0 is forbidden in a submission"
+                )
             _place(folder, format.file(split, frame)).write_bytes(table[label].tobytes())
         format.seal(folder, split)
 
@@ -73,15 +75,21 @@ def submission(
 
 
 def pseudo_labels(
-    format: Format, out: Path, split: str, space: LabelSpace, labels: Iterable[tuple[Frame, PointLabels]]
+    format: Format,
+    out: Path,
+    split: str,
+    space: LabelSpace,
+    labels: Iterable[tuple[Frame, PointLabels]],
 ) -> None:
-    """Writes fused labels in the files of a submission with 0 = no opinion, and ``.npz`` beside them.
+    """Writes fused labels in the files of a submission with 0 = no opinion, and ``.npz`` beside
+    them.
 
-    The ``.npz`` holds ``score`` and ``agreement`` (float16, one a point). Nothing seals the folder as a submission:
-    this is training material, not an entry.
+    The ``.npz`` holds ``score`` and ``agreement`` (float16, one a point). Nothing seals the folder
+    as a submission: this is training material, not an entry.
 
     Raises:
-        BadInput: ``out`` exists, there is no frame, or the space or a frame's id is not of this format.
+        BadInput: ``out`` exists, there is no frame, or the space or a frame's id is not of this
+            format.
     """
     table = _official(format, space)
 
@@ -131,7 +139,9 @@ def _lidarseg_entry(folder: Path, split: str) -> None:
 
 def _kitti_file(_split: str, frame: Frame) -> str:
     if not re.fullmatch(r"\d{2}/\d{6}", frame.id):
-        raise BadInput(frame.id, "is no sequence and scan of SemanticKITTI", "give the format of your data set")
+        raise BadInput(
+            frame.id, "is no sequence and scan of SemanticKITTI", "give the format of your data set"
+        )
     return f"sequences/{frame.scene}/predictions/{frame.id[3:]}.label"
 
 
@@ -149,5 +159,8 @@ FORMATS = {
     "nuscenes": Format(_lidarseg_file, "u1", range(1, 17), _lidarseg_entry),
     "semantickitti": Format(_kitti_file, "<u4", range(10, 260), _kitti_entry),
 }
-"""``nuscenes``: ``lidarseg/{split}/{token}_lidarseg.bin`` and ``{split}/submission.json``. ``semantickitti``:
-``sequences/{XX}/predictions/{NNNNNN}.label`` and ``submission.zip`` of them, to which a user may add a description."""
+"""``nuscenes``: ``lidarseg/{split}/{token}_lidarseg.bin`` and ``{split}/submission.json``.
+
+``semantickitti``:
+``sequences/{XX}/predictions/{NNNNNN}.label`` and ``submission.zip`` of them, to which a user may
+add a description."""

@@ -14,7 +14,13 @@ from pydantic import Field
 
 from clipsweep.pipeline.artifacts.index import MAX_SWEEPS, Row, Skip
 from clipsweep.pipeline.datasets.boxes import Box, FrameBoxes, checked_box
-from clipsweep.pipeline.datasets.checks import check_image, check_intrinsics, check_points, check_times, pin
+from clipsweep.pipeline.datasets.checks import (
+    check_image,
+    check_intrinsics,
+    check_points,
+    check_times,
+    pin,
+)
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import Camera, File, Frame, Sweep
 from clipsweep.projection.pose import Pose
@@ -25,7 +31,14 @@ if TYPE_CHECKING:
     from clipsweep.pipeline.datasets import DataConfig
 
 LIDAR = "LIDAR_TOP"
-CAMERAS = ("CAM_FRONT", "CAM_FRONT_LEFT", "CAM_FRONT_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT")
+CAMERAS = (
+    "CAM_FRONT",
+    "CAM_FRONT_LEFT",
+    "CAM_FRONT_RIGHT",
+    "CAM_BACK",
+    "CAM_BACK_LEFT",
+    "CAM_BACK_RIGHT",
+)
 _TABLES = (
     *("attribute", "calibrated_sensor", "category", "ego_pose", "instance", "log", "map", "sample"),
     *("sample_annotation", "sample_data", "scene", "sensor", "visibility"),
@@ -61,14 +74,15 @@ def tables(config: DataConfig[NuscenesConfig]) -> list[Path]:
 
 
 def index(config: DataConfig[NuscenesConfig]) -> Iterator[Row]:
-    """Yields one row for each key frame of the scenes in ``data.train`` and ``data.eval``, scene by scene.
+    """Yields one row for each key frame of the scenes in ``data.train`` and ``data.eval``, scene by
+    scene.
 
-    Splits are the official ones of the devkit, in their order (label fractions count in it); a split's scenes that the
-    tables do not hold are passed over.
+    Splits are the official ones of the devkit, in their order (label fractions count in it); a
+    split's scenes that the tables do not hold are passed over.
 
     Raises:
-        BadInput: the tables cannot be loaded, a split or scene gives nothing, or a scene's chain of samples is broken.
-            What is wrong with a single frame comes as a row with a ``Skip``.
+        BadInput: the tables cannot be loaded, a split or scene gives nothing, or a scene's chain of
+            samples is broken. What is wrong with a single frame comes as a row with a ``Skip``.
     """
     tables(config)
     nusc = _load(config)
@@ -84,7 +98,9 @@ def labels(data: bytes) -> UInt8[np.ndarray, " n"]:
     return np.frombuffer(data, np.uint8)
 
 
-def boxes(config: DataConfig[NuscenesConfig], frames: Iterable[Frame]) -> Iterator[FrameBoxes | Skip]:
+def boxes(
+    config: DataConfig[NuscenesConfig], frames: Iterable[Frame]
+) -> Iterator[FrameBoxes | Skip]:
     """Yields the annotated boxes of each frame, from the table ``sample_annotation``.
 
     Raises:
@@ -95,7 +111,10 @@ def boxes(config: DataConfig[NuscenesConfig], frames: Iterable[Frame]) -> Iterat
     for frame in frames:
         try:
             sample = nusc.get("sample", nusc.get("sample_data", frame.id)["sample_token"])
-            found = tuple(_near(_box(nusc.get("sample_annotation", token)), token, frame) for token in sample["anns"])
+            found = tuple(
+                _near(_box(nusc.get("sample_annotation", token)), token, frame)
+                for token in sample["anns"]
+            )
             yield FrameBoxes(frame.id, frame.scene, found)
         except BadInput as error:
             yield Skip(frame.id, frame.scene, str(error))
@@ -127,7 +146,9 @@ def _load(config: DataConfig[NuscenesConfig]) -> NuScenes:
     try:
         return NuScenes(config.own.version, config.root, verbose=False)
     except (AssertionError, OSError, KeyError, ValueError, TypeError) as error:
-        raise BadInput(Path(config.root) / config.own.version, f"the nuScenes devkit cannot load it: {error}") from None
+        raise BadInput(
+            Path(config.root) / config.own.version, f"the nuScenes devkit cannot load it: {error}"
+        ) from None
 
 
 def _scenes(nusc: NuScenes, config: DataConfig[NuscenesConfig], names: Sequence[str]) -> list[str]:
@@ -135,10 +156,18 @@ def _scenes(nusc: NuScenes, config: DataConfig[NuscenesConfig], names: Sequence[
     official = splits()
     chosen: list[str] = []
     for name in names:
-        found = [scene for scene in ([name] if name in present else official.get(name, ())) if scene in present]
+        found = [
+            scene
+            for scene in ([name] if name in present else official.get(name, ()))
+            if scene in present
+        ]
         if not found:
-            held = f"it holds {', '.join(sorted(present)[:5])}" + (" ..." if len(present) > 5 else "")
-            raise BadInput(Path(config.root) / config.own.version, f"has no scene of {name!r}", held)
+            held = f"it holds {', '.join(sorted(present)[:5])}" + (
+                " ..." if len(present) > 5 else ""
+            )
+            raise BadInput(
+                Path(config.root) / config.own.version, f"has no scene of {name!r}", held
+            )
         chosen += found
     return list(dict.fromkeys(chosen))
 
@@ -161,12 +190,21 @@ def _samples(nusc: NuScenes, scene: dict[str, Any]) -> list[dict[str, Any]]:
         raise BadInput(f"scene {scene['name']}", broken, _UNPACK) from None
     if len(chain) != count:
         held = f"over {count}" if len(chain) > count else f"{len(chain)}"
-        raise BadInput(f"scene {scene['name']}", f"its chain holds {held} samples, nbr_samples says {count}", _UNPACK)
+        raise BadInput(
+            f"scene {scene['name']}",
+            f"its chain holds {held} samples, nbr_samples says {count}",
+            _UNPACK,
+        )
     return chain
 
 
 def _row(
-    nusc: NuScenes, config: DataConfig[NuscenesConfig], scene: str, sample: dict[str, Any], train: bool, held: bool
+    nusc: NuScenes,
+    config: DataConfig[NuscenesConfig],
+    scene: str,
+    sample: dict[str, Any],
+    train: bool,
+    held: bool,
 ) -> Row:
     key = sample["data"].get(LIDAR, sample["token"])
     try:
@@ -179,7 +217,9 @@ def _row(
     return Row(frame, train, held, missing)
 
 
-def _frame(nusc: NuScenes, config: DataConfig[NuscenesConfig], scene: str, sample: dict[str, Any]) -> tuple[Frame, int]:
+def _frame(
+    nusc: NuScenes, config: DataConfig[NuscenesConfig], scene: str, sample: dict[str, Any]
+) -> tuple[Frame, int]:
     root = Path(config.root)
     if LIDAR not in sample["data"]:
         raise BadInput(f"sample {sample['token']}", f"has no {LIDAR}")
@@ -188,13 +228,17 @@ def _frame(nusc: NuScenes, config: DataConfig[NuscenesConfig], scene: str, sampl
         raise BadInput(f"sample_data {key['token']!r}", "this token cannot name a file")
     sweeps, missing = _sweeps(nusc, config, key)
     points = check_points(sweeps[0].points, config.columns, config.min_points)
-    cameras = tuple(_camera(nusc, config, sample["data"][name]) for name in CAMERAS if name in sample["data"])
+    cameras = tuple(
+        _camera(nusc, config, sample["data"][name]) for name in CAMERAS if name in sample["data"]
+    )
     labels = _labels(nusc, root, key["token"], points, config.hash)
     check_times(sweeps, cameras, f"sample {sample['token']}")
     return Frame(key["token"], scene, key["timestamp"], tuple(sweeps), cameras, labels), missing
 
 
-def _sweeps(nusc: NuScenes, config: DataConfig[NuscenesConfig], key: dict[str, Any]) -> tuple[list[Sweep], int]:
+def _sweeps(
+    nusc: NuScenes, config: DataConfig[NuscenesConfig], key: dict[str, Any]
+) -> tuple[list[Sweep], int]:
     root = Path(config.root)
     record = key
     missing = 0
@@ -221,7 +265,9 @@ def _camera(nusc: NuScenes, config: DataConfig[NuscenesConfig], token: str) -> C
     size_hw = (record["height"], record["width"])
     check_image(file, size_hw)
     name = nusc.get("sensor", calibration["sensor_token"])["channel"]
-    return Camera(name, record["timestamp"], _global_from_sensor(nusc, record), intrinsics, size_hw, file)
+    return Camera(
+        name, record["timestamp"], _global_from_sensor(nusc, record), intrinsics, size_hw, file
+    )
 
 
 def _global_from_sensor(nusc: NuScenes, record: dict[str, Any]) -> Pose:
@@ -229,7 +275,10 @@ def _global_from_sensor(nusc: NuScenes, record: dict[str, Any]) -> Pose:
     ego = nusc.get("ego_pose", record["ego_pose_token"])
     sensor = nusc.get("calibrated_sensor", record["calibrated_sensor_token"])
     if not np.linalg.norm(sensor["translation"]) <= _SENSOR_OFFSET_MAX_M:
-        raise BadInput(f"calibrated_sensor {sensor['token']}", f"translation {sensor['translation']} m is not on a car")
+        raise BadInput(
+            f"calibrated_sensor {sensor['token']}",
+            f"translation {sensor['translation']} m is not on a car",
+        )
     return _pose("ego_pose", ego) @ _pose("calibrated_sensor", sensor)
 
 

@@ -14,7 +14,13 @@ from jaxtyping import Float64, UInt16
 from pydantic import Field
 
 from clipsweep.pipeline.artifacts.index import MAX_SWEEPS, Row, Skip, within
-from clipsweep.pipeline.datasets.checks import check_intrinsics, check_points, check_times, image_size, pin
+from clipsweep.pipeline.datasets.checks import (
+    check_intrinsics,
+    check_points,
+    check_times,
+    image_size,
+    pin,
+)
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import Camera, File, Frame, Sweep
 from clipsweep.projection.pose import Pose
@@ -47,7 +53,8 @@ class SemanticKittiConfig:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Drive:
-    """One sequence: what its three text files say, a row for each scan in the last two, and what lies in its folders.
+    """One sequence: what its three text files say, a row for each scan in the last two, and what
+    lies in its folders.
 
     Attributes:
         name: number of the sequence.
@@ -76,21 +83,29 @@ def tables(config: DataConfig[SemanticKittiConfig]) -> list[Path]:
     Raises:
         BadInput: a sequence, file or camera is missing, or lies outside of the data root.
     """
-    return [path for name in _sequences(config, (*config.train, *config.eval)) for path in _sources(config, name)]
+    return [
+        path
+        for name in _sequences(config, (*config.train, *config.eval))
+        for path in _sources(config, name)
+    ]
 
 
 def index(config: DataConfig[SemanticKittiConfig]) -> Iterator[Row]:
-    """Yields one row for each scan of the sequences in ``data.train`` and ``data.eval``, sequence by sequence.
+    """Yields one row for each scan of the sequences in ``data.train`` and ``data.eval``, sequence
+    by sequence.
 
-    A sequence may be labelled up to some scan only: scans after its last label file are frames without labels.
+    A sequence may be labelled up to some scan only: scans after its last label file are frames
+    without labels.
 
-    ``poses.txt`` places the first (grey, left) camera, ``Tr`` brings the LiDAR into its frame, and ``P0`` .. ``P3`` are
-    ``K [I | t]`` with the other cameras' offsets t. The global frame is that of a sequence's first LiDAR pose:
-    ``global_from_lidar = inv(Tr) @ pose @ Tr``. A scan is taken as moved to the moment of its image, as KITTI's are.
+    ``poses.txt`` places the first (grey, left) camera, ``Tr`` brings the LiDAR into its frame, and
+    ``P0`` .. ``P3`` are ``K [I | t]`` with the other cameras' offsets t. The global frame is that
+    of a sequence's first LiDAR pose: ``global_from_lidar = inv(Tr) @ pose @ Tr``. A scan is taken
+    as moved to the moment of its image, as KITTI's are.
 
     Raises:
-        BadInput: a split or sequence gives nothing, or a text file or camera is missing, malformed or outside of the
-            data root. What is wrong with a single scan, also that it is missing, comes as a row with a ``Skip``.
+        BadInput: a split or sequence gives nothing, or a text file or camera is missing, malformed
+            or outside of the data root. What is wrong with a single scan, also that it is missing,
+            comes as a row with a ``Skip``.
     """
     train, held = (_sequences(config, names) for names in (config.train, config.eval))
     for name in dict.fromkeys([*train, *held]):
@@ -110,7 +125,10 @@ def index(config: DataConfig[SemanticKittiConfig]) -> Iterator[Row]:
 
 
 def labels(data: bytes) -> UInt16[np.ndarray, " n"]:
-    """Raw ids of the points in the bytes of a label file: the lower 16 bits; the instance above them is left out."""
+    """Raw ids of the points in the bytes of a label file.
+
+    The lower 16 bits; the instance above them is left out.
+    """
     return (np.frombuffer(data, "<u4") & 0xFFFF).astype(np.uint16)
 
 
@@ -120,14 +138,19 @@ def splits() -> dict[str, tuple[str, ...]]:
 
 
 def _sequences(config: DataConfig[SemanticKittiConfig], names: Sequence[str]) -> list[str]:
-    """Names of the sequences on disk that splits and names stand for; a split's others are passed over."""
+    """Names of the sequences on disk that splits and names stand for.
+
+    A split's others are passed over.
+    """
     folder = within(Path(config.root), "sequences")
     present = {path.name for path in folder.glob("*") if path.is_dir()}
     chosen: list[str] = []
     for name in names:
         found = [sequence for sequence in SPLITS.get(name, (name.zfill(2),)) if sequence in present]
         if not found:
-            held = f"it holds {', '.join(sorted(present)[:5]) or 'none'}" + (" ..." if len(present) > 5 else "")
+            held = f"it holds {', '.join(sorted(present)[:5]) or 'none'}" + (
+                " ..." if len(present) > 5 else ""
+            )
             raise BadInput(folder, f"has no sequence of {name!r}", held)
         chosen += found
     return list(dict.fromkeys(chosen))
@@ -138,14 +161,24 @@ def _sources(config: DataConfig[SemanticKittiConfig], name: str) -> list[Path]:
     root = Path(config.root)
     sequence = f"sequences/{name}"
     camera = config.own.camera
-    needed = [within(root, f"{sequence}/{part}") for part in ("calib.txt", "poses.txt", "times.txt", "velodyne")]
+    needed = [
+        within(root, f"{sequence}/{part}")
+        for part in ("calib.txt", "poses.txt", "times.txt", "velodyne")
+    ]
     for path in needed:
         if not path.exists():
             raise BadInput(path, "is missing", _UNPACK)
     optional = [within(root, f"{sequence}/{part}") for part in ("labels", camera) if part]
     if camera and not optional[-1].is_dir():
-        present = ", ".join(part for part in _PROJECTIONS if (root / sequence / part).is_dir()) or "no camera"
-        raise BadInput(optional[-1], "this camera is missing", f"it holds {present}: set data.semantickitti.camera")
+        present = (
+            ", ".join(part for part in _PROJECTIONS if (root / sequence / part).is_dir())
+            or "no camera"
+        )
+        raise BadInput(
+            optional[-1],
+            "this camera is missing",
+            f"it holds {present}: set data.semantickitti.camera",
+        )
     return [*needed, *(path for path in optional if path.is_dir())]
 
 
@@ -161,8 +194,17 @@ def _read_drive(config: DataConfig[SemanticKittiConfig], name: str) -> _Drive:
     if not labelled and os.path.lexists(folder / "labels") and name not in SPLITS["test"]:
         raise BadInput(folder / "labels", "holds no label", f"{_UNPACK}, or remove this folder")
     if len(poses) != len(times_s):
-        raise BadInput(folder, f"poses.txt has {len(poses)} rows, times.txt has {len(times_s)}", _UNPACK)
-    return _Drive(name, scans, max(labelled, default=-1), _read_calibration(folder / "calib.txt"), poses, times_s)
+        raise BadInput(
+            folder, f"poses.txt has {len(poses)} rows, times.txt has {len(times_s)}", _UNPACK
+        )
+    return _Drive(
+        name,
+        scans,
+        max(labelled, default=-1),
+        _read_calibration(folder / "calib.txt"),
+        poses,
+        times_s,
+    )
 
 
 def _numbers(path: Path, columns: int) -> Float64[np.ndarray, "n columns"]:
@@ -181,7 +223,9 @@ def _read_calibration(path: Path) -> dict[str, Float64[np.ndarray, "12"]]:
             named[name] = numbers
     for name in _CALIBRATED:
         if name not in named:
-            raise BadInput(path, f"has no {name}", f"it needs {', '.join(_CALIBRATED)}, 12 numbers each")
+            raise BadInput(
+                path, f"has no {name}", f"it needs {', '.join(_CALIBRATED)}, 12 numbers each"
+            )
     return {name: _floats(named[name].split(), 12, f"{path}, {name}") for name in _CALIBRATED}
 
 
@@ -196,7 +240,9 @@ def _floats(words: Sequence[str], count: int, where: str) -> Float64[np.ndarray,
     try:
         numbers = np.array(words, np.float64)
     except ValueError:
-        raise BadInput(where, f"{' '.join(words)[:80]!r} holds something else than numbers") from None
+        raise BadInput(
+            where, f"{' '.join(words)[:80]!r} holds something else than numbers"
+        ) from None
     if len(numbers) != count:
         raise BadInput(where, f"holds {len(numbers)} numbers instead of {count}")
     return numbers
@@ -207,7 +253,11 @@ def _numbered(folder: Path, suffix: str) -> frozenset[int]:
     names = sorted(path.name for path in folder.glob(f"*{suffix}"))
     odd = [name for name in names if not re.fullmatch(rf"\d{{6}}\{suffix}", name, re.ASCII)]
     if odd:
-        raise BadInput(folder / odd[0], "is not named like a scan", f"scans are 000000{suffix}, 000001{suffix}, ...")
+        raise BadInput(
+            folder / odd[0],
+            "is not named like a scan",
+            f"scans are 000000{suffix}, 000001{suffix}, ...",
+        )
     return frozenset(int(name[:6]) for name in names)
 
 
@@ -218,17 +268,25 @@ def _id(drive: _Drive, number: int) -> str:
 def _sweep(config: DataConfig[SemanticKittiConfig], drive: _Drive, number: int) -> Sweep:
     file = pin(Path(config.root), f"{drive.folder}/velodyne/{number:06d}.bin", config.hash)
     if number >= len(drive.poses):
-        raise BadInput(file.path, f"has no row in poses.txt, which ends after {len(drive.poses)}", _UNPACK)
+        raise BadInput(
+            file.path, f"has no row in poses.txt, which ends after {len(drive.poses)}", _UNPACK
+        )
     check_points(file, config.columns, 1)
     time_s = float(drive.times_s[number, 0])
     if not 0 <= time_s < _TIME_MAX_S:
-        raise BadInput(file.path, f"its time in times.txt is {time_s:g} s", f"it must be in 0 .. {_TIME_MAX_S:g} s")
+        raise BadInput(
+            file.path,
+            f"its time in times.txt is {time_s:g} s",
+            f"it must be in 0 .. {_TIME_MAX_S:g} s",
+        )
     cam_from_lidar = _cam_from_lidar(drive)
     lidar_from_cam = cam_from_lidar.inverse()
     return Sweep(round(time_s * 1e6), lidar_from_cam @ _pose(drive, number) @ cam_from_lidar, file)
 
 
-def _frame(config: DataConfig[SemanticKittiConfig], drive: _Drive, number: int, sweeps: tuple[Sweep, ...]) -> Frame:
+def _frame(
+    config: DataConfig[SemanticKittiConfig], drive: _Drive, number: int, sweeps: tuple[Sweep, ...]
+) -> Frame:
     points = check_points(sweeps[0].points, config.columns, config.min_points)
     cameras = (_camera(config, drive, number, sweeps[0].time_us),) if config.own.camera else ()
     labels = _labels(config, drive, number, points)
@@ -236,16 +294,24 @@ def _frame(config: DataConfig[SemanticKittiConfig], drive: _Drive, number: int, 
     return Frame(_id(drive, number), drive.name, sweeps[0].time_us, sweeps, cameras, labels)
 
 
-def _camera(config: DataConfig[SemanticKittiConfig], drive: _Drive, number: int, time_us: int) -> Camera:
-    file = pin(Path(config.root), f"{drive.folder}/{config.own.camera}/{number:06d}.png", config.hash)
+def _camera(
+    config: DataConfig[SemanticKittiConfig], drive: _Drive, number: int, time_us: int
+) -> Camera:
+    file = pin(
+        Path(config.root), f"{drive.folder}/{config.own.camera}/{number:06d}.png", config.hash
+    )
     name = _PROJECTIONS[config.own.camera]
     projection = drive.calibration[name].reshape(3, 4)
     K = np.ascontiguousarray(projection[:, :3])
     where = f"{drive.folder}/calib.txt, {name}"
     check_intrinsics(K, where)
-    first_from_cam = _mounted(np.column_stack([np.eye(3), -np.linalg.solve(K, projection[:, 3])]), where)
+    first_from_cam = _mounted(
+        np.column_stack([np.eye(3), -np.linalg.solve(K, projection[:, 3])]), where
+    )
     global_from_first = _cam_from_lidar(drive).inverse() @ _pose(drive, number)
-    return Camera(config.own.camera, time_us, global_from_first @ first_from_cam, K, image_size(file), file)
+    return Camera(
+        config.own.camera, time_us, global_from_first @ first_from_cam, K, image_size(file), file
+    )
 
 
 def _cam_from_lidar(drive: _Drive) -> Pose:
@@ -253,14 +319,21 @@ def _cam_from_lidar(drive: _Drive) -> Pose:
 
 
 def _mounted(matrix: Float64[np.ndarray, "..."], where: str) -> Pose:
-    """Pose of one sensor seen from another, of 12 numbers; refuses sensors too far apart to be on one car."""
+    """Pose of one sensor seen from another, of 12 numbers.
+
+    Refuses sensors too far apart to be on one car.
+    """
     try:
         pose = Pose.from_matrix(matrix.ravel().tolist())
     except ValueError as error:
         raise BadInput(where, str(error)) from None
     away_m = float(np.linalg.norm(pose.translation))
     if away_m > _RIG_MAX_M:
-        raise BadInput(where, f"the sensor is {away_m:g} m away (at most {_RIG_MAX_M:g})", "offsets are in metres")
+        raise BadInput(
+            where,
+            f"the sensor is {away_m:g} m away (at most {_RIG_MAX_M:g})",
+            "offsets are in metres",
+        )
     return pose
 
 
@@ -272,10 +345,14 @@ def _pose(drive: _Drive, number: int) -> Pose:
         raise BadInput(f"{drive.folder}/poses.txt:{number + 1}", str(error)) from None
 
 
-def _labels(config: DataConfig[SemanticKittiConfig], drive: _Drive, number: int, points: int) -> File | None:
+def _labels(
+    config: DataConfig[SemanticKittiConfig], drive: _Drive, number: int, points: int
+) -> File | None:
     if number > drive.labelled:
         return None
     file = pin(Path(config.root), f"{drive.folder}/labels/{number:06d}.label", config.hash)
     if file.bytes != _LABEL_BYTES * points:
-        raise BadInput(file.path, f"labels {file.bytes / _LABEL_BYTES:g} points, the scan has {points}")
+        raise BadInput(
+            file.path, f"labels {file.bytes / _LABEL_BYTES:g} points, the scan has {points}"
+        )
     return file

@@ -26,7 +26,10 @@ _NEAR_M = 0.1
 
 
 class Eye(NamedTuple):
-    """Where a camera is in the street frame: origin [m], rotation street_from_cam, intrinsics [px]."""
+    """Where a camera is in the street frame.
+
+    Origin [m], rotation street_from_cam, intrinsics [px].
+    """
 
     origin: Float[np.ndarray, "3"]
     turned: Float[np.ndarray, "3 3"]
@@ -34,10 +37,12 @@ class Eye(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """The world at one moment: parts with their centres [m], ground, and the ground cells that the sun does not reach.
+    """The world at one moment.
 
-    Cell (row, column) of `shadow` is SHADE_STEP_M wide and begins at `corner` + (column, row) * SHADE_STEP_M.
-    `high_m` is the height of the road at the middle of each column [m].
+    Parts with their centres [m], ground, and the ground cells that the sun does not reach.
+
+    Cell (row, column) of `shadow` is SHADE_STEP_M wide and begins at `corner` + (column, row) *
+    SHADE_STEP_M. `high_m` is the height of the road at the middle of each column [m].
     """
 
     prims: Primitives
@@ -50,10 +55,18 @@ class Stage(NamedTuple):
 
 @jit
 def near_to_far(prims: Any, centre: Any, origin: Any) -> Any:
-    """Parts by growing distance of their boxes from a point, and that distance for each part [m]."""
+    """Parts by growing distance of their boxes from a point, and that distance for each part
+    [m].
+    """
     near = np.empty(len(centre))
     for i in range(len(centre)):
-        x, y, z = to_local(prims.axes, i, origin[0] - centre[i, 0], origin[1] - centre[i, 1], origin[2] - centre[i, 2])
+        x, y, z = to_local(
+            prims.axes,
+            i,
+            origin[0] - centre[i, 0],
+            origin[1] - centre[i, 1],
+            origin[2] - centre[i, 2],
+        )
         near[i] = bound_m(prims, i, x, y, z)
     return np.argsort(near), near
 
@@ -77,13 +90,17 @@ def _corners(prims: Any, centre: Any, i: Any, eye: Any, out: Any) -> Any:
 
 @kernel
 def _image_box(corners: Any, K: Any) -> Any:
-    """Pixel rectangle (u0, v0, u1, v1) that holds a box, cut at the near plane; empty (u1 < u0) if behind it."""
+    """Pixel rectangle (u0, v0, u1, v1) that holds a box, cut at the near plane.
+
+    Empty (u1 < u0) if behind it.
+    """
     u0 = math.inf
     v0 = math.inf
     u1 = -math.inf
     v1 = -math.inf
     for c in range(8):
-        for axis in range(4):  # axis 3: the corner itself; else where its edge along the axis meets the near plane
+        # axis 3: the corner itself; else where its edge along the axis meets the near plane
+        for axis in range(4):
             d = c if axis == 3 else c ^ (1 << axis)
             z = corners[c, 2]
             other = corners[d, 2]
@@ -136,7 +153,9 @@ def fill_tiles(prims: Any, centre: Any, order: Any, eye: Any, h: Any, w: Any) ->
 @kernel
 def _cells(low: Any, high: Any, corner: Any, n: Any) -> Any:
     """First and last + 1 shadow cell of an interval, cut to the map."""
-    return max(0, int((low - corner) / SHADE_STEP_M)), min(n, int((high - corner) / SHADE_STEP_M) + 1)
+    return max(0, int((low - corner) / SHADE_STEP_M)), min(
+        n, int((high - corner) / SHADE_STEP_M) + 1
+    )
 
 
 @kernel
@@ -147,7 +166,10 @@ def _reach(centre: Any, towards_sun: Any, radius: Any) -> Any:
 
 @kernel
 def cast_shadows(stage: Any, sun: Any) -> Any:
-    """Mark cells whose ray towards the sun meets a part; each part is tried on the cells that its ball may darken."""
+    """Mark cells whose ray towards the sun meets a part.
+
+    Each part is tried on the cells that its ball may darken.
+    """
     prims = stage.prims
     centre = stage.centre
     corner = stage.corner
@@ -200,7 +222,10 @@ def _sunlit(stage: Any, x: Any, y: Any) -> Any:
 
 @kernel
 def _nearest(stage: Any, near: Any, items: Any, origin: Any, dx: Any, dy: Any, dz: Any) -> Any:
-    """First thing on a ray: distance (inf: sky), part (-1: ground or sky), ground label, kerb face or not."""
+    """First thing on a ray.
+
+    Distance (inf: sky), part (-1: ground or sky), ground label, kerb face or not.
+    """
     prims = stage.prims
     centre = stage.centre
     best, label, kerb = hit_ground(stage.ground, origin[0], origin[1], origin[2], dx, dy, dz)
@@ -208,7 +233,13 @@ def _nearest(stage: Any, near: Any, items: Any, origin: Any, dx: Any, dy: Any, d
     for i in items:
         if near[i] > best:
             break
-        x, y, z = to_local(prims.axes, i, origin[0] - centre[i, 0], origin[1] - centre[i, 1], origin[2] - centre[i, 2])
+        x, y, z = to_local(
+            prims.axes,
+            i,
+            origin[0] - centre[i, 0],
+            origin[1] - centre[i, 1],
+            origin[2] - centre[i, 2],
+        )
         u, v, w = to_local(prims.axes, i, dx, dy, dz)
         t = hit_part(prims, i, x, y, z, u, v, w)
         if t < best:
@@ -232,7 +263,9 @@ def _part_light(stage: Any, light: Any, i: Any, x: Any, y: Any, z: Any) -> Any:
 
 
 @kernel
-def _ground_light(stage: Any, light: Any, label: Any, kerb: Any, x: Any, y: Any, distance: Any) -> Any:
+def _ground_light(
+    stage: Any, light: Any, label: Any, kerb: Any, x: Any, y: Any, distance: Any
+) -> Any:
     """Colour of the ground at a place of the street frame under sun and sky."""
     r, g, b = ground_colour(stage.ground, label, x, y, distance)
     gain = light.ambient * (0.7 if kerb else 1.0)
@@ -250,7 +283,15 @@ def _byte(value: Any) -> Any:
 
 @kernel
 def cast_pixels(
-    stage: Any, light: Any, eye: Any, lists: Any, grain: Any, colour: Any, label: Any, instance: Any, depth: Any
+    stage: Any,
+    light: Any,
+    eye: Any,
+    lists: Any,
+    grain: Any,
+    colour: Any,
+    label: Any,
+    instance: Any,
+    depth: Any,
 ) -> Any:
     """Fill a picture's images tile by tile (see render.View)."""
     h, w = label.shape
@@ -280,11 +321,21 @@ def cast_pixels(
                 else:
                     clear = math.exp(-light.haze_per_m * t)
                     if part >= 0:
-                        r, g, b = _part_light(stage, light, part, o[0] + t * dx, o[1] + t * dy, o[2] + t * dz)
+                        r, g, b = _part_light(
+                            stage, light, part, o[0] + t * dx, o[1] + t * dy, o[2] + t * dz
+                        )
                     else:
-                        r, g, b = _ground_light(stage, light, surface, kerb, o[0] + t * dx, o[1] + t * dy, t)
+                        r, g, b = _ground_light(
+                            stage, light, surface, kerb, o[0] + t * dx, o[1] + t * dy, t
+                        )
                 far = light.horizon
                 noise = grain[row, column]
-                colour[row, column, 0] = _byte((far[0] + clear * (r - far[0])) * light.tint[0] + noise)
-                colour[row, column, 1] = _byte((far[1] + clear * (g - far[1])) * light.tint[1] + noise)
-                colour[row, column, 2] = _byte((far[2] + clear * (b - far[2])) * light.tint[2] + noise)
+                colour[row, column, 0] = _byte(
+                    (far[0] + clear * (r - far[0])) * light.tint[0] + noise
+                )
+                colour[row, column, 1] = _byte(
+                    (far[1] + clear * (g - far[1])) * light.tint[1] + noise
+                )
+                colour[row, column, 2] = _byte(
+                    (far[2] + clear * (b - far[2])) * light.tint[2] + noise
+                )

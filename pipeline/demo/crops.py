@@ -1,4 +1,7 @@
-"""Crops of rendered streets and what their captions may say: the teacher's training data, made on the fly."""
+"""Crops of rendered streets and what their captions may say.
+
+The teacher's training data, made on the fly.
+"""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +22,9 @@ _LEAST_PX = 100
 """Pixels that a thing must show to be cropped."""
 _TRUE_SHARE = 0.03
 _FALSE_SHARE = 0.003
-"""A word is true of a crop from the first share of its area on, false below the second, and left open between."""
+"""A word is true of a crop from the first share of its area on, false below the second, and left
+open between.
+"""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -45,7 +50,9 @@ class Album:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Crops:
-    """Crops with the class that each was taken for, and which classes it shows and does not show (else: unsure)."""
+    """Crops with the class that each was taken for, and which classes it shows and does not show
+    (else: unsure).
+    """
 
     image: UInt8[np.ndarray, "n s s 3"]
     target: Int64[np.ndarray, "n"]
@@ -53,7 +60,9 @@ class Crops:
     hidden: Bool[np.ndarray, "n c"]
 
 
-def render_album(seed: int, worlds: int, shots: int, size_wh: tuple[int, int], workers: int) -> Album:
+def render_album(
+    seed: int, worlds: int, shots: int, size_wh: tuple[int, int], workers: int
+) -> Album:
     """`shots` pictures by random cameras at random times in each of `worlds` streets of a seed."""
     with ThreadPoolExecutor(workers) as pool:
         found = pool.map(lambda scene: _photograph(seed, scene, shots, size_wh), range(worlds))
@@ -81,7 +90,9 @@ def _photograph(seed: int, scene: int, shots: int, size_wh: tuple[int, int]) -> 
 def _boxes(instance: np.ndarray, label: UInt8[np.ndarray, "h w"]) -> Int64[np.ndarray, "boxes 5"]:
     """Class and pixel box of each tracked thing that shows enough of itself."""
     v, u = np.nonzero(instance >= 0)
-    who, first, index, count = np.unique(instance[v, u], return_index=True, return_inverse=True, return_counts=True)
+    who, first, index, count = np.unique(
+        instance[v, u], return_index=True, return_inverse=True, return_counts=True
+    )
     low = np.full((len(who), 2), 1 << 20)
     high = np.zeros((len(who), 2), np.int64)
     np.minimum.at(low, index, np.column_stack([u, v]))
@@ -90,7 +101,9 @@ def _boxes(instance: np.ndarray, label: UInt8[np.ndarray, "h w"]) -> Int64[np.nd
     return np.column_stack([kind, low, high + 1])[count >= _LEAST_PX].astype(np.int64)
 
 
-def _spots(rng: np.random.Generator, label: UInt8[np.ndarray, "h w"]) -> Int64[np.ndarray, "spots 3"]:
+def _spots(
+    rng: np.random.Generator, label: UInt8[np.ndarray, "h w"]
+) -> Int64[np.ndarray, "spots 3"]:
     """Random pixels of each class of stuff."""
     out = [np.zeros((0, 3), np.int64)]
     for kind in range(len(THINGS), len(NAMES)):
@@ -101,7 +114,9 @@ def _spots(rng: np.random.Generator, label: UInt8[np.ndarray, "h w"]) -> Int64[n
 
 
 def draw_crops(album: Album, rng: np.random.Generator, count: int, side_px: int) -> Crops:
-    """Square crops, most of them about a thing or a spot of a class drawn evenly, resized to `side_px`."""
+    """Square crops, most of them about a thing or a spot of a class drawn evenly, resized to
+    `side_px`.
+    """
     taken = [_draw(album, rng, side_px) for _ in range(count)]
     images = np.stack([image for image, _, _ in taken])
     target = np.array([t for _, t, _ in taken])
@@ -117,8 +132,12 @@ def _draw(
     """One crop, the class that it is about, and each class's share of its area."""
     picture, target, window = _window(album, rng)
     u0, v0, u1, v1 = window
-    share = np.bincount(picture.label[v0:v1, u0:u1].ravel(), minlength=256)[: len(NAMES)] / ((u1 - u0) * (v1 - v0))
-    image = Image.fromarray(picture.colour[v0:v1, u0:u1]).resize((side_px, side_px), Image.Resampling.BILINEAR)
+    share = np.bincount(picture.label[v0:v1, u0:u1].ravel(), minlength=256)[: len(NAMES)] / (
+        (u1 - u0) * (v1 - v0)
+    )
+    image = Image.fromarray(picture.colour[v0:v1, u0:u1]).resize(
+        (side_px, side_px), Image.Resampling.BILINEAR
+    )
     pixels = np.asarray(image, np.float32)
     pixels = (pixels - 128) * rng.uniform(0.85, 1.2) + 128 + rng.uniform(-20, 20)
     pixels = pixels[:, ::-1] if rng.random() < 0.5 else pixels
@@ -126,8 +145,12 @@ def _draw(
     return pixels.clip(0, 255).astype(np.uint8), target, share.astype(np.float32)
 
 
-def _window(album: Album, rng: np.random.Generator) -> tuple[Picture, int, tuple[int, int, int, int]]:
-    """A picture, the class to look at (-1: whichever fills most), and a square window u0, v0, u1, v1 [px]."""
+def _window(
+    album: Album, rng: np.random.Generator
+) -> tuple[Picture, int, tuple[int, int, int, int]]:
+    """A picture, the class to look at (-1: whichever fills most), and a square window u0, v0,
+    u1, v1 [px].
+    """
     if rng.random() < 0.15:
         picture = album.pictures[int(rng.integers(len(album.pictures)))]
         side = rng.uniform(48, 200)

@@ -76,12 +76,15 @@ def draw_hills(rng: np.random.Generator, crest_m: float) -> Hills:
 
 
 class Ground(NamedTuple):
-    """Surfaces on a grid of `STEP_M` in the street frame; driveable lies at z = 0, all else at z = KERB_M.
+    """Surfaces on a grid of `STEP_M` in the street frame.
+
+    Driveable lies at z = 0, all else at z = KERB_M.
 
     Both are raised by the height of the `hills` there.
 
-    `surface` (ny, nx) holds raw nuScenes labels, `paint` (ny, nx) lane markings, `corner_m` the xy of cell (0, 0);
-    `colour` (4, 3) is the base colour of driveable, other flat, sidewalk and terrain. Outside, the border continues.
+    `surface` (ny, nx) holds raw nuScenes labels, `paint` (ny, nx) lane markings, `corner_m` the xy
+    of cell (0, 0); `colour` (4, 3) is the base colour of driveable, other flat, sidewalk and
+    terrain. Outside, the border continues.
     """
 
     surface: UInt8[np.ndarray, "ny nx"]
@@ -105,7 +108,8 @@ class Side:
 class Street:
     """The cross-section of a straight street along x, and where side streets cut it.
 
-    Widths in m. Right-hand traffic: the car drives towards +x on the side y < 0. `crossings` are (start, end) along x.
+    Widths in m. Right-hand traffic: the car drives towards +x on the side y < 0. `crossings` are
+    (start, end) along x.
     """
 
     lanes: int
@@ -134,7 +138,9 @@ class Street:
 
 
 def draw_street(rng: np.random.Generator, travel_m: float) -> Street:
-    """A random cross-section with terrain on one side at least, other flat somewhere, and a crossing per 100 m."""
+    """A random cross-section with terrain on one side at least, other flat somewhere, and a
+    crossing per 100 m.
+    """
     right = _draw_side(rng)
     left = _draw_side(rng)
     has_median = rng.random() < 0.75
@@ -163,7 +169,10 @@ def _draw_side(rng: np.random.Generator) -> Side:
 
 
 def lay_ground(rng: np.random.Generator, street: Street, hills: Hills = FLAT) -> Ground:
-    """Raster a street: lots and strips, sidewalks, road, median, side streets with zebra crossings and islands."""
+    """Raster a street.
+
+    Lots and strips, sidewalks, road, median, side streets with zebra crossings and islands.
+    """
     shape = (round(2 * HALF_WIDTH_M / STEP_M), round((street.end_m - street.start_m) / STEP_M))
     ground = Ground(
         surface=np.full(shape, TERRAIN, np.uint8),
@@ -184,7 +193,13 @@ def lay_ground(rng: np.random.Generator, street: Street, hills: Hills = FLAT) ->
         _fill(ground.surface, ground, (x0, x1), (sign * edge, sign * inner), SIDEWALK)
     _fill(ground.surface, ground, (x0, x1), (-edge, edge), DRIVEABLE)
     if street.median_m:
-        _fill(ground.surface, ground, (x0, x1), (-street.median_m / 2, street.median_m / 2), OTHER_FLAT)
+        _fill(
+            ground.surface,
+            ground,
+            (x0, x1),
+            (-street.median_m / 2, street.median_m / 2),
+            OTHER_FLAT,
+        )
     _mark_lanes(ground, street)
     for crossing in street.crossings:
         _cut_side_street(ground, street, crossing)
@@ -192,44 +207,94 @@ def lay_ground(rng: np.random.Generator, street: Street, hills: Hills = FLAT) ->
 
 
 def _colours(rng: np.random.Generator) -> Float[np.ndarray, "4 3"]:
-    grass = ((0.25, 0.40, 0.13), (0.42, 0.42, 0.18), (0.42, 0.38, 0.24))[int(rng.choice(3, p=[0.5, 0.25, 0.25]))]
+    grass = ((0.25, 0.40, 0.13), (0.42, 0.42, 0.18), (0.42, 0.38, 0.24))[
+        int(rng.choice(3, p=[0.5, 0.25, 0.25]))
+    ]
     grey = rng.uniform(0.20, 0.32)
     bases = ((grey, grey, grey + 0.01), (0.56, 0.30, 0.22), (0.62, 0.60, 0.56), grass)
     return np.array([shade(rng, base, 0.04) for base in bases])
 
 
 def _mark_lanes(ground: Ground, street: Street) -> None:
-    """Centre line or median edges in yellow, dashes between lanes, parking bays and edge lines in white."""
+    """Centre line or median edges in yellow, dashes between lanes, parking bays and edge lines
+    in white.
+    """
     centre = street.median_m / 2 + 0.2
     for sign in (-1, 1):
         _line(ground, street, sign * centre, YELLOW_PAINT)
         _line(ground, street, sign * street.kerb_lane_m, WHITE_PAINT)
         for lane in range(1, street.lanes):
             for x in np.arange(street.start_m, street.end_m, 9.0):
-                _line(ground, street, sign * (street.median_m / 2 + lane * street.lane_m), WHITE_PAINT, (x, x + 3.0))
+                _line(
+                    ground,
+                    street,
+                    sign * (street.median_m / 2 + lane * street.lane_m),
+                    WHITE_PAINT,
+                    (x, x + 3.0),
+                )
 
 
-def _line(ground: Ground, street: Street, y_m: float, paint: int, span_m: tuple[float, float] | None = None) -> None:
-    _fill(ground.paint, ground, span_m or (street.start_m, street.end_m), (y_m - 0.08, y_m + 0.08), paint)
+def _line(
+    ground: Ground,
+    street: Street,
+    y_m: float,
+    paint: int,
+    span_m: tuple[float, float] | None = None,
+) -> None:
+    _fill(
+        ground.paint,
+        ground,
+        span_m or (street.start_m, street.end_m),
+        (y_m - 0.08, y_m + 0.08),
+        paint,
+    )
 
 
 def _cut_side_street(ground: Ground, street: Street, crossing: tuple[float, float]) -> None:
-    """Driveable across the whole map, zebra stripes on both sides of it, a traffic island at each zebra's middle."""
+    """Driveable across the whole map, zebra stripes on both sides of it, a traffic island at
+    each zebra's middle.
+    """
     x0, x1 = crossing
     _fill(ground.surface, ground, crossing, (-HALF_WIDTH_M, HALF_WIDTH_M), DRIVEABLE)
     _fill(ground.paint, ground, (x0 - 4.5, x1 + 4.5), (-street.edge_m, street.edge_m), NO_PAINT)
     for start in (x0 - 4.0, x1 + 1.0):
-        _fill(ground.surface, ground, (start, start + 3.0), (-street.median_m / 2, street.median_m / 2), DRIVEABLE)
+        _fill(
+            ground.surface,
+            ground,
+            (start, start + 3.0),
+            (-street.median_m / 2, street.median_m / 2),
+            DRIVEABLE,
+        )
         for y in np.arange(-street.edge_m + 0.4, street.edge_m - 0.4, 1.0):
             _fill(ground.paint, ground, (start, start + 3.0), (y, y + 0.5), WHITE_PAINT)
-    _fill(ground.paint, ground, (x0 - 5.2, x0 - 4.9), (-street.kerb_lane_m, -street.median_m / 2), WHITE_PAINT)
-    _fill(ground.paint, ground, (x1 + 4.9, x1 + 5.2), (street.median_m / 2, street.kerb_lane_m), WHITE_PAINT)
+    _fill(
+        ground.paint,
+        ground,
+        (x0 - 5.2, x0 - 4.9),
+        (-street.kerb_lane_m, -street.median_m / 2),
+        WHITE_PAINT,
+    )
+    _fill(
+        ground.paint,
+        ground,
+        (x1 + 4.9, x1 + 5.2),
+        (street.median_m / 2, street.kerb_lane_m),
+        WHITE_PAINT,
+    )
     for sign in (-1, 1):
         for y in (street.edge_m + 3.0, street.edge_m + 4.5):
-            _fill(ground.paint, ground, (x0 + 0.3, x1 - 0.3), (sign * y, sign * (y + 0.5)), WHITE_PAINT)
+            _fill(
+                ground.paint,
+                ground,
+                (x0 + 0.3, x1 - 0.3),
+                (sign * y, sign * (y + 0.5)),
+                WHITE_PAINT,
+            )
 
 
-def _fill(layer: UInt8[np.ndarray, "ny nx"], ground: Ground, xs_m: Span, ys_m: Span, value: int) -> None:
+def _fill(
+    layer: UInt8[np.ndarray, "ny nx"], ground: Ground, xs_m: Span, ys_m: Span, value: int
+) -> None:
     """Set a rectangle of the street frame, cut to the map [m]."""
     (x0, x1) = sorted(xs_m)
     (y0, y1) = sorted(ys_m)

@@ -1,4 +1,7 @@
-"""Writes the demo's streets as another rig sees them: 64 beams and one camera ahead, in SemanticKITTI's layout."""
+"""Writes the demo's streets as another rig sees them.
+
+64 beams and one camera ahead, in SemanticKITTI's layout.
+"""
 
 import os
 from collections.abc import Sequence
@@ -26,7 +29,8 @@ SCAN_S = 0.1
 CAMERA = "image_2"
 _RIGHT_M = (0.0, 0.54, -0.06, 0.48)  # places of cameras 0 to 3, along camera 0's x axis
 _IDS = {
-    17: (10, 252), 14: (11, 253), 21: (15, 255), 23: (18, 258), 15: (13, 257), 16: (13, 257), 18: (20, 259),
+    17: (10, 252), 14: (11, 253), 21: (15, 255), 23: (18, 258), 15: (13, 257), 16: (13, 257),
+    18: (20, 259),
     22: (20, 259), **dict.fromkeys((2, 3, 4, 6), (30, 254)),
 }  # fmt: skip
 _STUFF_IDS = {24: 40, 25: 49, 26: 48, 27: 72, 28: 50, 30: 70, 9: 51, 12: 99}
@@ -53,21 +57,26 @@ class _Rig:
 def write_kitti_demo(config: DemoConfig, out: Path) -> None:
     """Makes the world and writes it to `out`, which appears whole or not at all.
 
-    The streets are those of the nuScenes demo's kind, other ones by length of the drive. Manmade things are buildings
-    (50), barriers fences (51), cones other objects (99); what moves has the ids of moving things, ridden bicycles and
-    motorcycles those of their riders. Instances of things stand in the upper 16 bits. Returns of the car are left out.
+    The streets are those of the nuScenes demo's kind, other ones by length of the drive. Manmade
+    things are buildings (50), barriers fences (51), cones other objects (99); what moves has the
+    ids of moving things, ridden bicycles and motorcycles those of their riders. Instances of things
+    stand in the upper 16 bits. Returns of the car are left out.
 
     Raises:
-        BadInput: a setting is out of its bounds, there are more scenes than official sequences, or `out` is there;
-            or poses shall be flat.
+        BadInput: a setting is out of its bounds, there are more scenes than official sequences, or
+            `out` is there; or poses shall be flat.
     """
     if config.flat_poses:
-        raise BadInput("flat_poses", "is true", "poses of SemanticKITTI follow the hills; set it to false")
+        raise BadInput(
+            "flat_poses", "is true", "poses of SemanticKITTI follow the hills; set it to false"
+        )
     train = SPLITS["train"][: config.train_scenes]
     val = SPLITS["val"][: config.val_scenes]
     if (len(train), len(val)) != (config.train_scenes, config.val_scenes):
         most = f"SemanticKITTI has {len(SPLITS['train'])} and {len(SPLITS['val'])} sequences"
-        raise BadInput("train_scenes, val_scenes", f"are {config.train_scenes}, {config.val_scenes}", most)
+        raise BadInput(
+            "train_scenes, val_scenes", f"are {config.train_scenes}, {config.val_scenes}", most
+        )
     scenes = [*enumerate(train), *enumerate(val, VAL_SEED)]
 
     def write(root: Path) -> None:
@@ -82,7 +91,9 @@ def write_kitti_demo(config: DemoConfig, out: Path) -> None:
 
 
 def _rig(config: DemoConfig) -> _Rig:
-    """Camera 2 looks ahead over the bonnet, the LiDAR (x ahead, y left, z up) stands behind it on the roof."""
+    """Camera 2 looks ahead over the bonnet, the LiDAR (x ahead, y left, z up) stands behind it
+    on the roof.
+    """
     ego_from_first = pose(rotation(-0.003, 0.012, 0.004) @ LEVEL, np.array([1.03, 0.0, 1.65]))
     right_m = np.array([_RIGHT_M[int(CAMERA[-1])], 0.0, 0.0])
     f_px = 0.58 * config.width_px
@@ -90,13 +101,17 @@ def _rig(config: DemoConfig) -> _Rig:
     K = np.array([[f_px, 0.0, 0.49 * size_hw[1]], [0.0, f_px, 0.49 * size_hw[0]], [0.0, 0.0, 1.0]])
     camera = RigCamera(CAMERA, ego_from_first @ pose(np.eye(3), right_m), K, size_hw, 0.0)
     share = (np.arange(config.azimuths) + 0.5) / config.azimuths
-    around, up = np.meshgrid(np.pi * (1 - 2 * share), np.deg2rad(np.linspace(-24.8, 2.0, config.beams)), indexing="ij")
+    around, up = np.meshgrid(
+        np.pi * (1 - 2 * share), np.deg2rad(np.linspace(-24.8, 2.0, config.beams)), indexing="ij"
+    )
     ray = np.stack([np.cos(up) * np.cos(around), np.cos(up) * np.sin(around), np.sin(up)], -1)
     ego_from_lidar = pose(rotation(0.004, 0.006, -0.003), np.array([0.76, 0.0, 1.73]))
     return _Rig(camera, ego_from_first, RigLidar(ego_from_lidar, ray, SPIN_S * (share - 0.5)))
 
 
-def _write_sequence(world: World, rig: _Rig, folder: Path, scans: int, pool: ThreadPoolExecutor) -> None:
+def _write_sequence(
+    world: World, rig: _Rig, folder: Path, scans: int, pool: ThreadPoolExecutor
+) -> None:
     for part in ("velodyne", "labels", rig.camera.channel):
         (folder / part).mkdir(parents=True)
     times_s = SCAN_S * np.arange(scans)
@@ -105,20 +120,28 @@ def _write_sequence(world: World, rig: _Rig, folder: Path, scans: int, pool: Thr
     start = inverse(global_from_first[0])
     (folder / "poses.txt").write_text(_lines([start @ placed for placed in global_from_first]))
     (folder / "times.txt").write_text("".join(f"{t:e}\n" for t in times_s))
-    matrices = [rig.camera.K @ np.column_stack([np.eye(3), [-right_m, 0.0, 0.0]]) for right_m in _RIGHT_M]
+    matrices = [
+        rig.camera.K @ np.column_stack([np.eye(3), [-right_m, 0.0, 0.0]]) for right_m in _RIGHT_M
+    ]
     first_from_lidar = inverse(rig.ego_from_first) @ rig.lidar.ego_from_lidar
     named = zip(("P0", "P1", "P2", "P3", "Tr"), [*matrices, first_from_lidar], strict=True)
-    (folder / "calib.txt").write_text("".join(f"{name}: {_lines([matrix])}" for name, matrix in named))
+    (folder / "calib.txt").write_text(
+        "".join(f"{name}: {_lines([matrix])}" for name, matrix in named)
+    )
 
 
 def _lines(matrices: Sequence[Float[np.ndarray, "rows 4"]]) -> str:
     """The upper three rows of matrices, twelve numbers a line."""
-    return "".join(" ".join(f"{number:.12e}" for number in matrix[:3].ravel()) + "\n" for matrix in matrices)
+    return "".join(
+        " ".join(f"{number:.12e}" for number in matrix[:3].ravel()) + "\n" for matrix in matrices
+    )
 
 
 def _take(world: World, rig: _Rig, folder: Path, i: int, time_s: float) -> None:
     """One picture and one scan with its labels."""
-    Image.fromarray(render(world, rig.camera, time_s).colour).save(folder / rig.camera.channel / f"{i:06d}.png")
+    Image.fromarray(render(world, rig.camera, time_s).colour).save(
+        folder / rig.camera.channel / f"{i:06d}.png"
+    )
     taken = scan(world, rig.lidar, time_s)
     rows = np.column_stack([taken.xyz_m, taken.intensity / np.float32(255)])
     seen = taken.label != EGO
@@ -128,6 +151,9 @@ def _take(world: World, rig: _Rig, folder: Path, i: int, time_s: float) -> None:
 
 def _ids(world: World, taken: Scan) -> UInt32[np.ndarray, "n"]:
     """SemanticKITTI's raw ids, instances above them."""
-    speed_mps = np.array([*(thing.speed_mps for thing in world.things), 0.0])  # the last is of all that is untracked
-    ids = np.where(speed_mps[taken.instance] > 0, _MOVING_ID[taken.label], _STANDING_ID[taken.label])
+    # the last is of all that is untracked
+    speed_mps = np.array([*(thing.speed_mps for thing in world.things), 0.0])
+    ids = np.where(
+        speed_mps[taken.instance] > 0, _MOVING_ID[taken.label], _STANDING_ID[taken.label]
+    )
     return ids | ((taken.instance + 1).astype(np.uint32) << np.uint32(16))

@@ -1,4 +1,7 @@
-"""The loop over the LiDAR's columns: what each ray hits at its own firing time; and points counted in boxes."""
+"""The loop over the LiDAR's columns.
+
+What each ray hits at its own firing time; and points counted in boxes.
+"""
 
 import math
 from typing import Any, NamedTuple
@@ -27,8 +30,8 @@ EGO = 31
 class Turn(NamedTuple):
     """Rays of one turn.
 
-    Per column its origin [m], rotation street_from_lidar and firing time [s]; per ray its direction in the LiDAR frame
-    and the distance to the car itself [m].
+    Per column its origin [m], rotation street_from_lidar and firing time [s]; per ray its direction
+    in the LiDAR frame and the distance to the car itself [m].
     """
 
     origins: Float[np.ndarray, "c 3"]
@@ -40,7 +43,9 @@ class Turn(NamedTuple):
 
 @kernel
 def cast_car(car: Any, at: Any, rays: Any, out: Any) -> Any:
-    """Distance from `at` to the car's own parts (in its frame) along rays (columns, rings, 3), inf where none [m]."""
+    """Distance from `at` to the car's own parts (in its frame) along rays (columns, rings, 3),
+    inf where none [m].
+    """
     for c in range(rays.shape[0]):
         for r in range(rays.shape[1]):
             out[c, r] = math.inf
@@ -48,15 +53,20 @@ def cast_car(car: Any, at: Any, rays: Any, out: Any) -> Any:
                 x = at[0] - car.centre_m[i, 0]
                 y = at[1] - car.centre_m[i, 1]
                 z = at[2] - car.centre_m[i, 2]
-                out[c, r] = min(out[c, r], hit_part(car, i, x, y, z, rays[c, r, 0], rays[c, r, 1], rays[c, r, 2]))
+                out[c, r] = min(
+                    out[c, r],
+                    hit_part(car, i, x, y, z, rays[c, r, 0], rays[c, r, 1], rays[c, r, 2]),
+                )
 
 
 @jit
 def fill_bins(prims: Any, origin: Any, time_s: Any, reach_m: Any, slack_rad: Any) -> Any:
-    """Starts, items and near of the parts that a ray of each of BINS azimuths of the street frame may meet (see Lists).
+    """Starts, items and near of the parts that a ray of each of BINS azimuths of the street frame
+    may meet (see Lists).
 
-    `reach_m` is how far car and parts may move against each other during the turn that ends at `time_s`,
-    `slack_rad` by how much the azimuths of a column's rays may differ because the car is not level.
+    `reach_m` is how far car and parts may move against each other during the turn that ends at
+    `time_s`, `slack_rad` by how much the azimuths of a column's rays may differ because the car is
+    not level.
     """
     n = len(prims.kind)
     near = np.empty(n)
@@ -78,7 +88,9 @@ def fill_bins(prims: Any, origin: Any, time_s: Any, reach_m: Any, slack_rad: Any
         wide = math.pi if distance <= radius else math.asin(radius / distance) + slack_rad
         middle = math.atan2(cy, cx) + 4 * math.pi
         spans[i, 0] = math.floor((middle - wide) / (2 * math.pi) * BINS)
-        spans[i, 1] = min(math.floor((middle + wide) / (2 * math.pi) * BINS), spans[i, 0] + BINS - 1) + 1
+        spans[i, 1] = (
+            min(math.floor((middle + wide) / (2 * math.pi) * BINS), spans[i, 0] + BINS - 1) + 1
+        )
         for b in range(spans[i, 0], spans[i, 1]):
             starts[b % BINS + 1] += 1
     starts = np.cumsum(starts)
@@ -104,7 +116,10 @@ def cast_turn(
     cosine: Any,
     reflect: Any,
 ) -> Any:
-    """First hits of every column at its firing time (see spin.Hits); `local` (parts, 3) is scratch room."""
+    """First hits of every column at its firing time (see spin.Hits).
+
+    `local` (parts, 3) is scratch room.
+    """
     for c in range(turn.rays.shape[0]):
         t = turn.turned[c]
         ox = turn.origins[c, 0]
@@ -129,7 +144,9 @@ def cast_turn(
             dx = t[0, 0] * u + t[0, 1] * v + t[0, 2] * w
             dy = t[1, 0] * u + t[1, 1] * v + t[1, 2] * w
             dz = t[2, 0] * u + t[2, 1] * v + t[2, 2] * w
-            hit = _one_ray(prims, ground, ox, oy, oz, dx, dy, dz, local, items, lists.near, turn.ego_m[c, r])
+            hit = _one_ray(
+                prims, ground, ox, oy, oz, dx, dy, dz, local, items, lists.near, turn.ego_m[c, r]
+            )
             range_m[c, r], part[c, r], label[c, r], cosine[c, r], reflect[c, r] = hit
 
 
@@ -197,7 +214,10 @@ def _ground_reflect(ground: Any, surface: Any, x: Any, y: Any) -> Any:
 
 @jit
 def count_in_boxes(xyz: Any, placed: Any, half: Any) -> Any:
-    """How many points lie in each box: its pose (4, 4) in the points' frame, and half its sides [m]."""
+    """How many points lie in each box.
+
+    Its pose (4, 4) in the points' frame, and half its sides [m].
+    """
     counts = np.zeros(len(placed), np.int64)
     for i in range(len(placed)):
         axes = placed[i, :3, :3]

@@ -21,7 +21,8 @@ _POLL_S = 0.5
 
 
 def make_demo(config: Config, root: Path) -> None:
-    """Writes the embedded world to a data root, in the layout of ``data.kind``, unless it is there already.
+    """Writes the embedded world to a data root, in the layout of ``data.kind``, unless it is there
+    already.
 
     Of several training workers the first writes, the others wait for it.
 
@@ -35,7 +36,11 @@ def make_demo(config: Config, root: Path) -> None:
     if mark.is_file() and json.loads(mark.read_text()) == wanted:
         return
     if root.exists():
-        raise BadInput(root, "holds something else than this demo world", "delete it, or give another data.root")
+        raise BadInput(
+            root,
+            "holds something else than this demo world",
+            "delete it, or give another data.root",
+        )
     say(f"writing the demo world to {root}")
     try:
         _WRITERS[config.data.kind](config.demo, root)

@@ -63,8 +63,23 @@ def _stripe(value: Any, period: Any, share: Any) -> Any:
 
 
 @kernel
-def accented(look: Any, face: Any, x: Any, y: Any, z: Any, hx: Any, hy: Any, hz: Any, p0: Any, p1: Any, p2: Any) -> Any:
-    """How much of the accent colour a part shows at a point of its own axes: 0 none, 1 all (looks: see parts)."""
+def accented(
+    look: Any,
+    face: Any,
+    x: Any,
+    y: Any,
+    z: Any,
+    hx: Any,
+    hy: Any,
+    hz: Any,
+    p0: Any,
+    p1: Any,
+    p2: Any,
+) -> Any:
+    """How much of the accent colour a part shows at a point of its own axes.
+
+    0 none, 1 all (looks: see parts).
+    """
     u, half = (y, hy) if face == 0 else (x, hx)
     v = (z + hz) / (2 * hz)
     if look == WINDOWS:
@@ -78,7 +93,9 @@ def accented(look: Any, face: Any, x: Any, y: Any, z: Any, hx: Any, hy: Any, hz:
             return 0.0
         cell_u = column / p0
         cell_v = (row - p2) / p1
-        inside = 0.22 < cell_u - math.floor(cell_u) < 0.78 and 0.25 < cell_v - math.floor(cell_v) < 0.80
+        inside = (
+            0.22 < cell_u - math.floor(cell_u) < 0.78 and 0.25 < cell_v - math.floor(cell_v) < 0.80
+        )
         return 0.75 + 0.25 * hashed(int(cell_u), int(cell_v), int(hx * 100)) if inside else 0.0
     if look == BANDS:
         return 1.0 if face != 2 and (p1 < v < p1 + p0 or p2 < v < p2 + p0) else 0.0
@@ -92,7 +109,11 @@ def accented(look: Any, face: Any, x: Any, y: Any, z: Any, hx: Any, hy: Any, hz:
         if face == 0:
             low, high, wide = (0.30, 0.86, 0.9) if x > 0 else (0.5, 0.8, 0.7)
             return 1.0 if low < v < high and abs(u) < wide * half else 0.0
-        return 1.0 if face == 1 and 0.42 < v < 0.80 and _stripe(x + hx, p0, 0.88) and abs(x) < 0.97 * hx else 0.0
+        return (
+            1.0
+            if face == 1 and 0.42 < v < 0.80 and _stripe(x + hx, p0, 0.88) and abs(x) < 0.97 * hx
+            else 0.0
+        )
     if look == CABIN:
         if face == 2:
             return 0.0
@@ -100,7 +121,11 @@ def accented(look: Any, face: Any, x: Any, y: Any, z: Any, hx: Any, hy: Any, hz:
         return 0.0 if pillar or v > 0.9 or v < 0.05 else 1.0
     if look == CAB:
         front = face == 0 and x > 0 and abs(y) < 0.88 * hy and 0.42 < v < 0.9
-        return 1.0 if front or (face == 1 and x > -0.5 * hx and abs(x) < 0.8 * hx and 0.45 < v < 0.88) else 0.0
+        return (
+            1.0
+            if front or (face == 1 and x > -0.5 * hx and abs(x) < 0.8 * hx and 0.45 < v < 0.88)
+            else 0.0
+        )
     if look == WHEEL:
         return 1.0 if face == 2 and math.sqrt(x * x + y * y) < 0.55 * hx else 0.0
     return 0.0
@@ -160,7 +185,10 @@ def _signal(x: Any, y: Any, z: Any, hx: Any, hz: Any, lit: Any) -> Any:
 
 @kernel
 def ground_colour(ground: Any, label: Any, x: Any, y: Any, distance: Any) -> Any:
-    """Albedo (r, g, b) of the ground at a place [m]; fine texture fades with distance lest it flicker."""
+    """Albedo (r, g, b) of the ground at a place [m].
+
+    Fine texture fades with distance lest it flicker.
+    """
     row, column = cell_of(ground, x, y)
     which = label - 24
     r = ground.colour[which, 0]
@@ -204,9 +232,17 @@ def sky_colour(light: Any, dx: Any, dy: Any, dz: Any) -> Any:
         v = dy / (dz + 0.15)
         puff = 0.65 * noise(1.3 * u, 1.3 * v, 0.0) + 0.35 * noise(3.7 * u, 3.7 * v, 4.0)
         cloud = light.clouds * max(0.0, min(1.0, 3.0 * (puff - 0.5)))
-    glow = light.direct * max(0.0, dx * light.sun[0] + dy * light.sun[1] + dz * light.sun[2]) ** 16 * 0.35
+    glow = (
+        light.direct
+        * max(0.0, dx * light.sun[0] + dy * light.sun[1] + dz * light.sun[2]) ** 16
+        * 0.35
+    )
     r = light.horizon[0] + up * (light.zenith[0] - light.horizon[0])
     g = light.horizon[1] + up * (light.zenith[1] - light.horizon[1])
     b = light.horizon[2] + up * (light.zenith[2] - light.horizon[2])
     white = 0.92
-    return r + cloud * (white - r) + glow, g + cloud * (white - g) + 0.9 * glow, b + cloud * (white - b) + 0.6 * glow
+    return (
+        r + cloud * (white - r) + glow,
+        g + cloud * (white - g) + 0.9 * glow,
+        b + cloud * (white - b) + 0.6 * glow,
+    )

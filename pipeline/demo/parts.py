@@ -1,4 +1,6 @@
-"""The primitive that the demo world is made of, alone (Part) and as flat arrays for the kernels (Primitives)."""
+"""The primitive that the demo world is made of, alone (Part) and as flat arrays for the kernels
+(Primitives).
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,8 +17,25 @@ BOX, ELLIPSOID, CYLINDER = range(3)
 PEOPLE = (2, 3, 4)
 """Raw labels of adults, children and workers."""
 
-# Looks: how a kernel paints a surface from `colour`, `accent` and three `pattern` numbers (see paint_kernels).
-PLAIN, WINDOWS, BANDS, DIAGONAL, BUS, FOLIAGE, RIBS, CABIN, WHEEL, PLATE, CAR, BRICK, SIGNAL, BLOCKS, CAB = range(15)
+# Looks: how a kernel paints a surface from `colour`, `accent` and three `pattern` numbers (see
+# paint_kernels).
+(
+    PLAIN,
+    WINDOWS,
+    BANDS,
+    DIAGONAL,
+    BUS,
+    FOLIAGE,
+    RIBS,
+    CABIN,
+    WHEEL,
+    PLATE,
+    CAR,
+    BRICK,
+    SIGNAL,
+    BLOCKS,
+    CAB,
+) = range(15)
 
 BLACK: Colour = (0.05, 0.05, 0.055)
 GLASS: Colour = (0.12, 0.16, 0.20)
@@ -24,10 +43,13 @@ GLASS: Colour = (0.12, 0.16, 0.20)
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One primitive of an object, in the object's frame: x forward, y left, z up, origin on the ground [m, rad].
+    """One primitive of an object, in the object's frame.
 
-    `taper` shrinks a box's top along x and y (0 none, 1 to an edge); for a cylinder (axis z) its first number
-    does so for both radii (1: a cone) and its second is the hole's share of the radius (a ring).
+    X forward, y left, z up, origin on the ground [m, rad].
+
+    `taper` shrinks a box's top along x and y (0 none, 1 to an edge); for a cylinder (axis z) its
+    first number does so for both radii (1: a cone) and its second is the hole's share of the radius
+    (a ring).
     """
 
     kind: int
@@ -44,7 +66,9 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """An object standing or moving in the street frame: its parts, raw nuScenes label, pose at t = 0 and velocity.
+    """An object standing or moving in the street frame.
+
+    Its parts, raw nuScenes label, pose at t = 0 and velocity.
 
     `size_m` is length, width, height of its box, whose bottom is at `z_m`; it moves where it faces.
     `tracked` things get an instance and annotation boxes.
@@ -62,7 +86,10 @@ class Thing:
 
     @property
     def leans(self) -> bool:
-        """Whether it stands at right angles to a sloping road: vehicles, cones, barriers; no people."""
+        """Whether it stands at right angles to a sloping road.
+
+        Vehicles, cones, barriers; no people.
+        """
         return self.tracked and self.label not in PEOPLE
 
     @property
@@ -72,7 +99,9 @@ class Thing:
 
 
 class Primitives(NamedTuple):
-    """All n parts of a world as arrays in the street frame (a NamedTuple because numba takes it as it is)."""
+    """All n parts of a world as arrays in the street frame (a NamedTuple because numba takes it
+    as it is).
+    """
 
     kind: UInt8[np.ndarray, "n"]
     centre_m: Float[np.ndarray, "n 3"]
@@ -104,9 +133,13 @@ class Places(NamedTuple):
     """The thing that each part belongs to."""
 
 
-def rotation(yaw_rad: Angles, pitch_rad: Angles = 0.0, roll_rad: Angles = 0.0) -> Float[np.ndarray, "*n 3 3"]:
+def rotation(
+    yaw_rad: Angles, pitch_rad: Angles = 0.0, roll_rad: Angles = 0.0
+) -> Float[np.ndarray, "*n 3 3"]:
     """Rz(yaw) Ry(pitch) Rx(roll), for scalars or equal shapes; positive pitch lowers the nose."""
-    yaw, pitch, roll = np.broadcast_arrays(*(np.asarray(a, dtype=float) for a in (yaw_rad, pitch_rad, roll_rad)))
+    yaw, pitch, roll = np.broadcast_arrays(
+        *(np.asarray(a, dtype=float) for a in (yaw_rad, pitch_rad, roll_rad))
+    )
     cy = np.cos(yaw)
     sy = np.sin(yaw)
     cp = np.cos(pitch)
@@ -184,14 +217,27 @@ def rod(start_m: Triple, end_m: Triple, thick_m: float, colour: Colour, **more: 
     dx, dy, dz = end - start
     turn = (float(np.arctan2(dy, dx)), -float(np.arctan2(dz, np.hypot(dx, dy))), 0.0)
     length = float(np.linalg.norm(end - start)) + thick_m
-    return Part(BOX, tuple((start + end) / 2), (length, thick_m, thick_m), colour, turn_rad=turn, **more)
+    return Part(
+        BOX, tuple((start + end) / 2), (length, thick_m, thick_m), colour, turn_rad=turn, **more
+    )
 
 
-def wheels(xs_m: Iterable[float], y_m: float, radius_m: float, width_m: float, hub: Colour) -> list[Part]:
+def wheels(
+    xs_m: Iterable[float], y_m: float, radius_m: float, width_m: float, hub: Colour
+) -> list[Part]:
     """Pairs of tyres with hubs at the given x, left and right at +-`y_m` [m]."""
     side = (0.0, 0.0, np.pi / 2)
     return [
-        tube((x, y, radius_m), radius_m, width_m, BLACK, accent=hub, look=WHEEL, turn_rad=side, reflect=0.06)
+        tube(
+            (x, y, radius_m),
+            radius_m,
+            width_m,
+            BLACK,
+            accent=hub,
+            look=WHEEL,
+            turn_rad=side,
+            reflect=0.06,
+        )
         for x in xs_m
         for y in (y_m, -y_m)
     ]

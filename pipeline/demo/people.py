@@ -17,7 +17,9 @@ Party = list[Thing]
 _Way = Callable[[Party], Party]
 
 _SHARES = (0.47, 0.31, 0.11, 0.11)
-"""Of parties: that stay where they are, go beside a wall, stand close together, stand under a tree."""
+"""Of parties: that stay where they are, go beside a wall, stand close together, stand under a
+tree.
+"""
 _TRIES = 12
 _GAP_M = (0.4, 0.8)
 """From a wall's face to the middle of a person beside it."""
@@ -26,7 +28,9 @@ _HEAD_M = 1.8
 _STEP_S = 0.2
 
 
-def draw_parties(rng: Rng, sign: int, y0_m: float, y1_m: float, near_m: tuple[float, float]) -> list[Party]:
+def draw_parties(
+    rng: Rng, sign: int, y0_m: float, y1_m: float, near_m: tuple[float, float]
+) -> list[Party]:
     """Walkers and people who stand, one to three together, about one per six metres of sidewalk.
 
     The sidewalk lies between `y0_m` and `y1_m` from the street's axis, on the side `sign` of y.
@@ -63,7 +67,9 @@ def _kind(rng: Rng) -> int:
     return int(rng.choice([shapes.ADULT, shapes.CHILD, shapes.WORKER], p=[0.78, 0.16, 0.06]))
 
 
-def spread(rng: Rng, parties: Sequence[Party], things: Sequence[Thing], duration_s: float) -> list[Thing]:
+def spread(
+    rng: Rng, parties: Sequence[Party], things: Sequence[Thing], duration_s: float
+) -> list[Thing]:
     """Takes some parties to walls, trees and into groups, so that nobody ever stands in a thing.
 
     `things` are those of the parties' side of the street. Who finds no free place where they should
@@ -92,7 +98,10 @@ def _first_free(
     taken: "_Footprints",
     times_s: Float[np.ndarray, "t"],
 ) -> Party:
-    """The party at the first of the places where all have room; else who has room where they are."""
+    """The party at the first of the places where all have room.
+
+    Else who has room where they are.
+    """
     for moved in candidates:
         free = _with_room(moved, taken, times_s)
         if free and len(free) == len(moved):
@@ -160,7 +169,11 @@ def _close_together(rng: Rng, party: Party) -> Party:
 def _under_tree(rng: Rng, party: Party, things: Sequence[Thing]) -> Party:
     """Standing beside the trunk of a tree near by, below its crown."""
     tallest_m = max(person.size_m[2] for person in party)
-    trees = [t for t in things if abs(t.x_m - party[0].x_m) < 12 and _crown_m(t) > min(tallest_m, _HEAD_M)]
+    trees = [
+        t
+        for t in things
+        if abs(t.x_m - party[0].x_m) < 12 and _crown_m(t) > min(tallest_m, _HEAD_M)
+    ]
     if not trees:
         return []
     tree = shapes.pick(rng, trees)

@@ -12,7 +12,9 @@ from clipsweep.pipeline.demo.parts import BOX, ELLIPSOID
 from clipsweep.projection.jit import jit
 
 kernel = partial(jit, forceinline=True, _nrt=False)
-"""For functions called per ray: inlined, and without numba's reference counting of arrays, which is all that they
+"""For functions called per ray.
+
+Inlined, and without numba's reference counting of arrays, which is all that they
 would otherwise spend their time on (five to ten times slower); in return they must not allocate."""
 _NEAR_M = 1e-4
 _FAR_M = 1000.0
@@ -43,7 +45,19 @@ def to_local(axes: Any, i: Any, x: Any, y: Any, z: Any) -> Any:
 
 
 @kernel
-def hit_box(ox: Any, oy: Any, oz: Any, dx: Any, dy: Any, dz: Any, hx: Any, hy: Any, hz: Any, kx: Any, ky: Any) -> Any:
+def hit_box(
+    ox: Any,
+    oy: Any,
+    oz: Any,
+    dx: Any,
+    dy: Any,
+    dz: Any,
+    hx: Any,
+    hy: Any,
+    hz: Any,
+    kx: Any,
+    ky: Any,
+) -> Any:
     """Entry distance of a ray into a box with tapered top, or inf; from inside: inf."""
     ax = hx * kx / (2 * hz)
     ay = hy * ky / (2 * hz)
@@ -74,7 +88,9 @@ def hit_box(ox: Any, oy: Any, oz: Any, dx: Any, dy: Any, dz: Any, hx: Any, hy: A
 
 
 @kernel
-def hit_ball(ox: Any, oy: Any, oz: Any, dx: Any, dy: Any, dz: Any, hx: Any, hy: Any, hz: Any) -> Any:
+def hit_ball(
+    ox: Any, oy: Any, oz: Any, dx: Any, dy: Any, dz: Any, hx: Any, hy: Any, hz: Any
+) -> Any:
     """Entry distance of a ray into an ellipsoid, or inf."""
     ox = ox / hx
     oy = oy / hy
@@ -94,9 +110,21 @@ def hit_ball(ox: Any, oy: Any, oz: Any, dx: Any, dy: Any, dz: Any, hx: Any, hy: 
 
 @kernel
 def hit_tube(
-    ox: Any, oy: Any, oz: Any, dx: Any, dy: Any, dz: Any, hx: Any, hy: Any, hz: Any, taper: Any, hole: Any
+    ox: Any,
+    oy: Any,
+    oz: Any,
+    dx: Any,
+    dy: Any,
+    dz: Any,
+    hx: Any,
+    hy: Any,
+    hz: Any,
+    taper: Any,
+    hole: Any,
 ) -> Any:
-    """Entry distance of a ray into a cylinder or cone along z, whose caps may have a hole, or inf."""
+    """Entry distance of a ray into a cylinder or cone along z, whose caps may have a hole, or
+    inf.
+    """
     ox = ox / hx
     oy = oy / hy
     dx = dx / hx
@@ -115,7 +143,12 @@ def hit_tube(
         for sign in (-1.0, 1.0):
             t = (-b + sign * root) / a
             outside = hole == 0.0 or dx * (ox + t * dx) + dy * (oy + t * dy) < 0
-            if _NEAR_M < t < best and abs(oz + t * dz) <= hz and m - k * (oz + t * dz) >= 0 and outside:
+            if (
+                _NEAR_M < t < best
+                and abs(oz + t * dz) <= hz
+                and m - k * (oz + t * dz) >= 0
+                and outside
+            ):
                 best = t
     if hole > 0.0 and a > 1e-12:  # a ring's inner wall, met from within (rings have no taper)
         root = b * b - a * (c + r0 * r0 - hole * hole)
@@ -148,7 +181,10 @@ def hit_part(prims: Any, i: Any, ox: Any, oy: Any, oz: Any, dx: Any, dy: Any, dz
 
 @kernel
 def bound_m(prims: Any, i: Any, ox: Any, oy: Any, oz: Any) -> Any:
-    """Distance from a point, in part i's own axes, to the part's bounding box: no hit is nearer [m]."""
+    """Distance from a point, in part i's own axes, to the part's bounding box.
+
+    No hit is nearer [m].
+    """
     gx = max(abs(ox) - prims.half_m[i, 0], 0.0)
     gy = max(abs(oy) - prims.half_m[i, 1], 0.0)
     gz = max(abs(oz) - prims.half_m[i, 2], 0.0)
@@ -157,7 +193,10 @@ def bound_m(prims: Any, i: Any, ox: Any, oy: Any, oz: Any) -> Any:
 
 @kernel
 def normal(prims: Any, i: Any, x: Any, y: Any, z: Any) -> Any:
-    """Outward unit normal at a surface point of part i, in its own axes, and the face: 0, 1, 2 by axis, 3 if round."""
+    """Outward unit normal at a surface point of part i, in its own axes, and the face.
+
+    0, 1, 2 by axis, 3 if round.
+    """
     hx = prims.half_m[i, 0]
     hy = prims.half_m[i, 1]
     hz = prims.half_m[i, 2]
@@ -200,7 +239,10 @@ def normal(prims: Any, i: Any, x: Any, y: Any, z: Any) -> Any:
 
 @kernel
 def cell_of(ground: Any, x: Any, y: Any) -> Any:
-    """Row and column of the ground map at a place of the street frame; the map's border continues outside."""
+    """Row and column of the ground map at a place of the street frame.
+
+    The map's border continues outside.
+    """
     rows, columns = ground.surface.shape
     row = min(max(math.floor((y - ground.corner_m[1]) / STEP_M), 0), rows - 1)
     column = min(max(math.floor((x - ground.corner_m[0]) / STEP_M), 0), columns - 1)
@@ -215,8 +257,12 @@ def surface_at(ground: Any, x: Any, y: Any) -> Any:
 
 
 @kernel
-def _kerb_face(ground: Any, top: Any, low: Any, label: Any, ox: Any, oy: Any, dx: Any, dy: Any) -> Any:
-    """Where a ray that is above the road at `top` and in a kerb at `low` enters it, and its label."""
+def _kerb_face(
+    ground: Any, top: Any, low: Any, label: Any, ox: Any, oy: Any, dx: Any, dy: Any
+) -> Any:
+    """Where a ray that is above the road at `top` and in a kerb at `low` enters it, and its
+    label.
+    """
     for _ in range(6):
         middle = 0.5 * (top + low)
         found = surface_at(ground, ox + middle * dx, oy + middle * dy)
@@ -310,7 +356,9 @@ def _hit_hills(ground: Any, ox: Any, oy: Any, oz: Any, dx: Any, dy: Any, dz: Any
 
 @kernel
 def hit_ground(ground: Any, ox: Any, oy: Any, oz: Any, dx: Any, dy: Any, dz: Any) -> Any:
-    """Distance of a ray to the ground (inf if it looks up), the label there, and whether that is the face of a kerb."""
+    """Distance of a ray to the ground (inf if it looks up), the label there, and whether that is
+    the face of a kerb.
+    """
     if ground.hills.crest_m > 0.0:
         return _hit_hills(ground, ox, oy, oz, dx, dy, dz)
     if dz > -1e-6:

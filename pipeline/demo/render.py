@@ -28,8 +28,8 @@ _SHADE_REACH_M = 45.0
 class View:
     """What a camera sees.
 
-    `label` holds raw nuScenes labels (0: sky), `instance` indices into the world's things (-1: untracked), `depth_m`
-    the depth along the optical axis at the pixel's centre (inf: sky).
+    `label` holds raw nuScenes labels (0: sky), `instance` indices into the world's things (-1:
+    untracked), `depth_m` the depth along the optical axis at the pixel's centre (inf: sky).
     """
 
     colour: UInt8[np.ndarray, "h w 3"]
@@ -58,12 +58,16 @@ def render(world: World, camera: RigCamera, time_s: float) -> View:
 
 
 def _stage(world: World, time_s: float, eye: Eye) -> Stage:
-    """The world at `time_s`, with the shadows about the camera where the sun is strong enough to throw any."""
+    """The world at `time_s`, with the shadows about the camera where the sun is strong enough to
+    throw any.
+    """
     n = round(2 * _SHADE_REACH_M / SHADE_STEP_M)
     prims = world.at(time_s)
     corner = eye.origin[:2] - _SHADE_REACH_M
     centre = prims.centre_m + prims.velocity_mps * time_s
-    high_m = np.asarray(world.ground.hills.height_m(corner[0] + SHADE_STEP_M * (np.arange(n) + 0.5)))
+    high_m = np.asarray(
+        world.ground.hills.height_m(corner[0] + SHADE_STEP_M * (np.arange(n) + 0.5))
+    )
     stage = Stage(prims, centre, world.ground, np.zeros((n, n), np.bool_), corner, high_m)
     if world.light.direct > 0.2:
         cast_shadows(stage, world.light.sun)

@@ -1,4 +1,6 @@
-"""The demo car: where its sensors sit, when they fire, how it drives, and what its poses get wrong."""
+"""The demo car: where its sensors sit, when they fire, how it drives, and what its poses get
+wrong.
+"""
 
 from dataclasses import dataclass
 
@@ -11,7 +13,10 @@ from clipsweep.pipeline.demo.parts import Angles, rotation
 SPIN_S = 0.05
 """Time of one turn of the LiDAR; a sweep is stamped when its turn is complete."""
 SEAM_RAD = np.deg2rad(105.0)
-"""Azimuth in the car's frame (x forward, y left) where a turn starts; it goes clockwise seen from above."""
+"""Azimuth in the car's frame (x forward, y left) where a turn starts.
+
+It goes clockwise seen from above.
+"""
 
 LEVEL = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
 """The car's axes from those of a camera that looks straight ahead."""
@@ -19,7 +24,10 @@ LEVEL = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
 
 @dataclass(frozen=True, eq=False, slots=True)
 class RigCamera:
-    """A pinhole camera: `ego_from_cam` [m], `K` [px]; it fires `delay_s` (<= 0) from the sweep's stamp."""
+    """A pinhole camera.
+
+    `ego_from_cam` [m], `K` [px]; it fires `delay_s` (<= 0) from the sweep's stamp.
+    """
 
     channel: str
     ego_from_cam: Float[np.ndarray, "4 4"]
@@ -32,8 +40,8 @@ class RigCamera:
 class RigLidar:
     """A spinning LiDAR: `ego_from_lidar` [m], and unit directions of its rays in its own frame.
 
-    That frame is x right, y forward, z up; columns are in firing order, rings from the lowest. `delay_s` (<= 0) is a
-    column's firing time from the sweep's stamp.
+    That frame is x right, y forward, z up; columns are in firing order, rings from the lowest.
+    `delay_s` (<= 0) is a column's firing time from the sweep's stamp.
     """
 
     ego_from_lidar: Float[np.ndarray, "4 4"]
@@ -43,7 +51,9 @@ class RigLidar:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Drive:
-    """How the car moves: along the street at a gently varying speed, weaving, pitching and rolling a little.
+    """How the car moves.
+
+    Along the street at a gently varying speed, weaving, pitching and rolling a little.
 
     It stands on the road of the `hills`.
     """
@@ -57,10 +67,14 @@ class Drive:
     hills: Hills = FLAT
 
     def street_from_ego(self, time_s: Angles) -> Float[np.ndarray, "*t 4 4"]:
-        """Pose of the car's frame (rear axle on the ground, x forward, y left, z up) in the street's at times [s]."""
+        """Pose of the car's frame (rear axle on the ground, x forward, y left, z up) in the
+        street's at times [s].
+        """
         t = np.asarray(time_s, dtype=float)
         turn = 2 * np.pi / 5.0
-        x = self.speed_mps * t - self.surge_mps / turn * (np.cos(turn * t + self.phase_rad) - np.cos(self.phase_rad))
+        x = self.speed_mps * t - self.surge_mps / turn * (
+            np.cos(turn * t + self.phase_rad) - np.cos(self.phase_rad)
+        )
         y = self.lane_y_m + self.weave_m * np.sin(turn * t + self.phase_rad)
         slope = self.weave_m * turn * np.cos(turn * t + self.phase_rad) / self.speed_mps
         pitch = 0.004 * np.sin(4.3 * t + self.phase_rad)
@@ -76,7 +90,8 @@ class FlatPoses:
     """Poses as nuScenes has them: z is 0, pitch and roll are wrong by an IMU's slow error.
 
     The error of each angle is a sum of waves, near a Gaussian process with the covariance
-    std^2 exp(-(t / 1 s)^2 / 2): `size_rad` of a wave, `rate_rad_s` and `phase_rad` of (pitch, roll).
+    std^2 exp(-(t / 1 s)^2 / 2): `size_rad` of a wave, `rate_rad_s` and `phase_rad` of (pitch,
+    roll).
     """
 
     size_rad: float
@@ -87,7 +102,9 @@ class FlatPoses:
         """By how much pitch and roll are too large at a time."""
         return self.size_rad * np.sin(self.rate_rad_s * time_s + self.phase_rad).sum(1)
 
-    def written(self, global_from_ego: Float[np.ndarray, "4 4"], time_s: float) -> Float[np.ndarray, "4 4"]:
+    def written(
+        self, global_from_ego: Float[np.ndarray, "4 4"], time_s: float
+    ) -> Float[np.ndarray, "4 4"]:
         """What is written for the car's true pose at a time [s]."""
         turned = global_from_ego[:3, :3]
         (x, y, _) = global_from_ego[:3, 3]
@@ -108,7 +125,9 @@ def draw_flat_poses(rng: np.random.Generator) -> FlatPoses:
     return FlatPoses(float(std_rad * np.sqrt(2.0 / waves)), rate_rad_s, phase_rad)
 
 
-def pose(turned: Float[np.ndarray, "*n 3 3"], at_m: Float[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n 4 4"]:
+def pose(
+    turned: Float[np.ndarray, "*n 3 3"], at_m: Float[np.ndarray, "*n 3"]
+) -> Float[np.ndarray, "*n 4 4"]:
     """Rigid transforms from rotations and translations."""
     out = np.zeros((*turned.shape[:-2], 4, 4))
     out[..., :3, :3] = turned
@@ -124,7 +143,10 @@ def inverse(transform: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "4 4"]:
 
 
 def cameras(width_px: int, height_px: int) -> tuple[RigCamera, ...]:
-    """Six cameras looking around, in the order in which they fire; the one at the back sees wider."""
+    """Six cameras looking around, in the order in which they fire.
+
+    The one at the back sees wider.
+    """
     mounts = (  # channel, yaw [deg], position in the car's frame [m], focal length / image width
         ("CAM_FRONT_LEFT", 55.0, (1.52, 0.49, 1.51), 0.79),
         ("CAM_FRONT", 0.0, (1.70, 0.02, 1.51), 0.79),
@@ -138,18 +160,32 @@ def cameras(width_px: int, height_px: int) -> tuple[RigCamera, ...]:
         yaw = np.deg2rad(yaw_deg + 0.3 * (-1) ** i)
         turned = rotation(yaw, 0.01, 0.004 * (-1) ** i) @ LEVEL
         f_px = focal * width_px
-        K = np.array([[f_px, 0.0, 0.505 * width_px], [0.0, f_px, 0.49 * height_px], [0.0, 0.0, 1.0]])
+        K = np.array(
+            [[f_px, 0.0, 0.505 * width_px], [0.0, f_px, 0.49 * height_px], [0.0, 0.0, 1.0]]
+        )
         share = (SEAM_RAD - yaw) % (2 * np.pi) / (2 * np.pi)
-        out.append(RigCamera(channel, pose(turned, np.array(at_m)), K, (height_px, width_px), SPIN_S * (share - 1.0)))
+        out.append(
+            RigCamera(
+                channel,
+                pose(turned, np.array(at_m)),
+                K,
+                (height_px, width_px),
+                SPIN_S * (share - 1.0),
+            )
+        )
     return tuple(out)
 
 
 def lidar(beams: int, azimuths: int) -> RigLidar:
-    """A LiDAR on the roof with `beams` rings from -30.67 to +10.67 degrees and `azimuths` columns a turn."""
+    """A LiDAR on the roof with `beams` rings from -30.67 to +10.67 degrees and `azimuths`
+    columns a turn.
+    """
     share = (np.arange(azimuths) + 0.5) / azimuths
     yaw = SEAM_RAD - 2 * np.pi * share  # in the car's frame
     turned = rotation(-np.pi / 2 + 0.006, 0.004, -0.003)
-    around, up = np.meshgrid(yaw + np.pi / 2 - 0.006, np.deg2rad(np.linspace(-30.67, 10.67, beams)), indexing="ij")
+    around, up = np.meshgrid(
+        yaw + np.pi / 2 - 0.006, np.deg2rad(np.linspace(-30.67, 10.67, beams)), indexing="ij"
+    )
     return RigLidar(
         ego_from_lidar=pose(turned, np.array([0.94, 0.0, 1.84])),
         ray=np.stack([np.cos(up) * np.cos(around), np.cos(up) * np.sin(around), np.sin(up)], -1),
@@ -158,7 +194,9 @@ def lidar(beams: int, azimuths: int) -> RigLidar:
 
 
 def draw_drive(rng: np.random.Generator, lane_y_m: float) -> Drive:
-    """A random drive in a lane, in a city that lies about a kilometre from the origin of its map."""
+    """A random drive in a lane, in a city that lies about a kilometre from the origin of its
+    map.
+    """
     heading = rng.uniform(-np.pi, np.pi)
     (x, y) = rng.uniform(700.0, 1500.0, 2)
     return Drive(

@@ -1,4 +1,7 @@
-"""What does not move: buildings, walls, poles, signs and lamps (manmade), trees, bushes and hedges (vegetation)."""
+"""What does not move.
+
+Buildings, walls, poles, signs and lamps (manmade), trees, bushes and hedges (vegetation).
+"""
 
 import numpy as np
 
@@ -30,7 +33,12 @@ FACADES: tuple[Colour, ...] = (
     (0.55, 0.45, 0.36),
     (0.45, 0.52, 0.60),
 )
-LEAVES: tuple[Colour, ...] = ((0.16, 0.38, 0.12), (0.24, 0.45, 0.14), (0.12, 0.30, 0.16), (0.36, 0.44, 0.14))
+LEAVES: tuple[Colour, ...] = (
+    (0.16, 0.38, 0.12),
+    (0.24, 0.45, 0.14),
+    (0.12, 0.30, 0.16),
+    (0.36, 0.44, 0.14),
+)
 BARK: Colour = (0.30, 0.21, 0.14)
 
 
@@ -39,7 +47,9 @@ def _fixed(parts: list[Part], label: int, size_m: tuple[float, float, float]) ->
 
 
 def building(rng: np.random.Generator, length_m: float, depth_m: float) -> Thing:
-    """A house along the street with rows of windows, a door side on every face, and a roof ledge or hat."""
+    """A house along the street with rows of windows, a door side on every face, and a roof ledge
+    or hat.
+    """
     height = rng.uniform(6.0, 20.0)
     facade = shade(rng, pick(rng, FACADES))
     rows = (float(rng.uniform(2.2, 3.6)), float(rng.uniform(2.8, 3.4)), 3.2)
@@ -54,7 +64,11 @@ def building(rng: np.random.Generator, length_m: float, depth_m: float) -> Thing
             pattern=rows,
             reflect=float(rng.uniform(0.25, 0.5)),
         ),
-        box((0, 0, height + 0.2), (length_m + 0.5, depth_m + 0.5, 0.4), shade(rng, (0.40, 0.36, 0.34))),
+        box(
+            (0, 0, height + 0.2),
+            (length_m + 0.5, depth_m + 0.5, 0.4),
+            shade(rng, (0.40, 0.36, 0.34)),
+        ),
     ]
     if height < 10 and rng.random() < 0.6:
         roof = shade(rng, pick(rng, ((0.50, 0.22, 0.16), (0.28, 0.28, 0.30))))
@@ -137,7 +151,14 @@ def road_sign(rng: np.random.Generator) -> Thing:
         )
     else:
         wide = rng.uniform(0.7, 1.5)
-        plate = box((-0.08, 0, height - 0.4), (0.06, wide, 0.8), tone, accent=WHITE, look=PLATE, reflect=0.95)
+        plate = box(
+            (-0.08, 0, height - 0.4),
+            (0.06, wide, 0.8),
+            tone,
+            accent=WHITE,
+            look=PLATE,
+            reflect=0.95,
+        )
     return _fixed([pole, plate], MANMADE, (0.2, 0.9, height))
 
 
@@ -147,7 +168,12 @@ def shelter(rng: np.random.Generator) -> Thing:
     parts = [
         box((0, 0, 2.4), (4.0, 1.5, 0.14), tone),
         box((0, 0.65, 1.25), (3.8, 0.06, 2.1), (0.40, 0.50, 0.52), reflect=0.15),
-        box((1.85, 0.2, 1.25), (0.06, 0.9, 2.1), pick(rng, ((0.8, 0.3, 0.2), (0.2, 0.5, 0.7))), reflect=0.3),
+        box(
+            (1.85, 0.2, 1.25),
+            (0.06, 0.9, 2.1),
+            pick(rng, ((0.8, 0.3, 0.2), (0.2, 0.5, 0.7))),
+            reflect=0.3,
+        ),
         box((-0.3, 0.35, 0.45), (2.4, 0.4, 0.08), (0.5, 0.35, 0.2)),
         *(tube((x, -0.6, 1.2), 0.05, 2.4, tone) for x in (-1.85, 1.85)),
     ]
@@ -183,9 +209,20 @@ def tree(rng: np.random.Generator) -> Thing:
     parts = [tube((0, 0, (trunk + 1) / 2), radius, trunk + 1, BARK, taper=(0.3, 0.0), reflect=0.3)]
     for scale in (1.0, 0.75, 0.7):
         dx, dy, dz = rng.normal(0, 0.22 * wide, 3) * (scale < 1)
-        size = (scale * wide, scale * wide * rng.uniform(0.85, 1.1), scale * wide * rng.uniform(0.75, 1.05))
+        size = (
+            scale * wide,
+            scale * wide * rng.uniform(0.85, 1.1),
+            scale * wide * rng.uniform(0.75, 1.05),
+        )
         parts.append(
-            ball((dx, dy, trunk + 0.4 * wide + abs(dz)), size, green, look=FOLIAGE, pattern=(2.2, 0, 0), reflect=0.4)
+            ball(
+                (dx, dy, trunk + 0.4 * wide + abs(dz)),
+                size,
+                green,
+                look=FOLIAGE,
+                pattern=(2.2, 0, 0),
+                reflect=0.4,
+            )
         )
     return _fixed(parts, VEGETATION, (wide, wide, trunk + wide))
 

@@ -1,4 +1,7 @@
-"""Road users and movable objects as parts: each function draws one of its kind from a random generator."""
+"""Road users and movable objects as parts.
+
+Each function draws one of its kind from a random generator.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -56,8 +59,18 @@ PAINTS: tuple[Colour, ...] = (
     (0.20, 0.32, 0.26),
     (0.62, 0.55, 0.42),
 )
-BUS_PAINTS: tuple[Colour, ...] = ((0.72, 0.08, 0.08), (0.10, 0.25, 0.62), (0.85, 0.86, 0.84), (0.10, 0.45, 0.30))
-BRIGHT: tuple[Colour, ...] = ((0.85, 0.10, 0.45), (0.10, 0.60, 0.85), (0.30, 0.75, 0.15), (0.95, 0.75, 0.10))
+BUS_PAINTS: tuple[Colour, ...] = (
+    (0.72, 0.08, 0.08),
+    (0.10, 0.25, 0.62),
+    (0.85, 0.86, 0.84),
+    (0.10, 0.45, 0.30),
+)
+BRIGHT: tuple[Colour, ...] = (
+    (0.85, 0.10, 0.45),
+    (0.10, 0.60, 0.85),
+    (0.30, 0.75, 0.15),
+    (0.95, 0.75, 0.10),
+)
 
 
 def pick(rng: np.random.Generator, choices: Sequence[T]) -> T:
@@ -67,7 +80,9 @@ def pick(rng: np.random.Generator, choices: Sequence[T]) -> T:
 
 def shade(rng: np.random.Generator, colour: Colour, spread: float = 0.06) -> Colour:
     """`colour` made a little lighter or darker, and its hue moved a little."""
-    moved = np.asarray(colour) * rng.uniform(1 - 2 * spread, 1 + 2 * spread) + rng.normal(0, spread / 2, 3)
+    moved = np.asarray(colour) * rng.uniform(1 - 2 * spread, 1 + 2 * spread) + rng.normal(
+        0, spread / 2, 3
+    )
     r, g, b = np.clip(moved, 0.02, 0.97).tolist()
     return r, g, b
 
@@ -134,7 +149,10 @@ def truck(rng: np.random.Generator) -> Thing:
     width = 2.4
     height = rng.uniform(3.1, 3.7)
     cab = 1.9
-    paint = shade(rng, pick(rng, ((0.70, 0.10, 0.10), (0.12, 0.25, 0.60), (0.90, 0.90, 0.88), (0.10, 0.40, 0.25))))
+    paint = shade(
+        rng,
+        pick(rng, ((0.70, 0.10, 0.10), (0.12, 0.25, 0.60), (0.90, 0.90, 0.88), (0.10, 0.40, 0.25))),
+    )
     load = shade(rng, pick(rng, ((0.90, 0.90, 0.88), (0.80, 0.78, 0.70), (0.55, 0.62, 0.70))))
     hold = length - cab - 0.2
     axle = 0.5 * length
@@ -164,7 +182,10 @@ def truck(rng: np.random.Generator) -> Thing:
 
 
 def trailer(rng: np.random.Generator) -> Thing:
-    """A trailer without its tractor: a ribbed box, wheels at the back, legs and drawbar in front."""
+    """A trailer without its tractor.
+
+    A ribbed box, wheels at the back, legs and drawbar in front.
+    """
     length = rng.uniform(6.5, 10.0)
     width = 2.4
     paint = shade(rng, pick(rng, ((0.10, 0.48, 0.52), (0.45, 0.30, 0.55), (0.62, 0.64, 0.66))))
@@ -199,8 +220,13 @@ def trailer(rng: np.random.Generator) -> Thing:
 
 
 def excavator(rng: np.random.Generator) -> Thing:
-    """A construction vehicle: a tracked digger or a wheel loader, yellow with an arm and a bucket."""
-    yellow = shade(rng, pick(rng, ((0.95, 0.70, 0.05), (0.93, 0.62, 0.08), (0.90, 0.74, 0.12))), 0.03)
+    """A construction vehicle.
+
+    A tracked digger or a wheel loader, yellow with an arm and a bucket.
+    """
+    yellow = shade(
+        rng, pick(rng, ((0.95, 0.70, 0.05), (0.93, 0.62, 0.08), (0.90, 0.74, 0.12))), 0.03
+    )
     dark: Colour = (0.14, 0.14, 0.14)
     if rng.random() < 0.6:
         reach = rng.uniform(2.6, 3.1)
@@ -229,7 +255,13 @@ def excavator(rng: np.random.Generator) -> Thing:
             ),
             box((0.15, 0.6, 1.85), (1.35, 1.0, 1.85), yellow, accent=GLASS, look=CAB, reflect=0.4),
             rod((0.3, -0.35, 1.5), (0.4 + 0.6 * reach, -0.35, 3.3), 0.42, yellow, reflect=0.45),
-            rod((0.4 + 0.6 * reach, -0.35, 3.3), (0.6 + reach, -0.35, 1.5), 0.34, yellow, reflect=0.45),
+            rod(
+                (0.4 + 0.6 * reach, -0.35, 3.3),
+                (0.6 + reach, -0.35, 1.5),
+                0.34,
+                yellow,
+                reflect=0.45,
+            ),
             box((0.45 + reach, -0.35, 0.95), (0.9, 1.0, 0.8), dark, taper=(0.45, 0.1), reflect=0.2),
         ]
         size = (6.2, 2.4, 3.6)
@@ -255,17 +287,38 @@ def excavator(rng: np.random.Generator) -> Thing:
 
 
 def motorcycle(rng: np.random.Generator, ridden: bool = False) -> Thing:
-    """A motorcycle: fat small wheels, a bulky dark engine, a glossy tank and fairing, long black seat."""
+    """A motorcycle: fat small wheels, a bulky dark engine, a glossy tank and fairing, long black
+    seat.
+    """
     paint = shade(
-        rng, pick(rng, ((0.60, 0.04, 0.04), (0.05, 0.08, 0.35), (0.06, 0.06, 0.07), (0.10, 0.28, 0.12))), 0.03
+        rng,
+        pick(rng, ((0.60, 0.04, 0.04), (0.05, 0.08, 0.35), (0.06, 0.06, 0.07), (0.10, 0.28, 0.12))),
+        0.03,
     )
     dark: Colour = (0.10, 0.10, 0.11)
     parts = [
         *(
-            tube((x, 0, 0.33), 0.33, 0.20, BLACK, accent=STEEL, look=WHEEL, turn_rad=(0, 0, np.pi / 2), reflect=0.08)
+            tube(
+                (x, 0, 0.33),
+                0.33,
+                0.20,
+                BLACK,
+                accent=STEEL,
+                look=WHEEL,
+                turn_rad=(0, 0, np.pi / 2),
+                reflect=0.08,
+            )
             for x in (-0.72, 0.72)
         ),
-        box((0.02, 0, 0.50), (0.85, 0.42, 0.46), dark, accent=STEEL, look=RIBS, pattern=(0.16, 0, 0), reflect=0.2),
+        box(
+            (0.02, 0, 0.50),
+            (0.85, 0.42, 0.46),
+            dark,
+            accent=STEEL,
+            look=RIBS,
+            pattern=(0.16, 0, 0),
+            reflect=0.2,
+        ),
         ball((0.18, 0, 0.86), (0.75, 0.44, 0.36), paint, reflect=0.4),
         box((-0.48, 0, 0.84), (0.85, 0.34, 0.16), BLACK, reflect=0.1),
         ball((-0.85, 0, 0.80), (0.4, 0.3, 0.24), paint, reflect=0.4),
@@ -290,7 +343,13 @@ def bicycle(rng: np.random.Generator, ridden: bool = False) -> Thing:
     parts = [
         *(
             tube(
-                (x, 0, 0.36), 0.36, 0.06, (0.16, 0.16, 0.17), turn_rad=(0, 0, np.pi / 2), taper=(0.0, 0.80), reflect=0.2
+                (x, 0, 0.36),
+                0.36,
+                0.06,
+                (0.16, 0.16, 0.17),
+                turn_rad=(0, 0, np.pi / 2),
+                taper=(0.0, 0.80),
+                reflect=0.2,
             )
             for x in (-0.54, 0.54)
         ),
@@ -304,27 +363,62 @@ def bicycle(rng: np.random.Generator, ridden: bool = False) -> Thing:
     ]
     height = 1.05
     if ridden:
-        parts += _rider(rng, seat_x=-0.22, seat_z=0.98, suit=shade(rng, pick(rng, BRIGHT)), helmet=False)
+        parts += _rider(
+            rng, seat_x=-0.22, seat_z=0.98, suit=shade(rng, pick(rng, BRIGHT)), helmet=False
+        )
         height = 1.85
     return Thing(tuple(parts), BICYCLE, (1.8, 0.6, height), 0.0, 0.0)
 
 
-def _rider(rng: np.random.Generator, seat_x: float, seat_z: float, suit: Colour, helmet: bool) -> list[Part]:
+def _rider(
+    rng: np.random.Generator, seat_x: float, seat_z: float, suit: Colour, helmet: bool
+) -> list[Part]:
     """A person leaning forward on a two-wheeler (labelled with it, as nuScenes does)."""
-    top = (0.85, 0.85, 0.2) if helmet and rng.random() < 0.5 else (0.85, 0.86, 0.88) if helmet else pick(rng, SKINS)
+    top = (
+        (0.85, 0.85, 0.2)
+        if helmet and rng.random() < 0.5
+        else (0.85, 0.86, 0.88)
+        if helmet
+        else pick(rng, SKINS)
+    )
     return [
-        box((seat_x + 0.14, 0, seat_z + 0.28), (0.26, 0.42, 0.58), suit, turn_rad=(0, 0.45, 0), taper=(0.1, 0.1)),
+        box(
+            (seat_x + 0.14, 0, seat_z + 0.28),
+            (0.26, 0.42, 0.58),
+            suit,
+            turn_rad=(0, 0.45, 0),
+            taper=(0.1, 0.1),
+        ),
         ball((seat_x + 0.36, 0, seat_z + 0.68), (0.28, 0.26, 0.30), top),
-        *(rod((seat_x + 0.25, y, seat_z + 0.42), (seat_x + 0.62, y, seat_z + 0.12), 0.11, suit) for y in (-0.25, 0.25)),
-        *(rod((seat_x, y, seat_z), (seat_x + 0.28, y, 0.35), 0.15, (0.12, 0.13, 0.2)) for y in (-0.16, 0.16)),
+        *(
+            rod((seat_x + 0.25, y, seat_z + 0.42), (seat_x + 0.62, y, seat_z + 0.12), 0.11, suit)
+            for y in (-0.25, 0.25)
+        ),
+        *(
+            rod((seat_x, y, seat_z), (seat_x + 0.28, y, 0.35), 0.15, (0.12, 0.13, 0.2))
+            for y in (-0.16, 0.16)
+        ),
     ]
 
 
 def pedestrian(rng: np.random.Generator, label: int = ADULT) -> Thing:
-    """A person: shoes, legs, torso, arms, head with hair; workers wear an orange striped vest and a helmet."""
+    """A person: shoes, legs, torso, arms, head with hair.
+
+    Workers wear an orange striped vest and a helmet.
+    """
     h = rng.uniform(1.05, 1.3) if label == CHILD else rng.uniform(1.58, 1.9)
     shirt = shade(
-        rng, pick(rng, ((0.75, 0.15, 0.2), (0.2, 0.3, 0.7), (0.85, 0.85, 0.8), (0.25, 0.25, 0.28), (0.55, 0.35, 0.6)))
+        rng,
+        pick(
+            rng,
+            (
+                (0.75, 0.15, 0.2),
+                (0.2, 0.3, 0.7),
+                (0.85, 0.85, 0.8),
+                (0.25, 0.25, 0.28),
+                (0.55, 0.35, 0.6),
+            ),
+        ),
     )
     trousers = shade(rng, pick(rng, ((0.12, 0.15, 0.3), (0.1, 0.1, 0.11), (0.45, 0.4, 0.32))))
     skin = pick(rng, SKINS)
@@ -348,7 +442,11 @@ def pedestrian(rng: np.random.Generator, label: int = ADULT) -> Thing:
             for s, y in ((-1, 0.15 * h), (1, -0.15 * h))
         ),
         ball((0, 0, 0.91 * h), (0.125 * h, 0.115 * h, 0.16 * h), skin),
-        ball((-0.015 * h, 0, 0.945 * h), (0.14 * h, 0.13 * h, 0.12 * h), (0.95, 0.85, 0.1) if worker else hair),
+        ball(
+            (-0.015 * h, 0, 0.945 * h),
+            (0.14 * h, 0.13 * h, 0.12 * h),
+            (0.95, 0.85, 0.1) if worker else hair,
+        ),
     ]
     return Thing(tuple(parts), label, (0.35 * h, 0.4 * h, h), 0.0, 0.0)
 
@@ -357,7 +455,12 @@ def cone(rng: np.random.Generator) -> Thing:
     """A traffic cone: orange with white bands on a square foot."""
     h = rng.uniform(0.75, 1.0)
     parts = [
-        box((0, 0, 0.03), (0.52 * h, 0.52 * h, 0.07), shade(rng, (0.75, 0.25, 0.05), 0.03), reflect=0.3),
+        box(
+            (0, 0, 0.03),
+            (0.52 * h, 0.52 * h, 0.07),
+            shade(rng, (0.75, 0.25, 0.05), 0.03),
+            reflect=0.3,
+        ),
         tube(
             (0, 0, h / 2),
             0.20 * h,
@@ -374,7 +477,10 @@ def cone(rng: np.random.Generator) -> Thing:
 
 
 def barrier(rng: np.random.Generator, kind: int = 0) -> Thing:
-    """A road barrier across x: 0 red and white plastic blocks, 1 concrete wedge, 2 striped board on two legs."""
+    """A road barrier across x.
+
+    0 red and white plastic blocks, 1 concrete wedge, 2 striped board on two legs.
+    """
     long = 1.9
     high = rng.uniform(0.95, 1.1)
     if kind == 2:
@@ -382,7 +488,10 @@ def barrier(rng: np.random.Generator, kind: int = 0) -> Thing:
         parts = [
             box((0, 0, 0.82 * high), (long, 0.08, 0.30), ORANGE, **stripes),
             box((0, 0, 0.42 * high), (long, 0.08, 0.24), ORANGE, **stripes),
-            *(box((x, 0, 0.5 * high), (0.09, 0.5, high), WHITE, taper=(0.0, 0.8)) for x in (-0.75, 0.75)),
+            *(
+                box((x, 0, 0.5 * high), (0.09, 0.5, high), WHITE, taper=(0.0, 0.8))
+                for x in (-0.75, 0.75)
+            ),
         ]
         return Thing(tuple(parts), BARRIER, (long, 0.5, high), 0.0, 0.0)
     skin = box(
@@ -398,6 +507,13 @@ def barrier(rng: np.random.Generator, kind: int = 0) -> Thing:
     foot = box((0, 0, 0.12 * high), (long, 0.62, 0.24 * high), (0.75, 0.12, 0.10), reflect=0.5)
     if kind == 1:
         grey = shade(rng, (0.70, 0.69, 0.66), 0.03)
-        skin = replace(skin, colour=grey, accent=(0.9, 0.75, 0.1), look=BANDS, pattern=(0.10, 0.72, 0.35), reflect=0.4)
+        skin = replace(
+            skin,
+            colour=grey,
+            accent=(0.9, 0.75, 0.1),
+            look=BANDS,
+            pattern=(0.10, 0.72, 0.35),
+            reflect=0.4,
+        )
         foot = replace(foot, colour=grey, reflect=0.4)
     return Thing((skin, foot), BARRIER, (long, 0.62, high), 0.0, 0.0)

@@ -1,4 +1,7 @@
-"""The demo's spinning LiDAR: returns of one turn, cast at each column's own firing time, with the sensor's flaws."""
+"""The demo's spinning LiDAR.
+
+Returns of one turn, cast at each column's own firing time, with the sensor's flaws.
+"""
 
 from dataclasses import dataclass
 
@@ -17,7 +20,10 @@ NOISE_M = 0.02
 """Standard deviation of the range on hard surfaces [m]."""
 _TOP_SPEED_MPS = 20.0
 _STEEPEST_RAY = 0.6
-"""Tangent of the greatest elevation of a ray: by so much of a slope its azimuth leaves its column's."""
+"""Tangent of the greatest elevation of a ray.
+
+By so much of a slope its azimuth leaves its column's.
+"""
 _CAR = pack(
     [
         Thing(
@@ -35,9 +41,11 @@ _CAR = pack(
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Scan:
-    """Returns of one turn in firing order, in the LiDAR frame at the sweep's stamp, the car's motion compensated.
+    """Returns of one turn in firing order, in the LiDAR frame at the sweep's stamp, the car's
+    motion compensated.
 
-    `intensity` is 0..255, `label` raw nuScenes, `instance` an index into the world's things (-1: untracked).
+    `intensity` is 0..255, `label` raw nuScenes, `instance` an index into the world's things (-1:
+    untracked).
     """
 
     xyz_m: Float32[np.ndarray, "n 3"]
@@ -51,7 +59,8 @@ class Scan:
 class Hits:
     """First hit of every ray of a turn, without noise: columns, rings.
 
-    `range_m` is inf where there is none, `part` -1 for ground and the car itself; `cosine` is that of the incidence.
+    `range_m` is inf where there is none, `part` -1 for ground and the car itself; `cosine` is that
+    of the incidence.
     """
 
     range_m: Float[np.ndarray, "c r"]
@@ -70,7 +79,9 @@ def scan(world: World, lidar: RigLidar, time_s: float) -> Scan:
     seen = _detected(rng, hits)
     measured_m = (hits.range_m + _error_m(rng, hits))[seen]
     column, ring = np.nonzero(seen)
-    stamp_from_fired = inverse(world.drive.street_from_ego(time_s) @ lidar.ego_from_lidar) @ street_from_lidar
+    stamp_from_fired = (
+        inverse(world.drive.street_from_ego(time_s) @ lidar.ego_from_lidar) @ street_from_lidar
+    )
     turned = stamp_from_fired[column, :3, :3]
     moved = stamp_from_fired[column, :3, 3]
     xyz_m = np.einsum("nij,nj->ni", turned, lidar.ray[column, ring] * measured_m[:, None]) + moved
@@ -85,7 +96,10 @@ def scan(world: World, lidar: RigLidar, time_s: float) -> Scan:
 
 
 def _cast(
-    world: World, lidar: RigLidar, street_from_lidar: Float[np.ndarray, "c 4 4"], fired_s: Float[np.ndarray, "c"]
+    world: World,
+    lidar: RigLidar,
+    street_from_lidar: Float[np.ndarray, "c 4 4"],
+    fired_s: Float[np.ndarray, "c"],
 ) -> Hits:
     shape = lidar.ray.shape[:2]
     ego_m = np.empty(shape)
@@ -116,13 +130,25 @@ def _detected(rng: np.random.Generator, hits: Hits) -> Bool[np.ndarray, "c r"]:
 
 
 def _error_m(rng: np.random.Generator, hits: Hits) -> Float[np.ndarray, "c r"]:
-    """Range error: Gaussian, wider on grass; rays also enter foliage a little before they return [m]."""
+    """Range error: Gaussian, wider on grass.
+
+    Rays also enter foliage a little before they return [m].
+    """
     soft = rng.exponential(0.10, hits.range_m.shape).clip(0, 0.5) * (hits.label == VEGETATION)
     rough = 1.0 + 0.8 * (hits.label == TERRAIN)
     return rng.normal(0.0, NOISE_M, hits.range_m.shape) * rough + soft
 
 
 def _intensity(rng: np.random.Generator, hits: Hits) -> Float32[np.ndarray, "c r"]:
-    """Strength of the return, 0..255, whole numbers as the sensor gives them; only plates and stripes saturate."""
-    shine = hits.reflect * (0.35 + 0.65 * hits.cosine) * rng.lognormal(0.0, 0.25, hits.range_m.shape)
-    return np.clip(np.where(hits.reflect > 0.84, 255.0, 110.0) * shine, 0, 255).round().astype(np.float32)
+    """Strength of the return, 0..255, whole numbers as the sensor gives them.
+
+    Only plates and stripes saturate.
+    """
+    shine = (
+        hits.reflect * (0.35 + 0.65 * hits.cosine) * rng.lognormal(0.0, 0.25, hits.range_m.shape)
+    )
+    return (
+        np.clip(np.where(hits.reflect > 0.84, 255.0, 110.0) * shine, 0, 255)
+        .round()
+        .astype(np.float32)
+    )

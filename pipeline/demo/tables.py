@@ -87,7 +87,10 @@ def token(*parts: object) -> str:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Tables:
-    """All records by table name; `add` fills them scene by scene, `save` writes one JSON file each."""
+    """All records by table name.
+
+    `add` fills them scene by scene, `save` writes one JSON file each.
+    """
 
     records: dict[str, list[Record]] = field(default_factory=lambda: {name: [] for name in NAMES})
 
@@ -108,7 +111,9 @@ def quaternion(turned: Float[np.ndarray, "3 3"]) -> list[float]:
     squares = np.array([t, *(2 * np.diag(turned) - t)])  # 4 w^2 - 1, 4 x^2 - 1, ...
     k = int(np.argmax(squares))
     big = np.sqrt(1 + squares[k]) / 2
-    skew = np.array([turned[2, 1] - turned[1, 2], turned[0, 2] - turned[2, 0], turned[1, 0] - turned[0, 1]]) / (4 * big)
+    skew = np.array(
+        [turned[2, 1] - turned[1, 2], turned[0, 2] - turned[2, 0], turned[1, 0] - turned[0, 1]]
+    ) / (4 * big)
     if k == 0:
         q = np.array([big, *skew])
     else:
@@ -119,17 +124,28 @@ def quaternion(turned: Float[np.ndarray, "3 3"]) -> list[float]:
 
 def placed(transform: Float[np.ndarray, "4 4"]) -> Record:
     """A rigid transform as nuScenes writes it: translation [m] and rotation w, x, y, z."""
-    return {"translation": [float(v) for v in transform[:3, 3]], "rotation": quaternion(transform[:3, :3])}
+    return {
+        "translation": [float(v) for v in transform[:3, 3]],
+        "rotation": quaternion(transform[:3, :3]),
+    }
 
 
 def add_fixed(tables: Tables, cameras: Sequence[RigCamera], lidar: RigLidar) -> None:
-    """What all scenes share: categories, attributes, visibility levels, sensors and their calibration."""
+    """What all scenes share.
+
+    Categories, attributes, visibility levels, sensors and their calibration.
+    """
     for index, name in enumerate(CATEGORIES):
         tables.add("category", token("category", name), name=name, description="", index=index)
     for name in ATTRIBUTES:
         tables.add("attribute", token("attribute", name), name=name, description="")
     for level, span in enumerate(("v0-40", "v40-60", "v60-80", "v80-100"), 1):
-        tables.add("visibility", str(level), level=span, description=f"visibility of the whole object is {span[1:]} %")
+        tables.add(
+            "visibility",
+            str(level),
+            level=span,
+            description=f"visibility of the whole object is {span[1:]} %",
+        )
     mounts: list[tuple[str, str, Float[np.ndarray, "4 4"], list[list[float]]]] = [
         ("LIDAR_TOP", "lidar", lidar.ego_from_lidar, [])
     ]
@@ -137,15 +153,32 @@ def add_fixed(tables: Tables, cameras: Sequence[RigCamera], lidar: RigLidar) -> 
     for channel, modality, ego_from_sensor, K in mounts:
         sensor = tables.add("sensor", token("sensor", channel), channel=channel, modality=modality)
         key = token("calibrated_sensor", channel)
-        tables.add("calibrated_sensor", key, sensor_token=sensor, **placed(ego_from_sensor), camera_intrinsic=K)
+        tables.add(
+            "calibrated_sensor",
+            key,
+            sensor_token=sensor,
+            **placed(ego_from_sensor),
+            camera_intrinsic=K,
+        )
 
 
 def add_scene(tables: Tables, name: str, samples: Sequence[int], date: str) -> None:
     """A scene with its log and its samples (key frames) at the given times [us]."""
     log = tables.add(
-        "log", token("log", name), logfile=log_name(name), vehicle=VEHICLE, date_captured=date, location="demo-town"
+        "log",
+        token("log", name),
+        logfile=log_name(name),
+        vehicle=VEHICLE,
+        date_captured=date,
+        location="demo-town",
     )
-    tables.add("map", token("map", name), log_tokens=[log], category="semantic_prior", filename="maps/demo.png")
+    tables.add(
+        "map",
+        token("map", name),
+        log_tokens=[log],
+        category="semantic_prior",
+        filename="maps/demo.png",
+    )
     keys = [token("sample", name, us) for us in samples]
     scene = tables.add(
         "scene",
@@ -162,9 +195,17 @@ def add_scene(tables: Tables, name: str, samples: Sequence[int], date: str) -> N
 
 
 def add_sample_data(
-    tables: Tables, name: str, channel: str, shots: Sequence["Shot"], size_hw: tuple[int, int], samples: Sequence[int]
+    tables: Tables,
+    name: str,
+    channel: str,
+    shots: Sequence["Shot"],
+    size_hw: tuple[int, int],
+    samples: Sequence[int],
 ) -> list[str]:
-    """All readings of one sensor in time order, chained; each belongs to the sample at or next after it."""
+    """All readings of one sensor in time order, chained.
+
+    Each belongs to the sample at or next after it.
+    """
     keys = [token("sample_data", name, channel, shot.time_us) for shot in shots]
     for i, (key, shot) in enumerate(zip(keys, shots, strict=True)):
         tables.add("ego_pose", key, timestamp=shot.time_us, **placed(shot.global_from_ego))
@@ -187,7 +228,10 @@ def add_sample_data(
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Shot:
-    """One sensor reading: when, from where, in which file below the root, and the index of its sample."""
+    """One sensor reading.
+
+    When, from where, in which file below the root, and the index of its sample.
+    """
 
     time_us: int
     global_from_ego: Float[np.ndarray, "4 4"]
@@ -206,11 +250,17 @@ class Seen:
 
 
 def add_instance(
-    tables: Tables, name: str, index: int, thing: Thing, seen: Sequence[Seen], samples: Sequence[int]
+    tables: Tables,
+    name: str,
+    index: int,
+    thing: Thing,
+    seen: Sequence[Seen],
+    samples: Sequence[int],
 ) -> None:
     """The track of one thing over the key frames in which the LiDAR hit it.
 
-    `visibility` only says how many points fell into the box (1: below 5, 2: below 20, 3: below 60, 4: more).
+    `visibility` only says how many points fell into the box (1: below 5, 2: below 20, 3: below 60,
+    4: more).
     """
     keys = [token("annotation", name, index, box.sample) for box in seen]
     instance = tables.add(

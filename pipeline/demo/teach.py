@@ -1,10 +1,13 @@
-"""Trains the demo's own CLIP on crops of its streets and captions: python -m clipsweep.pipeline.demo.teach out=FOLDER.
+"""Trains the demo's own CLIP on crops of its streets and captions.
 
-The model is an ordinary open_clip one (ResNet image tower, small text tower) and learns by contrast alone: a crop
-belongs to a caption, such as "a photo of a bus and a sidewalk", when everything that the caption names is in the crop.
-The renderer chooses where to crop (boxes of things, places of stuff) and knows which words are true of a crop, as a
-person who writes captions does. No loss sees where in a crop a class is: there are no pixel labels in training. The
-dense score at the end is measured on streets of other seeds, and the demo itself uses seeds far below both.
+Python -m clipsweep.pipeline.demo.teach out=FOLDER.
+
+The model is an ordinary open_clip one (ResNet image tower, small text tower) and learns by contrast
+alone: a crop belongs to a caption, such as "a photo of a bus and a sidewalk", when everything that
+the caption names is in the crop. The renderer chooses where to crop (boxes of things, places of
+stuff) and knows which words are true of a crop, as a person who writes captions does. No loss sees
+where in a crop a class is: there are no pixel labels in training. The dense score at the end is
+measured on streets of other seeds, and the demo itself uses seeds far below both.
 """
 
 import json
@@ -38,10 +41,21 @@ MEAN = (0.45, 0.45, 0.45)
 STD = (0.22, 0.22, 0.22)
 MODEL: dict[str, Any] = {
     "embed_dim": 128,
-    "vision_cfg": {"image_size": 96, "layers": [1, 1, 1, 1], "width": 24, "head_width": 64, "patch_size": None},
+    "vision_cfg": {
+        "image_size": 96,
+        "layers": [1, 1, 1, 1],
+        "width": 24,
+        "head_width": 64,
+        "patch_size": None,
+    },
     "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 48, "heads": 3, "layers": 2},
 }
-TEMPLATES = (*(t("{}") for t in open_clip.OPENAI_IMAGENET_TEMPLATES), *SCENE_TEMPLATES, "{}", "a photo of {}.")
+TEMPLATES = (
+    *(t("{}") for t in open_clip.OPENAI_IMAGENET_TEMPLATES),
+    *SCENE_TEMPLATES,
+    "{}",
+    "a photo of {}.",
+)
 ASKED = ("a photo of a {}.", "a photo of the {}.", *SCENE_TEMPLATES[:2], "{}")
 """Sentences for the score; their embeddings are averaged."""
 
@@ -75,18 +89,27 @@ class TeachConfig:
 
 def main(arguments: Sequence[str]) -> None:
     """Train, write the checkpoint and its card; arguments are key=value of TeachConfig."""
-    given = OmegaConf.merge(OmegaConf.structured(TeachConfig), OmegaConf.from_dotlist(list(arguments)))
+    given = OmegaConf.merge(
+        OmegaConf.structured(TeachConfig), OmegaConf.from_dotlist(list(arguments))
+    )
     config = TeachConfig(**dict(given))
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     start = time.monotonic()
     begun = time.process_time()
-    album = render_album(TRAIN_SEED + config.seed, config.worlds, config.shots, (480, 270), os.cpu_count() or 1)
+    album = render_album(
+        TRAIN_SEED + config.seed, config.worlds, config.shots, (480, 270), os.cpu_count() or 1
+    )
     _tell(f"{len(album.pictures)} pictures after {time.monotonic() - start:.0f} s")
     model = train(config, album)
     spent = {"wall_s": round(time.monotonic() - start), "cpu_s": round(time.process_time() - begun)}
     score = dense_score(model, SCORE_SEED, config.score_worlds, (512, 288))
-    save(model, Path(config.out), config, {**spent, "load": [round(v, 1) for v in os.getloadavg()], "dense": score})
+    save(
+        model,
+        Path(config.out),
+        config,
+        {**spent, "load": [round(v, 1) for v in os.getloadavg()], "dense": score},
+    )
     _tell(json.dumps(score))
 
 
@@ -94,18 +117,22 @@ def _tell(line: str) -> None:
     sys.stderr.write(line + "\n")
 
 
-# --- training ---------------------------------------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------------------
 
 
 def train(config: TeachConfig, album: Album) -> nn.Module:
     """A CLIP model trained on an album's crops."""
     model = open_clip.CLIP(**MODEL).to(memory_format=torch.channels_last)
     with torch.no_grad():
-        model.token_embedding.weight.mul_(5.0)  # words count for more than places from the start: it learns sooner
+        # words count for more than places from the start: it learns sooner
+        model.token_embedding.weight.mul_(5.0)
     bias = nn.Parameter(torch.tensor(-4.0))
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": [*plain, bias], "weight_decay": 0.0}]
+    groups = [
+        {"params": decayed, "weight_decay": 0.05},
+        {"params": [*plain, bias], "weight_decay": 0.0},
+    ]
     optimiser = torch.optim.AdamW(groups, lr=config.rate, betas=(0.9, 0.98), fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, config.rate, total_steps=config.steps, pct_start=0.05, cycle_momentum=False
@@ -126,21 +153,32 @@ def train(config: TeachConfig, album: Album) -> nn.Module:
             with torch.no_grad():
                 model.logit_scale.clamp_(max=np.log(100.0))
             if step % 200 == 0:
-                _tell(f"step {step} loss {loss.item():.3f} scale {model.logit_scale.exp().item():.1f}")
+                _tell(
+                    f"step {step} loss {loss.item():.3f} scale {model.logit_scale.exp().item():.1f}"
+                )
     return model.eval()
 
 
 class Speaker:
-    """Puts classes into words: random synonyms in random templates, as the stock tokenizer's ids."""
+    """Puts classes into words.
+
+    Random synonyms in random templates, as the stock tokenizer's ids.
+    """
 
     def __init__(self, seed: int) -> None:
         self._rng = np.random.default_rng([seed, 8])
-        self._tokenizer = open_clip.SimpleTokenizer(context_length=MODEL["text_cfg"]["context_length"])
+        self._tokenizer = open_clip.SimpleTokenizer(
+            context_length=MODEL["text_cfg"]["context_length"]
+        )
 
     def word(self, kind: int) -> str:
         """A word for a class; two times in three its name."""
         choices = SYNONYMS[kind]
-        return NAMES[kind] if not choices or self._rng.random() < 0.65 else str(self._rng.choice(choices))
+        return (
+            NAMES[kind]
+            if not choices or self._rng.random() < 0.65
+            else str(self._rng.choice(choices))
+        )
 
     def absent(self, count: int) -> list[str]:
         """Words for things that are never there."""
@@ -149,10 +187,14 @@ class Speaker:
     def sentences(self, words: Sequence[str]) -> Int64[Tensor, "n context"]:
         """Token ids of the words, each in a template of its own, more often a simple one."""
         sets = [ASKED if self._rng.random() < 0.6 else TEMPLATES for _ in words]
-        return self._tokenizer([str(self._rng.choice(s)).replace("{}", w) for s, w in zip(sets, words, strict=True)])
+        return self._tokenizer(
+            [str(self._rng.choice(s)).replace("{}", w) for s, w in zip(sets, words, strict=True)]
+        )
 
     def captions(self, crops: Crops) -> tuple[list[str], Bool[np.ndarray, "n c"]]:
-        """For each crop what it is about and up to two more things in it, in words and as a set of classes."""
+        """For each crop what it is about and up to two more things in it, in words and as a set
+        of classes.
+        """
         said = np.zeros_like(crops.shown)
         words = []
         for i, target in enumerate(crops.target):
@@ -167,8 +209,9 @@ class Speaker:
 def contrast(model: Any, bias: Tensor, crops: Crops, speak: Speaker) -> Float[Tensor, ""]:
     """Sigmoid loss of crops against captions, plus cross-entropy against the captions of one word.
 
-    Captions are those of the crops, one for every class, and some of things that are never there. A crop and a caption
-    match when the crop shows all that the caption names; they do not when it lacks any of it; else they are left out.
+    Captions are those of the crops, one for every class, and some of things that are never there. A
+    crop and a caption match when the crop shows all that the caption names; they do not when it
+    lacks any of it; else they are left out.
     """
     words, said = speak.captions(crops)
     alone = np.eye(len(NAMES), dtype=bool)
@@ -180,7 +223,8 @@ def contrast(model: Any, bias: Tensor, crops: Crops, speak: Speaker) -> Float[Te
     true = ~((asked[None] & ~shown[:, None]).any(-1))
     false = (asked[None] & hidden[:, None]).any(-1)
     true, false = (F.pad(t, (0, len(absent)), value=v) for t, v in ((true, False), (false, True)))
-    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):  # so few tokens: a fifth of the time
+    # so few tokens: a fifth of the time
+    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
         image = model.encode_image(normalised(crops.image))
         text = model.encode_text(tokens)
     cosine = F.normalize(image.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T
@@ -189,28 +233,39 @@ def contrast(model: Any, bias: Tensor, crops: Crops, speak: Speaker) -> Float[Te
     pairwise = -(F.logsigmoid(sign * (logits + bias)) * sign.abs()).sum() / len(logits)
     target = torch.from_numpy(crops.target)
     rival = hidden.scatter(1, target[:, None], True)
-    single = logits[:, len(words) :].masked_fill(~F.pad(rival, (0, len(absent)), value=True), -torch.inf)
+    single = logits[:, len(words) :].masked_fill(
+        ~F.pad(rival, (0, len(absent)), value=True), -torch.inf
+    )
     return pairwise / 4 + F.cross_entropy(single, target)
 
 
 def normalised(images: np.ndarray) -> Float[Tensor, "n 3 h w"]:
     """Images (n, h, w, 3) uint8 as the network takes them."""
-    x = torch.from_numpy(images).permute(0, 3, 1, 2).float().contiguous(memory_format=torch.channels_last)
+    x = (
+        torch.from_numpy(images)
+        .permute(0, 3, 1, 2)
+        .float()
+        .contiguous(memory_format=torch.channels_last)
+    )
     mean, std = (torch.tensor(v).view(3, 1, 1) * 255 for v in (MEAN, STD))
     return (x - mean) / std
 
 
-# --- score ------------------------------------------------------------------------------------------------------------
+# --- score ----------------------------------------------------------------------------------------
 
 
 @torch.inference_mode()
 def dense_score(model: Any, seed: int, worlds: int, size_wh: tuple[int, int]) -> dict[str, Any]:
-    """IoU of each class over all pixels of unseen streets, the model read cell by cell without pooling.
+    """IoU of each class over all pixels of unseen streets, the model read cell by cell without
+    pooling.
 
-    Asks for the 16 names and, as a negative, for the sky; the sky's own pixels count only as a mistake of the others.
+    Asks for the 16 names and, as a negative, for the sky; the sky's own pixels count only as a
+    mistake of the others.
     """
     tokenizer = open_clip.SimpleTokenizer(context_length=MODEL["text_cfg"]["context_length"])
-    asked = model.encode_text(tokenizer([s.replace("{}", name) for name in NAMES for s in ASKED]), normalize=True)
+    asked = model.encode_text(
+        tokenizer([s.replace("{}", name) for name in NAMES for s in ASKED]), normalize=True
+    )
     names = F.normalize(asked.unflatten(0, (len(NAMES), len(ASKED))).mean(1), dim=-1)
     confusion = np.zeros((len(NAMES), len(NAMES)), np.int64)
     for picture in render_album(seed, worlds, 6, size_wh, os.cpu_count() or 1).pictures:
@@ -219,7 +274,9 @@ def dense_score(model: Any, seed: int, worlds: int, size_wh: tuple[int, int]) ->
         rows = np.arange(h) * guess.shape[0] // h
         columns = np.arange(w) * guess.shape[1] // w
         pairs = picture.label.astype(np.int64) * len(NAMES) + guess.numpy()[rows][:, columns]
-        confusion += np.bincount(pairs[picture.label != 255], minlength=len(NAMES) ** 2).reshape(confusion.shape)
+        confusion += np.bincount(pairs[picture.label != 255], minlength=len(NAMES) ** 2).reshape(
+            confusion.shape
+        )
     right = np.diag(confusion)
     iou = right / np.maximum(confusion.sum(0) + confusion.sum(1) - right, 1)
     return {
@@ -230,17 +287,23 @@ def dense_score(model: Any, seed: int, worlds: int, size_wh: tuple[int, int]) ->
 
 
 def dense(model: Any, images: np.ndarray) -> Float[Tensor, "n h w d"]:
-    """Unit features of each cell of images (n, h, w, 3): the attention pool's value path, as MaskCLIP reads it."""
+    """Unit features of each cell of images (n, h, w, 3).
+
+    The attention pool's value path, as MaskCLIP reads it.
+    """
     visual = model.visual
     x = visual.layer4(visual.layer3(visual.layer2(visual.layer1(visual.stem(normalised(images))))))
-    return F.normalize(visual.attnpool.c_proj(visual.attnpool.v_proj(x.permute(0, 2, 3, 1))), dim=-1)
+    return F.normalize(
+        visual.attnpool.c_proj(visual.attnpool.v_proj(x.permute(0, 2, 3, 1))), dim=-1
+    )
 
 
-# --- checkpoint -------------------------------------------------------------------------------------------------------
+# --- checkpoint -----------------------------------------------------------------------------------
 
 
 def save(model: nn.Module, folder: Path, config: TeachConfig, measured: dict[str, Any]) -> None:
-    """Write an open_clip checkpoint of float16 weights, and a card that says how it was made and what it scores.
+    """Write an open_clip checkpoint of float16 weights, and a card that says how it was made and
+    what it scores.
 
     Rows of the token table that no caption uses are zero: such words mean nothing to this model.
     """
@@ -258,12 +321,21 @@ def save(model: nn.Module, folder: Path, config: TeachConfig, measured: dict[str
     (folder / "open_clip_config.json").write_text(json.dumps(about, indent=2) + "\n")
     settings = {key: value for key, value in asdict(config).items() if key != "out"}
     command = " ".join(
-        ["python -m clipsweep.pipeline.demo.teach out=FOLDER", *(f"{k}={v}" for k, v in settings.items())]
+        [
+            "python -m clipsweep.pipeline.demo.teach out=FOLDER",
+            *(f"{k}={v}" for k, v in settings.items()),
+        ]
     )
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "open_clip": open_clip.__version__}
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "open_clip": open_clip.__version__,
+    }
     card = {
-        "command": command, "train_seed": TRAIN_SEED, "score_seed": SCORE_SEED, "score_size_hw": [288, 512],
-        "score_templates": ASKED, "hardware": f"{os.cpu_count()} cores, {platform.machine()}", "versions": versions,
+        "command": command, "train_seed": TRAIN_SEED, "score_seed": SCORE_SEED,
+        "score_size_hw": [288, 512],
+        "score_templates": ASKED, "hardware": f"{os.cpu_count()} cores, {platform.machine()}",
+        "versions": versions,
         **measured, "words": words,
     }  # fmt: skip
     (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n")

@@ -1,4 +1,7 @@
-"""What stands and moves where: a seed becomes a street scene of primitives over time, its ground, light and drive."""
+"""What stands and moves where.
+
+A seed becomes a street scene of primitives over time, its ground, light and drive.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -40,7 +43,9 @@ SET_M = 85.0
 
 
 class Light(NamedTuple):
-    """Sun direction (towards the sun), strengths, a tint of the whole image, sky colours, clouds and haze [1/m]."""
+    """Sun direction (towards the sun), strengths, a tint of the whole image, sky colours, clouds
+    and haze [1/m].
+    """
 
     sun: Float[np.ndarray, "3"]
     direct: float
@@ -54,7 +59,9 @@ class Light(NamedTuple):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class World:
-    """A scene from t = 0 to `duration_s` in the street frame: x along the street, y left, z up, metres.
+    """A scene from t = 0 to `duration_s` in the street frame.
+
+    X along the street, y left, z up, metres.
 
     `prims` and `places` leave the hills out; `at` and `boxes` put everything on them.
     """
@@ -75,7 +82,8 @@ class World:
     def at(self, time_s: float) -> Primitives:
         """All parts as they stand and tilt at a time, valid for some tenths of a second about it.
 
-        They are given by their places at t = 0 and velocities, as if these had always been the same.
+        They are given by their places at t = 0 and velocities, as if these had always been the
+        same.
         """
         if not self.ground.hills.crest_m:
             return self.prims
@@ -95,7 +103,10 @@ class World:
         )
 
     def boxes(self, time_s: float) -> Float[np.ndarray, "things 4 4"]:
-        """Poses street_from_box of the things' boxes at a time; their origins are the centres [m]."""
+        """Poses street_from_box of the things' boxes at a time.
+
+        Their origins are the centres [m].
+        """
         placed = self._street_from_things(time_s)
         placed[:, :3, 3] += placed[:, :3, 2] * self.places.size_m[:, 2:] / 2
         return placed
@@ -158,7 +169,9 @@ def build_world(seed: int, scene: int, duration_s: float, hills_m: float = 0.0) 
 
 
 def _with_foot(thing: Thing, hills: Hills) -> Thing:
-    """A house, wall, hedge or shelter that goes on below the ground, so that a slope shows no gap."""
+    """A house, wall, hedge or shelter that goes on below the ground, so that a slope shows no
+    gap.
+    """
     body = thing.parts[0]
     if thing.tracked or body.kind != BOX:
         return thing
@@ -197,7 +210,14 @@ def _draw_light(rng: Rng) -> Light:
     )
 
 
-def _at(thing: Thing, x_m: float, y_m: float, z_m: float = 0.0, yaw_rad: float = 0.0, speed_mps: float = 0.0) -> Thing:
+def _at(
+    thing: Thing,
+    x_m: float,
+    y_m: float,
+    z_m: float = 0.0,
+    yaw_rad: float = 0.0,
+    speed_mps: float = 0.0,
+) -> Thing:
     return replace(thing, x_m=x_m, y_m=y_m, z_m=z_m, yaw_rad=yaw_rad, speed_mps=speed_mps)
 
 
@@ -205,7 +225,9 @@ def _moved(group: _Group, x_m: float, y_m: float, z_m: float, flip: bool) -> lis
     """A group set down at a place, turned about if `flip`."""
     sign, turn = (-1, np.pi) if flip else (1, 0.0)
     return [
-        replace(t, x_m=x_m + sign * t.x_m, y_m=y_m + sign * t.y_m, z_m=z_m, yaw_rad=t.yaw_rad + turn)
+        replace(
+            t, x_m=x_m + sign * t.x_m, y_m=y_m + sign * t.y_m, z_m=z_m, yaw_rad=t.yaw_rad + turn
+        )
         for t in group.things
     ]
 
@@ -214,36 +236,64 @@ def _single(thing: Thing) -> _Group:
     return _Group(thing.size_m[0], (thing,))
 
 
-# --- kerb lanes: parked vehicles, two-wheelers in bays, road works ----------------------------------------------------
+# --- kerb lanes: parked vehicles, two-wheelers in bays, road works --------------------------------
 
 
 def _bicycles(rng: Rng) -> _Group:
-    bikes = [_at(shapes.bicycle(rng), 1.1 * i, rng.uniform(-0.2, 0.2), 0.0, rng.uniform(0.5, 1.2)) for i in range(3)]
+    bikes = [
+        _at(shapes.bicycle(rng), 1.1 * i, rng.uniform(-0.2, 0.2), 0.0, rng.uniform(0.5, 1.2))
+        for i in range(3)
+    ]
     return _Group(4.0, tuple(replace(b, x_m=b.x_m - 1.1) for b in bikes))
 
 
 def _motorcycles(rng: Rng) -> _Group:
     bikes = [
-        _at(shapes.motorcycle(rng), 1.7 * i - 1.7, rng.uniform(-0.2, 0.2), 0.0, rng.uniform(0.4, 1.1)) for i in range(3)
+        _at(
+            shapes.motorcycle(rng),
+            1.7 * i - 1.7,
+            rng.uniform(-0.2, 0.2),
+            0.0,
+            rng.uniform(0.4, 1.1),
+        )
+        for i in range(3)
     ]
     return _Group(6.0, tuple(bikes))
 
 
 def _road_works(rng: Rng) -> _Group:
     """A digger behind striped boards, with cones towards the traffic (y > 0)."""
-    boards = [_at(shapes.barrier(rng, 2), s * 4.6, 0.0, 0.0, np.pi / 2 + rng.uniform(-0.2, 0.2)) for s in (-1, 1)]
-    cones = [_at(shapes.cone(rng), x + rng.uniform(-0.2, 0.2), 1.35) for x in np.linspace(-5.0, 5.0, 6)]
+    boards = [
+        _at(shapes.barrier(rng, 2), s * 4.6, 0.0, 0.0, np.pi / 2 + rng.uniform(-0.2, 0.2))
+        for s in (-1, 1)
+    ]
+    cones = [
+        _at(shapes.cone(rng), x + rng.uniform(-0.2, 0.2), 1.35) for x in np.linspace(-5.0, 5.0, 6)
+    ]
     worker = _at(
-        shapes.pedestrian(rng, shapes.WORKER), rng.uniform(-4.0, -3.6), rng.uniform(-0.8, 0.8), 0.0, rng.uniform(0, 6)
+        shapes.pedestrian(rng, shapes.WORKER),
+        rng.uniform(-4.0, -3.6),
+        rng.uniform(-0.8, 0.8),
+        0.0,
+        rng.uniform(0, 6),
     )
-    digger = _at(shapes.excavator(rng), 0.3, -0.1, 0.0, float(rng.choice([0.0, np.pi])) + rng.uniform(-0.1, 0.1))
+    digger = _at(
+        shapes.excavator(rng),
+        0.3,
+        -0.1,
+        0.0,
+        float(rng.choice([0.0, np.pi])) + rng.uniform(-0.1, 0.1),
+    )
     return _Group(11.0, (digger, worker, *boards, *cones))
 
 
 def _barriers(rng: Rng) -> _Group:
     kind = int(rng.integers(2))
     count = int(rng.integers(3, 6))
-    run = [_at(shapes.barrier(rng, kind), 2.0 * (i - (count - 1) / 2), rng.uniform(0.3, 0.8)) for i in range(count)]
+    run = [
+        _at(shapes.barrier(rng, kind), 2.0 * (i - (count - 1) / 2), rng.uniform(0.3, 0.8))
+        for i in range(count)
+    ]
     return _Group(2.0 * count, tuple(run))
 
 
@@ -254,7 +304,9 @@ def _cones(rng: Rng) -> _Group:
 
 
 def _rare_sets(rng: Rng) -> tuple[list[_Group], list[_Group]]:
-    """Both kerbs' share of what a street seldom has, so that every class occurs along every stretch of road."""
+    """Both kerbs' share of what a street seldom has, so that every class occurs along every
+    stretch of road.
+    """
     makers: tuple[Callable[[Rng], _Group], ...] = (
         _bicycles,
         _bicycles,
@@ -281,7 +333,9 @@ def _kerbs(rng: Rng, street: Street, near_m: tuple[float, float]) -> list[Thing]
     for side, sign in enumerate((-1, 1)):
         queue = [group for pair in sets for group in pair[side]]
         y = sign * (street.kerb_lane_m + street.parking_m / 2)
-        for x, group in _fill(rng, _with_cars(rng, queue, near_m), street, (-60.0, near_m[1] + 40.0)):
+        for x, group in _fill(
+            rng, _with_cars(rng, queue, near_m), street, (-60.0, near_m[1] + 40.0)
+        ):
             out += _moved(group, x, y, 0.0, flip=sign > 0)
     return out
 
@@ -289,7 +343,10 @@ def _kerbs(rng: Rng, street: Street, near_m: tuple[float, float]) -> list[Thing]
 def _with_cars(
     rng: Rng, queue: Sequence[_Group], near_m: tuple[float, float]
 ) -> Callable[[float], tuple[_Group, float]]:
-    """What comes next at x and after which gap: the queue's groups along the drive, cars elsewhere and between."""
+    """What comes next at x and after which gap.
+
+    The queue's groups along the drive, cars elsewhere and between.
+    """
     waiting = list(queue)
 
     def following(x_m: float) -> tuple[_Group, float]:
@@ -309,7 +366,10 @@ def _fill(
     span_m: tuple[float, float],
     clear_m: float = 4.6,
 ) -> Iterator[tuple[float, _Group]]:
-    """Set groups one after another along x, keeping `clear_m` away from side streets; yields centres [m]."""
+    """Set groups one after another along x, keeping `clear_m` away from side streets.
+
+    Yields centres [m].
+    """
     x = span_m[0] + float(rng.uniform(0, 2))
     while x < span_m[1]:
         group, gap = following(x)
@@ -321,7 +381,7 @@ def _fill(
         x = start + group.length_m
 
 
-# --- moving traffic ---------------------------------------------------------------------------------------------------
+# --- moving traffic -------------------------------------------------------------------------------
 
 
 def _traffic(rng: Rng, street: Street, drive: Drive) -> list[Thing]:
@@ -333,7 +393,9 @@ def _traffic(rng: Rng, street: Street, drive: Drive) -> list[Thing]:
             speed = drive.speed_mps if own else float(rng.uniform(3.0, 9.0))
             yaw = 0.0 if direction < 0 else np.pi
             starts = (
-                (rng.uniform(12, 18), -rng.uniform(12, 18)) if own else (rng.uniform(-6, 12), rng.uniform(-16, -10))
+                (rng.uniform(12, 18), -rng.uniform(12, 18))
+                if own
+                else (rng.uniform(-6, 12), rng.uniform(-16, -10))
             )
             for start, step in zip(starts, (1, -1), strict=True):
                 x = float(start)
@@ -352,7 +414,7 @@ def _vehicle(rng: Rng) -> Thing:
     return (shapes.motorcycle if kind == 3 else shapes.bicycle)(rng, ridden=True)
 
 
-# --- median and roadside ----------------------------------------------------------------------------------------------
+# --- median and roadside --------------------------------------------------------------------------
 
 
 def _median(rng: Rng, street: Street, near_m: tuple[float, float]) -> list[Thing]:
@@ -362,14 +424,22 @@ def _median(rng: Rng, street: Street, near_m: tuple[float, float]) -> list[Thing
 
     def following(_: float) -> tuple[_Group, float]:
         kind = int(rng.integers(4))
-        thing = (scenery.street_lamp, scenery.bush, lambda r: shapes.barrier(r, 1), shapes.cone)[kind](rng)
+        thing = (scenery.street_lamp, scenery.bush, lambda r: shapes.barrier(r, 1), shapes.cone)[
+            kind
+        ](rng)
         return _single(thing), float(rng.uniform(4.0, 12.0))
 
     span = (near_m[0] - 30, near_m[1] + 30)
-    return [t for x, g in _fill(rng, following, street, span) for t in _moved(g, x, 0.0, KERB_M, flip=False)]
+    return [
+        t
+        for x, g in _fill(rng, following, street, span)
+        for t in _moved(g, x, 0.0, KERB_M, flip=False)
+    ]
 
 
-def _roadside(rng: Rng, street: Street, sign: int, side: Side, near_m: tuple[float, float]) -> list[Thing]:
+def _roadside(
+    rng: Rng, street: Street, sign: int, side: Side, near_m: tuple[float, float]
+) -> list[Thing]:
     """What stands beyond one kerb (`sign` of y): furniture, the strip's trees, and the lots."""
     kerb = street.edge_m
     inner = street.edge_m + side.sidewalk_m
@@ -408,7 +478,9 @@ def _parked_bike(rng: Rng) -> Thing:
 
 def _green(rng: Rng, side: Side) -> tuple[_Group, float]:
     thing = (scenery.tree if rng.random() < 0.6 else scenery.bush)(rng)
-    return _Group(2.0, (thing,)), float(rng.uniform(2.0, 9.0) if side.strip == 27 else rng.uniform(8.0, 20.0))
+    return _Group(2.0, (thing,)), float(
+        rng.uniform(2.0, 9.0) if side.strip == 27 else rng.uniform(8.0, 20.0)
+    )
 
 
 def _boundary(rng: Rng, side: Side) -> tuple[_Group, float]:
@@ -424,6 +496,8 @@ def _boundary(rng: Rng, side: Side) -> tuple[_Group, float]:
 def _lot(rng: Rng, side: Side) -> tuple[_Group, float]:
     if side.lots == "park" or (side.lots == "walls" and rng.random() < 0.5):
         tree = scenery.tree(rng)
-        return _Group(4.0, (replace(tree, y_m=float(rng.uniform(-6, 9))),)), float(rng.uniform(0.0, 5.0))
+        return _Group(4.0, (replace(tree, y_m=float(rng.uniform(-6, 9))),)), float(
+            rng.uniform(0.0, 5.0)
+        )
     length = float(rng.uniform(10.0, 22.0))
     return _single(scenery.building(rng, length, 13.0)), float(rng.uniform(0.2, 5.0))

@@ -1,4 +1,7 @@
-"""Writes the demo: a nuScenes data root with tables, images, LiDAR sweeps, point labels and boxes."""
+"""Writes the demo.
+
+A nuScenes data root with tables, images, LiDAR sweeps, point labels and boxes.
+"""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -55,7 +58,9 @@ SWEEPS_PER_KEY = 10
 JPEG_QUALITY = 90
 FIRST_US = 1_533_100_000_000_000
 VAL_SEED = 10_000
-"""Worlds of validation scenes are numbered from here, so that they do not change with the number of training scenes."""
+"""Worlds of validation scenes are numbered from here, so that they do not change with the number
+of training scenes.
+"""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -78,7 +83,9 @@ class _Plan:
 
     def global_from_ego(self, time_us: int) -> Float[np.ndarray, "4 4"]:
         """The car's true pose."""
-        return self.world.drive.global_from_street @ self.world.drive.street_from_ego(self.seconds(time_us))
+        return self.world.drive.global_from_street @ self.world.drive.street_from_ego(
+            self.seconds(time_us)
+        )
 
     def written_pose(self, time_us: int) -> Float[np.ndarray, "4 4"]:
         """What is written for the car's pose."""
@@ -119,14 +126,20 @@ def write_root(config: DemoConfig, out: Path, write: Callable[[Path], None]) -> 
 
 
 def split_names(train_scenes: int, val_scenes: int) -> tuple[str, Sequence[str], Sequence[str]]:
-    """The version and the official names of so many train and val scenes; the smallest version that has them."""
+    """The version and the official names of so many train and val scenes.
+
+    The smallest version that has them.
+    """
     if train_scenes <= len(MINI_TRAIN) and val_scenes <= len(MINI_VAL):
         return "v1.0-mini", MINI_TRAIN[:train_scenes], MINI_VAL[:val_scenes]
     from nuscenes.utils import splits  # slow to import, and mini needs no more than ten names
 
     if train_scenes > len(splits.train) or val_scenes > len(splits.val):
         most = f"{len(splits.train)} and {len(splits.val)}"
-        raise BadInput("train_scenes, val_scenes", f"{train_scenes}, {val_scenes}: nuScenes has names for {most}")
+        raise BadInput(
+            "train_scenes, val_scenes",
+            f"{train_scenes}, {val_scenes}: nuScenes has names for {most}",
+        )
     return "v1.0-trainval", splits.train[:train_scenes], splits.val[:val_scenes]
 
 
@@ -137,18 +150,28 @@ def _check(config: DemoConfig) -> None:
 
 
 def true_pixels(config: DemoConfig, scene: str) -> dict[tuple[str, int], UInt8[np.ndarray, "h w"]]:
-    """Raw nuScenes label of every pixel of a scene's images (0: sky), by camera and time [us], rendered again.
+    """Raw nuScenes label of every pixel of a scene's images (0: sky), by camera and time [us],
+    rendered again.
 
     Raises:
         BadInput: the demo has no such scene.
     """
     plan = next(_plans(config, Path(), scene), None)
     if plan is None:
-        raise BadInput(scene, "is no scene of the demo", "see demo.train_scenes and demo.val_scenes")
+        raise BadInput(
+            scene, "is no scene of the demo", "see demo.train_scenes and demo.val_scenes"
+        )
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        shots = [(camera, plan.fired_us(camera, sample)) for camera in plan.cameras for sample in plan.samples_us]
+        shots = [
+            (camera, plan.fired_us(camera, sample))
+            for camera in plan.cameras
+            for sample in plan.samples_us
+        ]
         views = pool.map(lambda shot: render(plan.world, shot[0], plan.seconds(shot[1])), shots)
-        return {(camera.channel, time_us): view.label for (camera, time_us), view in zip(shots, views, strict=True)}
+        return {
+            (camera.channel, time_us): view.label
+            for (camera, time_us), view in zip(shots, views, strict=True)
+        }
 
 
 def _write_nuscenes(config: DemoConfig, root: Path) -> None:
@@ -160,7 +183,8 @@ def _write_nuscenes(config: DemoConfig, root: Path) -> None:
         (root / folder).mkdir(parents=True)
     for kind in ("samples", "sweeps"):
         (root / kind / "LIDAR_TOP").mkdir(parents=True)
-    Image.new("L", (8, 8)).save(root / "maps/demo.png")  # the devkit wants a file; the demo has no map layer
+    # the devkit wants a file; the demo has no map layer
+    Image.new("L", (8, 8)).save(root / "maps/demo.png")
     add_fixed(tables, rig, spinner)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for plan in _plans(config, root):
@@ -184,7 +208,10 @@ def _plans(config: DemoConfig, root: Path, only: str = "") -> Iterator[_Plan]:
 
 
 def _stamps(world: World, start_us: int, key_frames: int) -> list[int]:
-    """Times of all sweeps: 20 Hz with a jitter of a fraction of a millisecond, key frames every tenth."""
+    """Times of all sweeps.
+
+    20 Hz with a jitter of a fraction of a millisecond, key frames every tenth.
+    """
     count = (key_frames - 1) * SWEEPS_PER_KEY + 1
     jitter = world.noise(0).integers(-300, 301, count)
     return [start_us + round(i * SPIN_S * 1e6) + int(j) for i, j in enumerate(jitter)]
@@ -193,10 +220,14 @@ def _stamps(world: World, start_us: int, key_frames: int) -> list[int]:
 def _write_scene(plan: _Plan, tables: Tables, pool: ThreadPoolExecutor) -> None:
     add_scene(tables, plan.name, plan.samples_us, "2018-08-01")
     for camera in plan.cameras:
-        shots = list(pool.map(lambda i, c=camera: _take_picture(plan, c, i), range(len(plan.samples_us))))
+        shots = list(
+            pool.map(lambda i, c=camera: _take_picture(plan, c, i), range(len(plan.samples_us)))
+        )
         add_sample_data(tables, plan.name, camera.channel, shots, camera.size_hw, plan.samples_us)
     swept = list(pool.map(lambda i: _take_sweep(plan, i), range(len(plan.sweeps_us))))
-    keys = add_sample_data(tables, plan.name, "LIDAR_TOP", [s.shot for s in swept], (0, 0), plan.samples_us)
+    keys = add_sample_data(
+        tables, plan.name, "LIDAR_TOP", [s.shot for s in swept], (0, 0), plan.samples_us
+    )
     for key, sweep in zip(keys, swept, strict=True):
         if sweep.shot.key:
             tables.add("lidarseg", key, sample_data_token=key, filename=_labels_file(plan, key))
@@ -236,9 +267,13 @@ def _take_sweep(plan: _Plan, i: int) -> _Swept:
     rows.astype("<f4").tofile(plan.root / file)
     counts = None
     if key:
-        result.label.tofile(plan.root / _labels_file(plan, token("sample_data", plan.name, "LIDAR_TOP", time_us)))
+        result.label.tofile(
+            plan.root / _labels_file(plan, token("sample_data", plan.name, "LIDAR_TOP", time_us))
+        )
         counts = _count(plan, result.xyz_m, time_s)
-    return _Swept(Shot(time_us, plan.written_pose(time_us), file, -(-i // SWEEPS_PER_KEY), key), counts)
+    return _Swept(
+        Shot(time_us, plan.written_pose(time_us), file, -(-i // SWEEPS_PER_KEY), key), counts
+    )
 
 
 def _labels_file(plan: _Plan, key: str) -> str:
@@ -250,7 +285,9 @@ def _boxes(plan: _Plan, time_us: int) -> Float[np.ndarray, "things 4 4"]:
     return plan.written_from_street(time_us) @ plan.world.boxes(plan.seconds(time_us))
 
 
-def _count(plan: _Plan, xyz_m: Float32[np.ndarray, "n 3"], time_s: float) -> Int64[np.ndarray, "things"]:
+def _count(
+    plan: _Plan, xyz_m: Float32[np.ndarray, "n 3"], time_s: float
+) -> Int64[np.ndarray, "things"]:
     """Points of a sweep in each thing's box at the sweep's time."""
     street_from_lidar = plan.world.drive.street_from_ego(time_s) @ plan.lidar.ego_from_lidar
     xyz = xyz_m.astype(np.float64) @ street_from_lidar[:3, :3].T + street_from_lidar[:3, 3]

@@ -1,4 +1,7 @@
-"""Looks over labels before anybody learns from them: coverage, balance, confidence, agreement, truth where there is."""
+"""Looks over labels before anybody learns from them.
+
+Coverage, balance, confidence, agreement, truth where there is.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,13 @@ from jaxtyping import Bool, Float32, Int64, UInt8, UInt64
 from matplotlib.figure import Figure
 
 from clipsweep.distill.metrics import OTHER, Confusion
-from clipsweep.pipeline.artifacts.read import key_cloud, read_pixels, read_points, read_truth, skip_or_raise
+from clipsweep.pipeline.artifacts.read import (
+    key_cloud,
+    read_pixels,
+    read_points,
+    read_truth,
+    skip_or_raise,
+)
 from clipsweep.pipeline.artifacts.store import Artifact
 from clipsweep.pipeline.cli import say
 from clipsweep.pipeline.config import Config
@@ -36,20 +45,24 @@ _BOXES = "annotated boxes"
 class LabelStatistics:
     """Counts of labels.
 
-    Agreement is counted in both directions, so that a class's IoU there is the share of those that either side calls
-    by its name which both do.
+    Agreement is counted in both directions, so that a class's IoU there is the share of those that
+    either side calls by its name which both do.
 
     Attributes:
         pixels: cells of the teacher's grid of each class, then those without label.
-        points: points of each class after fusion, then those without opinion; the car's own returns left out.
+        points: points of each class after fusion, then those without opinion; the car's own returns
+            left out.
         confidence: labelled grid cells by confidence, in equal bins over 0..1.
         cameras: labels of points that two cameras see, one camera's against the other's.
-        frames: labels of points against what the key frame before says of their cell of space, moving things included.
-        moved: labels of the points' surest pixels (rows) against the points' fused labels (columns).
+        frames: labels of points against what the key frame before says of their cell of space,
+            moving things included.
+        moved: labels of the points' surest pixels (rows) against the points' fused labels
+            (columns).
         pixels_truth: labels of the points' pixels against the points' true classes, in scenes of
             ``data.eval``: of label files, or of annotated boxes where no frame has labels.
         points_truth: fused labels against the same.
-        sure: pairs of point and pixel with a true class by confidence: all, and those that are right.
+        sure: pairs of point and pixel with a true class by confidence: all, and those that are
+            right.
     """
 
     pixels: Int64[np.ndarray, " c1"]
@@ -63,7 +76,9 @@ class LabelStatistics:
     sure: Int64[np.ndarray, "2 bins"]
 
     def __add__(self, other: LabelStatistics) -> LabelStatistics:
-        return LabelStatistics(*(getattr(self, name) + getattr(other, name) for name in LabelStatistics.__slots__))
+        return LabelStatistics(
+            *(getattr(self, name) + getattr(other, name) for name in LabelStatistics.__slots__)
+        )
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -95,7 +110,9 @@ class _Truth:
 
 
 def truth_source(config: Config, index: Artifact) -> str:
-    """What the report takes for the truth: ``label files``, ``annotated boxes``, or nothing (empty).
+    """What the report takes for the truth.
+
+    ``label files``, ``annotated boxes``, or nothing (empty).
 
     Boxes are taken where ``labels.truth`` says so, or where no frame of ``data.eval`` has labels.
 
@@ -133,8 +150,13 @@ def _open_truth(config: Config, index: Artifact, space: LabelSpace) -> _Truth:
         return _Truth(lambda frame: None, everything)
 
 
-def label_statistics(config: Config, index: Artifact, pixels: Artifact, points: Artifact) -> LabelStatistics:
-    """Counts the labels of all scenes; files with true labels are opened for scenes of ``data.eval`` only."""
+def label_statistics(
+    config: Config, index: Artifact, pixels: Artifact, points: Artifact
+) -> LabelStatistics:
+    """Counts the labels of all scenes.
+
+    Files with true labels are opened for scenes of ``data.eval`` only.
+    """
     space = load_space(config.labels)
     lost = {skip.frame for skip in points.skipped()}
     scored = scenes_of(index, "eval")
@@ -190,7 +212,11 @@ def _unchecked(
 
 
 def _checked(
-    opened: _Truth, truth: UInt8[np.ndarray, " n"], fused: UInt8[np.ndarray, " n"], named: _Named, cloud: Cloud
+    opened: _Truth,
+    truth: UInt8[np.ndarray, " n"],
+    fused: UInt8[np.ndarray, " n"],
+    named: _Named,
+    cloud: Cloud,
 ) -> LabelStatistics:
     """What a frame's labels show beside the true classes of its key sweep's raw rows."""
     classes = len(opened.scored)
@@ -201,7 +227,9 @@ def _checked(
         _nothing(classes),
         pixels_truth=Confusion.of(true, opened.in_table(named.label), classes),
         points_truth=Confusion.of(truth, opened.in_table(fused), classes),
-        sure=np.stack([_by_confidence(named.score[known]), _by_confidence(named.score[known & right])]),
+        sure=np.stack(
+            [_by_confidence(named.score[known]), _by_confidence(named.score[known & right])]
+        ),
     )
 
 
@@ -230,7 +258,13 @@ class _Named:
         return label[:-1][again], label[1:][again]
 
 
-def _named(config: Config, frame: Frame, cloud: Cloud, images: Sequence[PixelLabels], scene_from_lidar: Pose) -> _Named:
+def _named(
+    config: Config,
+    frame: Frame,
+    cloud: Cloud,
+    images: Sequence[PixelLabels],
+    scene_from_lidar: Pose,
+) -> _Named:
     pairs = visible_pairs(frame, cloud.xyz, config.fusion)
     label, score = sample_pixel_labels(pairs, frame.cameras, images)
     named = label != NONE
@@ -276,7 +310,8 @@ def statistics_warnings(quality: LabelStatistics, space: LabelSpace) -> list[str
             if gone > _GROUND_MOVED * seen:
                 to = _largest(things, int(counts[own, -1]), seen, space)
                 warnings.append(
-                    f"{name}: {_percent(gone, seen)} of the points that pixels call so are not ground"
+                    f"{name}: {_percent(gone, seen)} of the points that pixels call so are not "
+                    "ground"
                     f" after fusion ({to})"
                 )
         elif counts[:, own].sum() < _CLASS_LOST * seen:
@@ -284,7 +319,9 @@ def statistics_warnings(quality: LabelStatistics, space: LabelSpace) -> list[str
             others = counts[own, : len(space)].copy()
             others[own] = 0
             to = _largest(others, int(counts[own, -1]), seen, space)
-            warnings.append(f"{name}: fusion leaves {left} as many of the points that cameras see ({to})")
+            warnings.append(
+                f"{name}: fusion leaves {left} as many of the points that cameras see ({to})"
+            )
     return warnings
 
 
@@ -299,14 +336,17 @@ def _percent(part: int, whole: int) -> str:
     return f"{100 * part / whole:.0f} %"
 
 
-# --- table and picture -----------------------------------------------------------------------------------------------
+# --- table and picture ----------------------------------------------------------------------------
 
 
 def statistics_table(quality: LabelStatistics, space: LabelSpace, title: str) -> str:
     """A line a class: shares of the labels, agreement, IoU; then what holds for all."""
     shares = {"pixels": quality.pixels, "points": quality.points}
     columns: dict[str, Mapping[str, float | None]] = {
-        name: {**_named_values(space, counts[:-1] / max(1, counts[:-1].sum())), "labelled": _labelled(counts)}
+        name: {
+            **_named_values(space, counts[:-1] / max(1, counts[:-1].sum())),
+            "labelled": _labelled(counts),
+        }
         for name, counts in shares.items()
     }
     for name, counts in (("cameras", quality.cameras), ("frames", quality.frames)):
@@ -315,7 +355,12 @@ def statistics_table(quality: LabelStatistics, space: LabelSpace, title: str) ->
         if counts.points:
             scores = {"mean": counts.miou(), "right": counts.accuracy}
             columns[name] = {**_named_values(space, counts.iou()), **scores}
-    rows = [*space.names, "labelled", "agreeing", *(("mean", "right") if quality.points_truth.points else ())]
+    rows = [
+        *space.names,
+        "labelled",
+        "agreeing",
+        *(("mean", "right") if quality.points_truth.points else ()),
+    ]
     return score_table(title, columns, rows)
 
 
@@ -328,23 +373,33 @@ def _labelled(counts: Int64[np.ndarray, " c1"]) -> float:
 
 
 def draw_statistics(quality: LabelStatistics, space: LabelSpace, title: str) -> Figure:
-    """The table as a picture, with the histogram of confidence, and how often which confidence is right."""
+    """The table as a picture, with the histogram of confidence, and how often which confidence
+    is right.
+    """
     figure = Figure(figsize=(16, 10), layout="constrained", dpi=110)
     figure.suptitle(title)
     axes: Any = figure.subplots(2, 2)
     (balance, confidence), (agreement, truth) = axes
     counts = {"pixels": quality.pixels, "fused points": quality.points}
     shares = {
-        f"{name}, {100 * _labelled(n):.1f} % labelled": n[:-1] / max(1, n[:-1].sum()) for name, n in counts.items()
+        f"{name}, {100 * _labelled(n):.1f} % labelled": n[:-1] / max(1, n[:-1].sum())
+        for name, n in counts.items()
     }
     _bars(balance, space, shares, "share of the labels (logarithmic)")
     balance.set_yscale("log")
     balance.margins(y=0.2)
-    both = {"two cameras, same point": quality.cameras, "key frame before, same cell": quality.frames}
-    agreeing = {f"{name}, {100 * c.accuracy:.1f} % agree": c.iou() for name, c in both.items() if c.points}
+    both = {
+        "two cameras, same point": quality.cameras,
+        "key frame before, same cell": quality.frames,
+    }
+    agreeing = {
+        f"{name}, {100 * c.accuracy:.1f} % agree": c.iou() for name, c in both.items() if c.points
+    }
     _bars(agreement, space, agreeing, "of those that either calls so, both do")
     against = {"pixels of points": quality.pixels_truth, "fused points": quality.points_truth}
-    right = {f"{name}, mIoU {100 * c.miou():.1f}": c.iou() for name, c in against.items() if c.points}
+    right = {
+        f"{name}, mIoU {100 * c.miou():.1f}": c.iou() for name, c in against.items() if c.points
+    }
     _bars(truth, space, right, "IoU with truth, scenes of data.eval" if right else "no truth")
     for axis in (agreement, truth):
         axis.set_ylim(0, 1.15)
@@ -358,7 +413,15 @@ def _bars(axis: Any, space: LabelSpace, series: Mapping[str, np.ndarray], title:
     place = np.arange(len(space))
     for number, (name, values) in enumerate(series.items()):
         hatch = "" if number == 0 else "///"
-        axis.bar(place + 0.4 * number - 0.2, values, 0.38, color=colors, edgecolor="0.2", hatch=hatch, label=name)
+        axis.bar(
+            place + 0.4 * number - 0.2,
+            values,
+            0.38,
+            color=colors,
+            edgecolor="0.2",
+            hatch=hatch,
+            label=name,
+        )
     axis.set_xticks(place, space.names, rotation=40, ha="right", fontsize=8)
     axis.set_title(title, fontsize=10)
     axis.grid(axis="y", alpha=0.3)
@@ -368,11 +431,21 @@ def _bars(axis: Any, space: LabelSpace, series: Mapping[str, np.ndarray], title:
 
 def _draw_confidence(axis: Any, quality: LabelStatistics) -> None:
     edges = np.linspace(0, 1, _BINS + 1)
-    axis.stairs(quality.confidence / max(1, quality.confidence.sum()), edges, fill=True, color="0.75", label="pixels")
+    axis.stairs(
+        quality.confidence / max(1, quality.confidence.sum()),
+        edges,
+        fill=True,
+        color="0.75",
+        label="pixels",
+    )
     seen, right = quality.sure
     if seen.any():
-        share = np.divide(right, seen, out=np.full(_BINS, np.nan), where=seen >= max(20, seen.sum() // 1000))
-        axis.plot((edges[1:] + edges[:-1]) / 2, share, "o-", color="0.1", label="share that is right")
+        share = np.divide(
+            right, seen, out=np.full(_BINS, np.nan), where=seen >= max(20, seen.sum() // 1000)
+        )
+        axis.plot(
+            (edges[1:] + edges[:-1]) / 2, share, "o-", color="0.1", label="share that is right"
+        )
         axis.plot([0, 1], [0, 1], ":", color="0.5", label="right as often as sure")
     axis.set_title("confidence of labelled pixels", fontsize=10)
     axis.set_xlabel("confidence", fontsize=8)

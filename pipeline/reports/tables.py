@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 
-def score_table(title: str, columns: Mapping[str, Mapping[str, float | None]], rows: Sequence[str]) -> str:
+def score_table(
+    title: str, columns: Mapping[str, Mapping[str, float | None]], rows: Sequence[str]
+) -> str:
     """A table of percentages with one line a class.
 
     Args:
@@ -16,7 +18,9 @@ def score_table(title: str, columns: Mapping[str, Mapping[str, float | None]], r
     width = max(len(name) for name in rows)
     head = " " * width + "".join(f"  {name:>10}" for name in columns)
     lines = [
-        f"{row:{width}}" + "".join(f"  {_percent(values.get(row)):>10}" for values in columns.values()) for row in rows
+        f"{row:{width}}"
+        + "".join(f"  {_percent(values.get(row)):>10}" for values in columns.values())
+        for row in rows
     ]
     return "\n".join([title, head, *lines])
 

@@ -1,4 +1,7 @@
-"""Pictures to look at: labelled points on the camera images, and the scene from above beside truth and errors."""
+"""Pictures to look at.
+
+Labelled points on the camera images, and the scene from above beside truth and errors.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,9 @@ def draw_frame(
     fusion: FusionConfig,
     title: str,
 ) -> Figure:
-    """A figure of one frame: its cameras with the visible points coloured by label, and views from above.
+    """A figure of one frame.
+
+    Its cameras with the visible points coloured by label, and views from above.
 
     Args:
         frame: the frame.
@@ -61,17 +66,35 @@ def draw_frame(
         here = pairs[pairs.camera == index]
         named = here[label[here.point] != NONE]
         axis.imshow(decode(camera, camera.size_hw))
-        axis.scatter(named.uv[:, 0], named.uv[:, 1], s=2, c=space.colors[label[named.point]] / 255.0, linewidths=0)
+        axis.scatter(
+            named.uv[:, 0],
+            named.uv[:, 1],
+            s=2,
+            c=space.colors[label[named.point]] / 255.0,
+            linewidths=0,
+        )
         axis.set_title(camera.name, fontsize=8)
     panels = {"labels": _class_colors(label, space)}
     if truth is not None:
-        panels |= {"truth": _class_colors(truth, space), "errors (red)": _error_colors(label, truth)}
-    for axis, (name, colors) in zip(lower.subplots(1, len(panels), squeeze=False).ravel(), panels.items(), strict=True):
+        panels |= {
+            "truth": _class_colors(truth, space),
+            "errors (red)": _error_colors(label, truth),
+        }
+    for axis, (name, colors) in zip(
+        lower.subplots(1, len(panels), squeeze=False).ravel(), panels.items(), strict=True
+    ):
         _from_above(axis, cloud.xyz, colors)
         axis.set_title(name, fontsize=9)
     seen = np.union1d(label, truth if truth is not None else label)
     marks = [
-        Line2D([], [], marker="o", linestyle="", color=tuple(space.colors[c] / 255.0), label=space.names[c])
+        Line2D(
+            [],
+            [],
+            marker="o",
+            linestyle="",
+            color=tuple(space.colors[c] / 255.0),
+            label=space.names[c],
+        )
         for c in seen[seen < len(space)]
     ]
     lower.legend(handles=marks, loc="outside lower center", ncols=8, fontsize=8)
@@ -94,13 +117,17 @@ def _class_colors(label: UInt8[np.ndarray, " n"], space: LabelSpace) -> Float32[
     return colors[label]
 
 
-def _error_colors(label: UInt8[np.ndarray, " n"], truth: UInt8[np.ndarray, " n"]) -> Float32[np.ndarray, "n 3"]:
+def _error_colors(
+    label: UInt8[np.ndarray, " n"], truth: UInt8[np.ndarray, " n"]
+) -> Float32[np.ndarray, "n 3"]:
     colors = np.where((label == truth)[:, None], _RIGHT, _WRONG).astype(np.float32)
     colors[(truth == NONE) | (label == NONE)] = _SILENT
     return colors
 
 
-def _from_above(axis: Axes, xyz: Float32[np.ndarray, "n 3"], colors: Float32[np.ndarray, "n 3"]) -> None:
+def _from_above(
+    axis: Axes, xyz: Float32[np.ndarray, "n 3"], colors: Float32[np.ndarray, "n 3"]
+) -> None:
     order = np.argsort(xyz[:, 2])  # what is higher is drawn later
     axis.scatter(xyz[order, 0], xyz[order, 1], s=0.6, c=colors[order], linewidths=0)
     axis.set_xlim(-_REACH_M, _REACH_M)

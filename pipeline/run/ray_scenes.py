@@ -1,7 +1,9 @@
-"""Shards over Ray actors: placement is Ray's; retries, deadlines, giving up and the report are ours.
+"""Shards over Ray actors.
 
-Ray is told to retry nothing. A worker commits its shard itself, so a worker that dies, or that was thought dead and was
-not, can at worst make a shard twice; both commits have the same bytes.
+Placement is Ray's; retries, deadlines, giving up and the report are ours.
+
+Ray is told to retry nothing. A worker commits its shard itself, so a worker that dies, or that was
+thought dead and was not, can at worst make a shard twice; both commits have the same bytes.
 """
 
 from __future__ import annotations
@@ -36,34 +38,46 @@ _BACK_OFF_S = 0.5
 
 @contextmanager
 def ray_cluster(run: RunConfig) -> Iterator[None]:
-    """Joins the cluster at ``run.address``, or starts one on this machine, and leaves or ends it afterwards.
+    """Joins the cluster at ``run.address``, or starts one on this machine, and leaves or ends it
+    afterwards.
 
-    It never joins a cluster that nobody named, whatever runs on the machine or stands in ``RAY_ADDRESS``.
+    It never joins a cluster that nobody named, whatever runs on the machine or stands in
+    ``RAY_ADDRESS``.
 
     Raises:
         BadInput: the cluster cannot be joined, or the address names none.
     """
     if run.address in ("auto", "local"):
         cure = 'give HOST:PORT, or "${RAY_ADDRESS:?}" inside a job of Ray'
-        raise BadInput("run.address", f"{run.address!r} names no cluster, but whichever runs here", cure)
+        raise BadInput(
+            "run.address", f"{run.address!r} names no cluster, but whichever runs here", cure
+        )
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if ray.is_initialized():
         yield
         return
-    with tempfile.TemporaryDirectory(prefix="cs-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(
+        prefix="cs-", dir="/tmp", ignore_cleanup_errors=True
+    ) as folder:
         if run.address:
             try:
                 ray.init(address=run.address, **quiet)
             except (ConnectionError, ValueError, RayError) as error:
                 cure = "check that it runs there, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
-                raise BadInput("run.address", f"{run.address} cannot be joined ({_first_line(error)})", cure) from None
+                raise BadInput(
+                    "run.address", f"{run.address} cannot be joined ({_first_line(error)})", cure
+                ) from None
         else:
-            # a token of its own, or Ray would write one where other users can read it; and no word to Ray's makers
+            # a token of its own, or Ray would write one where other users can read it; and no word
+            # to Ray's makers
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            # "local" keeps it from joining another cluster; the paths of Ray's sockets must stay short
+            # "local" keeps it from joining another cluster; the paths of Ray's sockets must stay
+            # short
             cpus = max(run.workers, os.cpu_count() or 1)
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False, _temp_dir=folder, **quiet)
+            ray.init(
+                address="local", num_cpus=cpus, include_dashboard=False, _temp_dir=folder, **quiet
+            )
         with raise_on_sigterm(
             "work on Ray was stopped"
         ):  # Ray's own answer ends the process with a status that says nothing
@@ -74,7 +88,9 @@ def ray_cluster(run: RunConfig) -> Iterator[None]:
 
 
 def check_room(workers: int, gpu: bool) -> None:
-    """Refuses a training that the cluster, as it is now, has no room for: Ray would wait for room without a word.
+    """Refuses a training that the cluster, as it is now, has no room for.
+
+    Ray would wait for room without a word.
 
     Args:
         workers: each takes one CPU, or one GPU.
@@ -118,7 +134,10 @@ class _Job:
 
 @dataclass(eq=False, slots=True)
 class _Flight:
-    """What an actor is busy with: a job, or building its worker. An overdue one no longer counts as a worker."""
+    """What an actor is busy with.
+
+    A job, or building its worker. An overdue one no longer counts as a worker.
+    """
 
     actor: Any
     job: _Job | None
@@ -127,16 +146,26 @@ class _Flight:
 
 
 class _Driver:
-    """Hands shards to actors until each is committed or given up; never more shards than workers are under way."""
+    """Hands shards to actors until each is committed or given up.
+
+    Never more shards than workers are under way.
+    """
 
     def __init__(
-        self, artifact: Artifact, make_worker: Callable[[], Worker], run: RunConfig, gpu: bool, tick: Callable[[], Any]
+        self,
+        artifact: Artifact,
+        make_worker: Callable[[], Worker],
+        run: RunConfig,
+        gpu: bool,
+        tick: Callable[[], Any],
     ) -> None:
         self.artifact = replace(artifact, parts=())  # sent with every job
         self.run = run
         self.tick = tick
         self.gpus = run.gpus if gpu else 0.0
-        self.actor: Any = ray.remote(num_cpus=1, num_gpus=self.gpus, max_restarts=0, max_task_retries=0)(_Actor)
+        self.actor: Any = ray.remote(
+            num_cpus=1, num_gpus=self.gpus, max_restarts=0, max_task_retries=0
+        )(_Actor)
         self.make_worker = ray.put(make_worker)
         self.queue: deque[_Job] = deque()
         self.idle: list[Any] = []
@@ -163,7 +192,9 @@ class _Driver:
     def _hire(self, jobs: int) -> None:
         for _ in range(min(self.run.workers, jobs) - self._staff()):
             actor = self.actor.remote()
-            self.flights[actor.build.remote(self.make_worker)] = _Flight(actor, None, time.monotonic())
+            self.flights[actor.build.remote(self.make_worker)] = _Flight(
+                actor, None, time.monotonic()
+            )
 
     def _launch(self) -> None:
         """Gives idle actors the shards whose time has come."""
@@ -208,13 +239,21 @@ class _Driver:
             ray.kill(actor)
 
     def _check_deadlines(self) -> None:
-        """Lets second workers try what first ones have had for too long; whichever commits first wins."""
+        """Lets second workers try what first ones have had for too long.
+
+        Whichever commits first wins.
+        """
         begun = time.monotonic() - self.run.deadline_s
         limit = f"not done within {self.run.deadline_s:g} s"
-        late = {ref: flight for ref, flight in self.flights.items() if flight.since < begun and not flight.overdue}
+        late = {
+            ref: flight
+            for ref, flight in self.flights.items()
+            if flight.since < begun and not flight.overdue
+        }
         hung = [ref for ref, flight in self.flights.items() if flight.overdue]
         builds = [ref for ref, flight in late.items() if flight.job is None]
-        for ref in [*builds, *(hung if builds else [])]:  # hung workers may hold the room that new ones wait for
+        # hung workers may hold the room that new ones wait for
+        for ref in [*builds, *(hung if builds else [])]:
             ray.kill(self.flights.pop(ref).actor)
         if builds and not hung:
             self._not_built(limit)
@@ -224,9 +263,14 @@ class _Driver:
                 self._failed(flight.job, limit)
 
     def _not_built(self, reason: str) -> None:
-        """Ends a run that gets no worker at all; while others work, one that cannot be placed is no harm."""
+        """Ends a run that gets no worker at all.
+
+        While others work, one that cannot be placed is no harm.
+        """
         self.failed_builds += 1
-        at_work = self.idle or any(flight.job and not flight.overdue for flight in self.flights.values())
+        at_work = self.idle or any(
+            flight.job and not flight.overdue for flight in self.flights.values()
+        )
         if not at_work and self.failed_builds >= self.run.attempts:
             needs = f"1 CPU and {self.gpus:g} GPU of {_resources()}"
             raise Incomplete(f"no worker could be started ({reason}); each needs {needs}")
@@ -236,7 +280,9 @@ class _Driver:
             self._done(job)
             return
         job.reasons.append(reason)
-        elsewhere = any(flight.job is job and not flight.overdue for flight in self.flights.values())
+        elsewhere = any(
+            flight.job is job and not flight.overdue for flight in self.flights.values()
+        )
         if not final and (elsewhere or job in self.queue):
             return
         if not final and job.attempts < self.run.attempts:
@@ -246,7 +292,10 @@ class _Driver:
         self.given_up[job.name] = job
         self._forget(job)
         if len(self.given_up) > self.run.failures:
-            raise Incomplete(f"stopped, as more than run.failures={self.run.failures} shards failed; {self.worst()}")
+            raise Incomplete(
+                f"stopped, as more than run.failures={self.run.failures} shards failed; "
+                f"{self.worst()}"
+            )
 
     def _done(self, job: _Job) -> None:
         self.finished[job.name] = job
@@ -291,11 +340,14 @@ def run_on_ray(
     tick: Callable[[], Any] = lambda: None,
     kept: int = 0,
 ) -> None:
-    """Makes shards on ``run.workers`` actors; ``report.json`` in the artifact says what became of each.
+    """Makes shards on ``run.workers`` actors.
 
-    A shard whose input is bad is given up at once, one that loses its worker after ``run.attempts``; the others go on
-    until more than ``run.failures`` are given up. The report counts ``expected`` = ``kept`` + ``done`` + ``given_up`` +
-    ``left``, with every failed attempt's reason.
+    ``report.json`` in the artifact says what became of each.
+
+    A shard whose input is bad is given up at once, one that loses its worker after
+    ``run.attempts``; the others go on until more than ``run.failures`` are given up. The report
+    counts ``expected`` = ``kept`` + ``done`` + ``given_up`` + ``left``, with every failed attempt's
+    reason.
 
     Args:
         artifact: where shards are committed; on a file system that every node sees.

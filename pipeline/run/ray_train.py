@@ -1,4 +1,7 @@
-"""Training on several workers: whoever starts them, torchrun or Ray Train, each runs the same function on its part."""
+"""Training on several workers.
+
+Whoever starts them, torchrun or Ray Train, each runs the same function on its part.
+"""
 
 from __future__ import annotations
 
@@ -31,11 +34,12 @@ _POLL_S = 0.5
 
 @contextmanager
 def process_group(prepare: Callable[[], T]) -> Iterator[T]:
-    """Within, this process is one of those that the torch.distributed environment names, if it names several.
+    """Within, this process is one of those that the torch.distributed environment names, if it
+    names several.
 
     Args:
-        prepare: makes what the training needs; called by the first process while the others wait, then by these, who
-            find it made.
+        prepare: makes what the training needs; called by the first process while the others wait,
+            then by these, who find it made.
 
     Yields:
         What ``prepare`` returns.
@@ -51,7 +55,9 @@ def process_group(prepare: Callable[[], T]) -> Iterator[T]:
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    distributed.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=world)
+    distributed.init_process_group(
+        "nccl" if cuda else "gloo", store=store, rank=rank, world_size=world
+    )
     try:
         yield prepared
         distributed.barrier()  # nobody leaves before the first has written the result
@@ -68,15 +74,16 @@ def wants_ray(config: Config) -> bool:
 def train_on_ray(learn: Callable[[Config], object], config: Config) -> None:
     """Runs a training on Ray Train, on ``run.workers`` workers but no more than a batch has frames.
 
-    When a worker is lost, all are started anew up to ``run.attempts`` times and go on from the last checkpoint. What
-    another attempt would not mend ends the training at once.
+    When a worker is lost, all are started anew up to ``run.attempts`` times and go on from the last
+    checkpoint. What another attempt would not mend ends the training at once.
 
     Args:
         learn: the training; its result is an artifact in the store, which all workers see.
         config: of the training.
 
     Raises:
-        BadInput: from a worker; Ray is not installed, the cluster has no room, or its nodes share no store.
+        BadInput: from a worker; Ray is not installed, the cluster has no room, or its nodes share
+            no store.
         NotFinite: from a worker.
         LabelLeak: from a worker.
         Incomplete: the workers were lost too often.
@@ -117,14 +124,20 @@ def train_on_ray(learn: Callable[[Config], object], config: Config) -> None:
         _raise_final(outcome)
 
 
-_FINAL: dict[str, type[Exception]] = {kind.__name__: kind for kind in (BadInput, NotFinite, LabelLeak)}
+_FINAL: dict[str, type[Exception]] = {
+    kind.__name__: kind for kind in (BadInput, NotFinite, LabelLeak)
+}
 """What no other attempt would mend."""
 
 
-def _from_here(learn: Callable[[Config], object], config: Config, folder: str, outcome: Path) -> None:
-    """Learns as one of the workers, and leaves word in the store of how the training ended, if it ended for good.
+def _from_here(
+    learn: Callable[[Config], object], config: Config, folder: str, outcome: Path
+) -> None:
+    """Learns as one of the workers, and leaves word in the store of how the training ended, if it
+    ended for good.
 
-    A worker that fails must raise, or the others would wait for it; Ray Train then starts all of them once more.
+    A worker that fails must raise, or the others would wait for it; Ray Train then starts all of
+    them once more.
     """
     if outcome.exists():
         return
@@ -147,11 +160,18 @@ def _raise_final(outcome: Path) -> None:
 
 
 def _not_shared(store: Path) -> BadInput:
-    return BadInput("store", f"the workers ended well, but left nothing in {store}", "give a folder that nodes share")
+    return BadInput(
+        "store",
+        f"the workers ended well, but left nothing in {store}",
+        "give a folder that nodes share",
+    )
 
 
 def _gave_up(error: Exception) -> Incomplete:
     """What the first worker that failed said."""
     failures = getattr(error, "worker_failures", {}).values()
     said = str(next(iter(failures), error)).strip().splitlines()
-    return Incomplete(f"training was given up ({said[0] if said else error!r}); run the same command again to go on")
+    return Incomplete(
+        f"training was given up ({said[0] if said else error!r}); run the same command again to "
+        "go on"
+    )

@@ -58,7 +58,9 @@ def _check_store(store: Path) -> None:
         raise BadInput(store, "cannot be written", "give a folder of your own as store=")
     free = shutil.disk_usage(there).free
     if free < _FREE_MIN_BYTES:
-        raise BadInput(store, f"its disk has {free >> 20} MiB left", "make room, or give another store=")
+        raise BadInput(
+            store, f"its disk has {free >> 20} MiB left", "make room, or give another store="
+        )
 
 
 def _check_images(config: Config) -> None:

@@ -22,7 +22,10 @@ INSTALL_RAY = 'pip install -e ".[ray]"'
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Shard:
-    """What a worker made: named arrays, frames left out, counts to be added up, and facts for the marker."""
+    """What a worker made.
+
+    Named arrays, frames left out, counts to be added up, and facts for the marker.
+    """
 
     arrays: Mapping[str, np.ndarray]
     skipped: Sequence[Skip] = ()
@@ -39,7 +42,10 @@ class Worker(Protocol):
 
 
 class Incomplete(RuntimeError):
-    """Some shards could not be made; the rest is committed, and the same command tries the missing ones again."""
+    """Some shards could not be made.
+
+    The rest is committed, and the same command tries the missing ones again.
+    """
 
 
 def make_shard(artifact: Artifact, worker: Worker, name: str, attempt: int = 1) -> None:
@@ -59,7 +65,9 @@ def run_stage(
     config: Config,
     gpu: bool = False,
 ) -> Artifact:
-    """Brings an artifact to completion: makes the shards that are not committed, then writes the manifest.
+    """Brings an artifact to completion.
+
+    Makes the shards that are not committed, then writes the manifest.
 
     Args:
         artifact: the stage's output.
@@ -69,8 +77,8 @@ def run_stage(
         gpu: whether a worker runs a network.
 
     Raises:
-        BadInput: from a worker, when ``on_bad=fail`` (local); a path that other nodes would read differently, or Ray is
-            not installed (ray).
+        BadInput: from a worker, when ``on_bad=fail`` (local); a path that other nodes would read
+            differently, or Ray is not installed (ray).
         Incomplete: shards were given up (ray).
     """
     if config.run.executor == "ray" and config.run.address:
@@ -83,7 +91,9 @@ def run_stage(
     if left:
         done = len(shards) - len(left)
         quiet = not config.run.progress
-        with tqdm(total=len(shards), initial=done, desc=artifact.stage, unit="shard", disable=quiet) as bar:
+        with tqdm(
+            total=len(shards), initial=done, desc=artifact.stage, unit="shard", disable=quiet
+        ) as bar:
             if config.run.executor == "ray":
                 with needs_ray("run.executor"):
                     from clipsweep.pipeline.run.ray_scenes import run_on_ray
@@ -108,9 +118,14 @@ def needs_ray(where: str) -> Iterator[None]:
 
 
 def check_shared(config: Config) -> None:
-    """Refuses relative folders: each node of a cluster would take them from where its own processes started."""
+    """Refuses relative folders.
+
+    Each node of a cluster would take them from where its own processes started.
+    """
     for key, folder in (("store", config.store), ("data.root", config.data.root)):
         if not Path(folder).is_absolute():
             raise BadInput(
-                key, f"{folder!r} is relative", "on a cluster, give the full path of a folder that nodes share"
+                key,
+                f"{folder!r} is relative",
+                "on a cluster, give the full path of a folder that nodes share",
             )

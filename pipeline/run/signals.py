@@ -1,4 +1,7 @@
-"""Signals that ask a run to end: what is half written is removed, a training writes a checkpoint first."""
+"""Signals that ask a run to end.
+
+What is half written is removed, a training writes a checkpoint first.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ from types import FrameType
 class Stopped(BaseException):
     """A signal ended the work early; what was done is kept.
 
-    Like ``KeyboardInterrupt`` it may come out of any line, so nothing that expects errors may catch it.
+    Like ``KeyboardInterrupt`` it may come out of any line, so nothing that expects errors may catch
+    it.
 
     Args:
         number: of the signal.
@@ -25,12 +29,17 @@ class Stopped(BaseException):
         super().__init__(number, said)
 
     def __str__(self) -> str:
-        return f"{self.said} by {signal.Signals(self.number).name}; run the same command again to go on"
+        return (
+            f"{self.said} by {signal.Signals(self.number).name}; run the same command again to "
+            "go on"
+        )
 
 
 @contextmanager
 def defer_signals() -> Iterator[Sequence[int]]:
-    """While this lasts the first SIGTERM or SIGINT is only written down, in the list given; a second one acts as ever.
+    """While this lasts the first SIGTERM or SIGINT is only written down, in the list given.
+
+    A second one acts as ever.
 
     Outside of the main thread, where Python hears no signals, nothing changes.
     """
@@ -59,7 +68,9 @@ def defer_signals() -> Iterator[Sequence[int]]:
 
 @contextmanager
 def raise_on_sigterm(said: str) -> Iterator[None]:
-    """While this lasts SIGTERM raises ``Stopped``: its own answer would leave half-written folders behind.
+    """While this lasts SIGTERM raises ``Stopped``.
+
+    Its own answer would leave half-written folders behind.
 
     Outside of the main thread, where Python hears no signals, nothing changes.
     """

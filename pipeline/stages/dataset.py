@@ -1,4 +1,7 @@
-"""The training data set: point clouds with targets, augmented, voxelized and collated into batches."""
+"""The training data set.
+
+Point clouds with targets, augmented, voxelized and collated into batches.
+"""
 
 from __future__ import annotations
 
@@ -46,11 +49,15 @@ class Targets:
 
 
 def pixel_targets(pixels: Artifact, config: Config, frame: Frame, cloud: Cloud) -> Targets:
-    """A target for each visible point-pixel pair whose pixel has a label, or a feature if nothing asks for labels."""
+    """A target for each visible point-pixel pair whose pixel has a label, or a feature if
+    nothing asks for labels.
+    """
     pairs = visible_pairs(frame, cloud.xyz, config.fusion)
     images = read_pixels(pixels, frame)
     pixel = pixel_rows(pairs, frame.cameras, [image.label.shape for image in images])
-    label = np.concatenate([image.label.ravel() for image in images] or [np.empty(0, np.uint8)])[pixel]
+    label = np.concatenate([image.label.ravel() for image in images] or [np.empty(0, np.uint8)])[
+        pixel
+    ]
     objectives = config.objectives
     named: slice | np.ndarray = slice(None)
     if objectives.needs_labels():
@@ -84,7 +91,8 @@ def truth_targets(space: LabelSpace, config: Config, frame: Frame, cloud: Cloud)
 
 @dataclass(frozen=True)
 class TrainingFrames(Dataset[SweepSet | BadInput]):
-    """Frames by (epoch, number), each with a random state of its own, so that the order of loading cannot matter.
+    """Frames by (epoch, number), each with a random state of its own, so that the order of loading
+    cannot matter.
 
     A frame that turns out bad is answered as its error: worker processes cannot raise it whole.
     """
@@ -105,14 +113,18 @@ class TrainingFrames(Dataset[SweepSet | BadInput]):
             among = settings.sweeps_among
             age_s = settings.max_age_s or np.inf
             frame = choose_sweeps(self.frames[number], count, among, age_s, random)
-            cloud = usable_cloud(frame, self.config, self.config.data.ego_box_m, len(frame.sweeps), left_out.append)
+            cloud = usable_cloud(
+                frame, self.config, self.config.data.ego_box_m, len(frame.sweeps), left_out.append
+            )
             targets = self.targets(frame, cloud)
         except BadInput as error:
             return error
         cube = self._cubes(cloud, targets)
         passed = cloud.sweep // merged
         ends = np.cumsum(np.bincount(passed))
-        parts = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False) if start < end]
+        parts = [
+            slice(start, end) for start, end in zip([0, *ends], ends, strict=False) if start < end
+        ]
         sweeps = [self._voxels(frame, cloud, targets, cube, part, random) for part in parts]
         return SweepSet(sweeps, targets.feature, tuple(map(str, left_out)))
 
@@ -169,10 +181,13 @@ def training_steps(config: Config, frames: int) -> int:
     return -(-train.epochs * frames // (train.batch_size * train.accumulate))
 
 
-def batch_order(seed: int, frames: int, batch_size: int, batches: range) -> Iterator[list[tuple[int, int]]]:
+def batch_order(
+    seed: int, frames: int, batch_size: int, batches: range
+) -> Iterator[list[tuple[int, int]]]:
     """Some batches of an endless training as (epoch, number) of frames.
 
-    Epochs, each with every frame once, follow one another in one stream that is cut into batches of one size.
+    Epochs, each with every frame once, follow one another in one stream that is cut into batches of
+    one size.
     """
     epoch = -1
     order = np.empty(0, np.int64)
@@ -187,31 +202,47 @@ def batch_order(seed: int, frames: int, batch_size: int, batches: range) -> Iter
 
 
 def _leave_signals_alone(worker: int) -> None:
-    """A loader ends with the training, which may want one more batch after a signal to the whole process group."""
+    """A loader ends with the training, which may want one more batch after a signal to the whole
+    process group.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
 def training_batches(
-    frames: Sequence[Frame], targets: Callable[[Frame, Cloud], Targets], config: Config, first_step: int = 0
+    frames: Sequence[Frame],
+    targets: Callable[[Frame, Cloud], Targets],
+    config: Config,
+    first_step: int = 0,
 ) -> Generator[Batch, None, None]:
-    """The batches of all steps from ``first_step`` on, made by ``run.loaders`` processes beside the training.
+    """The batches of all steps from ``first_step`` on, made by ``run.loaders`` processes beside the
+    training.
 
-    Of several workers each gets its part of every batch. Close it: the processes live as long as it does.
+    Of several workers each gets its part of every batch. Close it: the processes live as long as it
+    does.
 
     Raises:
         BadInput: a frame cannot be read, or there are more workers than frames in a batch.
     """
     size = config.train.batch_size
     if size < world_size():
-        raise BadInput("train.batch_size", f"is {size}", f"{world_size()} workers need as many frames")
+        raise BadInput(
+            "train.batch_size", f"is {size}", f"{world_size()} workers need as many frames"
+        )
     if -(-size // world_size()) * config.train.sweeps > 128:
-        raise BadInput("train.batch_size", f"{size} frames of {config.train.sweeps} sweeps are too many", "128 in all")
+        raise BadInput(
+            "train.batch_size",
+            f"{size} frames of {config.train.sweeps} sweeps are too many",
+            "128 in all",
+        )
     steps = range(first_step, training_steps(config, len(frames)))
     batches = range(steps.start * config.train.accumulate, steps.stop * config.train.accumulate)
     loader = DataLoader(
         TrainingFrames(frames, targets, config),
-        batch_sampler=(batch[rank() :: world_size()] for batch in batch_order(config.seed, len(frames), size, batches)),
+        batch_sampler=(
+            batch[rank() :: world_size()]
+            for batch in batch_order(config.seed, len(frames), size, batches)
+        ),
         collate_fn=_collate,
         num_workers=config.run.loaders,
         pin_memory=torch.cuda.is_available(),
@@ -223,7 +254,9 @@ def training_batches(
         yield batch
 
 
-def target_source(kind: str, pixels: Artifact, points: Artifact, config: Config) -> Callable[[Frame, Cloud], Targets]:
+def target_source(
+    kind: str, pixels: Artifact, points: Artifact, config: Config
+) -> Callable[[Frame, Cloud], Targets]:
     """What the student learns from: the pairs of ``pixels`` or the fused ``points``."""
     sources: dict[str, Callable[[Frame, Cloud], Targets]] = {
         "pixels": partial(pixel_targets, pixels, config),

@@ -39,7 +39,9 @@ from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import Frame
 
 FINETUNED_BY = ("model", "train", "finetune", "protocol", "seed", "objectives.segmentation")
-"""Settings that decide a fine-tuned student, beside clouds, labels and the student it starts from."""
+"""Settings that decide a fine-tuned student, beside clouds, labels and the student it starts
+from.
+"""
 
 
 def make_finetuned(config: Config, source: str) -> Artifact:
@@ -58,14 +60,26 @@ def make_finetuned(config: Config, source: str) -> Artifact:
         Incomplete: workers were lost too often.
     """
     if config.labels.names:
-        raise BadInput("labels.names", "has no labels to learn from", "fine-tune with the data set's own classes")
+        raise BadInput(
+            "labels.names",
+            "has no labels to learn from",
+            "fine-tune with the data set's own classes",
+        )
     if config.finetune.linear_probe and source == "none":
-        raise BadInput("finetune.linear_probe", "leaves random weights as they are", "give student=FOLDER")
+        raise BadInput(
+            "finetune.linear_probe", "leaves random weights as they are", "give student=FOLDER"
+        )
     if config.labels.truth:
-        raise BadInput("labels.truth", "is for scoring alone", "fine-tune with labels.space of the label files")
+        raise BadInput(
+            "labels.truth", "is for scoring alone", "fine-tune with labels.space of the label files"
+        )
     if not source:
-        raise BadInput("student", "is not set", "give student=FOLDER of a pre-trained student, or student=none")
-    if wants_ray(config) and not is_complete(_finetuned(config, make_index(config), source), config):
+        raise BadInput(
+            "student", "is not set", "give student=FOLDER of a pre-trained student, or student=none"
+        )
+    if wants_ray(config) and not is_complete(
+        _finetuned(config, make_index(config), source), config
+    ):
         train_on_ray(partial(make_finetuned, source=source), config)
     with process_group(partial(make_index, config)) as index:
         student = _finetuned(config, index, source)
@@ -95,7 +109,9 @@ def _finetune(config: Config, index: Artifact, student: Artifact, source: str) -
     if config.on_bad == "skip":
         subset, skipped = readable(subset, config, partial(_labelled_cloud, space, config))
         if not subset:
-            raise BadInput("data.train", f"all labelled frames were left out, first: {skipped[0].reason}")
+            raise BadInput(
+                "data.train", f"all labelled frames were left out, first: {skipped[0].reason}"
+            )
     started = time.time()
     network, text = _student_to_tune(config, _folder(source), len(space))
     targets = partial(truth_targets, space, config)
@@ -122,18 +138,29 @@ def _labelled_cloud(space: LabelSpace, config: Config, frame: Frame) -> None:
 
 
 def _student_to_tune(config: Config, source: str, classes: int) -> tuple[Student, Tensor]:
-    """A student with a classifier to be trained, all else from ``source``; and the embeddings of its classes."""
+    """A student with a classifier to be trained, all else from ``source``.
+
+    And the embeddings of its classes.
+    """
     if not source:
         return new_student(config, classes, classes), torch.eye(classes)
     trained = load_student(finished_student(source).path)
     if trained.used_labels:
-        raise BadInput(source, "has learnt from labels already", "give the pre-trained one, or student=none")
+        raise BadInput(
+            source, "has learnt from labels already", "give the pre-trained one, or student=none"
+        )
     check_same_network(source, trained.model, config.model)
     network = new_student(config, trained.text.shape[1], classes)
     weights = trained.student.state_dict()
-    if config.finetune.start == "names" and trained.names == load_space(config.labels).names and len(trained.text):
+    if (
+        config.finetune.start == "names"
+        and trained.names == load_space(config.labels).names
+        and len(trained.text)
+    ):
         named = trained.student.text_head
-        weights |= {f"classifier.{k}": trained.text @ weights[f"{named}.{k}"] for k in ("weight", "bias")}
+        weights |= {
+            f"classifier.{k}": trained.text @ weights[f"{named}.{k}"] for k in ("weight", "bias")
+        }
     else:
         weights |= {k: v for k, v in network.state_dict().items() if k.startswith("classifier.")}
     network.load_state_dict(weights)  # strict: a weight that does not fit is an error

@@ -1,4 +1,7 @@
-"""Trains a student into an artifact: checkpoints, log, weights; what pre-training and fine-tuning share."""
+"""Trains a student into an artifact.
+
+Checkpoints, log, weights; what pre-training and fine-tuning share.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,9 @@ READS_CLOUDS = (
 """Settings that decide what a network is given of a sweep."""
 
 
-def finish_student(student: Artifact, config: Config, started: float, skipped: Sequence[Skip], **facts: Any) -> None:
+def finish_student(
+    student: Artifact, config: Config, started: float, skipped: Sequence[Skip], **facts: Any
+) -> None:
     """Writes the manifest of a trained student."""
     digest = digest_files([student.path / "config.json"])
     student.finish(["model"], config, started, skipped, config_digest=digest, **facts)
@@ -58,7 +63,9 @@ def training_frames(index: Artifact, config: Config) -> list[Frame]:
     Raises:
         BadInput: there is none.
     """
-    frames = [frame for scene in scenes_of(index, "train") for frame in scene_frames(index, config, scene)]
+    frames = [
+        frame for scene in scenes_of(index, "train") for frame in scene_frames(index, config, scene)
+    ]
     if not frames:
         raise BadInput("data.train", "no frame to learn from is left")
     return frames
@@ -77,9 +84,15 @@ def finished_student(path: str) -> Artifact:
     """
     student = Artifact.at(path, "student")
     if not student.done("model", verify=True):
-        raise BadInput(student.shard("model"), "is not the file that training wrote", "copy the folder again")
+        raise BadInput(
+            student.shard("model"), "is not the file that training wrote", "copy the folder again"
+        )
     if student.manifest().get("config_digest") != digest_files([student.path / "config.json"]):
-        raise BadInput(student.path / "config.json", "is not the file that training wrote", "copy the folder again")
+        raise BadInput(
+            student.path / "config.json",
+            "is not the file that training wrote",
+            "copy the folder again",
+        )
     return student
 
 
@@ -143,7 +156,8 @@ class Fitted:
 
 
 def fit(config: Config, out: Artifact, lesson: Lesson, resume: str = "") -> Fitted:
-    """Trains into an artifact, from its last checkpoint if it has one, else from ``resume``'s, else from the start.
+    """Trains into an artifact, from its last checkpoint if it has one, else from ``resume``'s, else
+    from the start.
 
     The checkpoint is one shard, so that no part of it is ever older than another.
 
@@ -225,8 +239,12 @@ def _noting(batches: Iterable[Batch], left_out: list[Skip]) -> Iterator[Batch]:
 
 
 @contextmanager
-def _recorded(out: Artifact, learner: Learner, steps: int, config: Config) -> Iterator[Callable[[Step], None]]:
-    """A callback for each step: logs it, and commits the learner every ``run.checkpoint_s`` and at the end.
+def _recorded(
+    out: Artifact, learner: Learner, steps: int, config: Config
+) -> Iterator[Callable[[Step], None]]:
+    """A callback for each step.
+
+    Logs it, and commits the learner every ``run.checkpoint_s`` and at the end.
 
     Of several workers only the first writes.
     """
@@ -255,7 +273,9 @@ def _start_from(source: Artifact, learner: Learner, config: Config, frames: int)
         raise BadInput(source.path, "has learnt from labels", "resume a pre-trained student")
     check_same_network(str(source.path), trained.model, config.model)
     if not source.done("state", verify=True):
-        raise BadInput(source.shard("state"), "is not the file that training wrote", "copy the folder again")
+        raise BadInput(
+            source.shard("state"), "is not the file that training wrote", "copy the folder again"
+        )
     epochs = source.manifest()["config"]["train"]["epochs"]
     if epochs >= config.train.epochs:
         raise BadInput(source.path, f"has done {epochs} epochs already", "set train.epochs to more")

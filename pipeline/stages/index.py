@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from clipsweep.pipeline.artifacts.index import Row, Skip, read_frame_ids, read_index, read_scenes, to_parquet
+from clipsweep.pipeline.artifacts.index import (
+    Row,
+    Skip,
+    read_frame_ids,
+    read_index,
+    read_scenes,
+    to_parquet,
+)
 from clipsweep.pipeline.artifacts.store import Artifact, Part, digest_files, digest_of
 from clipsweep.pipeline.cli import say
 from clipsweep.pipeline.config import Config
@@ -103,7 +110,9 @@ def _read_rows(config: Config, root: Path) -> _Rows:
     if 0 < counts["labelled"] < counts["frames"]:
         say(f"{root}: {counts['labelled']} of {counts['frames']} frames have labels")
     if counts["missing_sweeps"]:
-        missing = f"{counts['missing_sweeps']} earlier sweeps are missing, and frames go without them"
+        missing = (
+            f"{counts['missing_sweeps']} earlier sweeps are missing, and frames go without them"
+        )
         say(f"{root}: {missing}; once they are there, run with verify=true")
     demo = (root / _DEMO_MARK).is_file()  # whose splits have as many scenes as it was told
     for role, scenes in seen.items():
@@ -112,7 +121,9 @@ def _read_rows(config: Config, root: Path) -> _Rows:
 
 
 def _absent(config: Config, role: str, present: set[str]) -> int:
-    """Number of scenes of the official splits in ``data.train`` or ``data.eval`` that are not there; tells it."""
+    """Number of scenes of the official splits in ``data.train`` or ``data.eval`` that are not
+    there; tells it.
+    """
     official = DATASETS[config.data.kind].splits()
     absent = 0
     for name in getattr(config.data, role):
@@ -142,7 +153,10 @@ def scenes_of(index: Artifact, *roles: str) -> list[str]:
 
 
 def scene_digests(index: Artifact, *roles: str) -> dict[str, str]:
-    """Digest of the rows of each scene that has one of the roles: of all that the index tells of its frames."""
+    """Digest of the rows of each scene that has one of the roles.
+
+    Of all that the index tells of its frames.
+    """
     digests = index.facts("index")["scenes"]
     return {scene: digests[scene] for scene in scenes_of(index, *roles)}
 
@@ -153,7 +167,8 @@ def split_scenes(
     frames: int | None = None,
     inputs_of: Callable[[str], str] = lambda scene: "",
 ) -> tuple[Part, ...]:
-    """Cuts the scenes of some roles into parts of successive key frames, each with a shard of its own.
+    """Cuts the scenes of some roles into parts of successive key frames, each with a shard of its
+    own.
 
     A shard is named by its scene, by what it is made from and by its number in the scene.
 
@@ -175,7 +190,8 @@ def split_scenes(
 
 
 def find_parts(artifact: Artifact, index: Artifact, scenes: Sequence[str]) -> Artifact:
-    """The shards of a finished artifact, which a user named, that hold some scenes as the index has them.
+    """The shards of a finished artifact, which a user named, that hold some scenes as the index has
+    them.
 
     Where a scene is there more than once, what the manifest lists is taken, else the latest.
 

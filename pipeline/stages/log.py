@@ -14,11 +14,15 @@ from clipsweep.distill.training.loop import Step
 
 def met_targets(folder: Path) -> bool:
     """Whether any step that was logged in a student's folder learnt from a point."""
-    return any(json.loads(line)["points"] for line in (folder / "metrics.jsonl").read_text().splitlines())
+    return any(
+        json.loads(line)["points"] for line in (folder / "metrics.jsonl").read_text().splitlines()
+    )
 
 
 class TrainingLog:
-    """Writes each step beside the student; on resuming, what was logged after the checkpoint is forgotten.
+    """Writes each step beside the student.
+
+    On resuming, what was logged after the checkpoint is forgotten.
 
     Args:
         folder: the student's.

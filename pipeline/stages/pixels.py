@@ -39,9 +39,13 @@ def _teacher(config: Config, space: LabelSpace) -> Teacher:
 
 
 class PixelWorker:
-    """Labels the images of a shard with the teacher that it owns, or reads kept features under other names."""
+    """Labels the images of a shard with the teacher that it owns, or reads kept features under
+    other names.
+    """
 
-    def __init__(self, config: Config, index: Artifact, parts: Sequence[Part], kept: Artifact | None) -> None:
+    def __init__(
+        self, config: Config, index: Artifact, parts: Sequence[Part], kept: Artifact | None
+    ) -> None:
         self.config = config
         self.index = index
         self.parts = {part.shard: part for part in parts}
@@ -122,7 +126,9 @@ def _all_done(artifact: Artifact, shards: Sequence[str], config: Config) -> bool
 
 
 def _kept_features(config: Config, pixels: Artifact, features: str) -> Artifact | None:
-    """A finished artifact with the same model's dense features of all these images, no frame left out."""
+    """A finished artifact with the same model's dense features of all these images, no frame
+    left out.
+    """
     for manifest in sorted(Path(config.store).glob("pixels-*/manifest.json")):
         other = Artifact(manifest.parent).holding(pixels.parts, pixels.lost)
         key = other.manifest()["key"]
@@ -134,7 +140,10 @@ def _kept_features(config: Config, pixels: Artifact, features: str) -> Artifact 
 
 
 def _label_files(config: Config, index: Artifact, own: PrecomputedConfig) -> dict[str, str]:
-    """Digest of the names and sizes of each scene's label images: new ones in an old folder are new input."""
+    """Digest of the names and sizes of each scene's label images.
+
+    New ones in an old folder are new input.
+    """
     root = Path(config.data.root) / own.root
     images = read_images(index.payload("index"))
     return {

@@ -1,4 +1,7 @@
-"""The poses stage: corrects the key frames' poses of each scene where they disagree on the ground."""
+"""The poses stage.
+
+Corrects the key frames' poses of each scene where they disagree on the ground.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +80,10 @@ class PoseWorker:
 
 
 def _tell_alignment(scene: str, alignment: Alignment) -> dict[str, int]:
-    """Tells how the poses of a scene were corrected; counts scenes corrected and frames left alone."""
+    """Tells how the poses of a scene were corrected.
+
+    Counts scenes corrected and frames left alone.
+    """
     counts = {"scenes_aligned": 0, "frames_apart": 0}
     if alignment.corrected:
         counts["scenes_aligned"] += 1

@@ -10,7 +10,13 @@ from jaxtyping import UInt8
 
 from clipsweep.distill.student.checkpoint import Trained, load_student
 from clipsweep.pipeline.artifacts.index import Skip
-from clipsweep.pipeline.artifacts.read import note_older, raw_rows, read_points, skip_or_raise, usable_cloud
+from clipsweep.pipeline.artifacts.read import (
+    note_older,
+    raw_rows,
+    read_points,
+    skip_or_raise,
+    usable_cloud,
+)
 from clipsweep.pipeline.artifacts.store import Artifact, Part, digest_files
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.labels import load_space
@@ -21,7 +27,7 @@ from clipsweep.pipeline.stages.pixels import device
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import Frame
 
-# --- predictions -----------------------------------------------------------------------------------------------------
+# --- predictions ----------------------------------------------------------------------------------
 
 
 def open_student(config: Config, student: str) -> tuple[Trained, str]:
@@ -31,14 +37,24 @@ def open_student(config: Config, student: str) -> tuple[Trained, str]:
         BadInput: it is not whole, or was made for other classes than ``labels`` has.
     """
     if not student:
-        raise BadInput("student", "is not set", "give student=FOLDER, as printed by tools/pretrain.py")
+        raise BadInput(
+            "student", "is not set", "give student=FOLDER, as printed by tools/pretrain.py"
+        )
     artifact = finished_student(student)
     trained = load_student(artifact.path)
     names = load_space(config.labels).names
     if trained.names != names:
-        raise BadInput(artifact.path, f"knows the classes {', '.join(trained.names)}", f"labels has {', '.join(names)}")
+        raise BadInput(
+            artifact.path,
+            f"knows the classes {', '.join(trained.names)}",
+            f"labels has {', '.join(names)}",
+        )
     if not len(trained.text) and trained.student.classifier is None:
-        raise BadInput(artifact.path, "has learnt features and no names", "fine-tune it first: tools/finetune.py")
+        raise BadInput(
+            artifact.path,
+            "has learnt features and no names",
+            "fine-tune it first: tools/finetune.py",
+        )
     trained.student.to(device())
     return trained, digest_files([artifact.shard("model"), artifact.path / "config.json"])
 
@@ -54,7 +70,9 @@ def open_points(config: Config, index: Artifact, folder: str) -> Artifact:
     names = list(load_space(config.labels).names)
     if made != names:
         said = f"has the classes {', '.join(made or ())}"
-        raise BadInput(folder, said, f"labels has {', '.join(names)}: score, draw and export it with the same")
+        raise BadInput(
+            folder, said, f"labels has {', '.join(names)}: score, draw and export it with the same"
+        )
     return find_parts(points, index, scenes_of(index, "eval"))
 
 
@@ -65,7 +83,9 @@ FRAMES = 64
 class PredictWorker:
     """Gives every raw point of some key sweeps of a scene a class."""
 
-    def __init__(self, config: Config, index: Artifact, student: str, parts: Sequence[Part]) -> None:
+    def __init__(
+        self, config: Config, index: Artifact, student: str, parts: Sequence[Part]
+    ) -> None:
         self.config = config
         self.index = index
         self.parts = {part.shard: part for part in parts}
@@ -87,8 +107,13 @@ class PredictWorker:
         counts = {"frames": len(arrays), "points": sum(map(len, arrays.values()))}
         return Shard(arrays, skipped, counts, part.facts())
 
-    def predict(self, frame: Frame, left_out: Callable[[BadInput], None]) -> UInt8[np.ndarray, " n"]:
-        """Class of every raw row; rows that are no points (``data.bad_share``) get the frame's most frequent one."""
+    def predict(
+        self, frame: Frame, left_out: Callable[[BadInput], None]
+    ) -> UInt8[np.ndarray, " n"]:
+        """Class of every raw row.
+
+        Rows that are no points (``data.bad_share``) get the frame's most frequent one.
+        """
         cloud = usable_cloud(frame, self.config, 0.0, self.trained.model.sweeps, left_out)
         height_m = self.config.data.sensor_height_m  # above the ground of the data's own rig
         label = self.trained.predict(cloud.xyz, cloud.intensity, cloud.age_s, height_m)
@@ -110,7 +135,9 @@ def make_predictions(config: Config, index: Artifact, student: str) -> Artifact:
     return run_stage(predictions, predictions.shards(), worker, config, gpu=True)
 
 
-def labelled_frames(config: Config, index: Artifact, said: Artifact) -> Iterator[tuple[Frame, UInt8[np.ndarray, " n"]]]:
+def labelled_frames(
+    config: Config, index: Artifact, said: Artifact
+) -> Iterator[tuple[Frame, UInt8[np.ndarray, " n"]]]:
     """The frames of ``data.eval`` with the labels that predictions or fused points give them.
 
     Raises:

@@ -41,7 +41,9 @@ PRETRAINED_BY = (
 
 
 def make_pretrained(config: Config, resume: str = "") -> Artifact:
-    """A student that learnt from the teacher, without any human label; makes the stages before it where missing.
+    """A student that learnt from the teacher, without any human label.
+
+    Makes the stages before it where missing.
 
     An unfinished training of the same configuration goes on from its last checkpoint.
     ``run.workers`` and torchrun spread the training.
@@ -72,7 +74,9 @@ def _check_teacher(config: Config) -> None:
     teacher = config.teacher
     objectives = config.objectives
     if teacher.kind == "features" and objectives.needs_labels():
-        raise BadInput("teacher.kind", "features names no class to learn", "see configs/pretrain/scalr.yaml")
+        raise BadInput(
+            "teacher.kind", "features names no class to learn", "see configs/pretrain/scalr.yaml"
+        )
     kept = not isinstance(teacher.own, MaskClipConfig) or teacher.own.keep_features
     if objectives.needs_features() and not kept:
         problem = "is false, but points shall be compared with pixels"
@@ -113,7 +117,9 @@ def _pretrain(config: Config, sources: _Sources, student: Artifact, resume: str)
     lost = {skip.frame for skip in points.skipped()}
     frames = [frame for frame in training_frames(sources.index, config) if frame.id not in lost]
     if not frames:
-        raise BadInput("data.train", f"all frames were left out, first: {points.skipped()[0].reason}")
+        raise BadInput(
+            "data.train", f"all frames were left out, first: {points.skipped()[0].reason}"
+        )
     text = torch.from_numpy(pixels.arrays("_text").get_tensor("text"))
     started = time.time()
     targets = target_source(config.objectives.semantic.targets, pixels, points, config)

@@ -15,22 +15,26 @@ _FORM = re.compile(r"(scene|frame)@([0-9]{1,3}(?:\.[0-9]{1,9})?)%")
 def labelled_subset(protocol: str, frames: Sequence[Frame]) -> list[Frame]:
     """The frames whose labels a protocol gives; by rule, so that it is the same everywhere.
 
-    ``scene@k%`` takes every (100/k)-th scene whole (SLidR, Seal, SuperFlow, LiMoE), ``frame@k%`` every (100/k)-th key
-    frame (CLIP2Scene): ``index % (100/k) == 0`` in the official order of the split, so at least one. The two are not to
-    be compared with each other: frames of all scenes are easier to learn from than all frames of a few scenes.
+    ``scene@k%`` takes every (100/k)-th scene whole (SLidR, Seal, SuperFlow, LiMoE), ``frame@k%``
+    every (100/k)-th key frame (CLIP2Scene): ``index % (100/k) == 0`` in the official order of the
+    split, so at least one. The two are not to be compared with each other: frames of all scenes are
+    easier to learn from than all frames of a few scenes.
 
     Args:
         protocol: such as ``scene@1%``.
         frames: the training frames in official order of scenes, then of time.
 
     Raises:
-        BadInput: no protocol of that form, or a share of labels that does not divide 100 % or is below 0.01 %.
+        BadInput: no protocol of that form, or a share of labels that does not divide 100 % or is
+            below 0.01 %.
     """
     match = _FORM.fullmatch(protocol)
     share = Fraction(match[2]) if match else Fraction(0)
     if not match or not Fraction(1, 100) <= share <= 100 or 100 % share:
         shares = "a share that divides 100: 1, 5, 10, 25, 50, 100, ..."
-        raise BadInput("protocol", f"{protocol!r} is none", f"write scene@1% or frame@1%, with {shares}")
+        raise BadInput(
+            "protocol", f"{protocol!r} is none", f"write scene@1% or frame@1%, with {shares}"
+        )
     step = int(100 / share)
     if match[1] == "frame":
         return list(frames[::step])

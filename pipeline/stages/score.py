@@ -14,23 +14,32 @@ from clipsweep.distill.metrics import OTHER, Confusion
 from clipsweep.pipeline.artifacts.read import read_truth, skip_or_raise
 from clipsweep.pipeline.artifacts.store import Artifact
 from clipsweep.pipeline.config import Config
-from clipsweep.pipeline.labels import BOXES, LabelSpace, Scoring, load_scoring, load_space, load_truth
+from clipsweep.pipeline.labels import (
+    BOXES,
+    LabelSpace,
+    Scoring,
+    load_scoring,
+    load_space,
+    load_truth,
+)
 from clipsweep.pipeline.settings import plain
 from clipsweep.pipeline.stages.boxes import BoxTruth, make_boxes
 from clipsweep.pipeline.stages.predict import labelled_frames
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import NONE, Frame
 
-# --- scores ----------------------------------------------------------------------------------------------------------
+# --- scores ---------------------------------------------------------------------------------------
 
 
 def make_scores(config: Config, index: Artifact, said: Artifact, student: str = "") -> Artifact:
-    """Scores predictions or fused points against the truth of ``data.eval``: ``scores-<id>/scores.json``.
+    """Scores predictions or fused points against the truth of ``data.eval``.
+
+    ``scores-<id>/scores.json``.
 
     With ``labels.truth=boxes`` the truth of a class is the points in its annotated boxes. Points in
-    no box have no class; those that are labelled as one of the table's count against it. Objects far
-    away may have no box, and a box holds some points of the ground beneath it: both count as errors,
-    also of a perfect labelling.
+    no box have no class; those that are labelled as one of the table's count against it. Objects
+    far away may have no box, and a box holds some points of the ground beneath it: both count as
+    errors, also of a perfect labelling.
 
     Args:
         config: labels, store and what to do with bad frames.
@@ -47,7 +56,12 @@ def make_scores(config: Config, index: Artifact, said: Artifact, student: str = 
     scoring = load_scoring(config.labels, space, truths)
     key = {
         **config.values("absent_class", "on_bad"),
-        "classes": [scoring.names, scoring.of_class.tolist(), scoring.of_truth.tolist(), truths.digest()],
+        "classes": [
+            scoring.names,
+            scoring.of_class.tolist(),
+            scoring.of_truth.tolist(),
+            truths.digest(),
+        ],
         "labels": said.content(),
     }
     inputs = [said]
@@ -72,7 +86,9 @@ def make_scores(config: Config, index: Artifact, said: Artifact, student: str = 
         if truth is None:
             continue
         if len(truth) != len(label):
-            raise BadInput(frame.id, f"has {len(truth)} true labels and {len(label)} predicted ones")
+            raise BadInput(
+                frame.id, f"has {len(truth)} true labels and {len(label)} predicted ones"
+            )
         confusion += Confusion.of(truth, said_class[label], len(scoring.names))
         frames += 1
     if not confusion.points and skipped:
@@ -81,7 +97,9 @@ def make_scores(config: Config, index: Artifact, said: Artifact, student: str = 
         problem = "no point lies in an annotated box of a scored class"
         raise BadInput("data.eval", problem, "score annotated scenes")
     if not confusion.points:
-        raise BadInput("data.eval", "no frame has labels to score against", "unpack its labels, or score val")
+        raise BadInput(
+            "data.eval", "no frame has labels to score against", "unpack its labels, or score val"
+        )
     tree = _scores(config, confusion, frames, scoring.names, said, student)
     scores.commit("scores", json.dumps(tree, indent=1).encode())
     scores.finish(["scores"], config, started, skipped)

@@ -31,18 +31,22 @@ OBJECTIVES = [
         selftraining=SelfTrainingConfig(probability=1.0, start=0.5, unpaired=True),
     ),
     ObjectivesConfig(
-        semantic=SemanticConfig(kind="infonce"), spatiotemporal=SpatioTemporalConfig(weight=1.0, mean="cubes")
+        semantic=SemanticConfig(kind="infonce"),
+        spatiotemporal=SpatioTemporalConfig(weight=1.0, mean="cubes"),
     ),
     ObjectivesConfig(
-        semantic=SemanticConfig(kind="infonce_paper"), spatiotemporal=SpatioTemporalConfig(weight=1.0, kind="paper")
+        semantic=SemanticConfig(kind="infonce_paper"),
+        spatiotemporal=SpatioTemporalConfig(weight=1.0, kind="paper"),
     ),
     ObjectivesConfig(
-        semantic=SemanticConfig(kind="ce_reference"), spatiotemporal=SpatioTemporalConfig(weight=1.0, kind="reference")
+        semantic=SemanticConfig(kind="ce_reference"),
+        spatiotemporal=SpatioTemporalConfig(weight=1.0, kind="reference"),
     ),
 ]
 STEPS = 20
 CONFIG = TrainConfig(optimizer="sgd", lr=1e-5, ema=0.9)
-"""A U-Net from random weights, under batch norm, makes 1e-3 of a rounding within ten steps at usual learning rates, in
+"""A U-Net from random weights, under batch norm, makes 1e-3 of a rounding within ten steps at usual
+learning rates, in
 one process too; at this one the loss still falls, and roundings stay small."""
 
 
@@ -60,9 +64,17 @@ def frame(number: int) -> SweepSet:
         pair_pixel=random.integers(0, 30, pairs),
         voxel_id=random.integers(0, 20, pairs),
     )
-    cut = voxelize(sample, voxel_m=MODEL.voxel_m, features=MODEL.features, reduce=MODEL.reduce, sensor_height_m=0.0)
+    cut = voxelize(
+        sample,
+        voxel_m=MODEL.voxel_m,
+        features=MODEL.features,
+        reduce=MODEL.reduce,
+        sensor_height_m=0.0,
+    )
     feature = random.normal(size=(30, 4))
-    return SweepSet([cut], (feature / np.linalg.norm(feature, axis=1, keepdims=True)).astype(np.float16))
+    return SweepSet(
+        [cut], (feature / np.linalg.norm(feature, axis=1, keepdims=True)).astype(np.float16)
+    )
 
 
 def part(numbers: Sequence[int]) -> Batch:
@@ -77,11 +89,20 @@ def new_student(classes: int | None = None) -> Student:
 
 
 def learn() -> dict[str, list[float]]:
-    """Losses of a training, and the sums of terms and of squared gradients of one batch under each objective."""
+    """Losses of a training, and the sums of terms and of squared gradients of one batch under
+    each objective.
+    """
     steps: list[Step] = []
     learner = Learner(new_student(), CONFIG)
     order = np.random.default_rng(0).permuted(np.tile(np.arange(4), (STEPS, 1)), axis=1)
-    train(learner, pretraining(learner.student, TEXT, OBJECTIVES[0]), map(part, order), STEPS, CONFIG, steps.append)
+    train(
+        learner,
+        pretraining(learner.student, TEXT, OBJECTIVES[0]),
+        map(part, order),
+        STEPS,
+        CONFIG,
+        steps.append,
+    )
     found = {"losses": [step.loss for step in steps], "points": [step.points for step in steps]}
     ends = learner.average or {}
     found["average"] = [float(value.double().square().sum()) for value in ends.values()]
@@ -89,7 +110,9 @@ def learn() -> dict[str, list[float]]:
         learner = Learner(new_student(4), CONFIG)
         student = learner.student
         terms = (
-            finetuning(student, ObjectivesConfig()) if objectives is None else pretraining(student, TEXT, objectives)
+            finetuning(student, ObjectivesConfig())
+            if objectives is None
+            else pretraining(student, TEXT, objectives)
         )
         found[f"gradients {number}"] = gradients(learner, terms)
     return found
@@ -111,12 +134,16 @@ def gradients(learner: Learner, terms: Terms) -> list[float]:
 def one_of_two(rank: int, folder: Path) -> None:
     """One of the processes of the next test."""
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
+    )
     torch.save(learn(), folder / f"{rank}.pt")
     (folder / f"{rank}.txt").write_text(said_of_nan(rank))
     distributed.destroy_process_group()
     threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
-    assert not [name for name in threads if "gloo" in name], "something holds the group: its threads abort the process"
+    assert not [name for name in threads if "gloo" in name], (
+        "something holds the group: its threads abort the process"
+    )
 
 
 def said_of_nan(rank: int) -> str:
@@ -142,6 +169,8 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     assert len(one["losses"]) == STEPS
     assert one["losses"][-1] < 0.99 * one["losses"][0]
     for name in one:
-        np.testing.assert_allclose(both[0][name], one[name], rtol=1e-3 if name == "average" else 1e-4, atol=1e-9)
+        np.testing.assert_allclose(
+            both[0][name], one[name], rtol=1e-3 if name == "average" else 1e-4, atol=1e-9
+        )
     for rank in range(2):
         assert "frames frame-1, frame-2" in (tmp_path / f"{rank}.txt").read_text()

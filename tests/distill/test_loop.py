@@ -32,7 +32,15 @@ from clipsweep.distill.student.checkpoint import (
 )
 from clipsweep.distill.student.unet import ModelConfig, Student
 from clipsweep.distill.student.voxels import Sample, voxelize
-from clipsweep.distill.training.loop import Learner, NotFinite, Step, TrainConfig, make_optimizer, rates, train
+from clipsweep.distill.training.loop import (
+    Learner,
+    NotFinite,
+    Step,
+    TrainConfig,
+    make_optimizer,
+    rates,
+    train,
+)
 from clipsweep.projection.errors import BadInput
 
 MODEL = ModelConfig(size="tiny", voxel_m=0.5)
@@ -55,7 +63,11 @@ OWN = ObjectivesConfig(selftraining=SelfTrainingConfig(probability=0.5, start=0.
 
 
 def run(
-    student: Student, config: TrainConfig, count: int = 4, terms: Terms | None = None, learner: Learner | None = None
+    student: Student,
+    config: TrainConfig,
+    count: int = 4,
+    terms: Terms | None = None,
+    learner: Learner | None = None,
 ) -> list[Step]:
     steps: list[Step] = []
     stream = (batch for _ in range(config.epochs) for batch in batches(count))
@@ -116,7 +128,9 @@ def test_one_cycle_is_pytorchs(optimizer: str) -> None:
         group = theirs.param_groups[0]
         ours = rates(step, 20, config)
         assert ours.lr == pytest.approx(group["lr"])
-        assert ours.momentum == pytest.approx(group["betas"][0] if optimizer == "adamw" else group["momentum"])
+        assert ours.momentum == pytest.approx(
+            group["betas"][0] if optimizer == "adamw" else group["momentum"]
+        )
         theirs.step()
         if step < 19:
             scheduler.step()
@@ -141,7 +155,8 @@ def spoiled(student: Student, *steps: int, gradient: bool = False) -> Terms:
     def terms(batch: Batch, moment: Moment) -> dict[str, torch.Tensor]:
         value = inner(batch, moment)["semantic"]
         if next(calls) in steps:
-            wrong = torch.sqrt(value.detach() * 0 * student.semantic.weight.abs().sum())  # 0, with slope inf * 0
+            # 0, with slope inf * 0
+            wrong = torch.sqrt(value.detach() * 0 * student.semantic.weight.abs().sum())
             value = value + (wrong if gradient else torch.nan)
         return {"semantic": value}
 
@@ -178,7 +193,14 @@ def test_accumulated_batches_are_a_mean() -> None:
         config = replace(plain, accumulate=len(chosen))
         stream = [batch for number, batch in enumerate(batches(2)) if number in chosen]
         steps: list[Step] = []
-        train(Learner(network, config), pretraining(network, TEXT, ObjectivesConfig()), stream, 1, config, steps.append)
+        train(
+            Learner(network, config),
+            pretraining(network, TEXT, ObjectivesConfig()),
+            stream,
+            1,
+            config,
+            steps.append,
+        )
         ends.append(network.semantic.weight.detach())
         assert steps[0].points == 300 * len(chosen)
     torch.testing.assert_close(ends[2], (ends[0] + ends[1]) / 2)
@@ -190,11 +212,21 @@ def test_the_mean_of_weights_is_what_is_kept() -> None:
     config = TrainConfig(epochs=1, ema=0.5)
     learner = Learner(network, config)
     seen = [weights(network)]
-    train(learner, pretraining(network, TEXT, OWN), batches(3), 3, config, lambda step: seen.append(weights(network)))
+    train(
+        learner,
+        pretraining(network, TEXT, OWN),
+        batches(3),
+        3,
+        config,
+        lambda step: seen.append(weights(network)),
+    )
     mean = seen[0]
     for number, later in enumerate(seen[1:]):
         decay = min(0.5, (1 + number) / (10 + number))
-        mean = [decay * a + (1 - decay) * b if b.is_floating_point() else b for a, b in zip(mean, later, strict=True)]
+        mean = [
+            decay * a + (1 - decay) * b if b.is_floating_point() else b
+            for a, b in zip(mean, later, strict=True)
+        ]
     learner.keep_average()
     for ours, wanted in zip(weights(network), mean, strict=True):
         torch.testing.assert_close(ours, wanted)
@@ -202,13 +234,22 @@ def test_the_mean_of_weights_is_what_is_kept() -> None:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_stopped_anywhere_it_goes_on_to_the_same_bytes(tmp_path: Path, optimizer: str) -> None:
-    config = TrainConfig(optimizer=optimizer, ema=0.9, accumulate=2, schedule="one_cycle", max_bad_steps=1)
+    config = TrainConfig(
+        optimizer=optimizer, ema=0.9, accumulate=2, schedule="one_cycle", max_bad_steps=1
+    )
     kept: dict[int, bytes] = {}
 
     def end(learner: Learner) -> bytes:
         stream = islice(batches(8), 2 * learner.step, None)
         terms = pretraining(learner.student, TEXT, OWN)
-        train(learner, terms, stream, 4, config, lambda step: kept.setdefault(step.step, learner_bytes(learner)))
+        train(
+            learner,
+            terms,
+            stream,
+            4,
+            config,
+            lambda step: kept.setdefault(step.step, learner_bytes(learner)),
+        )
         return learner_bytes(learner)
 
     whole = end(Learner(student(), config))
@@ -225,9 +266,11 @@ def test_gradients_that_are_never_finite_end_a_training_in_fp16() -> None:
     learner = Learner(student(), TrainConfig(precision="fp16"))
 
     def terms(batch: Batch, moment: Moment) -> dict[str, torch.Tensor]:
-        return {"semantic": (learner.student.semantic.weight.sum() * 0.0).sqrt()}  # 0, with a slope of 0 / 0
+        # 0, with a slope of 0 / 0
+        return {"semantic": (learner.student.semantic.weight.sum() * 0.0).sqrt()}
 
-    with pytest.raises(NotFinite, match=r"step 18: the gradient's norm is nan"):  # the scale starts at 2 ** 16
+    # the scale starts at 2 ** 16
+    with pytest.raises(NotFinite, match=r"step 18: the gradient's norm is nan"):
         train(learner, terms, batches(20), 20, config, lambda step: None)
 
 
@@ -239,7 +282,15 @@ def test_bf16_is_refused_where_spconv_would_take_16_bits_of_another_kind() -> No
 def test_training_halts_after_a_step() -> None:
     learner = Learner(student(), TrainConfig())
     terms = pretraining(learner.student, TEXT, ObjectivesConfig())
-    train(learner, terms, batches(4), 4, TrainConfig(), lambda step: None, halt=lambda: learner.step == 2)
+    train(
+        learner,
+        terms,
+        batches(4),
+        4,
+        TrainConfig(),
+        lambda step: None,
+        halt=lambda: learner.step == 2,
+    )
     assert learner.step == 2
 
 
@@ -254,7 +305,9 @@ def test_training_halts_after_a_step() -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else value.kind,
 )
-def test_without_pairs_nothing_is_learnt_and_nothing_breaks(semantic: SemanticConfig, kind: str) -> None:
+def test_without_pairs_nothing_is_learnt_and_nothing_breaks(
+    semantic: SemanticConfig, kind: str
+) -> None:
     objectives = ObjectivesConfig(
         semantic=semantic,
         spatiotemporal=SpatioTemporalConfig(weight=1.0, kind=kind),
@@ -268,7 +321,14 @@ def test_without_pairs_nothing_is_learnt_and_nothing_breaks(semantic: SemanticCo
     config = TrainConfig(weight_decay=0.0)
     before = [p.clone() for p in network.parameters()]
     steps = []
-    train(Learner(network, config), pretraining(network, TEXT, objectives), stream, 2, config, steps.append)
+    train(
+        Learner(network, config),
+        pretraining(network, TEXT, objectives),
+        stream,
+        2,
+        config,
+        steps.append,
+    )
     assert [step.loss for step in steps] == [0.0, 0.0]
     assert same([p.detach() for p in network.parameters()], before)
     assert all(torch.isfinite(value).all() for value in weights(network))
@@ -282,7 +342,9 @@ def test_vectors_are_not_decayed() -> None:
 
 def write(folder: Path, student: Student) -> None:
     folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_bytes(student_config(student, MODEL, ("low", "middle", "high"), 1.8, False))
+    (folder / "config.json").write_bytes(
+        student_config(student, MODEL, ("low", "middle", "high"), 1.8, False)
+    )
     (folder / "model.safetensors").write_bytes(student_bytes(student, TEXT))
 
 
@@ -295,7 +357,9 @@ def test_a_student_comes_back_from_disk(tmp_path: Path) -> None:
     batch = next(batches(1))
     assert trained.names == ("low", "middle", "high")
     assert (trained.model, trained.sensor_height_m, trained.used_labels) == (MODEL, 1.8, False)
-    assert torch.equal(trained.student.classify(batch, trained.text), student.eval().classify(batch, TEXT))
+    assert torch.equal(
+        trained.student.classify(batch, trained.text), student.eval().classify(batch, TEXT)
+    )
 
 
 def test_a_student_predicts_every_point(tmp_path: Path) -> None:
@@ -346,9 +410,17 @@ def test_classes_are_the_nearest_text(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("names", None), ("names", ["low"]), ("model.voxel_m", -1), ("model.reduce", "zz"), ("model.backend", "evil")],
+    [
+        ("names", None),
+        ("names", ["low"]),
+        ("model.voxel_m", -1),
+        ("model.reduce", "zz"),
+        ("model.backend", "evil"),
+    ],
 )
-def test_a_config_that_would_fail_in_use_is_refused(tmp_path: Path, key: str, value: object) -> None:
+def test_a_config_that_would_fail_in_use_is_refused(
+    tmp_path: Path, key: str, value: object
+) -> None:
     write(tmp_path, make_student(MODEL, 3))
     tree = json.loads((tmp_path / "config.json").read_text())
     part = tree["model"] if key.startswith("model.") else tree
@@ -379,12 +451,18 @@ def test_damage_is_named(tmp_path: Path, damage: str) -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
-    [("rubbish", "training state"), ("optimizer", "state of AdamW"), ("network", "do not fit the network")],
+    [
+        ("rubbish", "training state"),
+        ("optimizer", "state of AdamW"),
+        ("network", "do not fit the network"),
+    ],
 )
 def test_a_wrong_training_state_is_refused(tmp_path: Path, wrong: str, said: str) -> None:
     path = tmp_path / "state.safetensors"
     optimizer = "sgd" if wrong == "optimizer" else "adamw"
-    path.write_bytes(b"rubbish" if wrong == "rubbish" else learner_bytes(Learner(student(), TrainConfig())))
+    path.write_bytes(
+        b"rubbish" if wrong == "rubbish" else learner_bytes(Learner(student(), TrainConfig()))
+    )
     network = make_student(MODEL, 4) if wrong == "network" else student()
     with pytest.raises(BadInput, match=said):
         load_learner(Learner(network, TrainConfig(optimizer=optimizer)), path)
@@ -406,5 +484,7 @@ def test_augmentation_keeps_shape_and_the_ground_level() -> None:
     np.testing.assert_allclose(scale, scale[0], rtol=1e-5)
     np.testing.assert_allclose(moved[:, 2], xyz[:, 2] * scale[0], rtol=1e-4)
     assert 0.95 <= scale[0] <= 1.05
-    still = augment(xyz, AugmentConfig(rotate_deg=0.0, flip=False, scale=0.0), np.random.default_rng(1))
+    still = augment(
+        xyz, AugmentConfig(rotate_deg=0.0, flip=False, scale=0.0), np.random.default_rng(1)
+    )
     np.testing.assert_allclose(still, xyz)

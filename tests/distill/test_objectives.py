@@ -62,7 +62,9 @@ def test_equals_the_loop(case: tuple, kind: str) -> None:
         wanted = loop_infonce(*lists, 0.5, kind)
     else:
         wanted = loop_ce(*lists, 16.0 if kind == "ce" else 1.0)
-    assert semantic(points.double(), label, text.double(), config).item() == pytest.approx(wanted, rel=1e-6)
+    assert semantic(points.double(), label, text.double(), config).item() == pytest.approx(
+        wanted, rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("kind", ["infonce", "infonce_mean", "ce"])

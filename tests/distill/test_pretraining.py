@@ -1,4 +1,7 @@
-"""The terms of pre-training put together: which heads learn from what, and when the student's own word counts."""
+"""The terms of pre-training put together.
+
+Which heads learn from what, and when the student's own word counts.
+"""
 
 from __future__ import annotations
 
@@ -47,13 +50,20 @@ def batch() -> Batch:
 
     def cut(sample: Sample):
         return voxelize(
-            sample, voxel_m=MODEL.voxel_m, features=MODEL.features, reduce=MODEL.reduce, sensor_height_m=0.0
+            sample,
+            voxel_m=MODEL.voxel_m,
+            features=MODEL.features,
+            reduce=MODEL.reduce,
+            sensor_height_m=0.0,
         )
 
     feature = random.normal(size=(2, 50, 4))
     feature = (feature / np.linalg.norm(feature, axis=2, keepdims=True)).astype(np.float16)
     return collate_groups(
-        [SweepSet([cut(sweep(name)), cut(sweep(name))], pixel) for name, pixel in zip("ab", feature, strict=True)]
+        [
+            SweepSet([cut(sweep(name)), cut(sweep(name))], pixel)
+            for name, pixel in zip("ab", feature, strict=True)
+        ]
     )
 
 
@@ -89,7 +99,9 @@ def test_each_weight_switches_its_term(student: Student, batch: Batch) -> None:
         ObjectivesConfig(semantic=SemanticConfig(weight=0.0))
 
 
-def test_a_term_sets_in_when_its_share_of_the_training_is_done(student: Student, batch: Batch) -> None:
+def test_a_term_sets_in_when_its_share_of_the_training_is_done(
+    student: Student, batch: Batch
+) -> None:
     late = ObjectivesConfig(spatiotemporal=SpatioTemporalConfig(weight=2.0, start=0.5))
     terms = pretraining(student.eval(), TEXT, late)
     assert set(terms(batch, Moment(0.49, 1.0))) == {"semantic"}
@@ -99,18 +111,24 @@ def test_a_term_sets_in_when_its_share_of_the_training_is_done(student: Student,
 
 
 def test_regression_teaches_the_local_head_alone(student: Student, batch: Batch) -> None:
-    config = ObjectivesConfig(semantic=SemanticConfig(weight=0.0), regression=RegressionConfig(weight=1.0))
+    config = ObjectivesConfig(
+        semantic=SemanticConfig(weight=0.0), regression=RegressionConfig(weight=1.0)
+    )
     torch.stack(list(pretraining(student, TEXT, config)(batch, EARLY).values())).sum().backward()
     assert student.local.weight.grad is not None
     assert student.semantic.weight.grad is None
 
 
 def test_without_features_the_text_of_the_class_stands_in(student: Student, batch: Batch) -> None:
-    config = ObjectivesConfig(semantic=SemanticConfig(weight=0.0), regression=RegressionConfig(weight=1.0))
+    config = ObjectivesConfig(
+        semantic=SemanticConfig(weight=0.0), regression=RegressionConfig(weight=1.0)
+    )
     bare = replace(batch, pixel=None, pair_pixel=None)
     spelled = replace(batch, pixel=TEXT.half(), pair_pixel=batch.pair_label)
     terms = pretraining(student.eval(), TEXT, config)
-    assert terms(bare, EARLY)["regression"].item() == pytest.approx(terms(spelled, EARLY)["regression"].item())
+    assert terms(bare, EARLY)["regression"].item() == pytest.approx(
+        terms(spelled, EARLY)["regression"].item()
+    )
 
 
 def test_own_labels_come_after_the_warm_up_and_by_the_coin() -> None:
@@ -121,7 +139,9 @@ def test_own_labels_come_after_the_warm_up_and_by_the_coin() -> None:
     assert not switched(SelfTrainingConfig(), 1.0, 0.0)
 
 
-def test_a_student_agrees_more_with_itself_than_with_its_teacher(student: Student, batch: Batch) -> None:
+def test_a_student_agrees_more_with_itself_than_with_its_teacher(
+    student: Student, batch: Batch
+) -> None:
     own = ObjectivesConfig(selftraining=SelfTrainingConfig(probability=1.0))
     terms = pretraining(student.eval(), TEXT, own)
     assert terms(batch, LATE)["semantic"] < terms(batch, EARLY)["semantic"]
@@ -131,7 +151,9 @@ def test_a_student_agrees_more_with_itself_than_with_its_teacher(student: Studen
 
 
 @torch.no_grad()
-def test_unpaired_points_that_are_sure_add_a_term_of_their_own(student: Student, batch: Batch) -> None:
+def test_unpaired_points_that_are_sure_add_a_term_of_their_own(
+    student: Student, batch: Batch
+) -> None:
     said = student.eval()(batch, points=None, heads=("semantic",)).semantic
     unpaired = torch.tensor(sorted({*range(len(said))} - {*batch.pair_point.tolist()}))
     confidence, own = (16.0 * said[unpaired] @ TEXT.T).softmax(1).max(1)
@@ -139,8 +161,12 @@ def test_unpaired_points_that_are_sure_add_a_term_of_their_own(student: Student,
     expected = semantic(said[unpaired][sure], own[sure], TEXT, SemanticConfig())
 
     def value(unpaired: bool) -> float:
-        config = SelfTrainingConfig(probability=1.0, min_confidence=confidence.median().item(), unpaired=unpaired)
-        return pretraining(student, TEXT, ObjectivesConfig(selftraining=config))(batch, LATE)["semantic"].item()
+        config = SelfTrainingConfig(
+            probability=1.0, min_confidence=confidence.median().item(), unpaired=unpaired
+        )
+        return pretraining(student, TEXT, ObjectivesConfig(selftraining=config))(batch, LATE)[
+            "semantic"
+        ].item()
 
     assert 0 < sure.sum() < len(sure) == 400
     assert value(True) - value(False) == pytest.approx(expected.item(), rel=1e-4)
@@ -154,7 +180,8 @@ def test_the_reference_recipe_gives_the_published_values(student: Student, batch
     student.eval().semantic.weight.mul_(100)
     student.local.weight.mul_(100)
     text = torch.nn.functional.normalize(torch.randn(4, 4, generator=random), dim=1)
-    cube = torch.cat([torch.arange(50), torch.randint(1, 50, (350,), generator=random)])  # one pair in cube 0
+    # one pair in cube 0
+    cube = torch.cat([torch.arange(50), torch.randint(1, 50, (350,), generator=random)])
     cube = cube[torch.randperm(400, generator=random)]
     batch = replace(batch, voxel_id=cube)
     found = pretraining(student, text, objectives)(batch, EARLY)
@@ -175,7 +202,10 @@ def test_the_reference_recipe_gives_the_published_values(student: Student, batch
     for pairs in cubes.values():
         slots = [local[pair] for pair in pairs[:8]]
         attention = [math.exp(inner(slot, words[labels[pairs[0]]])) for slot in slots]
-        fused = [sum(a * slot[k] for a, slot in zip(attention, slots, strict=True)) / sum(attention) for k in range(4)]
+        fused = [
+            sum(a * slot[k] for a, slot in zip(attention, slots, strict=True)) / sum(attention)
+            for k in range(4)
+        ]
         slots += [[0.0] * 4] * (8 - len(slots))
         apart += sum(1 - 1 / (1 + math.exp(-inner(slot, fused))) for slot in slots)
     expected = {"semantic": entropy / len(points), "spatiotemporal": apart / (8 * len(cubes))}
@@ -183,7 +213,9 @@ def test_the_reference_recipe_gives_the_published_values(student: Student, batch
     sizes = Counter(map(len, cubes.values()))
     assert sizes[1] >= 1
     assert 5 < sum(count for size, count in sizes.items() if size > 8) < 45
-    assert {name: value.item() for name, value in found.items()} == pytest.approx(expected, rel=1e-6)
+    assert {name: value.item() for name, value in found.items()} == pytest.approx(
+        expected, rel=1e-6
+    )
     assert sum(found.values()).item() == pytest.approx(sum(expected.values()), rel=1e-6)
 
 

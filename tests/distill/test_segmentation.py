@@ -5,11 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from clipsweep.distill.objectives.segmentation import SegmentationConfig, lovasz_softmax, segmentation
+from clipsweep.distill.objectives.segmentation import (
+    SegmentationConfig,
+    lovasz_softmax,
+    segmentation,
+)
 
 
 def literal(probability: list, label: list) -> float:
-    """Berman et al. 2018, eq. 9: the Jaccard loss of growing sets of wrong points, class by class."""
+    """Berman et al. 2018, eq. 9.
+
+    The Jaccard loss of growing sets of wrong points, class by class.
+    """
     total = 0.0
     present = sorted(set(label))
     for c in present:

@@ -1,4 +1,7 @@
-"""The four sparse ops against dense convolutions, float64 and spconv; kernel maps and compiled loops against twins."""
+"""The four sparse ops against dense convolutions, float64 and spconv.
+
+Kernel maps and compiled loops against twins.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,9 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def random_coords(count: int, seed: int = 0, frames: int = 2, side: int = SIDE, shift: int = 0) -> Tensor:
+def random_coords(
+    count: int, seed: int = 0, frames: int = 2, side: int = SIDE, shift: int = 0
+) -> Tensor:
     """At most ``count`` distinct cells in random order."""
     random = torch.Generator().manual_seed(seed)
     frame = torch.randint(0, frames, (count, 1), generator=random)
@@ -69,7 +74,7 @@ def dense_op(op: torch.nn.Module, dense: Tensor) -> Tensor:
     return functional.conv3d(dense, weight)
 
 
-# --- against dense convolutions --------------------------------------------------------------------------------------
+# --- against dense convolutions -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [0, 1, 40, 700])
@@ -101,7 +106,9 @@ def test_native_equals_dense(kind, count: int, channels: tuple[int, int]) -> Non
 @pytest.mark.parametrize("shift", [-5, -64, 3, 100_000])
 def test_coarse_cells_round_down(shift: int) -> None:
     coords = random_coords(200, shift=shift)
-    coarse = Down(1, 1)(SparseTensor(torch.zeros(len(coords), 1), Sites(coords, "native"))).sites.coords
+    coarse = Down(1, 1)(
+        SparseTensor(torch.zeros(len(coords), 1), Sites(coords, "native"))
+    ).sites.coords
     expected = coords.clone()
     expected[:, 1:] = torch.div(coords[:, 1:], 2, rounding_mode="floor")
     assert {tuple(row) for row in coarse.tolist()} == {tuple(row) for row in expected.tolist()}
@@ -127,7 +134,8 @@ def test_bfloat16_products_are_summed_in_float32(count: int) -> None:
     one_rounding = 2**-8
     torch.testing.assert_close(out.double(), exact, rtol=one_rounding, atol=1e-3)
     torch.testing.assert_close(ours[0].double(), theirs[0], rtol=one_rounding, atol=1e-3)
-    torch.testing.assert_close(ours[1].double(), theirs[1], rtol=1e-5, atol=1e-4)  # never rounded to bfloat16
+    # never rounded to bfloat16
+    torch.testing.assert_close(ours[1].double(), theirs[1], rtol=1e-5, atol=1e-4)
 
 
 def test_float64_goes_through_torch() -> None:
@@ -138,12 +146,14 @@ def test_float64_goes_through_torch() -> None:
     torch.testing.assert_close(out.feats, at_sites(dense_op(op, to_dense(coords, feats)), coords))
 
 
-# --- threads ---------------------------------------------------------------------------------------------------------
+# --- threads --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("channels", [(7, 16), (32, 32), (96, 128)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_same_bits_for_any_number_of_threads(threads: None, dtype: torch.dtype, channels: tuple[int, int]) -> None:
+def test_same_bits_for_any_number_of_threads(
+    threads: None, dtype: torch.dtype, channels: tuple[int, int]
+) -> None:
     coords = random_coords(4000, side=24)
     torch.manual_seed(1)
     feats = torch.randn(len(coords), channels[0])
@@ -155,7 +165,10 @@ def test_same_bits_for_any_number_of_threads(threads: None, dtype: torch.dtype, 
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
             fine = ops[0](SparseTensor(x, Sites(coords, "native")))
             out = ops[2](ops[1](fine), fine.sites).feats
-        return [out, *torch.autograd.grad(out, [x, *(op.weight for op in ops)], torch.ones_like(out))]
+        return [
+            out,
+            *torch.autograd.grad(out, [x, *(op.weight for op in ops)], torch.ones_like(out)),
+        ]
 
     first = run(1)
     for count in (1, 2, 3):
@@ -188,10 +201,12 @@ def test_memory_stays_flat() -> None:
     assert resident() < 1.02 * before
 
 
-# --- spconv ----------------------------------------------------------------------------------------------------------
+# --- spconv ---------------------------------------------------------------------------------------
 
 
-def one_pass(ops: list[torch.nn.Module], coords: Tensor, feats: Tensor, backend: str) -> list[tuple[Tensor, Tensor]]:
+def one_pass(
+    ops: list[torch.nn.Module], coords: Tensor, feats: Tensor, backend: str
+) -> list[tuple[Tensor, Tensor]]:
     """Coordinates and features after each op, rows sorted."""
     fine = ops[0](SparseTensor(feats, Sites(coords, backend)))
     coarse = ops[1](fine)
@@ -257,7 +272,7 @@ def test_missing_spconv_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     Sites(random_coords(5), "auto")
 
 
-# --- kernel maps -----------------------------------------------------------------------------------------------------
+# --- kernel maps ----------------------------------------------------------------------------------
 
 
 def lists_of(pairs: grid.PairLists) -> list[set[tuple[int, int]]]:
@@ -281,7 +296,9 @@ def test_neighbours(plain: None, count: int) -> None:
         found = lists_of(grid.neighbours(grid.index_coords(coords)))
     for k, offset in enumerate(itertools.product((-1, 0, 1), repeat=3)):
         shifted = [tuple(np.add(row, (0, *offset)).tolist()) for row in coords]
-        assert found[k] == {(row_of[other], i) for i, other in enumerate(shifted) if other in row_of}
+        assert found[k] == {
+            (row_of[other], i) for i, other in enumerate(shifted) if other in row_of
+        }
 
 
 @pytest.mark.parametrize("count", [0, 1, 60])
@@ -291,7 +308,9 @@ def test_coarsen(plain: None, count: int) -> None:
     coarse = index.coords()
     parents = np.concatenate([coords[:, :1], coords[:, 1:] // 2], axis=1)
     assert {tuple(row) for row in coarse.tolist()} == {tuple(row) for row in parents.tolist()}
-    for octant, pairs_of_octant in zip(itertools.product((0, 1), repeat=3), lists_of(pairs), strict=True):
+    for octant, pairs_of_octant in zip(
+        itertools.product((0, 1), repeat=3), lists_of(pairs), strict=True
+    ):
         for fine, parent in pairs_of_octant:
             np.testing.assert_array_equal(coarse[parent], parents[fine])
             np.testing.assert_array_equal(coords[fine, 1:], 2 * coarse[parent, 1:] + octant)
@@ -323,7 +342,7 @@ def test_wrong_cells_are_refused() -> None:
         grid.index_coords(cells)
 
 
-# --- compiled products -----------------------------------------------------------------------------------------------
+# --- compiled products ----------------------------------------------------------------------------
 
 
 @given(st.integers(1, 40), st.integers(0, 30), st.integers(1, 5), st.integers(0, 2**32 - 1))
@@ -339,7 +358,8 @@ def test_multiply(rows: int, depth: int, panels: int, seed: int) -> None:
     expected = c.astype(np.float64)
     for r in range(rows):
         line = sum(
-            (float(a[at_a[r] + 3 * k]) * b[3 + k * columns :][:columns] for k in range(depth)), np.zeros(columns)
+            (float(a[at_a[r] + 3 * k]) * b[3 + k * columns :][:columns] for k in range(depth)),
+            np.zeros(columns),
         )
         expected[at_c[r] : at_c[r] + columns] += line
     sparse_kernels.multiply(a, at_a, 3, b, 3, columns, depth, c, at_c, rows, columns)
@@ -353,13 +373,17 @@ def multiply_twin(a, at_a, step_a, b, at_b, step_b, depth, c, at_c, rows, column
         if values.dtype == np.float32:
             return [values.astype(np.float64)]
         halves = values.view(np.int16).reshape(-1, 2)
-        return [(half.astype(np.int32) << 16).view(np.float32).astype(np.float64) for half in halves.T]
+        return [
+            (half.astype(np.int32) << 16).view(np.float32).astype(np.float64) for half in halves.T
+        ]
 
     k = np.arange(depth)[:, None]
     j = np.arange(columns)
     for x, y in zip(numbers(a), numbers(b), strict=True):
         for r in range(rows):
-            c[at_c[r] : at_c[r] + columns] += x[at_a[r] + k[:, 0] * step_a] @ y[at_b + k * step_b + j]
+            c[at_c[r] : at_c[r] + columns] += (
+                x[at_a[r] + k[:, 0] * step_a] @ y[at_b + k * step_b + j]
+            )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -391,12 +415,14 @@ def test_kernels_as_plain_python(dtype: torch.dtype, monkeypatch: pytest.MonkeyP
 def test_rounding_to_bfloat16(values: list[float]) -> None:
     numbers = np.array(values, np.float32)
     expected = torch.from_numpy(numbers).bfloat16()
-    bits = np.array([sparse_kernels.round_bits(value) for value in numbers.view(np.int32)], np.int16)
+    bits = np.array(
+        [sparse_kernels.round_bits(value) for value in numbers.view(np.int32)], np.int16
+    )
     found = torch.from_numpy(bits).view(torch.bfloat16)
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 
 
-# --- the bench -------------------------------------------------------------------------------------------------------
+# --- the bench ------------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -406,7 +432,9 @@ def test_bench_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "_SIDE", 64)
     random = np.random.default_rng(0)
     cloud = np.abs(random.normal(size=(3000, 5)) * (2, 2, 0.2, 0.2, 0.1)).astype(np.float32)
-    rows = {row["name"].partition(": ")[2]: row for row in bench.rows([cloud], seconds=0.0, size="tiny")}
+    rows = {
+        row["name"].partition(": ")[2]: row for row in bench.rows([cloud], seconds=0.0, size="tiny")
+    }
     assert rows["step, bf16"]["bar"] == 2
     assert rows["rate of a step, float32"]["bar"] == 0.6
     assert rows["worst error against dense conv3d near the car"]["ratio"] > 1

@@ -20,13 +20,25 @@ CUBES = 9
 @pytest.fixture
 def case() -> dict[str, torch.Tensor]:
     g = torch.Generator().manual_seed(0)
-    vectors = {name: torch.randn(M, D, generator=g).double() for name in ("local", "semantic", "pixel")}
-    text = F.normalize(torch.randn(4, D, generator=g).double(), dim=1)[torch.randint(0, 4, (M,), generator=g)]
+    vectors = {
+        name: torch.randn(M, D, generator=g).double() for name in ("local", "semantic", "pixel")
+    }
+    text = F.normalize(torch.randn(4, D, generator=g).double(), dim=1)[
+        torch.randint(0, 4, (M,), generator=g)
+    ]
     # cube 0 has one pair, cube 1 more than eight
     cube = torch.cat(
-        [torch.tensor([0]), torch.ones(12, dtype=torch.int64), torch.randint(2, CUBES, (M - 13,), generator=g)]
+        [
+            torch.tensor([0]),
+            torch.ones(12, dtype=torch.int64),
+            torch.randint(2, CUBES, (M - 13,), generator=g),
+        ]
     )
-    return {**{name: F.normalize(value, dim=1) for name, value in vectors.items()}, "text": text, "cube": cube}
+    return {
+        **{name: F.normalize(value, dim=1) for name, value in vectors.items()},
+        "text": text,
+        "cube": cube,
+    }
 
 
 def inner(a: list, b: list) -> float:
@@ -44,7 +56,9 @@ def members(case: dict) -> list[list[int]]:
 
 def loop(case: dict, config: SpatioTemporalConfig) -> float:
     """Equations of the docstring, one cube after the other."""
-    local, semantic, pixel, text = (case[name].tolist() for name in ("local", "semantic", "pixel", "text"))
+    local, semantic, pixel, text = (
+        case[name].tolist() for name in ("local", "semantic", "pixel", "text")
+    )
     paper = config.kind == "paper"
     temperature = 1.0 if paper else config.temperature
     sums = []
@@ -66,7 +80,9 @@ def loop(case: dict, config: SpatioTemporalConfig) -> float:
         else:
             length = math.sqrt(inner(fused, fused))
             cosines = [inner(local[i], fused) / length for i in own]
-            sums.append(sum(1 - value for value in cosines) / (len(own) if config.mean == "cubes" else 1))
+            sums.append(
+                sum(1 - value for value in cosines) / (len(own) if config.mean == "cubes" else 1)
+            )
         pairs += len(own)
     return sum(sums) / (pairs if not paper and config.mean == "pairs" else CUBES)
 
@@ -79,7 +95,8 @@ def loop_reference(case: dict) -> float:
     for own in members(case):
         slots = [local[i] for i in own[:8]] + [[0.0] * D] * (8 - len(own[:8]))
         scores = [inner(slot, text[own[0]]) for slot in slots]
-        weights = [math.exp(score) if score != 0 else 0.0 for score in scores]  # a sparse softmax skips zeros
+        # a sparse softmax skips zeros
+        weights = [math.exp(score) if score != 0 else 0.0 for score in scores]
         fused = weighted([(w / sum(weights), slot) for w, slot in zip(weights, slots, strict=True)])
         total += sum(1 - 1 / (1 + math.exp(-inner(slot, fused))) for slot in slots)
     return total / (8 * CUBES)
@@ -95,17 +112,23 @@ def loop_reference(case: dict) -> float:
     ids=["ours", "ours over cubes", "paper"],
 )
 def test_equals_the_loop(case: dict, config: SpatioTemporalConfig) -> None:
-    assert spatiotemporal(**case, config=config).item() == pytest.approx(loop(case, config), rel=1e-5)
+    assert spatiotemporal(**case, config=config).item() == pytest.approx(
+        loop(case, config), rel=1e-5
+    )
 
 
 def test_reference_equals_the_published_packing(case: dict) -> None:
     config = SpatioTemporalConfig(kind="reference")
     scaled = {**case, "local": 2.0 * case["local"]}
-    assert spatiotemporal(**scaled, config=config).item() == pytest.approx(loop_reference(scaled), rel=1e-6)
+    assert spatiotemporal(**scaled, config=config).item() == pytest.approx(
+        loop_reference(scaled), rel=1e-6
+    )
 
 
 def test_ours_sends_gradients_to_the_local_head_alone(case: dict) -> None:
-    leaves = {name: value.clone().requires_grad_() for name, value in case.items() if name != "cube"}
+    leaves = {
+        name: value.clone().requires_grad_() for name, value in case.items() if name != "cube"
+    }
     spatiotemporal(**leaves, cube=case["cube"], config=SpatioTemporalConfig()).backward()
     assert leaves["local"].grad is not None
     assert leaves["local"].grad.abs().sum() > 0
@@ -115,7 +138,9 @@ def test_ours_sends_gradients_to_the_local_head_alone(case: dict) -> None:
 def test_a_cube_with_one_pair_hears_its_pixel(case: dict) -> None:
     one = {name: value[:1] for name, value in case.items()}
     wanted = 1 - inner(one["local"][0].tolist(), one["pixel"][0].tolist())
-    assert spatiotemporal(**one, config=SpatioTemporalConfig()).item() == pytest.approx(wanted, rel=1e-5)
+    assert spatiotemporal(**one, config=SpatioTemporalConfig()).item() == pytest.approx(
+        wanted, rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("kind", ["ours", "paper", "reference"])
@@ -145,5 +170,10 @@ def test_parts_add_up(case: dict, kind: str, monkeypatch: pytest.MonkeyPatch) ->
         torch.testing.assert_close(parts, one, atol=1e-6, rtol=1e-5)
     step = 1e-3 * torch.randn(M, D, generator=torch.Generator().manual_seed(1)).double()
     if kind != "ours":  # whose gradient is stopped where finite differences are not
-        ahead, behind = (spatiotemporal(**{**case, "local": case["local"] + s}, config=config) for s in (step, -step))
-        torch.testing.assert_close((ahead - behind) / 2, (whole[1] * step).sum().float(), rtol=1e-2, atol=1e-6)
+        ahead, behind = (
+            spatiotemporal(**{**case, "local": case["local"] + s}, config=config)
+            for s in (step, -step)
+        )
+        torch.testing.assert_close(
+            (ahead - behind) / 2, (whole[1] * step).sum().float(), rtol=1e-2, atol=1e-6
+        )

@@ -55,7 +55,9 @@ def test_sizes(size: str) -> None:
     assert out.logits.shape == (72, 5)
     for vectors in (out.semantic, out.local):
         torch.testing.assert_close(vectors.norm(dim=1), torch.ones(72))
-    convolutions = sum(type(module).__name__ in ("SubMConv3d", "Down") for module in student.unet.modules())
+    convolutions = sum(
+        type(module).__name__ in ("SubMConv3d", "Down") for module in student.unet.modules()
+    )
     assert convolutions == {"tiny": 22, "unet14": 22, "unet34": 52}[size]
 
 
@@ -85,7 +87,9 @@ def test_only_the_heads_asked_for() -> None:
     assert out.logits is None
     assert out.local is not None
     raw = student.eval()(batch, heads=("semantic",), unit=False).semantic
-    torch.testing.assert_close(functional.normalize(raw, dim=1), student(batch, heads=("semantic",)).semantic)
+    torch.testing.assert_close(
+        functional.normalize(raw, dim=1), student(batch, heads=("semantic",)).semantic
+    )
 
 
 @pytest.mark.parametrize("trilinear", [False, True])
@@ -101,7 +105,9 @@ def test_trilinear_features_are_weighted_means() -> None:
     batch = make_batch(200, trilinear=True)
     voxel = student.voxel_features(batch)
     mean = (voxel[batch.corner] * batch.corner_weight[:, :, None]).sum(1)
-    expected = functional.normalize(functional.linear(mean, student.local.weight, student.local.bias), dim=1)
+    expected = functional.normalize(
+        functional.linear(mean, student.local.weight, student.local.bias), dim=1
+    )
     torch.testing.assert_close(student(batch).local, expected, atol=1e-5, rtol=1e-4)
 
 
@@ -111,10 +117,14 @@ def test_classify_is_the_argmax_of_the_embeddings(trilinear: bool) -> None:
     batch = make_batch(300, 200, trilinear=trilinear)
     text = functional.normalize(torch.randn(7, 16), dim=1)
     out = student(batch)
-    assert torch.equal(student.classify(batch, text), (out.semantic @ text.t()).argmax(1).to(torch.uint8))
+    assert torch.equal(
+        student.classify(batch, text), (out.semantic @ text.t()).argmax(1).to(torch.uint8)
+    )
     assert torch.equal(student.classify(batch), out.logits.argmax(1).to(torch.uint8))
     student.text_head = "local"
-    assert torch.equal(student.classify(batch, text), (out.local @ text.t()).argmax(1).to(torch.uint8))
+    assert torch.equal(
+        student.classify(batch, text), (out.local @ text.t()).argmax(1).to(torch.uint8)
+    )
     student.classifier = None
     with pytest.raises(ValueError, match="pass text"):
         student.classify(batch)
@@ -126,13 +136,18 @@ def test_head_is_a_linear_map() -> None:
     upstream = torch.randn(50, 33)
     leaves = [feats, head.weight, head.bias]
     plain = functional.linear(feats, head.weight, head.bias)
-    for ours, theirs in ((head(feats), plain), (head(feats, unit=True), functional.normalize(plain, dim=1))):
+    for ours, theirs in (
+        (head(feats), plain),
+        (head(feats, unit=True), functional.normalize(plain, dim=1)),
+    ):
         torch.testing.assert_close(ours, theirs)
-        grads = [torch.autograd.grad(out, leaves, upstream, retain_graph=True) for out in (ours, theirs)]
+        grads = [
+            torch.autograd.grad(out, leaves, upstream, retain_graph=True) for out in (ours, theirs)
+        ]
         torch.testing.assert_close(*grads, atol=1e-5, rtol=1e-5)
 
 
-# --- the same from run to run, by any number of threads, with less memory --------------------------------------------
+# --- the same from run to run, by any number of threads, with less memory -------------------------
 
 
 def one_step(student: Student, batch: Batch, **autocast) -> list[Tensor]:
@@ -152,7 +167,9 @@ def test_same_bits_for_any_number_of_threads(threads: None, enabled: bool, trili
     first = one_step(make_student(), batch, enabled=enabled)
     for count in (1, 2):
         torch.set_num_threads(count)
-        for mine, other in zip(one_step(make_student(), batch, enabled=enabled), first, strict=True):
+        for mine, other in zip(
+            one_step(make_student(), batch, enabled=enabled), first, strict=True
+        ):
             assert torch.equal(mine, other)
 
 
@@ -178,10 +195,12 @@ def test_order_of_frames_does_not_matter() -> None:
     student = make_student().eval()
     one = make_batch(300)
     both = make_batch(300, 200)
-    torch.testing.assert_close(student(both).semantic[:300], student(one).semantic, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        student(both).semantic[:300], student(one).semantic, atol=1e-5, rtol=1e-4
+    )
 
 
-# --- backends --------------------------------------------------------------------------------------------------------
+# --- backends -------------------------------------------------------------------------------------
 
 
 def embeddings(backend: str, batch: Batch, device: str = "cpu", size: str = "tiny") -> Tensor:
@@ -195,7 +214,9 @@ def test_state_moves_between_backends(threads: None) -> None:
     pytest.importorskip("spconv.pytorch", reason="spconv is not installed")
     torch.set_num_threads(1)  # with two, spconv 2.3.8 races on the CPU
     batch = make_batch(600, 300)
-    torch.testing.assert_close(embeddings("spconv", batch), embeddings("native", batch), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(
+        embeddings("spconv", batch), embeddings("native", batch), atol=1e-4, rtol=1e-3
+    )
 
 
 @pytest.mark.gpu
@@ -224,7 +245,7 @@ def test_training_in_fp16_on_cuda() -> None:
     assert all(p.grad is None or p.grad.isfinite().all() for p in student.parameters())
 
 
-# --- batch norm ------------------------------------------------------------------------------------------------------
+# --- batch norm -----------------------------------------------------------------------------------
 
 
 def twin(norm: Norm) -> nn.BatchNorm1d:
@@ -252,23 +273,33 @@ def test_norm(dtype: torch.dtype, rows: int, training: bool, relu: bool, with_ad
     adds = add.detach().double().requires_grad_()
     theirs = plain(xs) + (adds if with_add else 0)
     theirs = torch.where(ours > 0, theirs, 0.0) if relu else theirs
-    tolerance = {"atol": 2e-4, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 0.05, "rtol": 2**-7}
+    tolerance = (
+        {"atol": 2e-4, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 0.05, "rtol": 2**-7}
+    )
     torch.testing.assert_close(ours.double(), theirs, **tolerance)
     leaves = [x, norm.batch.weight, norm.batch.bias, *([add] if with_add else [])]
     others = [xs, plain.weight, plain.bias, *([adds] if with_add else [])]
     grads = torch.autograd.grad(ours, leaves, upstream)
-    for mine, other in zip(grads, torch.autograd.grad(theirs, others, upstream.double()), strict=True):
+    for mine, other in zip(
+        grads, torch.autograd.grad(theirs, others, upstream.double()), strict=True
+    ):
         scale = other.abs().max().clamp_min(1)
         torch.testing.assert_close(mine.double() / scale, other / scale, **tolerance)
-    torch.testing.assert_close(norm.batch.running_mean.double(), plain.running_mean, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(norm.batch.running_var.double(), plain.running_var, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        norm.batch.running_mean.double(), plain.running_mean, atol=1e-5, rtol=1e-5
+    )
+    torch.testing.assert_close(
+        norm.batch.running_var.double(), plain.running_var, atol=1e-5, rtol=1e-4
+    )
     assert norm.batch.num_batches_tracked == plain.num_batches_tracked
 
 
 @pytest.mark.filterwarnings("ignore:overflow")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("with_add", [True, False])
-def test_norm_kernels_as_plain_python(dtype: torch.dtype, with_add: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_norm_kernels_as_plain_python(
+    dtype: torch.dtype, with_add: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     x, add, upstream = (torch.randn(20, 3).to(dtype) for _ in range(3))
 
@@ -276,7 +307,10 @@ def test_norm_kernels_as_plain_python(dtype: torch.dtype, with_add: bool, monkey
         norm = Norm(3)
         leaves = [x.clone().requires_grad_(), add.clone().requires_grad_()][: 1 + with_add]
         out = norm(leaves[0], True, leaves[1] if with_add else None)
-        return [out, *torch.autograd.grad(out, [*leaves, norm.batch.weight, norm.batch.bias], upstream)]
+        return [
+            out,
+            *torch.autograd.grad(out, [*leaves, norm.batch.weight, norm.batch.bias], upstream),
+        ]
 
     compiled = run()
     for name in ("moments", "apply", "gradient_sums", "gradient"):
@@ -309,14 +343,19 @@ PARTS = ((700, 1), (0, 30))
 
 def norm_of_parts(rank: int, folder: Path) -> None:
     """One of the processes of the next test."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
+    )
     for number, sizes in enumerate(PARTS):
         x, upstream = (part[rank] for part in norm_parts(sizes))
         norm = nn.SyncBatchNorm.convert_sync_batchnorm(Norm(4))
         x.requires_grad_()
         out = norm(x, relu=True)
         out.backward(upstream)
-        torch.save([out.detach(), x.grad, norm.batch.weight.grad, *norm.buffers()], folder / f"{number}-{rank}.pt")
+        torch.save(
+            [out.detach(), x.grad, norm.batch.weight.grad, *norm.buffers()],
+            folder / f"{number}-{rank}.pt",
+        )
     torch.distributed.destroy_process_group()
 
 
@@ -337,7 +376,8 @@ def test_moments_of_all_processes(tmp_path: Path) -> None:
         out.backward(upstream)
         torch.testing.assert_close(torch.cat([part[0] for part in parts]), out.detach())
         torch.testing.assert_close(torch.cat([part[1] for part in parts]), x.grad)
-        torch.testing.assert_close(parts[0][2] + parts[1][2], norm.batch.weight.grad)  # the loop adds or averages them
+        # the loop adds or averages them
+        torch.testing.assert_close(parts[0][2] + parts[1][2], norm.batch.weight.grad)
         for part in parts:
             torch.testing.assert_close(part[3:], list(norm.buffers()))
 

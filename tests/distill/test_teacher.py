@@ -39,17 +39,25 @@ def cameras(tmp_path: Path) -> list[Camera]:
 
 
 def teacher_of(model: str, **more: Any) -> MaskClip:
-    given = {"prompts": PROMPTS, "negatives": NEGATIVES, "size_hw": HW, "templates": "plain", "reading": "residual"}
+    given = {
+        "prompts": PROMPTS,
+        "negatives": NEGATIVES,
+        "size_hw": HW,
+        "templates": "plain",
+        "reading": "residual",
+    }
     cache = Path(model.removeprefix("local-dir:")) / "cache"
     return MaskClip(model=model, **{**given, "cache": cache, **more})
 
 
-# --- MaskClip --------------------------------------------------------------------------------------------------------
+# --- MaskClip -------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def features_by_open_clip(name: str, camera: Camera) -> torch.Tensor:
-    """Unit features by open_clip's own preprocessing, tower and activation, the last attention the identity."""
+    """Unit features by open_clip's own preprocessing, tower and activation, the last attention
+    the identity.
+    """
     model = open_clip.create_model(name, force_image_size=HW).eval()
     config = PreprocessCfg(**{**model.visual.preprocess_cfg, "resize_mode": "squash"})
     image = image_transform_v2(config, is_train=False)(Image.open(camera.image.path))
@@ -69,12 +77,16 @@ def test_features_have_the_models_own_normalisation_and_activation(
     name = write_clip(tmp_path / "clip", VIT, preprocess=preprocess, quick_gelu=quick_gelu)
     with Image.open(cameras[0].image.path) as image:
         features = teacher_of(name).features(np.array(image)[None])
-    torch.testing.assert_close(features[0], features_by_open_clip(name, cameras[0]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        features[0], features_by_open_clip(name, cameras[0]), atol=1e-5, rtol=0
+    )
 
 
 def test_labels_follow_the_scores(clip: str, cameras: list[Camera]) -> None:
     teacher = teacher_of(clip, keep_features=True, min_score=0.3)
-    label, score, feature = (getattr(teacher(cameras[:1])[0], name) for name in ("label", "score", "feature"))
+    label, score, feature = (
+        getattr(teacher(cameras[:1])[0], name) for name in ("label", "score", "feature")
+    )
     assert label.shape == score.shape == feature.shape[:2] == (4, 6)
     seen = set()
     for row, column in np.ndindex(4, 6):
@@ -106,7 +118,9 @@ def test_batches_and_frames_do_not_change_labels(clip: str, cameras: list[Camera
         np.testing.assert_allclose(a.score, b.score, atol=2e-3)
 
 
-def test_stream_leaves_an_error_in_the_place_of_a_bad_image(clip: str, cameras: list[Camera]) -> None:
+def test_stream_leaves_an_error_in_the_place_of_a_bad_image(
+    clip: str, cameras: list[Camera]
+) -> None:
     cameras[1].image.path.write_bytes(b"x" * cameras[1].image.bytes)
     labels = list(teacher_of(clip, batch=2).stream(iter(cameras)))
     assert [isinstance(one, BadInput) for one in labels] == [False, True, False, False, False]
@@ -114,7 +128,9 @@ def test_stream_leaves_an_error_in_the_place_of_a_bad_image(clip: str, cameras: 
     with pytest.raises(BadInput, match=r"1\.png"):
         teacher_of(clip)(cameras)
     assert list(teacher_of(clip).stream([])) == []
-    assert [isinstance(one, BadInput) for one in teacher_of(clip, batch=1).stream(cameras[1:3])] == [True, False]
+    assert [
+        isinstance(one, BadInput) for one in teacher_of(clip, batch=1).stream(cameras[1:3])
+    ] == [True, False]
 
 
 def test_stream_reads_only_so_far_ahead(clip: str, cameras: list[Camera]) -> None:
@@ -156,7 +172,8 @@ def test_kept_features_can_be_named_again(clip: str, cameras: list[Camera]) -> N
 
 def test_digest_knows_all_that_decides_labels(clip: str, tmp_path: Path) -> None:
     changes: list[dict[str, Any]] = [
-        {}, {"prompts": [["car"], ["bus"], ["tree"]]}, {"negatives": []}, {"reading": "pure"}, {"size_hw": (64, 64)},
+        {}, {"prompts": [["car"], ["bus"], ["tree"]]}, {"negatives": []}, {"reading": "pure"},
+        {"size_hw": (64, 64)},
         {"templates": "short"}, {"min_score": 0.1}, {"key_smoothing": 0.5}, {"denoising": 0.5},
         {"tile_hw": (64, 64)}, {"tile_hw": (64, 64), "tile_overlap": 0.0, "size_hw": (64, 128)},
     ]  # fmt: skip
@@ -167,14 +184,21 @@ def test_digest_knows_all_that_decides_labels(clip: str, tmp_path: Path) -> None
 
 
 def test_settings_out_of_bounds_are_refused(clip: str) -> None:
-    for name, value in (("batch", 0), ("key_smoothing", 1.5), ("denoising", -0.1), ("tile_overlap", 1.0)):
+    for name, value in (
+        ("batch", 0),
+        ("key_smoothing", 1.5),
+        ("denoising", -0.1),
+        ("tile_overlap", 1.0),
+    ):
         with pytest.raises(BadInput, match=name):
             teacher_of(clip, **{name: value})
 
 
 def test_default_size_is_the_references_in_whole_patches(tmp_path: Path) -> None:
     for patch, size in ((16, (224, 416)), (14, (224, 420)), (32, (224, 416))):
-        name = write_clip(tmp_path / str(patch), {**VIT, "image_size": 4 * patch, "patch_size": patch})
+        name = write_clip(
+            tmp_path / str(patch), {**VIT, "image_size": 4 * patch, "patch_size": patch}
+        )
         assert teacher_of(name, size_hw=(0, 0))._size_hw == size
         with pytest.raises(BadInput, match=r"no multiple of the patch.* is near"):
             teacher_of(name, size_hw=(225, 416))
@@ -189,7 +213,7 @@ def test_text_is_one_unit_row_a_class(clip: str, tmp_path: Path) -> None:
     assert isinstance(first, Teacher)
 
 
-# --- label images made elsewhere -------------------------------------------------------------------------------------
+# --- label images made elsewhere ------------------------------------------------------------------
 
 CLASS_OF_ID = np.full(256, NONE, np.uint8)
 CLASS_OF_ID[[3, 7]] = [0, 1]
@@ -265,7 +289,7 @@ def test_an_id_beyond_the_classes_is_a_mistake(tmp_path: Path) -> None:
         Precomputed(tmp_path, "labels2d", CLASS_OF_ID, 1)
 
 
-# --- images ----------------------------------------------------------------------------------------------------------
+# --- images ---------------------------------------------------------------------------------------
 
 
 def test_bad_images_are_refused(clip: str, tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""The parts of a teacher: decoding ahead, tiles, scoring with smoothing and denoising, timm features."""
+"""The parts of a teacher.
+
+Decoding ahead, tiles, scoring with smoothing and denoising, timm features.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ from tests.distill.tiny_clip import one_thread, write_camera
 
 __all__ = ["one_thread"]  # a fixture for every test here
 
-# --- decoding --------------------------------------------------------------------------------------------------------
+# --- decoding -------------------------------------------------------------------------------------
 
 
 def test_shortcut_through_smaller_jpegs_is_exact_enough(tmp_path: Path) -> None:
@@ -65,7 +68,7 @@ def test_prefetch_raises_what_is_nobodys_bad_input() -> None:
         list(prefetch([1, 0], lambda item: 1 // item, threads=1, ahead=1))
 
 
-# --- tiles -----------------------------------------------------------------------------------------------------------
+# --- tiles ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("side", [64, 80, 128, 208, 400])
@@ -82,7 +85,10 @@ def test_tiles_cover_the_image_with_the_overlap(side: int, overlap: float) -> No
 
 
 def network(images: torch.Tensor) -> Dense:
-    """Features that know their place in the tile: mean colours of 8-pixel cells, and the cell's column."""
+    """Features that know their place in the tile.
+
+    Mean colours of 8-pixel cells, and the cell's column.
+    """
     cells = F.avg_pool2d(images, 8).permute(0, 2, 3, 1)
     column = torch.arange(cells.shape[2]).expand(cells.shape[:3])[..., None]
     return Dense(torch.cat([cells + 0.1, column], -1), cells)
@@ -116,17 +122,21 @@ def test_one_tile_is_the_whole_image() -> None:
         ((64, 64), (32, 32), 1.0, "is not in 0..1"),
     ],
 )
-def test_bad_tiles_are_refused(size: tuple[int, int], tile: tuple[int, int], overlap: float, says: str) -> None:
+def test_bad_tiles_are_refused(
+    size: tuple[int, int], tile: tuple[int, int], overlap: float, says: str
+) -> None:
     with pytest.raises(BadInput, match=says):
         Tiles.over(size, tile, overlap, 16)
 
 
-# --- scoring ---------------------------------------------------------------------------------------------------------
+# --- scoring --------------------------------------------------------------------------------------
 
 
 def scorer(smoothing: float = 0.0, denoising: float = 0.0, scale: float = 4.0) -> Scorer:
     names = torch.eye(3)
-    return Scorer(names, torch.arange(3), torch.tensor([0.0, 0.0, torch.inf]), scale, smoothing, denoising)
+    return Scorer(
+        names, torch.arange(3), torch.tensor([0.0, 0.0, torch.inf]), scale, smoothing, denoising
+    )
 
 
 def test_key_smoothing_averages_what_is_unsure() -> None:
@@ -146,7 +156,10 @@ def test_key_smoothing_averages_what_is_unsure() -> None:
                 changed += 1
             winner = int(own.argmax())
             assert label[image].flatten()[cell] == (NONE if winner == 2 else winner)
-            assert abs(float(score[image].flatten()[cell]) - (0 if winner == 2 else float(own.max()))) < 1e-3
+            assert (
+                abs(float(score[image].flatten()[cell]) - (0 if winner == 2 else float(own.max())))
+                < 1e-3
+            )
     assert 0 < changed < 24
 
 
@@ -168,7 +181,7 @@ def test_denoising_may_leave_an_image_without_any_class() -> None:
     assert score.flatten().tolist() == [0, 0]
 
 
-# --- timm features ---------------------------------------------------------------------------------------------------
+# --- timm features --------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -1,4 +1,6 @@
-"""Dense readings against the models' own layers and against literal float64 re-derivations of the papers."""
+"""Dense readings against the models' own layers and against literal float64 re-derivations of
+the papers.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipsweep.distill.teacher.dense_features import DenseResNet, DenseVit, choose_reading, proxy_attention, stride_of
+from clipsweep.distill.teacher.dense_features import (
+    DenseResNet,
+    DenseVit,
+    choose_reading,
+    proxy_attention,
+    stride_of,
+)
 from clipsweep.distill.teacher.maskclip import MaskClip
 from clipsweep.distill.teacher.weights import build_clip, find_clip
 from clipsweep.projection.errors import BadInput
@@ -66,28 +74,38 @@ def finish(visual: Any, tokens: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 @torch.no_grad()
-def test_residual_is_the_last_block_with_identity_attention(tmp_path: Path, images: Tensor, config: Any) -> None:
+def test_residual_is_the_last_block_with_identity_attention(
+    tmp_path: Path, images: Tensor, config: Any
+) -> None:
     name = write_clip(tmp_path / "clip", {**VIT, **config})
     visual = theirs(name)
     tokens = before_last(visual, images)
     last = visual.transformer.resblocks[-1]
     expected = finish(visual, last(tokens, attn_mask=nothing_but_itself(tokens)))
-    torch.testing.assert_close(ours(name, "residual")(images).feature, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        ours(name, "residual")(images).feature, expected, atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 @torch.no_grad()
-def test_pure_is_the_attention_with_identity_matrix_alone(tmp_path: Path, images: Tensor, config: Any) -> None:
+def test_pure_is_the_attention_with_identity_matrix_alone(
+    tmp_path: Path, images: Tensor, config: Any
+) -> None:
     name = write_clip(tmp_path / "clip", {**VIT, **config})
     visual = theirs(name)
     tokens = before_last(visual, images)
     last = visual.transformer.resblocks[-1]
     own = last.ls_1(last.attention(last.ln_1(tokens), attn_mask=nothing_but_itself(tokens)))
-    torch.testing.assert_close(ours(name, "pure")(images).feature, finish(visual, own), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        ours(name, "pure")(images).feature, finish(visual, own), atol=1e-5, rtol=1e-5
+    )
 
 
 @torch.no_grad()
-def test_residual_equals_a_float64_derivation_from_the_weights(tmp_path: Path, images: Tensor) -> None:
+def test_residual_equals_a_float64_derivation_from_the_weights(
+    tmp_path: Path, images: Tensor
+) -> None:
     name = write_clip(tmp_path / "clip", VIT)
     visual = theirs(name).double()
     tokens = before_last(visual, images.double())
@@ -125,7 +143,9 @@ def test_naclip_equals_a_literal_derivation(tmp_path: Path, images: Tensor) -> N
             near[a + 1, b + 1] = np.exp(-(distance**2) / 50)
     attention = (key @ key.transpose(2, 3) / 4 + near).softmax(-1)
     last = visual.transformer.resblocks[-1]
-    mixed = (attention @ value).transpose(1, 2).flatten(2) @ last.attn.out_proj.weight.T + last.attn.out_proj.bias
+    mixed = (attention @ value).transpose(1, 2).flatten(
+        2
+    ) @ last.attn.out_proj.weight.T + last.attn.out_proj.bias
     dense = ours(name, "naclip")(images)
     torch.testing.assert_close(dense.feature.double(), finish(visual, mixed), atol=1e-4, rtol=1e-4)
     keys = key[:, :, 1:].transpose(1, 2).flatten(2).unflatten(1, GRID)
@@ -184,7 +204,9 @@ def test_pool_is_the_value_path_of_the_attention_pool(tmp_path: Path, images: Te
         for column in range(3):
             value = maps[:, :, row, column] @ pool.v_proj.weight.T + pool.v_proj.bias
             expected = value @ pool.c_proj.weight.T + pool.c_proj.bias
-            torch.testing.assert_close(dense.feature[:, row, column], expected, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(
+                dense.feature[:, row, column], expected, atol=1e-4, rtol=1e-4
+            )
 
 
 def test_activation_and_weights_show(tmp_path: Path, images: Tensor) -> None:
@@ -197,7 +219,11 @@ def test_activation_and_weights_show(tmp_path: Path, images: Tensor) -> None:
 @torch.no_grad()
 def test_readings_hold_in_half_precision(tmp_path: Path, images: Tensor, reading: Any) -> None:
     tower = ours(write_clip(tmp_path / "clip", VIT), reading)
-    proxy = torch.randn(2, *GRID, 8, generator=torch.Generator().manual_seed(3)) if reading == "proxy" else None
+    proxy = (
+        torch.randn(2, *GRID, 8, generator=torch.Generator().manual_seed(3))
+        if reading == "proxy"
+        else None
+    )
     whole = tower(images, proxy).feature
     with torch.autocast("cpu", torch.bfloat16):
         half = tower(images, proxy).feature
@@ -222,7 +248,9 @@ def test_width_and_stride_come_from_the_model() -> None:
         ("roberta-ViT-B-32", "auto", "its text tower"),
     ],
 )
-def test_towers_without_the_reading_are_refused_before_any_download(model: str, reading: Any, says: str) -> None:
+def test_towers_without_the_reading_are_refused_before_any_download(
+    model: str, reading: Any, says: str
+) -> None:
     with pytest.raises(BadInput, match=says):
         MaskClip(model=model, weights="openai", prompts=[["car"]], reading=reading)
 
@@ -244,7 +272,9 @@ def test_proxy_reads_through_a_timm_vit(tmp_path: Path) -> None:
     save_file(timm.create_model("test_vit").state_dict(), tmp_path / "vit.safetensors")
     name = write_clip(tmp_path / "clip", VIT)
     proxy = {"proxy": "test_vit", "proxy_weights": str(tmp_path / "vit.safetensors")}
-    teacher = MaskClip(model=name, prompts=[["car"]], reading="proxy", size_hw=HW, templates="plain", **proxy)
+    teacher = MaskClip(
+        model=name, prompts=[["car"]], reading="proxy", size_hw=HW, templates="plain", **proxy
+    )
     pixels = np.random.default_rng(0).integers(0, 256, (1, *HW, 3), dtype=np.uint8)
     features = teacher.features(pixels)
     assert features.shape == (1, *GRID, 24)

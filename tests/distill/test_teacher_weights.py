@@ -1,4 +1,7 @@
-"""Where weights come from: never by running a pickle's code, never by hanging, and with errors that name the cure."""
+"""Where weights come from.
+
+Never by running a pickle's code, never by hanging, and with errors that name the cure.
+"""
 
 from __future__ import annotations
 
@@ -50,11 +53,17 @@ def empty_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["open_clip_pytorch_model.bin", "weights.pt"])
-def test_a_malicious_pickle_does_not_run(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_malicious_pickle_does_not_run(
+    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     (folder / STATE).unlink()
     mark = folder / "executed"
-    for payload in ({"a": torch.ones(1), "b": Bomb(mark)}, {"state_dict": {"a": Bomb(mark)}}, Bomb(mark)):
+    for payload in (
+        {"a": torch.ones(1), "b": Bomb(mark)},
+        {"state_dict": {"a": Bomb(mark)}},
+        Bomb(mark),
+    ):
         for zipped in (True, False):
             torch.save(payload, folder / name, _use_new_zipfile_serialization=zipped)
             with pytest.raises(BadInput, match="cannot be loaded as plain weights"):
@@ -70,14 +79,19 @@ def test_safetensors_come_before_pickles(folder: Path) -> None:
     (folder / STATE).unlink()
     assert find_clip(f"local-dir:{folder}", "").checkpoint.name == "open_clip_pytorch_model.bin"
     (folder / "open_clip_pytorch_model.bin").unlink()
-    with pytest.raises(BadInput, match=r"has no weights; it needs one of open_clip_model\.safetensors"):
+    with pytest.raises(
+        BadInput, match=r"has no weights; it needs one of open_clip_model\.safetensors"
+    ):
         find_clip(f"local-dir:{folder}", "")
 
 
 def test_checkpoints_of_training_load_as_plain_weights(folder: Path) -> None:
     state = load_file(folder / STATE)
     (folder / STATE).unlink()
-    stored = {"epoch": 3, "state_dict": {f"module.{name}": value.half() for name, value in state.items()}}
+    stored = {
+        "epoch": 3,
+        "state_dict": {f"module.{name}": value.half() for name, value in state.items()},
+    }
     torch.save(stored, folder / "open_clip_pytorch_model.bin")
     model = build_clip(find_clip(f"local-dir:{folder}", ""))
     assert model.logit_scale.dtype == torch.float32
@@ -140,7 +154,9 @@ def test_activation_belongs_to_the_tag(monkeypatch: pytest.MonkeyPatch, folder: 
     assert find_clip("ViT-L-14-CLIPA", "datacomp1b").mean == (0.485, 0.456, 0.406)
 
 
-def test_hub_models_come_from_the_cache_without_network(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+def test_hub_models_come_from_the_cache_without_network(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
     def cached(_: str, name: str, local_files_only: bool = False) -> str:
         assert local_files_only
         if not (folder / name).exists():
@@ -168,7 +184,8 @@ def test_unknown_names_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> N
         (
             "hf-hub:me/tiny",
             "openai",
-            "'openai', but hf-hub:me/tiny brings its own weights; leave teacher.maskclip.weights empty",
+            "'openai', but hf-hub:me/tiny brings its own weights; leave teacher.maskclip.weights "
+            "empty",
         ),
         ("local-dir:/nowhere", "a.safetensors", "brings its own weights"),
     ):
@@ -179,7 +196,9 @@ def test_unknown_names_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.usefixtures("empty_hub")
 def test_a_network_that_never_answers_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and says nothing
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr(
+            huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}"
+        )
         monkeypatch.setattr(weights, "_NETWORK_WAIT_S", 0.5)
         started = time.perf_counter()
         with pytest.raises(BadInput, match="not in the local cache, and no network"):

@@ -12,7 +12,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from clipsweep.distill.teacher.maskclip import MaskClip
-from clipsweep.distill.teacher.text import Encoder, Vocabulary, cached, embed, group_max, group_names, sentences
+from clipsweep.distill.teacher.text import (
+    Encoder,
+    Vocabulary,
+    cached,
+    embed,
+    group_max,
+    group_names,
+    sentences,
+)
 from clipsweep.distill.teacher.weights import build_clip, clip_tokenizer, find_clip
 from clipsweep.projection.errors import BadInput
 from tests.distill.tiny_clip import VIT, one_thread, write_clip
@@ -27,7 +35,11 @@ def test_reference_templates_are_the_published_85() -> None:
     assert len(reference) == len(set(reference)) == 85
     assert reference[0] == "a bad photo of a {}."
     assert reference[-1] == "this is one {} in the scene."
-    assert all(template.count("{}") == 1 for name in ("reference", "short", "plain") for template in sentences(name))
+    assert all(
+        template.count("{}") == 1
+        for name in ("reference", "short", "plain")
+        for template in sentences(name)
+    )
     with pytest.raises(BadInput, match="reference, short or plain"):
         sentences("long")
 
@@ -35,12 +47,18 @@ def test_reference_templates_are_the_published_85() -> None:
 def test_embeddings_follow_open_clips_own_recipe(tmp_path: Path) -> None:
     name = write_clip(tmp_path / "clip", VIT)
     source = find_clip(name, "")
-    ours = embed(Encoder(build_clip(source), clip_tokenizer(source), torch.device("cpu"), 7), NAMES, sentences("short"))
+    ours = embed(
+        Encoder(build_clip(source), clip_tokenizer(source), torch.device("cpu"), 7),
+        NAMES,
+        sentences("short"),
+    )
     model = open_clip.create_model(name).eval()
     tokenizer = open_clip.get_tokenizer(name)
     for own, word in zip(ours, NAMES, strict=True):
         with torch.no_grad():
-            each = model.encode_text(tokenizer([t.replace("{}", word) for t in sentences("short")]), normalize=True)
+            each = model.encode_text(
+                tokenizer([t.replace("{}", word) for t in sentences("short")]), normalize=True
+            )
         mean = each.mean(0)
         np.testing.assert_allclose(own, (mean / mean.norm()).numpy(), atol=2e-6)
 
@@ -55,7 +73,9 @@ def test_embeddings_of_a_custom_text_tower_follow_it_too(tmp_path: Path) -> None
     torch.testing.assert_close(ours, theirs)
 
 
-def test_words_that_a_model_has_never_learnt_are_warned_of_and_names_of_nothing_else_refused(tmp_path: Path) -> None:
+def test_words_that_a_model_has_never_learnt_are_warned_of_and_names_of_nothing_else_refused(
+    tmp_path: Path,
+) -> None:
     name = write_clip(tmp_path / "clip", VIT)
     state = load_file(tmp_path / "clip/open_clip_model.safetensors")
     tokenizer = clip_tokenizer(find_clip(name, ""))
@@ -63,17 +83,22 @@ def test_words_that_a_model_has_never_learnt_are_warned_of_and_names_of_nothing_
         state["token_embedding.weight"][tokenizer([word])[0, 1]] = 0
     save_file(state, tmp_path / "clip/open_clip_model.safetensors")
     source = find_clip(name, "")
-    assert Encoder(build_clip(source), tokenizer, torch.device("cpu")).unknown("an Yellow_bus") == ["an", "Yellow"]
+    assert Encoder(build_clip(source), tokenizer, torch.device("cpu")).unknown("an Yellow_bus") == [
+        "an",
+        "Yellow",
+    ]
     with pytest.warns(UserWarning, match="^yellow in 'a yellow bus' means nothing to this model"):
-        MaskClip(model=name, prompts=[["a yellow bus"]], templates="plain").text  # noqa: B018 - encodes the text
+        # encodes the text
+        MaskClip(model=name, prompts=[["a yellow bus"]], templates="plain").text  # noqa: B018
     with pytest.raises(BadInput, match="'an yellow' means nothing to this model"):
-        MaskClip(model=name, prompts=[["bus"]], negatives=["an yellow"], templates="plain").text  # noqa: B018
+        MaskClip(name, [["bus"]], negatives=["an yellow"], templates="plain").text  # noqa: B018
     for nothing in ("!!!", "\N{AUTOMOBILE}", "42"):
         with pytest.raises(BadInput, match=f"'{nothing}' means nothing to this model"):
             MaskClip(model=name, prompts=[["bus"], [nothing]], templates="plain").text  # noqa: B018
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        MaskClip(model=name, prompts=[["an ambulance"]], templates="plain").text  # noqa: B018 - an article is no loss
+        # an article is no loss
+        MaskClip(model=name, prompts=[["an ambulance"]], templates="plain").text  # noqa: B018
 
 
 def test_names_are_grouped_in_order_and_negatives_stand_alone() -> None:

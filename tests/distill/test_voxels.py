@@ -18,7 +18,11 @@ from clipsweep.projection import kernels
 ALL = tuple(FEATURES)
 VOXEL_M = 0.5
 HEIGHT_M = 1.8
-REDUCED = {"first": lambda rows: rows[0], "mean": lambda rows: rows.mean(0), "max": lambda rows: rows.max(0)}
+REDUCED = {
+    "first": lambda rows: rows[0],
+    "mean": lambda rows: rows.mean(0),
+    "max": lambda rows: rows.max(0),
+}
 
 
 def sample(count: int, seed: int = 0, pairs: int = 20, spread: float = 3.0) -> Sample:
@@ -36,7 +40,8 @@ def sample(count: int, seed: int = 0, pairs: int = 20, spread: float = 3.0) -> S
 
 def cut(one: Sample, **changes: Any) -> Voxels:
     plain: dict[str, Any] = {
-        "voxel_m": VOXEL_M, "features": ALL, "reduce": "mean", "sensor_height_m": HEIGHT_M, **changes,
+        "voxel_m": VOXEL_M, "features": ALL, "reduce": "mean", "sensor_height_m": HEIGHT_M,
+        **changes,
     }  # fmt: skip
     return voxelize(one, **plain)
 
@@ -44,7 +49,13 @@ def cut(one: Sample, **changes: Any) -> Voxels:
 def point_features(one: Sample) -> np.ndarray:
     xyz = one.xyz.astype(np.float64)
     cells = xyz / VOXEL_M
-    columns = [one.intensity, xyz[:, 2] + HEIGHT_M, np.sqrt((xyz**2).sum(1)), one.age_s, *(cells % 1 - 0.5).T]
+    columns = [
+        one.intensity,
+        xyz[:, 2] + HEIGHT_M,
+        np.sqrt((xyz**2).sum(1)),
+        one.age_s,
+        *(cells % 1 - 0.5).T,
+    ]
     return np.stack(columns, 1)
 
 
@@ -59,7 +70,9 @@ def test_voxels_are_those_of_numpy(count: int, reduce: str, seed: int) -> None:
     np.testing.assert_array_equal(voxels.inverse, inverse.reshape(-1))
     rows = point_features(one)
     for v in range(len(expected)):
-        np.testing.assert_allclose(voxels.feats[v], REDUCED[reduce](rows[voxels.inverse == v]), atol=1e-5, rtol=1e-5)
+        np.testing.assert_allclose(
+            voxels.feats[v], REDUCED[reduce](rows[voxels.inverse == v]), atol=1e-5, rtol=1e-5
+        )
     assert voxels.cut == 0
 
 
@@ -92,7 +105,7 @@ def test_unknown_features_are_refused(features: tuple[str, ...]) -> None:
         cut(sample(5), features=features)
 
 
-# --- trilinear -------------------------------------------------------------------------------------------------------
+# --- trilinear ------------------------------------------------------------------------------------
 
 
 def corners_twin(one: Sample, voxels: Voxels) -> np.ndarray:
@@ -122,7 +135,7 @@ def test_trilinear_weights(count: int, python: bool, monkeypatch: pytest.MonkeyP
     np.testing.assert_allclose(found, corners_twin(one, voxels) if count else found, atol=1e-5)
 
 
-# --- limits ----------------------------------------------------------------------------------------------------------
+# --- limits ---------------------------------------------------------------------------------------
 
 
 @given(st.integers(1, 200), st.integers(1, 60), st.booleans(), st.integers(0, 2**32 - 1))
@@ -149,7 +162,7 @@ def test_without_generator_the_nearest_stay() -> None:
     assert (part.coords.astype(float) ** 2).sum(1).max() <= np.sort(distance)[49]
 
 
-# --- batches ---------------------------------------------------------------------------------------------------------
+# --- batches --------------------------------------------------------------------------------------
 
 
 def batch_of(*counts: int, **changes: Any) -> tuple[Batch, list[Voxels]]:

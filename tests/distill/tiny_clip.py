@@ -24,7 +24,10 @@ TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "lay
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Small matrices on one thread: several that wait for each other take ten times as long on a busy machine."""
+    """Small matrices on one thread.
+
+    Several that wait for each other take ten times as long on a busy machine.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -36,7 +39,9 @@ def write_clip(folder: Path, vision: dict[str, Any], seed: int = 0, **more: Any)
     folder.mkdir(parents=True, exist_ok=True)
     preprocess = more.pop("preprocess", {})
     config = {"embed_dim": 24, "quick_gelu": True, "vision_cfg": vision, "text_cfg": TEXT, **more}
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}))
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": config, "preprocess_cfg": preprocess})
+    )
     save_file(random_state(config, seed), folder / "open_clip_model.safetensors")
     return f"local-dir:{folder}"
 
@@ -44,7 +49,9 @@ def write_clip(folder: Path, vision: dict[str, Any], seed: int = 0, **more: Any)
 def random_state(config: dict[str, Any], seed: int) -> dict[str, torch.Tensor]:
     """Weights of a configuration that leave no bias at 0 and no scale at 1."""
     generator = torch.Generator().manual_seed(seed)
-    state = CLIP(**{key: value for key, value in config.items() if key != "custom_text"}).state_dict()
+    state = CLIP(
+        **{key: value for key, value in config.items() if key != "custom_text"}
+    ).state_dict()
     for name, value in state.items():
         if value.is_floating_point() and "running" not in name:
             noise = torch.randn(value.shape, generator=generator)

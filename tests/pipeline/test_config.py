@@ -37,7 +37,10 @@ def test_includes_are_relative_and_come_first(tmp_path: Path) -> None:
 
 
 def test_lists_may_be_typed_with_commas() -> None:
-    assert load_config(["data.train=mini_train, scene-0061"]).data.train == ("mini_train", "scene-0061")
+    assert load_config(["data.train=mini_train, scene-0061"]).data.train == (
+        "mini_train",
+        "scene-0061",
+    )
     assert load_config(["data.train=[a,b]"]).data.train == ("a", "b")
     assert load_config(["data.train=10"]).data.train == ("10",)
     assert load_config(["data.train=['010', \"no\" ,]"]).data.train == ("010", "no")
@@ -46,7 +49,9 @@ def test_lists_may_be_typed_with_commas() -> None:
     assert own.size_hw == (224, 416)
 
 
-@pytest.mark.parametrize("text", ["12:30", "0012", "no", "2020-13-45", "[car,truck]", "1e3", "null", "{a: b}", "a=b"])
+@pytest.mark.parametrize(
+    "text", ["12:30", "0012", "no", "2020-13-45", "[car,truck]", "1e3", "null", "{a: b}", "a=b"]
+)
 def test_a_text_is_what_was_typed(text: str) -> None:
     assert load_config([f"store={text}"]).store == text
     assert load_config(["data.train=010"]).data.train == ("010",)
@@ -55,7 +60,12 @@ def test_a_text_is_what_was_typed(text: str) -> None:
 def test_a_number_in_a_file_may_stand_for_a_text(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("data: {train: [7, a], eval: 8}\nstore: 12\nprotocol:\n")
     config = load_config([str(tmp_path / "a.yaml")])
-    assert (config.data.train, config.data.eval, config.store, config.protocol) == (("7", "a"), ("8",), "12", "")
+    assert (config.data.train, config.data.eval, config.store, config.protocol) == (
+        ("7", "a"),
+        ("8",),
+        "12",
+        "",
+    )
 
 
 NUMBERS = [s for s in describe() if re.fullmatch(r"-?[\d.]+(e[+-]?\d+)?", s.default)]
@@ -100,7 +110,7 @@ def test_references_are_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
         load_config(["store=${oc.env:NOWHERE}"])
 
 
-# --- kinds of data sets and teachers ---------------------------------------------------------------------------------
+# --- kinds of data sets and teachers --------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -157,7 +167,7 @@ def test_one_entry_makes_a_data_set_or_a_teacher(monkeypatch: pytest.MonkeyPatch
         load_config(["data.mine.drives=12"])
 
 
-# --- a tool's own arguments ------------------------------------------------------------------------------------------
+# --- a tool's own arguments -----------------------------------------------------------------------
 
 
 def test_arguments_are_checked_like_settings() -> None:
@@ -174,7 +184,7 @@ def test_arguments_do_not_stand_in_files(tmp_path: Path) -> None:
         load_config([str(tmp_path / "a.yaml")], also=["frame"])
 
 
-# --- wrong and hostile input -----------------------------------------------------------------------------------------
+# --- wrong and hostile input ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -191,8 +201,14 @@ def test_arguments_do_not_stand_in_files(tmp_path: Path) -> None:
         ("train.batch_size=0", "from 1 to 128"),
         ("model.voxel_m=-0.1", "from 0.002"),
         ("fusion.cell_m=.nan", "fusion.cell_m"),
-        ("fusion.cell_share=.8", r"fusion\.cell_share: and fusion\.cluster_share sum to 1\.3; 1 at the most"),
-        ("fusion.coarse_cell_m=.2", r"fusion\.coarse_cell_m: is 0\.2; at least fusion\.cell_m, 0\.4"),
+        (
+            "fusion.cell_share=.8",
+            r"fusion\.cell_share: and fusion\.cluster_share sum to 1\.3; 1 at the most",
+        ),
+        (
+            "fusion.coarse_cell_m=.2",
+            r"fusion\.coarse_cell_m: is 0\.2; at least fusion\.cell_m, 0\.4",
+        ),
         ("data.sensor_height_m=-2", "from 0 to 100"),
         ("train.weight_decay=inf", "from 0 to 10"),
         ("seed.x=1", "seed"),

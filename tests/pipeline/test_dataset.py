@@ -1,4 +1,7 @@
-"""From artifacts to batches: sweeps apart, pixels and cubes numbered through, and nothing that depends on order."""
+"""From artifacts to batches.
+
+Sweeps apart, pixels and cubes numbered through, and nothing that depends on order.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,11 @@ def ready(small_world: Path, tmp_path: Path) -> tuple[Config, Artifact, Artifact
 
 
 def same(one: Batch, two: Batch) -> bool:
-    return torch.equal(one.coords, two.coords) and torch.equal(one.feats, two.feats) and one.frames == two.frames
+    return (
+        torch.equal(one.coords, two.coords)
+        and torch.equal(one.feats, two.feats)
+        and one.frames == two.frames
+    )
 
 
 def test_every_frame_comes_once_an_epoch_and_the_seed_decides() -> None:
@@ -53,7 +60,9 @@ def test_every_frame_comes_once_an_epoch_and_the_seed_decides() -> None:
     assert [len(batch) for batch in order] == [4] * 5
     stream = [item for batch in order for item in batch]
     assert [epoch for epoch, _ in stream] == [0] * 10 + [1] * 10
-    assert [sorted(number for _, number in stream[at : at + 10]) for at in (0, 10)] == [list(range(10))] * 2
+    assert [sorted(number for _, number in stream[at : at + 10]) for at in (0, 10)] == [
+        list(range(10))
+    ] * 2
     assert stream[:10] != [(0, number) for _, number in stream[10:]]
     assert list(batch_order(0, 10, 4, range(3, 5))) == order[3:]
     assert list(batch_order(1, 10, 4, range(5))) != order
@@ -82,7 +91,9 @@ def test_batches_are_the_same_with_and_without_worker_processes(ready: tuple) ->
     config, pixels, points, frames = ready
     targets = target_source("points", pixels, points, config)
     here = list(training_batches(frames, targets, config, 0))
-    beside = list(training_batches(frames, targets, replace(config, run=replace(config.run, loaders=2)), 0))
+    beside = list(
+        training_batches(frames, targets, replace(config, run=replace(config.run, loaders=2)), 0)
+    )
     later = list(training_batches(frames, targets, config, 1))
     assert len(here) == 3
     assert all(same(a, b) for a, b in zip(here, beside, strict=True))
@@ -93,7 +104,11 @@ def test_batches_are_the_same_with_and_without_worker_processes(ready: tuple) ->
 def test_sweeps_pass_apart_and_share_cubes(ready: tuple) -> None:
     config, pixels, points, frames = ready
     objectives = ObjectivesConfig(spatiotemporal=SpatioTemporalConfig(weight=1.0, cell_m=0.5))
-    config = replace(config, objectives=objectives, train=replace(config.train, sweeps=3, sweeps_among=5, batch_size=2))
+    config = replace(
+        config,
+        objectives=objectives,
+        train=replace(config.train, sweeps=3, sweeps_among=5, batch_size=2),
+    )
     targets = target_source("pixels", pixels, points, config)
     batch = next(iter(training_batches(frames, targets, config, 1)))
     passes = {frame.id: min(3, len(frame.sweeps)) for frame in frames}
@@ -111,7 +126,8 @@ def test_sweeps_pass_apart_and_share_cubes(ready: tuple) -> None:
 
 def test_older_sweeps_than_asked_for_are_not_drawn(ready: tuple) -> None:
     config, pixels, points, frames = ready
-    config = replace(config, train=replace(config.train, sweeps=6, max_age_s=0.12))  # sweeps are 0.05 s apart
+    # sweeps are 0.05 s apart
+    config = replace(config, train=replace(config.train, sweeps=6, max_age_s=0.12))
     last = max(frames, key=lambda frame: frame.time_us)
     groups = TrainingFrames(frames, target_source("pixels", pixels, points, config), config)
     assert len(groups[0, frames.index(last)].sweeps) == 3
@@ -119,12 +135,15 @@ def test_older_sweeps_than_asked_for_are_not_drawn(ready: tuple) -> None:
 
 def test_merged_sweeps_are_one_cloud(ready: tuple) -> None:
     config, pixels, points, frames = ready
-    config = replace(config, model=replace(config.model, sweeps=3), train=replace(config.train, batch_size=1))
+    config = replace(
+        config, model=replace(config.model, sweeps=3), train=replace(config.train, batch_size=1)
+    )
     group = TrainingFrames(frames, target_source("points", pixels, points, config), config)[0, 2]
     assert len(group.sweeps) == 1
     single = key_cloud(frames[2], config, 1.0)
     assert len(group.sweeps[0].inverse) > 2.5 * len(single.xyz)
-    assert group.sweeps[0].pair_point.max() < len(single.xyz)  # fused labels are those of the key sweep
+    # fused labels are those of the key sweep
+    assert group.sweeps[0].pair_point.max() < len(single.xyz)
 
 
 def test_a_frame_without_targets_passes(ready: tuple) -> None:
@@ -150,7 +169,10 @@ def test_labels_and_scores_come_back_as_stored(ready: tuple) -> None:
 def test_a_training_that_fails_leaves_no_loader_behind(
     small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Python joins its children when it ends: a loader that still waits for work would keep it from ending."""
+    """Python joins its children when it ends.
+
+    A loader that still waits for work would keep it from ending.
+    """
 
     def fail(learner: object, terms_of: object, batches: Iterator[Batch], *rest: object) -> None:
         next(batches)

@@ -1,4 +1,7 @@
-"""The embedded world: rays against slow twins, files against nuscenes-devkit, pictures against points."""
+"""The embedded world.
+
+Rays against slow twins, files against nuscenes-devkit, pictures against points.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +31,15 @@ from clipsweep.pipeline.demo.world import World, build_world
 from clipsweep.pipeline.demo.write import FIRST_US, split_names, true_pixels, write_demo
 from clipsweep.projection.errors import BadInput
 
-SMALL = DemoConfig(seed=3, train_scenes=1, val_scenes=1, key_frames=2, width_px=240, height_px=135, azimuths=360)
+SMALL = DemoConfig(
+    seed=3, train_scenes=1, val_scenes=1, key_frames=2, width_px=240, height_px=135, azimuths=360
+)
 CLASSES = {
     "barrier": (9,), "bicycle": (14,), "bus": (15, 16), "car": (17,), "construction vehicle": (18,),
-    "motorcycle": (21,), "pedestrian": (2, 3, 4, 6), "traffic cone": (12,), "trailer": (22,), "truck": (23,),
-    "driveable surface": (24,), "other flat": (25,), "sidewalk": (26,), "terrain": (27,), "manmade": (28,),
+    "motorcycle": (21,), "pedestrian": (2, 3, 4, 6), "traffic cone": (12,), "trailer": (22,),
+    "truck": (23,),
+    "driveable surface": (24,), "other flat": (25,), "sidewalk": (26,), "terrain": (27,),
+    "manmade": (28,),
     "vegetation": (30,),
 }  # fmt: skip
 
@@ -57,15 +64,19 @@ def world(request: pytest.FixtureRequest) -> World:
 
 
 def table(root: Path, name: str) -> dict[str, dict[str, Any]]:
-    return {row["token"]: row for row in json.loads((root / "v1.0-mini" / f"{name}.json").read_text())}
+    return {
+        row["token"]: row for row in json.loads((root / "v1.0-mini" / f"{name}.json").read_text())
+    }
 
 
 def digest(root: Path) -> dict[str, str]:
     files = sorted(path for path in root.rglob("*") if path.is_file())
-    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+    }
 
 
-# --- rays -------------------------------------------------------------------------------------------------------------
+# --- rays -----------------------------------------------------------------------------------------
 
 SHAPES = {
     "box": box((0, 0, 0), (2.0, 1.0, 1.4), (0, 0, 0)),
@@ -119,11 +130,15 @@ def test_a_ray_meets_a_shape_where_it_first_enters_it(name: str) -> None:
     assert met > 60
 
 
-def test_tiles_hide_nothing_that_a_pixel_sees(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiles_hide_nothing_that_a_pixel_sees(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     camera = cameras(240, 135)[4]
     fast = render(world, camera, 0.4)
 
-    def everywhere(prims: Any, centre: Any, order: Any, eye: Any, h: int, w: int) -> tuple[Any, Any]:
+    def everywhere(
+        prims: Any, centre: Any, order: Any, eye: Any, h: int, w: int
+    ) -> tuple[Any, Any]:
         tiles = -(-h // 16) * -(-w // 16)
         return np.arange(tiles + 1) * len(order), np.tile(order, tiles)
 
@@ -133,7 +148,9 @@ def test_tiles_hide_nothing_that_a_pixel_sees(world: World, monkeypatch: pytest.
         np.testing.assert_array_equal(getattr(fast, name), getattr(slow, name))
 
 
-def test_bins_hide_nothing_that_the_lidar_sees(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bins_hide_nothing_that_the_lidar_sees(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fast = scan(world, lidar(16, 200), 0.4)
 
     def everywhere(prims: Any, *_: Any) -> tuple[Any, Any, Any]:
@@ -146,11 +163,13 @@ def test_bins_hide_nothing_that_the_lidar_sees(world: World, monkeypatch: pytest
     np.testing.assert_array_equal(fast.label, slow.label)
 
 
-# --- sensors ----------------------------------------------------------------------------------------------------------
+# --- sensors --------------------------------------------------------------------------------------
 
 
 def test_points_lie_where_they_were_cast_after_the_cars_motion_is_taken_out(world: World) -> None:
-    """Driving at some 6 m/s, the road would smear over 0.3 m and tilt if the motion within the turn stayed in."""
+    """Driving at some 6 m/s, the road would smear over 0.3 m and tilt if the motion within the
+    turn stayed in.
+    """
     spinner = lidar(32, 720)
     found = scan(world, spinner, 0.7)
     street_from_lidar = world.drive.street_from_ego(0.7) @ spinner.ego_from_lidar
@@ -169,7 +188,9 @@ def test_cameras_fire_as_the_spin_passes_their_axis() -> None:
         assert -SPIN_S <= camera.delay_s <= 0
         axis = camera.ego_from_cam[:3, 2]
         column = np.abs(spinner.delay_s - camera.delay_s).argmin()
-        assert abs((yaw[column] - np.arctan2(axis[1], axis[0]) + np.pi) % (2 * np.pi) - np.pi) < 0.02
+        assert (
+            abs((yaw[column] - np.arctan2(axis[1], axis[0]) + np.pi) % (2 * np.pi) - np.pi) < 0.02
+        )
 
 
 def test_a_projected_point_has_the_label_of_its_pixel(world: World) -> None:
@@ -184,7 +205,9 @@ def test_a_projected_point_has_the_label_of_its_pixel(world: World) -> None:
         xyz = found.xyz_m[fixed] @ street_from_lidar[:3, :3].T + street_from_lidar[:3, 3]
         for camera in rig:
             view = render(world, camera, time_s + camera.delay_s)
-            cam_from_street = inverse(world.drive.street_from_ego(time_s + camera.delay_s) @ camera.ego_from_cam)
+            cam_from_street = inverse(
+                world.drive.street_from_ego(time_s + camera.delay_s) @ camera.ego_from_cam
+            )
             seen = xyz @ cam_from_street[:3, :3].T + cam_from_street[:3, 3]
             ahead = seen[:, 2] > 0.5
             uvw = seen[ahead] @ camera.K.T
@@ -222,7 +245,7 @@ def test_every_class_occurs_in_points_and_pixels() -> None:
     assert pixels[TERRAIN] > 0
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def test_the_same_seed_gives_the_same_bytes(root: Path, tmp_path: Path) -> None:
@@ -230,7 +253,9 @@ def test_the_same_seed_gives_the_same_bytes(root: Path, tmp_path: Path) -> None:
     assert digest(tmp_path / "again") == digest(root)
 
 
-def test_true_pixels_are_those_of_the_written_images(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_true_pixels_are_those_of_the_written_images(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     views = []
 
     def kept(*arguments: Any) -> render_module.View:
@@ -240,7 +265,9 @@ def test_true_pixels_are_those_of_the_written_images(root: Path, monkeypatch: py
     monkeypatch.setattr("clipsweep.pipeline.demo.write.render", kept)
     truth = true_pixels(SMALL, "scene-0103")
     shots = [row for row in table(root, "sample_data").values() if row["filename"].endswith(".jpg")]
-    named = {(row["filename"].split("/")[1], row["timestamp"]): root / row["filename"] for row in shots}
+    named = {
+        (row["filename"].split("/")[1], row["timestamp"]): root / row["filename"] for row in shots
+    }
     assert truth.keys() <= named.keys()
     assert len(truth) == 2 * 6
     of_label = {id(view.label): view for view in views}
@@ -280,7 +307,11 @@ def test_the_devkit_loads_it_draws_it_and_counts_its_labels(
     assert "vehicle.ego" in listed
     picture = tmp_path / "front.png"
     data.render_pointcloud_in_image(
-        sample["token"], camera_channel="CAM_FRONT", show_lidarseg=True, out_path=str(picture), verbose=False
+        sample["token"],
+        camera_channel="CAM_FRONT",
+        show_lidarseg=True,
+        out_path=str(picture),
+        verbose=False,
     )
     assert picture.stat().st_size > 10_000
 
@@ -304,7 +335,8 @@ def test_boxes_hold_the_points_that_they_claim(where: str, request: pytest.Fixtu
         for b in boxes:
             record = data.get("sample_annotation", b.token)
             held = points_in_box(b, points)
-            assert abs(held.sum() - record["num_lidar_pts"]) <= 2  # points on a face: the devkit rounds otherwise
+            # points on a face: the devkit rounds otherwise
+            assert abs(held.sum() - record["num_lidar_pts"]) <= 2
             claimed += record["num_lidar_pts"]
             owned += (labels[held] == CATEGORIES.index(record["category_name"])).sum()
     assert claimed > 500
@@ -334,8 +366,15 @@ def test_ground_of_hills_lies_on_them_by_true_poses_alone(hilly_root: Path) -> N
     poses = table(hilly_root, "ego_pose")
     mount = lidar(SMALL.beams, SMALL.azimuths).ego_from_lidar
     world = build_world(SMALL.seed, 0, 0.5, 4.0)
-    key = min((k for k, row in names.items() if "0061__LIDAR" in row["filename"]), key=lambda k: names[k]["timestamp"])
-    xyz = np.fromfile(hilly_root / names[key]["filename"], np.float32).reshape(-1, 5)[:, :3].astype(float)
+    key = min(
+        (k for k, row in names.items() if "0061__LIDAR" in row["filename"]),
+        key=lambda k: names[k]["timestamp"],
+    )
+    xyz = (
+        np.fromfile(hilly_root / names[key]["filename"], np.float32)
+        .reshape(-1, 5)[:, :3]
+        .astype(float)
+    )
     label = np.fromfile(hilly_root / table(hilly_root, "lidarseg")[key]["filename"], np.uint8)
     xyz = np.column_stack([xyz, np.ones(len(xyz))])[label == DRIVEABLE]
     street_from_global = inverse(world.drive.global_from_street)
@@ -423,7 +462,11 @@ def test_a_wrong_setting_is_named(wrong: dict[str, Any], tmp_path: Path) -> None
 def test_scene_names_are_official() -> None:
     splits = pytest.importorskip("nuscenes.utils.splits")
     version, train, val = split_names(8, 2)
-    assert (version, set(train), set(val)) == ("v1.0-mini", set(splits.mini_train), set(splits.mini_val))
+    assert (version, set(train), set(val)) == (
+        "v1.0-mini",
+        set(splits.mini_train),
+        set(splits.mini_val),
+    )
     version, train, val = split_names(20, 5)
     assert version == "v1.0-trainval"
     assert set(train) <= set(splits.train)
@@ -438,5 +481,7 @@ def test_quaternions_turn_as_their_matrices() -> None:
     for _ in range(50):
         turn = quaternions.Quaternion(rng.normal(size=4)).normalised
         np.testing.assert_allclose(
-            quaternions.Quaternion(quaternion(turn.rotation_matrix)).rotation_matrix, turn.rotation_matrix, atol=1e-12
+            quaternions.Quaternion(quaternion(turn.rotation_matrix)).rotation_matrix,
+            turn.rotation_matrix,
+            atol=1e-12,
         )

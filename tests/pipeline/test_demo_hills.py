@@ -1,4 +1,7 @@
-"""The embedded world's hills: rays against dense marching, things on the ground, errors of poses."""
+"""The embedded world's hills.
+
+Rays against dense marching, things on the ground, errors of poses.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,15 @@ import math
 import numpy as np
 import pytest
 
-from clipsweep.pipeline.demo.ground import DRIVEABLE, KERB_M, STEP_M, TERRAIN, Ground, Hills, draw_hills
+from clipsweep.pipeline.demo.ground import (
+    DRIVEABLE,
+    KERB_M,
+    STEP_M,
+    TERRAIN,
+    Ground,
+    Hills,
+    draw_hills,
+)
 from clipsweep.pipeline.demo.parts import BOX, rotation
 from clipsweep.pipeline.demo.ray_kernels import hit_ground, slope_at
 from clipsweep.pipeline.demo.rig import draw_flat_poses, pose
@@ -92,7 +103,8 @@ def test_kerbs_of_a_hilly_street_are_met_as_dense_steps_do(world: World) -> None
         faces += face
         right += abs(distance - expected) < (0.15 if face else 5e-3) and found == label
     assert faces > 10
-    assert right / 300 > 0.97  # a level ray's way through a kerb of less than its own length is not seen, as when flat
+    # a level ray's way through a kerb of less than its own length is not seen, as when flat
+    assert right / 300 > 0.97
 
 
 @pytest.mark.parametrize("crest_m", [0.5, 2.0, 4.0, 12.0])
@@ -112,7 +124,9 @@ def test_hills_are_as_high_and_no_steeper_than_they_should(crest_m: float) -> No
 
 def test_kernels_and_arrays_have_the_same_slope(world: World) -> None:
     for x in np.linspace(-200, 200, 41):
-        assert slope_at(world.ground, x) == pytest.approx(float(world.ground.hills.slope(x)), abs=1e-12)
+        assert slope_at(world.ground, x) == pytest.approx(
+            float(world.ground.hills.slope(x)), abs=1e-12
+        )
 
 
 def corners(half_m: np.ndarray) -> np.ndarray:
@@ -182,7 +196,9 @@ def test_a_moving_thing_is_between_two_moments_where_it_is_at_them(world: World)
 
 def test_errors_of_flat_poses_are_small_and_slow() -> None:
     drawn = [draw_flat_poses(np.random.default_rng(seed)) for seed in range(300)]
-    now, soon, later, long = (np.degrees([error.error_rad(t) for error in drawn]) for t in (3.0, 3.05, 4.0, 8.0))
+    now, soon, later, long = (
+        np.degrees([error.error_rad(t) for error in drawn]) for t in (3.0, 3.05, 4.0, 8.0)
+    )
     assert now.std() == pytest.approx(0.2, rel=0.1)
     assert np.abs(soon - now).max() < 0.06
     assert 0.4 < np.corrcoef(now.ravel(), later.ravel())[0, 1] < 0.8

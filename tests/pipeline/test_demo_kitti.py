@@ -1,4 +1,7 @@
-"""The demo in KITTI's layout: its files against the world they show, and every stage from logs to a submission."""
+"""The demo in KITTI's layout.
+
+Its files against the world they show, and every stage from logs to a submission.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,14 @@ from clipsweep.projection.sweeps import read_sweep
 from tests.helpers import Run, settings
 
 SMALL = DemoConfig(
-    seed=1, train_scenes=1, val_scenes=1, key_frames=3, width_px=310, height_px=94, beams=64, azimuths=300
+    seed=1,
+    train_scenes=1,
+    val_scenes=1,
+    key_frames=3,
+    width_px=310,
+    height_px=94,
+    beams=64,
+    azimuths=300,
 )
 
 
@@ -60,11 +70,15 @@ def raw(frame: Frame) -> np.ndarray:
 
 def street_from_global(world: World) -> np.ndarray:
     """The global frame is that of the first scan's LiDAR, on the roof of the car."""
-    return world.drive.street_from_ego(0.0) @ pose(rotation(0.004, 0.006, -0.003), np.array([0.76, 0.0, 1.73]))
+    return world.drive.street_from_ego(0.0) @ pose(
+        rotation(0.004, 0.006, -0.003), np.array([0.76, 0.0, 1.73])
+    )
 
 
 def test_the_reader_finds_all_of_it(frames: list[Frame]) -> None:
-    assert [frame.id for frame in frames] == [f"{name}/{i:06d}" for name in ("00", "08") for i in range(3)]
+    assert [frame.id for frame in frames] == [
+        f"{name}/{i:06d}" for name in ("00", "08") for i in range(3)
+    ]
     for frame in frames:
         points = read_sweep(frame.sweeps[0], 4)
         pairs = project(points[:, :3].copy(), frame.sweeps[0].global_from_lidar, frame.cameras, 1.0)
@@ -78,7 +92,10 @@ def test_the_reader_finds_all_of_it(frames: list[Frame]) -> None:
 
 
 def test_points_lie_in_the_things_that_they_are_of(frames: list[Frame], world: World) -> None:
-    """Poses, calibration and instances together: back in the street, points fill the boxes of their things."""
+    """Poses, calibration and instances together.
+
+    Back in the street, points fill the boxes of their things.
+    """
     street = street_from_global(world)
     for i, frame in enumerate(frames[:3]):
         ids = raw(frame) & 0xFFFF
@@ -96,16 +113,24 @@ def test_points_lie_in_the_things_that_they_are_of(frames: list[Frame], world: W
             said = set(ids[mine].tolist())
             assert len(said) == 1
             assert (said <= {252, 253, 254, 255, 257, 258, 259}) == (thing.speed_mps > 0)
-    assert {252, 254} & set(np.unique([*raw(frames[0]) & 0xFFFF, *raw(frames[2]) & 0xFFFF]).tolist())
+    assert {252, 254} & set(
+        np.unique([*raw(frames[0]) & 0xFFFF, *raw(frames[2]) & 0xFFFF]).tolist()
+    )
 
 
 def test_scans_and_pictures_agree(frames: list[Frame], world: World) -> None:
-    """The picture is what stands before the camera that the reader found, and points lie as deep as what it shows."""
+    """The picture is what stands before the camera that the reader found, and points lie as deep
+    as what it shows.
+    """
     for i, frame in enumerate(frames[:3]):
         camera = frame.cameras[0]
-        placed = street_from_global(world) @ np.vstack([camera.global_from_cam.matrix(), [0, 0, 0, 1]])
+        placed = street_from_global(world) @ np.vstack(
+            [camera.global_from_cam.matrix(), [0, 0, 0, 1]]
+        )
         ego_from_cam = inverse(world.drive.street_from_ego(i * SCAN_S)) @ placed
-        view = render(world, RigCamera(camera.name, ego_from_cam, camera.K, camera.size_hw, 0.0), i * SCAN_S)
+        view = render(
+            world, RigCamera(camera.name, ego_from_cam, camera.K, camera.size_hw, 0.0), i * SCAN_S
+        )
         stored = np.asarray(Image.open(camera.image.path), np.float64)
         assert np.abs(stored - view.colour).mean() < 0.05
         points = read_sweep(frame.sweeps[0], 4)[:, :3].copy()
@@ -118,7 +143,9 @@ def test_the_same_seed_gives_the_same_bytes(root: Path, tmp_path: Path) -> None:
     write_kitti_demo(SMALL, tmp_path / "again")
     files = sorted(path.relative_to(root) for path in root.rglob("*") if path.is_file())
     assert len(files) == 2 * (3 * 3 + 3)
-    assert all((root / file).read_bytes() == (tmp_path / "again" / file).read_bytes() for file in files)
+    assert all(
+        (root / file).read_bytes() == (tmp_path / "again" / file).read_bytes() for file in files
+    )
 
 
 @pytest.mark.parametrize("wrong", [{"train_scenes": 11}, {"val_scenes": 2}])
@@ -136,8 +163,12 @@ def test_poses_follow_the_hills(tmp_path: Path) -> None:
     config = replace(SMALL, train_scenes=0, key_frames=2, azimuths=100, hills_m=8.0)
     write_kitti_demo(config, tmp_path / "root")
     rows = np.loadtxt(tmp_path / "root/sequences/08/poses.txt").reshape(2, 3, 4)
-    driven = build_world(config.seed, VAL_SEED, SCAN_S, 8.0).drive.street_from_ego(np.array([0.0, SCAN_S]))
-    assert np.linalg.norm(rows[1, :, 3]) == pytest.approx(np.linalg.norm(driven[1, :3, 3] - driven[0, :3, 3]), rel=0.02)
+    driven = build_world(config.seed, VAL_SEED, SCAN_S, 8.0).drive.street_from_ego(
+        np.array([0.0, SCAN_S])
+    )
+    assert np.linalg.norm(rows[1, :, 3]) == pytest.approx(
+        np.linalg.norm(driven[1, :3, 3] - driven[0, :3, 3]), rel=0.02
+    )
     in_first = rows[1, :, :3]
     turned = driven[0, :3, :3].T @ driven[1, :3, :3]
     assert np.trace(in_first) == pytest.approx(np.trace(turned), abs=1e-9)
@@ -146,24 +177,48 @@ def test_poses_follow_the_hills(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_from_the_world_to_a_submission(tmp_path: Path, tool: Run) -> None:
     given = [
-        *("configs/demo_kitti.yaml", f"data.root={tmp_path / 'data'}", f"store={tmp_path / 'store'}"),
-        *("demo.train_scenes=2", "demo.key_frames=3", "demo.azimuths=400", "demo.width_px=310", "demo.height_px=94"),
-        *("train.epochs=2", "model.voxel_m=0.4", "run.progress=false", "run.loaders=0", "evaluate=false"),
+        *(
+            "configs/demo_kitti.yaml",
+            f"data.root={tmp_path / 'data'}",
+            f"store={tmp_path / 'store'}",
+        ),
+        *(
+            "demo.train_scenes=2",
+            "demo.key_frames=3",
+            "demo.azimuths=400",
+            "demo.width_px=310",
+            "demo.height_px=94",
+        ),
+        *(
+            "train.epochs=2",
+            "model.voxel_m=0.4",
+            "run.progress=false",
+            "run.loaders=0",
+            "evaluate=false",
+        ),
     ]
     index = tool("index", *given).path
     assert json.loads((index / "manifest.json").read_text())["counts"]["frames"] == 9
     points = tool("label", *given).path
-    covered = json.loads((tool("evaluate", *given, f"points={points}").path / "scores.json").read_text())["covered"]
+    covered = json.loads(
+        (tool("evaluate", *given, f"points={points}").path / "scores.json").read_text()
+    )["covered"]
     assert covered["accuracy"] > 0.5
     pretrained = tool("pretrain", *given).path
     tuned = tool("finetune", *given, f"student={pretrained}", "protocol=frame@1%").path
     assert json.loads((tuned / "manifest.json").read_text())["labelled_frames"] == ["00/000000"]
-    scores = json.loads((tool("evaluate", *given, f"student={tuned}").path / "scores.json").read_text())
+    scores = json.loads(
+        (tool("evaluate", *given, f"student={tuned}").path / "scores.json").read_text()
+    )
     assert (scores["protocol"], scores["frames"], scores["absent_class"]) == ("frame@1%", 3, "zero")
     out = tool("export_labels", *given, f"student={tuned}", f"out={tmp_path / 'entry'}").path
     space = load_space(load_config(given).labels)
-    truths = [np.fromfile(path, "<u4") & 0xFFFF for path in (tmp_path / "data/sequences/08/labels").iterdir()]
-    assert scores["points"] == (space.class_of_raw[np.concatenate(truths)] != 255).sum()  # all around
+    truths = [
+        np.fromfile(path, "<u4") & 0xFFFF
+        for path in (tmp_path / "data/sequences/08/labels").iterdir()
+    ]
+    # all around
+    assert scores["points"] == (space.class_of_raw[np.concatenate(truths)] != 255).sum()
     for i in range(3):
         said = np.fromfile(out / f"sequences/08/predictions/{i:06d}.label", "<u4")
         truth = np.fromfile(tmp_path / f"data/sequences/08/labels/{i:06d}.label", "<u4")
@@ -177,25 +232,42 @@ def test_from_the_world_to_a_submission(tmp_path: Path, tool: Run) -> None:
     assert "something else than this demo world" in other.err
 
 
-def test_a_student_of_one_rig_is_scored_on_the_other(small_world: Path, root: Path, tmp_path: Path, tool: Run) -> None:
+def test_a_student_of_one_rig_is_scored_on_the_other(
+    small_world: Path, root: Path, tmp_path: Path, tool: Run
+) -> None:
     """Names carry the classes over: counted again here from raw predictions and raw ids."""
     student = tool("pretrain", *settings(small_world, tmp_path), "train.epochs=0").path
-    given = ["configs/data/semantickitti.yaml", f"data.root={root}", f"store={tmp_path}", f"student={student}"]
+    given = [
+        "configs/data/semantickitti.yaml",
+        f"data.root={root}",
+        f"store={tmp_path}",
+        f"student={student}",
+    ]
     given += ["labels.space=nuscenes16", "labels.eval=shared12", "run.progress=false"]
-    scores = json.loads((tool("evaluate", *given, "labels.truth=demo_kitti13").path / "scores.json").read_text())
+    scores = json.loads(
+        (tool("evaluate", *given, "labels.truth=demo_kitti13").path / "scores.json").read_text()
+    )
     (shard,) = tmp_path.glob("predictions-*/08+*.safetensors")
     predictions = load_file(shard)
     names = load_space(LabelsConfig()).names
-    called = {"pedestrian": "person", "driveable surface": "road", "other flat": "other ground", "barrier": "manmade"}
+    called = {
+        "pedestrian": "person",
+        "driveable surface": "road",
+        "other flat": "other ground",
+        "barrier": "manmade",
+    }
     called |= dict.fromkeys(("bus", "construction vehicle", "trailer"), "other vehicle")
     columns = [*scores["classes"], "traffic cone"]
-    counts = np.zeros((2, 14), np.int64)  # of true road and vegetation, by what is said of it; of "none" there is none
+    # of true road and vegetation, by what is said of it; of "none" there is none
+    counts = np.zeros((2, 14), np.int64)
     for i in range(3):
         ids = np.fromfile(root / f"sequences/08/labels/{i:06d}.label", "<u4") & 0xFFFF
         for row, id in enumerate((40, 70)):
             for said in predictions[f"08/{i:06d}"][ids == id]:
                 counts[row, columns.index(called.get(names[said], names[said]))] += 1
-    np.testing.assert_array_equal(np.array(scores["confusion"])[[columns.index("road"), 10]], counts)
+    np.testing.assert_array_equal(
+        np.array(scores["confusion"])[[columns.index("road"), 10]], counts
+    )
     assert columns[10] == "vegetation"
     assert (counts.sum(1) > 1000).all()
     refused = tool("evaluate", *given)

@@ -27,7 +27,10 @@ def place_m(thing: Thing, time_s: float = 0.0) -> np.ndarray:
 
 @pytest.mark.parametrize("time_s", [0.0, 1.5, DURATION_S])
 def test_nobody_is_in_another_thing(worlds: list[World], time_s: float) -> None:
-    """Tracked things by their boxes; others by their parts, for one may stand below a crown or lamp."""
+    """Tracked things by their boxes.
+
+    Others by their parts, for one may stand below a crown or lamp.
+    """
     for world in worlds:
         for person in people_of(world):
             centre = place_m(person, time_s)
@@ -45,7 +48,9 @@ def test_nobody_is_in_another_thing(worlds: list[World], time_s: float) -> None:
                     assert not (np.abs(inner) < np.array(part.size_m) / 2).all(), (person, part)
 
 
-def test_a_quarter_is_beside_walls_and_others_stand_in_groups_and_below_trees(worlds: list[World]) -> None:
+def test_a_quarter_is_beside_walls_and_others_stand_in_groups_and_below_trees(
+    worlds: list[World],
+) -> None:
     everybody = walled = grouped = below = 0
     for world in worlds:
         people = people_of(world)
@@ -70,7 +75,9 @@ def _gap_m(person: Thing, thing: Thing) -> float:
         return np.inf
     beside = abs(person.x_m - thing.x_m) < thing.size_m[0] / 2
     wide_m = max(
-        2 * abs(part.at_m[1]) + part.size_m[1] for part in thing.parts if part.at_m[2] - part.size_m[2] / 2 < 1.8
+        2 * abs(part.at_m[1]) + part.size_m[1]
+        for part in thing.parts
+        if part.at_m[2] - part.size_m[2] / 2 < 1.8
     )
     return abs(thing.y_m) - wide_m / 2 - abs(person.y_m) if beside else np.inf
 

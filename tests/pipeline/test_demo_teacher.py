@@ -1,4 +1,7 @@
-"""The demo's teacher: crops and captions tell the truth, training runs, the checkpoint is plain open_clip."""
+"""The demo's teacher.
+
+Crops and captions tell the truth, training runs, the checkpoint is plain open_clip.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +25,17 @@ from clipsweep.pipeline.demo.write import VAL_SEED
 from clipsweep.pipeline.labels import LabelsConfig, load_space
 
 TEACHER = Path(teach.__file__).parent / "teacher"
-stored = pytest.mark.skipif(not (TEACHER / "card.json").is_file(), reason="the teacher has not been trained yet")
+stored = pytest.mark.skipif(
+    not (TEACHER / "card.json").is_file(), reason="the teacher has not been trained yet"
+)
 
 
 @pytest.fixture(scope="module")
 def album() -> Album:
     made = render_album(900_000, 6, 6, (480, 270), 1)
-    return Album(made.pictures, [places if len(places) else made.places[SKY] for places in made.places])
+    return Album(
+        made.pictures, [places if len(places) else made.places[SKY] for places in made.places]
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +78,9 @@ def test_captions_name_only_what_is_shown(album: Album) -> None:
     assert set(said.sum(1)) <= {1, 2, 3}
     for caption, kinds in zip(words, said, strict=True):
         parts = caption.split(" and a ")
-        allowed = {word for kind in np.flatnonzero(kinds) for word in (NAMES[kind], *SYNONYMS[kind])}
+        allowed = {
+            word for kind in np.flatnonzero(kinds) for word in (NAMES[kind], *SYNONYMS[kind])
+        }
         assert set(parts) <= allowed
 
 
@@ -102,16 +111,23 @@ def test_the_generic_maskclip_code_reads_it_without_a_special_case() -> None:
     world = build_world(3_000_000, 1, 4.5)
     rig = cameras(480, 270)
     teacher = MaskClip(
-        model=f"local-dir:{TEACHER}", prompts=[[name] for name in NAMES[:SKY]], negatives=["sky"], size_hw=(288, 512)
+        model=f"local-dir:{TEACHER}",
+        prompts=[[name] for name in NAMES[:SKY]],
+        negatives=["sky"],
+        size_hw=(288, 512),
     )
     right = total = 0
     for camera in rig:
         view = render(world, camera, 1.0)
-        picture = np.array(Image.fromarray(view.colour).resize((512, 288), Image.Resampling.BILINEAR))
+        picture = np.array(
+            Image.fromarray(view.colour).resize((512, 288), Image.Resampling.BILINEAR)
+        )
         names = torch.from_numpy(teacher.vocabulary.embedding)
         guess = (teacher.features(picture[None]).cpu() @ names.T).argmax(-1)[0].numpy()
         truth = np.array(CLASS_OF_RAW, np.uint8)[view.label]
-        seen = guess[np.arange(270) * guess.shape[0] // 270][:, np.arange(480) * guess.shape[1] // 480]
+        seen = guess[np.arange(270) * guess.shape[0] // 270][
+            :, np.arange(480) * guess.shape[1] // 480
+        ]
         counted = (truth != 255) & (truth != SKY)
         right = right + (seen == truth)[counted].sum()
         total = total + counted.sum()
@@ -123,13 +139,18 @@ def test_free_text_finds_buses_and_excavators() -> None:
     space = load_space(LabelsConfig(names="a yellow bus, an excavator", prompts="demo"))
     assert "a yellow bus" in space.names
     teacher = MaskClip(
-        model=f"local-dir:{TEACHER}", prompts=space.prompts, negatives=space.negatives, size_hw=(256, 480)
+        model=f"local-dir:{TEACHER}",
+        prompts=space.prompts,
+        negatives=space.negatives,
+        size_hw=(256, 480),
     )
     with pytest.warns(UserWarning, match="yellow in 'a yellow bus' means nothing"):
         teacher.text  # noqa: B018 - encodes the text
     for scene, asked, kind in ((3, 0, "bus"), (2, 1, "construction vehicle")):
         world = build_world(0, VAL_SEED + scene, 2.0)
-        views = [render(world, camera, time_s) for camera in cameras(480, 270) for time_s in (0.5, 1.5)]
+        views = [
+            render(world, camera, time_s) for camera in cameras(480, 270) for time_s in (0.5, 1.5)
+        ]
         found = np.stack([_labels(teacher, view) == asked for view in views])
         true = np.stack([np.array(CLASS_OF_RAW)[view.label] == NAMES.index(kind) for view in views])
         both = (found & true).sum()

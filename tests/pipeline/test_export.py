@@ -1,4 +1,7 @@
-"""Official formats: what is written is what SemanticKITTI's evaluator reads, and scores as ours do."""
+"""Official formats.
+
+What is written is what SemanticKITTI's evaluator reads, and scores as ours do.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +34,14 @@ def frame(id: str) -> Frame:
 def official_scores(pairs: list[tuple[Path, Path]]) -> tuple[np.ndarray, list[float], float, float]:
     """SemanticKITTI's evaluation of (truth, prediction) files, point by point as its formulas say.
 
-    Rows of the matrix are predictions and columns truth, 20 classes with 0 for what is ignored; truth 0 is dropped.
-    Answers the matrix, IoU of classes 1..19, their mean, and the accuracy.
+    Rows of the matrix are predictions and columns truth, 20 classes with 0 for what is ignored;
+    truth 0 is dropped. Answers the matrix, IoU of classes 1..19, their mean, and the accuracy.
     """
     matrix = np.zeros((20, 20), np.int64)
     for truth, said in pairs:
-        for t, s in zip(*(np.fromfile(path, np.uint32) % 65536 for path in (truth, said)), strict=True):
+        for t, s in zip(
+            *(np.fromfile(path, np.uint32) % 65536 for path in (truth, said)), strict=True
+        ):
             matrix[LEARNING_MAP[int(s)], LEARNING_MAP[int(t)]] += 1
     kept = matrix.copy()
     kept[:, 0] = 0
@@ -49,7 +54,9 @@ def official_scores(pairs: list[tuple[Path, Path]]) -> tuple[np.ndarray, list[fl
 
 
 @pytest.mark.parametrize("classes", [19, 7])
-def test_scores_equal_the_official_formulas(space: LabelSpace, tmp_path: Path, classes: int) -> None:
+def test_scores_equal_the_official_formulas(
+    space: LabelSpace, tmp_path: Path, classes: int
+) -> None:
     """On random files; with seven classes the others are absent, which counts as zero."""
     rng = np.random.default_rng(classes)
     ids = [i for i, c in LEARNING_MAP.items() if c <= classes]
@@ -66,17 +73,24 @@ def test_scores_equal_the_official_formulas(space: LabelSpace, tmp_path: Path, c
 
     truth = [space.from_raw(labels(path.read_bytes()), path) for path in truth_files]
     check_scores(
-        Confusion.of(np.concatenate(truth), np.concatenate(said), 19), list(zip(truth_files, written, strict=True))
+        Confusion.of(np.concatenate(truth), np.concatenate(said), 19),
+        list(zip(truth_files, written, strict=True)),
     )
 
 
-def test_scores_of_real_labels_equal_the_official_formulas(space: LabelSpace, samples: Path, tmp_path: Path) -> None:
+def test_scores_of_real_labels_equal_the_official_formulas(
+    space: LabelSpace, samples: Path, tmp_path: Path
+) -> None:
     """A prediction that is right for two points of three."""
     path = samples / "semantickitti/sequences/00/labels/000000.label"
     truth = space.from_raw(labels(path.read_bytes()), path)
     rng = np.random.default_rng(0)
-    said = np.where((rng.random(len(truth)) < 2 / 3) & (truth < 19), truth, rng.integers(0, 19, len(truth)))
-    submission(KITTI, tmp_path / "out", "train", space, [(frame("00/000000"), said.astype(np.uint8))])
+    said = np.where(
+        (rng.random(len(truth)) < 2 / 3) & (truth < 19), truth, rng.integers(0, 19, len(truth))
+    )
+    submission(
+        KITTI, tmp_path / "out", "train", space, [(frame("00/000000"), said.astype(np.uint8))]
+    )
     written = tmp_path / "out/sequences/00/predictions/000000.label"
     check_scores(Confusion.of(truth, said.astype(np.uint8), 19), [(path, written)])
 
@@ -94,18 +108,27 @@ def test_a_kitti_submission_and_its_zip(space: LabelSpace, tmp_path: Path) -> No
     said = [(frame(f"{s}/{i:06d}"), np.full(5, s, np.uint8)) for s in (11, 12) for i in (0, 4)]
     for out in ("a", "b"):
         submission(KITTI, tmp_path / out, "test", space, said)
-    assert np.fromfile(tmp_path / "a/sequences/11/predictions/000004.label", "<u4").tolist() == [49] * 5
+    assert (
+        np.fromfile(tmp_path / "a/sequences/11/predictions/000004.label", "<u4").tolist()
+        == [49] * 5
+    )
     archive = tmp_path / "a/submission.zip"
     assert archive.read_bytes() == (tmp_path / "b/submission.zip").read_bytes()
     with zipfile.ZipFile(archive) as file:
         folders = {info.filename for info in file.infolist() if info.is_dir()}
         files = {info.filename: info.file_size for info in file.infolist() if not info.is_dir()}
-    assert folders == {"sequences/"} | {f"sequences/{s}/{rest}" for s in (11, 12) for rest in ("", "predictions/")}
-    assert files == {f"sequences/{s}/predictions/{i:06d}.label": 20 for s in (11, 12) for i in (0, 4)}
+    assert folders == {"sequences/"} | {
+        f"sequences/{s}/{rest}" for s in (11, 12) for rest in ("", "predictions/")
+    }
+    assert files == {
+        f"sequences/{s}/predictions/{i:06d}.label": 20 for s in (11, 12) for i in (0, 4)
+    }
 
 
 def test_kitti_pseudo_labels_are_no_entry(space: LabelSpace, tmp_path: Path) -> None:
-    points = PointLabels(np.array([0, 255], np.uint8), np.array([0.5, 0], np.float16), np.array([1, 0], np.float16))
+    points = PointLabels(
+        np.array([0, 255], np.uint8), np.array([0.5, 0], np.float16), np.array([1, 0], np.float16)
+    )
     pseudo_labels(KITTI, tmp_path / "out", "train", space, [(frame("00/000001"), points)])
     path = tmp_path / "out/sequences/00/predictions/000001.label"
     assert np.fromfile(path, "<u4").tolist() == [10, 0]
@@ -127,5 +150,7 @@ def test_what_is_no_submission_is_refused_and_leaves_nothing(
 ) -> None:
     said = [(frame(id), np.full(3, label, np.uint8))]
     with pytest.raises(BadInput, match=message):
-        submission(FORMATS[format], tmp_path / "out", "val", load_space(LabelsConfig(space=name)), said)
+        submission(
+            FORMATS[format], tmp_path / "out", "val", load_space(LabelsConfig(space=name)), said
+        )
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,6 @@
-"""The index: what it says that it lacks, and how it is made anew when files change beside the same tables."""
+"""The index: what it says that it lacks, and how it is made anew when files change beside the
+same tables.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from clipsweep.pipeline.artifacts.index import read_images, read_index, read_label_files, read_scenes
+from clipsweep.pipeline.artifacts.index import (
+    read_images,
+    read_index,
+    read_label_files,
+    read_scenes,
+)
 from clipsweep.pipeline.artifacts.store import Artifact
 from clipsweep.pipeline.config import load_config
 from clipsweep.pipeline.stages.index import make_index
@@ -25,7 +32,9 @@ def sweeps_of(index: Path, root: Path) -> int:
     return sum(len(frame.sweeps) for frame in frames)
 
 
-def test_changed_files_are_found_when_verified(given: list[str], world: Path, tmp_path: Path, tool: Run) -> None:
+def test_changed_files_are_found_when_verified(
+    given: list[str], world: Path, tmp_path: Path, tool: Run
+) -> None:
     folder = world / "sweeps/LIDAR_TOP"
     away = tmp_path / "away"
     whole = tool("index", *given).path
@@ -37,9 +46,11 @@ def test_changed_files_are_found_when_verified(given: list[str], world: Path, tm
     missing = Artifact(less.path).manifest()["counts"]["missing_sweeps"]
     assert 0 < before - sweeps_of(whole, world) <= missing
     assert less.err.splitlines() == [
-        f"{world}: {missing} earlier sweeps are missing, and frames go without them; once they are there, "
+        f"{world}: {missing} earlier sweeps are missing, and frames go without them; once they "
+        "are there, "
         "run with verify=true",
-        f"{world}: other files than when {whole.name} was made, in 2 scene(s), first scene-0061; what was "
+        f"{world}: other files than when {whole.name} was made, in 2 scene(s), first scene-0061; "
+        "what was "
         "made from them is made again",
     ]
     away.rename(folder)
@@ -49,7 +60,9 @@ def test_changed_files_are_found_when_verified(given: list[str], world: Path, tm
     assert sweeps_of(whole, world) == before
 
 
-def test_labels_of_changed_images_are_not_taken_for_new(given: list[str], world: Path, tool: Run) -> None:
+def test_labels_of_changed_images_are_not_taken_for_new(
+    given: list[str], world: Path, tool: Run
+) -> None:
     """The shards of the scene get another name, those of the other scene stay."""
     points = tool("label", *given).path
     before = list(Artifact(points).manifest()["shards"])
@@ -82,9 +95,15 @@ def test_a_damaged_index_is_named_and_mended(given: list[str], world: Path, tool
 
 
 @pytest.mark.parametrize("start", range(4, 2000, 97))
-def test_any_damage_to_an_index_reads_as_bad_input_or_as_rows(world_index: bytes, tmp_path: Path, start: int) -> None:
+def test_any_damage_to_an_index_reads_as_bad_input_or_as_rows(
+    world_index: bytes, tmp_path: Path, start: int
+) -> None:
     path = tmp_path / "index.parquet"
-    path.write_bytes(world_index[:-start] + b"\xff" * min(start, 40) + world_index[len(world_index) - start + 40 :])
+    path.write_bytes(
+        world_index[:-start]
+        + b"\xff" * min(start, 40)
+        + world_index[len(world_index) - start + 40 :]
+    )
     with suppress(BadInput):  # nothing else is raised
         read_index(path, tmp_path, "scene-0061")
 
@@ -95,7 +114,9 @@ def world_index(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return make_index(load_config(settings(small_world, store))).shard("index").read_bytes()
 
 
-def test_scenes_that_a_split_lacks_are_counted_and_told(given: list[str], world: Path, tool: Run) -> None:
+def test_scenes_that_a_split_lacks_are_counted_and_told(
+    given: list[str], world: Path, tool: Run
+) -> None:
     assert tool("index", *given).err == ""  # a demo world has as many as it was told
     (world / "demo.json").unlink()
     index = tool("index", *given, "on_bad=skip")

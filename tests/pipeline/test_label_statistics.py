@@ -56,19 +56,25 @@ def test_counts_are_those_of_plain_loops(made: tuple[Config, Artifact, Artifact,
             images = read_pixels(pixels, frame)
             for image in images:
                 labels += np.bincount(
-                    np.where(image.label == NONE, classes, image.label).ravel(), minlength=classes + 1
+                    np.where(image.label == NONE, classes, image.label).ravel(),
+                    minlength=classes + 1,
                 )
             true = read_truth(frame, space, config)
             of_points = read_points(points, frame).label
             assert true is not None
-            xyz = (first.inverse() @ frame.sweeps[0].global_from_lidar).apply(cloud.xyz.astype(np.float64))
+            xyz = (first.inverse() @ frame.sweeps[0].global_from_lidar).apply(
+                cloud.xyz.astype(np.float64)
+            )
             cells = defaultdict(Counter)
             seen = defaultdict(list)
             pairs = visible_pairs(frame, cloud.xyz, config.fusion)
             for point, camera, (u, v) in zip(pairs.point, pairs.camera, pairs.uv, strict=True):
                 grid = images[camera].label
                 (height, width) = frame.cameras[camera].size_hw
-                label = grid[int(v * np.float32(grid.shape[0] / height)), int(u * np.float32(grid.shape[1] / width))]
+                label = grid[
+                    int(v * np.float32(grid.shape[0] / height)),
+                    int(u * np.float32(grid.shape[1] / width)),
+                ]
                 if label == NONE:
                     continue
                 seen[point].append(label)
@@ -83,7 +89,9 @@ def test_counts_are_those_of_plain_loops(made: tuple[Config, Artifact, Artifact,
                 for one, two in pairwise(said):
                     cameras[one, two] += 1
                     cameras[two, one] += 1
-            before = {cell: max(sorted(votes), key=votes.__getitem__) for cell, votes in cells.items()}
+            before = {
+                cell: max(sorted(votes), key=votes.__getitem__) for cell, votes in cells.items()
+            }
             if scene in scenes_of(index, "eval"):
                 fused += Confusion.of(true, of_points, classes).counts
     np.testing.assert_array_equal(found.pixels, labels)
@@ -131,7 +139,9 @@ def without_lidarseg(world: Path) -> None:
     shutil.rmtree(world / "lidarseg")
 
 
-def test_boxes_are_the_truth_where_there_are_no_label_files(world: Path, tmp_path: Path, tool: Run) -> None:
+def test_boxes_are_the_truth_where_there_are_no_label_files(
+    world: Path, tmp_path: Path, tool: Run
+) -> None:
     given = [*settings(world, tmp_path / "store"), f"report={tmp_path / 'report.png'}"]
     assert ", truth from label files" in tool("label", *given).err
     without_lidarseg(world)
@@ -195,7 +205,10 @@ def test_people_that_get_lost_are_warned_of() -> None:
     wall = "manmade"
     found = moved({(person, wall): 374, (person, person): 3, (wall, wall): 1000})
     (warning,) = quality.statistics_warnings(found, load_space(Config().labels))
-    assert warning == "pedestrian: fusion leaves 1 % as many of the points that cameras see (99 % manmade)"
+    assert (
+        warning
+        == "pedestrian: fusion leaves 1 % as many of the points that cameras see (99 % manmade)"
+    )
 
 
 def test_nothing_is_said_of_labels_that_stay_or_are_few() -> None:

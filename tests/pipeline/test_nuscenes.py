@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clipsweep.pipeline.artifacts.index import Row, Skip, read_images, read_index, read_scenes, to_parquet
+from clipsweep.pipeline.artifacts.index import (
+    Row,
+    Skip,
+    read_images,
+    read_index,
+    read_scenes,
+    to_parquet,
+)
 from clipsweep.pipeline.datasets import DATASETS, DataConfig
 from clipsweep.pipeline.datasets.nuscenes import NuscenesConfig
 from clipsweep.projection.errors import BadInput
@@ -94,8 +101,14 @@ def test_index_comes_back_as_it_went_in(small_world: Path, tmp_path: Path) -> No
         assert [s.points for s in frame.sweeps] == [s.points for s in back.sweeps]
         for ours, theirs in zip(frame.cameras, back.cameras, strict=True):
             np.testing.assert_array_equal(ours.K, theirs.K)
-            np.testing.assert_array_equal(ours.global_from_cam.matrix(), theirs.global_from_cam.matrix())
-            assert (ours.name, ours.size_hw, ours.image) == (theirs.name, theirs.size_hw, theirs.image)
+            np.testing.assert_array_equal(
+                ours.global_from_cam.matrix(), theirs.global_from_cam.matrix()
+            )
+            assert (ours.name, ours.size_hw, ours.image) == (
+                theirs.name,
+                theirs.size_hw,
+                theirs.image,
+            )
 
 
 def test_scenes_by_name_and_by_split(small_world: Path) -> None:
@@ -131,13 +144,17 @@ def test_a_cycle_of_sweeps_ends(world: Path) -> None:
         (None, "its chain holds over 3 samples, nbr_samples says 3"),
     ],
 )
-def test_a_broken_chain_of_samples_is_named(world: Path, following: str | None, message: str) -> None:
+def test_a_broken_chain_of_samples_is_named(
+    world: Path, following: str | None, message: str
+) -> None:
     """That ends early, leads nowhere, or back to where it began."""
     scenes = json.loads((world / "v1.0-mini/scene.json").read_text())
     first = next(scene["first_sample_token"] for scene in scenes if scene["name"] == "scene-0061")
     path = world / "v1.0-mini/sample.json"
     table = json.loads(path.read_text())
-    next(row for row in table if row["token"] == first)["next"] = first if following is None else following
+    next(row for row in table if row["token"] == first)["next"] = (
+        first if following is None else following
+    )
     path.write_text(json.dumps(table))
     with pytest.raises(BadInput, match=f"scene scene-0061: {message}"):
         rows(small(world))

@@ -1,4 +1,7 @@
-"""Scenes in parts: shards of bounded size, shared between runs, resumed inside a scene, named by what they hold."""
+"""Scenes in parts.
+
+Shards of bounded size, shared between runs, resumed inside a scene, named by what they hold.
+"""
 
 from __future__ import annotations
 
@@ -86,26 +89,39 @@ def test_parts_hold_what_whole_scenes_do(
     pixels, points = label(load_config([*given, f"store={tmp_path / 'parts'}"]))
     assert len(pixels.parts) == {1: 6, 2: 4}[each]
     assert len(points.parts) == 2
-    for one, two in ((tensors(whole_pixels), tensors(pixels)), (tensors(whole_points), tensors(points))):
+    for one, two in (
+        (tensors(whole_pixels), tensors(pixels)),
+        (tensors(whole_points), tensors(points)),
+    ):
         assert one.keys() == two.keys()
         for name, array in one.items():
             np.testing.assert_array_equal(two[name], array)
 
 
-def test_points_in_parts_cover_every_frame(given: list[str], monkeypatch: pytest.MonkeyPatch, tool: Run) -> None:
-    """Each part maps the ground from frames of its own, so that labels may differ a little from a whole scene's."""
+def test_points_in_parts_cover_every_frame(
+    given: list[str], monkeypatch: pytest.MonkeyPatch, tool: Run
+) -> None:
+    """Each part maps the ground from frames of its own, so that labels may differ a little from
+    a whole scene's.
+    """
     monkeypatch.setattr(points_stage, "FRAMES", 2)
     config = load_config(given)
     _, points = label(config)
     assert [len(part.frames) for part in points.parts] == [2, 1, 2, 1]
-    assert {name.split("/")[0] for name in tensors(points)} == {f for p in points.parts for f in p.frames}
+    assert {name.split("/")[0] for name in tensors(points)} == {
+        f for p in points.parts for f in p.frames
+    }
     index = make_index(config)
     named = open_points(config, index, str(points.path))
-    assert [part.shard for part in named.parts] == [p.shard for p in points.parts if p.scene == "scene-0103"]
+    assert [part.shard for part in named.parts] == [
+        p.shard for p in points.parts if p.scene == "scene-0103"
+    ]
     assert tool("evaluate", *given, f"points={points.path}").status == 0
 
 
-def test_a_labelling_stopped_inside_a_scene_goes_on_there(given: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_labelling_stopped_inside_a_scene_goes_on_there(
+    given: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pixels_stage, "FRAMES", 1)
     config = load_config(given)
     index = make_index(config)
@@ -133,7 +149,9 @@ def test_a_labelling_stopped_inside_a_scene_goes_on_there(given: list[str], monk
     assert asked == pixels.shards()
 
 
-def test_a_shard_is_compared_with_its_digest_once_a_process(given: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_is_compared_with_its_digest_once_a_process(
+    given: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     pixels, _ = label(load_config(given))
     name = pixels.shards()[0]
     path = pixels.payload(name)
@@ -163,8 +181,13 @@ def test_a_frame_that_no_part_holds_is_named(given: list[str]) -> None:
         pixels.shard_of("abc")
 
 
-def test_points_of_a_scene_labelled_twice_are_those_of_the_manifest(world: Path, tmp_path: Path, tool: Run) -> None:
-    """Label images that change and come back: the folder holds both versions, that of the last run counts."""
+def test_points_of_a_scene_labelled_twice_are_those_of_the_manifest(
+    world: Path, tmp_path: Path, tool: Run
+) -> None:
+    """Label images that change and come back.
+
+    The folder holds both versions, that of the last run counts.
+    """
     given = settings(world, tmp_path / "store")
     kept = shutil.copytree(world / "labels2d", tmp_path / "labels2d")
     points = tool("label", *given).path
@@ -196,14 +219,19 @@ def recorded(value: object, prefix: str, read: set[str]) -> object:
     double = object.__new__(type(kind.__name__, (kind,), {"__getattribute__": watch}))
     for name in hidden:
         found = getattr(value, name)
-        inner = recorded(found, f"{prefix}{name}.", read) if dataclasses.is_dataclass(found) else found
+        inner = (
+            recorded(found, f"{prefix}{name}.", read) if dataclasses.is_dataclass(found) else found
+        )
         object.__setattr__(double, name, inner)
     read.clear()
     return double
 
 
 BESIDE = ("data.root", "data.kind", "store", "verify", "run.", "labels.")
-"""What every stage may read: places, how the work is carried out, and the label space, which the key spells out."""
+"""What every stage may read.
+
+Places, how the work is carried out, and the label space, which the key spells out.
+"""
 
 
 @pytest.fixture

@@ -22,7 +22,9 @@ from tests.helpers import Run, settings
 
 
 def frames(scenes: int, each: int) -> list[Frame]:
-    return [Frame(f"{s}-{i}", f"scene-{s}", i, (), (), None) for s in range(scenes) for i in range(each)]
+    return [
+        Frame(f"{s}-{i}", f"scene-{s}", i, (), (), None) for s in range(scenes) for i in range(each)
+    ]
 
 
 def test_scene_fractions_take_every_nth_scene_whole() -> None:
@@ -46,7 +48,16 @@ def test_there_is_always_something(kind: str) -> None:
 @pytest.mark.parametrize(
     "protocol",
     [
-        *("1%", "scene@0%", "scene@101%", "frame@67%", "point@1%", "scene@1", "scene@\u0661%", "scene@99.99999999%"),
+        *(
+            "1%",
+            "scene@0%",
+            "scene@101%",
+            "frame@67%",
+            "point@1%",
+            "scene@1",
+            "scene@\u0661%",
+            "scene@99.99999999%",
+        ),
         *("scene@0.0000001%", "scene@33.333333%", "scene@0.009%"),
     ],
 )
@@ -55,7 +66,9 @@ def test_other_protocols_are_refused(protocol: str) -> None:
         labelled_subset(protocol, frames(3, 2))
 
 
-def test_the_guard_stops_any_way_of_opening(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_guard_stops_any_way_of_opening(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     labels = tmp_path / "lidarseg" / "x_lidarseg.bin"
     link = tmp_path / "link.bin"
     for name in ("lidarseg", "work"):
@@ -67,7 +80,10 @@ def test_the_guard_stops_any_way_of_opening(tmp_path: Path, monkeypatch: pytest.
     inside = os.open(labels.parent, os.O_RDONLY)
     attempts = [
         *(labels.read_bytes, labels.open, link.read_bytes, lambda: os.open(labels, os.O_RDONLY)),
-        *(Path("../lidarseg/x_lidarseg.bin").read_bytes, lambda: os.open(os.fsencode(labels), os.O_RDONLY)),
+        *(
+            Path("../lidarseg/x_lidarseg.bin").read_bytes,
+            lambda: os.open(os.fsencode(labels), os.O_RDONLY),
+        ),
         lambda: os.open("x_lidarseg.bin", os.O_RDONLY, dir_fd=inside),
         lambda: os.open("lidarseg/x_lidarseg.bin", os.O_RDONLY, dir_fd=above),
     ]
@@ -107,11 +123,16 @@ def test_every_label_folder_is_guarded_in_the_index_or_not(tmp_path: Path) -> No
         (tmp_path / f"sequences/{name}/labels").mkdir(parents=True)
     index = Artifact(tmp_path / "index-0", suffix=".parquet")
     labels = File(tmp_path / "elsewhere/000000.label", 4)
-    frame = Frame("00/000000", "00", 0, (Sweep(0, Pose.identity(), File(tmp_path / "x.bin", 4)),), (), labels)
+    frame = Frame(
+        "00/000000", "00", 0, (Sweep(0, Pose.identity(), File(tmp_path / "x.bin", 4)),), (), labels
+    )
     index.commit("index", to_parquet([Row(frame, True, False)], tmp_path)[0])
     data = DataConfig("semantickitti", str(tmp_path), own=SemanticKittiConfig())
     found = label_folders(data, index)
-    assert found == [tmp_path / "elsewhere", *(tmp_path / f"sequences/{name}/labels" for name in ("00", "08"))]
+    assert found == [
+        tmp_path / "elsewhere",
+        *(tmp_path / f"sequences/{name}/labels" for name in ("00", "08")),
+    ]
 
 
 def test_finetuning_says_what_it_used(small_world: Path, tmp_path: Path, tool: Run) -> None:
@@ -142,7 +163,9 @@ def test_the_classifier_starts_from_the_names(small_world: Path, tmp_path: Path,
 
     def said(student: Path) -> list[np.ndarray]:
         tool("evaluate", *given, f"student={student}")
-        (predictions,) = (path for path in (tmp_path / "store").glob("predictions-*") if path.name not in before)
+        (predictions,) = (
+            path for path in (tmp_path / "store").glob("predictions-*") if path.name not in before
+        )
         before.add(predictions.name)
         return list(load_file(next(predictions.glob("*.safetensors"))).values())
 

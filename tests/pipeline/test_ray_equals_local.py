@@ -1,4 +1,6 @@
-"""The same commands on Ray give the same artifacts, byte for byte, and the same word of bad input."""
+"""The same commands on Ray give the same artifacts, byte for byte, and the same word of bad
+input.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ RAY = ("run.executor=ray", "run.workers=2")
 
 
 def payloads(store: Path) -> dict[str, bytes]:
-    """Every shard of a store but the scores, which tell where their store is, by artifact and name."""
+    """Every shard of a store but the scores, which tell where their store is, by artifact and
+    name.
+    """
     found = {}
     for path in sorted(store.glob("[!s]*-*/manifest.json")):
         for shard in Artifact(path.parent).manifest()["shards"]:
@@ -41,7 +45,13 @@ def test_index_pixels_points_and_predictions_have_the_same_names_and_bytes(
         tool("evaluate", *given, f"student={student}").path  # noqa: B018
     expected = payloads(local)
     found = payloads(ray)
-    assert {name.split("-")[0] for name in expected} == {"index", "pixels", "points", "poses", "predictions"}
+    assert {name.split("-")[0] for name in expected} == {
+        "index",
+        "pixels",
+        "points",
+        "poses",
+        "predictions",
+    }
     assert found.keys() == expected.keys()
     assert [name for name in expected if found[name] != expected[name]] == []
     assert {path.parent.name.split("-")[0] for path in ray.glob("*/report.json")} == {
@@ -49,7 +59,9 @@ def test_index_pixels_points_and_predictions_have_the_same_names_and_bytes(
     }
 
 
-def test_a_damaged_image_ends_with_status_1_and_is_named(world: Path, tmp_path: Path, tool: Run) -> None:
+def test_a_damaged_image_ends_with_status_1_and_is_named(
+    world: Path, tmp_path: Path, tool: Run
+) -> None:
     image = sorted((world / "labels2d").rglob("*.png"))[0]
     image.write_bytes(image.read_bytes()[:100])
     outcome = tool("label", *settings(world, tmp_path / "store"), *RAY)

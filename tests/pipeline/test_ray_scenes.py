@@ -1,4 +1,7 @@
-"""Scenes on a simulated cluster whose workers, nodes and drivers are killed: nothing lost, nothing done twice."""
+"""Scenes on a simulated cluster whose workers, nodes and drivers are killed.
+
+Nothing lost, nothing done twice.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +33,19 @@ from tests.faults import Faulty
 pytestmark = pytest.mark.slow
 
 SCENES = [f"scene-{i}" for i in range(6)]
-FAST = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 300, "health_check_failure_threshold": 3}
+FAST = {
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 300,
+    "health_check_failure_threshold": 3,
+}
 
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Cluster]:
-    """A cluster that this process has joined: a head without room for workers, three nodes with room for one each."""
+    """A cluster that this process has joined.
+
+    A head without room for workers, three nodes with room for one each.
+    """
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": FAST})
     for _ in range(3):
         made.add_node(num_cpus=1)
@@ -50,7 +60,9 @@ def worker(tmp_path: Path) -> Faulty:
     return Faulty(tmp_path / "notes")
 
 
-def on_ray(store: Path, worker: Faulty, scenes: Sequence[str] = SCENES, **settings: Any) -> Artifact:
+def on_ray(
+    store: Path, worker: Faulty, scenes: Sequence[str] = SCENES, **settings: Any
+) -> Artifact:
     artifact = Artifact.of(str(store), "s", {})
     run = RunConfig(executor="ray", **{"workers": 3, "progress": False, **settings})
     return run_stage(artifact, scenes, worker.build, Config(run=run))
@@ -60,7 +72,9 @@ def clean_digest(store: Path, scenes: Sequence[str] = SCENES) -> str:
     """Digest of an undisturbed run in this process."""
     (store / "clean").mkdir(parents=True)
     artifact = Artifact.of(str(store / "clean"), "s", {})
-    run_stage(artifact, scenes, lambda: Faulty(store / "clean"), Config(run=RunConfig(progress=False)))
+    run_stage(
+        artifact, scenes, lambda: Faulty(store / "clean"), Config(run=RunConfig(progress=False))
+    )
     return artifact.manifest()["digest"]
 
 
@@ -134,19 +148,25 @@ def test_killed_workers_and_a_lost_node_change_nothing(
     assert artifact.manifest()["counts"] == {"calls": 20}
 
 
-def test_what_always_fails_is_given_up_and_the_rest_done(nodes: Cluster, tmp_path: Path, worker: Faulty) -> None:
+def test_what_always_fails_is_given_up_and_the_rest_done(
+    nodes: Cluster, tmp_path: Path, worker: Faulty
+) -> None:
     faults = {
         "scene-0": ("memory",),
         "scene-1": ("killed",),
         "scene-2": ("killed",) * 9,
         "scene-3": ("bad input",) * 9,
     }
-    with pytest.raises(Incomplete, match=r"2 of 6 shards could not be made.* the same command tries these again"):
+    with pytest.raises(
+        Incomplete, match=r"2 of 6 shards could not be made.* the same command tries these again"
+    ):
         on_ray(tmp_path, replace(worker, faults=faults), attempts=2)
     artifact = Artifact.of(str(tmp_path), "s", {})
     said = report(tmp_path)
     assert not artifact.whole
-    assert [scene for scene in SCENES if artifact.done(scene, verify=True)] == [SCENES[i] for i in (0, 1, 4, 5)]
+    assert [scene for scene in SCENES if artifact.done(scene, verify=True)] == [
+        SCENES[i] for i in (0, 1, 4, 5)
+    ]
     assert (said["expected"], said["kept"], said["done"], said["left"]) == (6, 0, 4, 0)
     assert set(said["retried"]) == {"scene-0", "scene-1"}
     assert "MemoryError" in said["retried"]["scene-0"][0]
@@ -161,7 +181,9 @@ def test_what_always_fails_is_given_up_and_the_rest_done(nodes: Cluster, tmp_pat
     assert artifact.manifest()["digest"] == clean_digest(tmp_path)
 
 
-def test_a_run_in_which_too_much_fails_is_stopped(nodes: Cluster, tmp_path: Path, worker: Faulty) -> None:
+def test_a_run_in_which_too_much_fails_is_stopped(
+    nodes: Cluster, tmp_path: Path, worker: Faulty
+) -> None:
     wrong = replace(worker, faults=dict.fromkeys(SCENES, ("bad input",)))
     with pytest.raises(Incomplete, match=r"run\.failures=1 .*x\.jpg: is no JPEG"):
         on_ray(tmp_path, wrong, workers=1, failures=1)
@@ -173,7 +195,9 @@ def test_a_hung_scene_is_overtaken_and_one_that_always_hangs_given_up(
     nodes: Cluster, tmp_path: Path, worker: Faulty
 ) -> None:
     faults = {"scene-1": ("hung",), "scene-4": ("hung",) * 9}
-    with pytest.raises(Incomplete, match=r"1 of 6 scenes .* scene-4 after 2 attempt.*not done within 15 s"):
+    with pytest.raises(
+        Incomplete, match=r"1 of 6 scenes .* scene-4 after 2 attempt.*not done within 15 s"
+    ):
         on_ray(tmp_path, replace(worker, faults=faults), attempts=2, deadline_s=15.0)
     assert Artifact.of(str(tmp_path), "s", {}).done("scene-1", verify=True)
     assert [len(worker.calls(scene)) for scene in SCENES] == [1, 2, 1, 1, 2, 1]
@@ -182,7 +206,9 @@ def test_a_hung_scene_is_overtaken_and_one_that_always_hangs_given_up(
     assert Artifact.of(str(tmp_path), "s", {}).manifest()["digest"] == clean_digest(tmp_path)
 
 
-def test_hung_workers_that_hold_all_the_room_are_replaced(nodes: Cluster, tmp_path: Path, worker: Faulty) -> None:
+def test_hung_workers_that_hold_all_the_room_are_replaced(
+    nodes: Cluster, tmp_path: Path, worker: Faulty
+) -> None:
     faults = dict.fromkeys(SCENES[:3], ("hung",))
     artifact = on_ray(tmp_path, replace(worker, faults=faults), attempts=2, deadline_s=15.0)
     assert artifact.whole
@@ -190,7 +216,9 @@ def test_hung_workers_that_hold_all_the_room_are_replaced(nodes: Cluster, tmp_pa
     assert set(report(tmp_path)["retried"]) == set(SCENES[:3])
 
 
-def test_a_full_disk_stops_the_run_and_corrupts_nothing(nodes: Cluster, tmp_path: Path, worker: Faulty) -> None:
+def test_a_full_disk_stops_the_run_and_corrupts_nothing(
+    nodes: Cluster, tmp_path: Path, worker: Faulty
+) -> None:
     with pytest.raises(OSError, match=r"No space left on device.*scene-3\.safetensors"):
         on_ray(tmp_path, replace(worker, faults={"scene-3": ("full disk",)}), workers=1)
     artifact = Artifact.of(str(tmp_path), "s", {})
@@ -223,10 +251,14 @@ def test_any_number_of_workers_and_any_order_give_the_same(
     assert len(worker.calls()) == len(SCENES)
 
 
-def test_without_room_for_any_worker_the_run_ends_and_says_what_it_wants(nodes: Cluster, tmp_path: Path) -> None:
+def test_without_room_for_any_worker_the_run_ends_and_says_what_it_wants(
+    nodes: Cluster, tmp_path: Path
+) -> None:
     artifact = Artifact.of(str(tmp_path), "s", {})
     run = RunConfig(gpus=1.0, deadline_s=1.0, attempts=2)
-    with pytest.raises(Incomplete, match=r"no worker could be started .*1 GPU of the cluster's 3 CPUs and 0 GPUs"):
+    with pytest.raises(
+        Incomplete, match=r"no worker could be started .*1 GPU of the cluster's 3 CPUs and 0 GPUs"
+    ):
         run_on_ray(artifact, SCENES, Faulty(tmp_path).build, run, gpu=True)
 
 
@@ -234,7 +266,9 @@ def cannot_build() -> Faulty:
     raise BadInput("weights", "are not there", "fetch them")
 
 
-def test_a_worker_that_cannot_be_built_is_bad_input_as_it_is_locally(nodes: Cluster, tmp_path: Path) -> None:
+def test_a_worker_that_cannot_be_built_is_bad_input_as_it_is_locally(
+    nodes: Cluster, tmp_path: Path
+) -> None:
     with pytest.raises(BadInput, match="weights: are not there"):
         run_on_ray(Artifact.of(str(tmp_path), "s", {}), SCENES, cannot_build, RunConfig())
 
@@ -264,11 +298,14 @@ from clipsweep.pipeline.artifacts.store import Artifact
 from clipsweep.pipeline.run.settings import RunConfig
 config = Config(run=RunConfig(executor="ray", workers=2, progress=False))
 worker = Faulty(Path(sys.argv[1]) / "notes", {"scene-11": ("killed",)}, seconds=0.3)
-run_stage(Artifact.of(sys.argv[1], "s", {}), [f"scene-{i}" for i in range(12)], worker.build, config)
+scenes = [f"scene-{i}" for i in range(12)]
+run_stage(Artifact.of(sys.argv[1], "s", {}), scenes, worker.build, config)
 """
 
 
-def test_a_killed_driver_leaves_nothing_running_and_its_work_is_taken_up(tmp_path: Path, worker: Faulty) -> None:
+def test_a_killed_driver_leaves_nothing_running_and_its_work_is_taken_up(
+    tmp_path: Path, worker: Faulty
+) -> None:
     """The driver's own instance; ``RAY_ADDRESS`` names another cluster, and must not matter."""
     command = [sys.executable, "-c", DRIVER, str(tmp_path)]
     environment = {**os.environ, "RAY_ADDRESS": "127.0.0.1:1", "PYTHONPATH": os.getcwd()}

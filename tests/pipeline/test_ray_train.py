@@ -1,4 +1,7 @@
-"""Training on two workers, by torchrun and by Ray Train: the losses of one, and a lost worker changes nothing."""
+"""Training on two workers, by torchrun and by Ray Train.
+
+The losses of one, and a lost worker changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +34,16 @@ STEPS = 21
 
 
 def given(root: Path, store: Path) -> list[str]:
-    """A training of 21 steps whose roundings stay small, see ``tests/distill/test_distributed.py``."""
-    return [*settings(root, store), "train.epochs=14", "train.optimizer=sgd", "train.lr=1e-5", "run.checkpoint_s=0"]
+    """A training of 21 steps whose roundings stay small, see
+    ``tests/distill/test_distributed.py``.
+    """
+    return [
+        *settings(root, store),
+        "train.epochs=14",
+        "train.optimizer=sgd",
+        "train.lr=1e-5",
+        "run.checkpoint_s=0",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +64,18 @@ def losses(student: Path) -> list[float]:
 
 
 @pytest.mark.slow
-def test_two_workers_of_torchrun_learn_what_one_does(small_world: Path, two: Path, tmp_path: Path, tool: Run) -> None:
+def test_two_workers_of_torchrun_learn_what_one_does(
+    small_world: Path, two: Path, tmp_path: Path, tool: Run
+) -> None:
     one = tool("pretrain", *given(small_world, tmp_path / "store")).path
     assert one.name == two.name
     np.testing.assert_allclose(losses(two), losses(one), rtol=1e-5)
 
 
 @pytest.mark.slow
-def test_a_lost_worker_of_ray_train_changes_nothing(small_world: Path, two: Path, tmp_path: Path) -> None:
+def test_a_lost_worker_of_ray_train_changes_nothing(
+    small_world: Path, two: Path, tmp_path: Path
+) -> None:
     pytest.importorskip("ray.train", exc_type=ImportError)
     store = tmp_path / "store"
     command = [sys.executable, "tools/pretrain.py", *given(small_world, store), *ON_RAY]
@@ -70,7 +85,9 @@ def test_a_lost_worker_of_ray_train_changes_nothing(small_world: Path, two: Path
         assert time.monotonic() < deadline
         assert driver.poll() is None
         time.sleep(0.02)
-    workers = [p for p in psutil.Process(driver.pid).children(recursive=True) if "TrainWorker" in p.name()]
+    workers = [
+        p for p in psutil.Process(driver.pid).children(recursive=True) if "TrainWorker" in p.name()
+    ]
     assert len(workers) == 2
     workers[-1].kill()
     said, _ = driver.communicate(timeout=300)
@@ -87,7 +104,10 @@ def test_bad_input_is_not_tried_again(tmp_path: Path) -> None:
     notes = tmp_path / "notes"
     notes.mkdir()
     with pytest.raises(BadInput, match=r"x\.bin: is cut short; copy it again"):
-        train_on_ray(partial(bad_training, notes), load_config([f"store={tmp_path / 'store'}", "run.workers=1"]))
+        train_on_ray(
+            partial(bad_training, notes),
+            load_config([f"store={tmp_path / 'store'}", "run.workers=1"]),
+        )
     assert len(list(notes.iterdir())) == 1
 
 
@@ -120,8 +140,14 @@ def ray_of_four(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["run.workers=5"], r"5 training workers take a whole CPU each, of the cluster's 4 CPUs and 1 GPUs"),
-        (["run.workers=2", "run.gpus=0.25"], r"2 training workers take a whole GPU each.*or run\.gpus=0"),
+        (
+            ["run.workers=5"],
+            r"5 training workers take a whole CPU each, of the cluster's 4 CPUs and 1 GPUs",
+        ),
+        (
+            ["run.workers=2", "run.gpus=0.25"],
+            r"2 training workers take a whole GPU each.*or run\.gpus=0",
+        ),
         (["run.workers=2", "run.address=10.0.0.1:6379", "store=artifacts"], r"store.*relative"),
     ],
 )
@@ -133,7 +159,9 @@ def test_a_cluster_without_room_or_shared_folder_is_refused(
         train_on_ray(lambda config: None, config)
 
 
-def test_how_a_training_ended_comes_back(ray_of_four: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_how_a_training_ended_comes_back(
+    ray_of_four: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = load_config([f"store={tmp_path}", "run.workers=2", "run.attempts=3"])
     train_on_ray(lambda config: None, config)
     monkeypatch.setattr("ray.train.torch.TorchTrainer", Unshared)

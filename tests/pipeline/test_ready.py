@@ -35,7 +35,9 @@ def test_several_workers_need_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     refused(r"run\.executor: is ray, which is not installed; pip install", "run.executor=ray")
 
 
-def test_the_store_must_be_writable_and_have_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_store_must_be_writable_and_have_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
     refused("cannot be written; give a folder", f"store={tmp_path / 'file' / 'store'}")
     usage = namedtuple("usage", "total used free")
@@ -56,7 +58,9 @@ def test_the_label_space_must_be_whole(tmp_path: Path) -> None:
     refused("needs `classes`", f"labels.space={space}")
 
 
-def test_nothing_is_predicted_that_cannot_be_scored(small_world: Path, tmp_path: Path, tool: Run) -> None:
+def test_nothing_is_predicted_that_cannot_be_scored(
+    small_world: Path, tmp_path: Path, tool: Run
+) -> None:
     given = settings(small_world, tmp_path / "store")
     student = tool("pretrain", *given, "train.epochs=0").path
     done = tool("evaluate", *given, f"student={student}", "labels.truth=semantickitti19")

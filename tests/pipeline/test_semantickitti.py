@@ -1,4 +1,6 @@
-"""The SemanticKITTI reader against known facts of the real scans and against damaged copies of made ones."""
+"""The SemanticKITTI reader against known facts of the real scans and against damaged copies of
+made ones.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,10 @@ def line(numbers: np.ndarray) -> str:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Three sequences whose car drives straight ahead past one point that stands still; 11 has no labels."""
+    """Three sequences whose car drives straight ahead past one point that stands still.
+
+    11 has no labels.
+    """
     for name in ("01", "08", "11"):
         folder = tmp_path / "sequences" / name
         for part in ("velodyne", "image_2", "labels"):
@@ -73,15 +78,21 @@ def root(tmp_path: Path) -> Path:
         (folder / "times.txt").write_text("".join(f"{0.1 * i:e}\n" for i in range(SCANS)))
         cameras = [K @ np.column_stack([np.eye(3), [-x, 0.0, 0.0]]) for x in RIGHT_M]
         named = [*((f"P{i}", matrix) for i, matrix in enumerate(cameras)), ("Tr", TR)]
-        (folder / "calib.txt").write_text("".join(f"{name}: {line(numbers)}\n" for name, numbers in named))
+        (folder / "calib.txt").write_text(
+            "".join(f"{name}: {line(numbers)}\n" for name, numbers in named)
+        )
     return tmp_path
 
 
-# --- real scans -------------------------------------------------------------------------------------------------------
+# --- real scans -----------------------------------------------------------------------------------
 
 
 def test_real_scans(samples: Path) -> None:
-    found = frames(load_config(["tests/configs/semantickitti.yaml", f"data.root={samples / 'semantickitti'}"]).data)
+    found = frames(
+        load_config(
+            ["tests/configs/semantickitti.yaml", f"data.root={samples / 'semantickitti'}"]
+        ).data
+    )
     assert [frame.id for frame in found] == [f"00/{i:06d}" for i in range(4)]
     assert [len(frame.sweeps) for frame in found] == [1, 2, 3, 4]
     assert [frame.labels is not None for frame in found] == [True, True, False, False]
@@ -91,14 +102,23 @@ def test_real_scans(samples: Path) -> None:
         pairs = project(points[:, :3].copy(), frame.sweeps[0].global_from_lidar, frame.cameras, 1.0)
         assert 0.15 < len(pairs) / len(points) < 0.16
         assert points[:, 3].max() <= 1
-    assert found[3].sweeps[0].global_from_lidar.translation[0] == pytest.approx(3 * 0.8585, abs=0.01)
+    assert found[3].sweeps[0].global_from_lidar.translation[0] == pytest.approx(
+        3 * 0.8585, abs=0.01
+    )
 
 
 def test_real_scans_lie_on_each_other(samples: Path) -> None:
-    """Merging by the poses brings walls onto walls: what stands up has nearer neighbours in the other scan by it."""
+    """Merging by the poses brings walls onto walls.
+
+    What stands up has nearer neighbours in the other scan by it.
+    """
     from scipy.spatial import cKDTree
 
-    frame = frames(load_config(["tests/configs/semantickitti.yaml", f"data.root={samples / 'semantickitti'}"]).data)[3]
+    frame = frames(
+        load_config(
+            ["tests/configs/semantickitti.yaml", f"data.root={samples / 'semantickitti'}"]
+        ).data
+    )[3]
     cloud = merge(frame, 4, 4, 1.0, 1.0)
     rows = np.flatnonzero((cloud.sweep == 3) & (cloud.xyz[:, 2] > -0.5))[::20]
     unmoved = read_sweep(frame.sweeps[3], 4)[cloud.source[rows], :3]
@@ -106,7 +126,7 @@ def test_real_scans_lie_on_each_other(samples: Path) -> None:
     assert np.median(key.query(cloud.xyz[rows])[0]) < 0.5 * np.median(key.query(unmoved)[0])
 
 
-# --- geometry ---------------------------------------------------------------------------------------------------------
+# --- geometry -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", range(4))
@@ -135,7 +155,10 @@ def test_sweeps_are_the_scans_before(root: Path) -> None:
 def test_splits_names_and_test_sequences(root: Path) -> None:
     assert [len(SPLITS[name]) for name in ("train", "val", "test")] == [10, 1, 11]
     found = rows(made(root))
-    assert {row.frame.scene: (row.train, row.eval) for row in found} == {"01": (True, False), "08": (False, True)}
+    assert {row.frame.scene: (row.train, row.eval) for row in found} == {
+        "01": (True, False),
+        "08": (False, True),
+    }
     tested = frames(made(root, train=("1",), eval=("test",), camera=""))
     assert {frame.scene for frame in tested if frame.labels is None} == {"11"}
     assert not any(frame.cameras for frame in tested)
@@ -143,14 +166,22 @@ def test_splits_names_and_test_sequences(root: Path) -> None:
         rows(made(root, eval=("05",)))
 
 
-def test_sequences_that_a_split_lacks_are_told(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    index = make_index(Config(data=made(root, train=("01",), eval=("test",)), store=str(root / "store")))
+def test_sequences_that_a_split_lacks_are_told(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = make_index(
+        Config(data=made(root, train=("01",), eval=("test",)), store=str(root / "store"))
+    )
     assert "data.eval: 1 of 11 scenes of 'test' are there\n" in capsys.readouterr().err
     assert index.manifest()["counts"]["absent_eval"] == 10
 
 
 def test_instances_stay_out() -> None:
-    assert labels(np.array([40, (7 << 16) | 252, 0xFFFF0000], "<u4").tobytes()).tolist() == [40, 252, 0]
+    assert labels(np.array([40, (7 << 16) | 252, 0xFFFF0000], "<u4").tobytes()).tolist() == [
+        40,
+        252,
+        0,
+    ]
 
 
 def test_new_files_make_a_new_index(root: Path) -> None:
@@ -162,7 +193,7 @@ def test_new_files_make_a_new_index(root: Path) -> None:
     assert digest_files(reader.tables(config)) != before
 
 
-# --- bad input --------------------------------------------------------------------------------------------------------
+# --- bad input ------------------------------------------------------------------------------------
 
 
 def edit(path: Path, change: Callable[[list[str]], list[str]]) -> None:
@@ -227,7 +258,16 @@ def with_time(time: str) -> Callable[[Path], str]:
 @pytest.mark.parametrize(
     "damage",
     [
-        *(short_tables, short_label, no_image, cut_image, folder_for_image, broken_link, no_scan, skewed_pose),
+        *(
+            short_tables,
+            short_label,
+            no_image,
+            cut_image,
+            folder_for_image,
+            broken_link,
+            no_scan,
+            skewed_pose,
+        ),
         *(with_time(time) for time in ("1e10", "-1", "inf", "nan", "1e300")),
     ],
 )
@@ -247,7 +287,11 @@ def test_a_gap_in_the_labels_is_a_bad_scan_and_their_end_is_not(root: Path) -> N
     assert [i for i, frame in enumerate(found) if isinstance(frame, Skip)] == [3]
     assert isinstance(found[3], Skip)
     assert re.search(r"labels/000003.label: cannot be read", found[3].reason)
-    assert [frame.labels is None for frame in found[10:] if isinstance(frame, Frame)] == [False, True, True]
+    assert [frame.labels is None for frame in found[10:] if isinstance(frame, Frame)] == [
+        False,
+        True,
+        True,
+    ]
 
 
 def far(K: np.ndarray, away_m: float) -> np.ndarray:
@@ -257,12 +301,18 @@ def far(K: np.ndarray, away_m: float) -> np.ndarray:
 @pytest.mark.parametrize(
     ("name", "matrix", "message"),
     [
-        ("Tr", np.column_stack([TR[:, :3], [0.0, 0.0, 20.1]]), "calib.txt, Tr: the sensor is 20.1 m away"),
+        (
+            "Tr",
+            np.column_stack([TR[:, :3], [0.0, 0.0, 20.1]]),
+            "calib.txt, Tr: the sensor is 20.1 m away",
+        ),
         ("P2", far(K, -20.1), "calib.txt, P2: the sensor is 20.1 m away"),
         ("P2", far(K, np.nan), "calib.txt, P2: pose has entries that are not finite"),
     ],
 )
-def test_an_impossible_rig_is_refused(root: Path, name: str, matrix: np.ndarray, message: str) -> None:
+def test_an_impossible_rig_is_refused(
+    root: Path, name: str, matrix: np.ndarray, message: str
+) -> None:
     given = f"{name}: {line(matrix)}\n"
     edit(
         root / "sequences/08/calib.txt",
@@ -281,9 +331,13 @@ def test_a_missing_scan_is_counted_as_missing_sweeps(root: Path) -> None:
 
 
 def test_a_missing_camera_names_those_there(root: Path) -> None:
-    with pytest.raises(BadInput, match=r"image_0: this camera is missing.*image_2: set data.semantickitti.camera"):
+    with pytest.raises(
+        BadInput, match=r"image_0: this camera is missing.*image_2: set data.semantickitti.camera"
+    ):
         rows(made(root, camera="image_0"))
-    with pytest.raises(BadInput, match=r"is 'image_9' \(command line\); it must be image_0, image_1"):
+    with pytest.raises(
+        BadInput, match=r"is 'image_9' \(command line\); it must be image_0, image_1"
+    ):
         load_config(["data.semantickitti.camera=image_9"])
 
 
@@ -317,10 +371,15 @@ def test_an_empty_folder_ends_the_run(root: Path, name: str) -> None:
     "name",
     [
         *("sequences", "sequences/08"),
-        *(f"sequences/08/{part}" for part in ("calib.txt", "poses.txt", "times.txt", "velodyne", "labels", "image_2")),
+        *(
+            f"sequences/08/{part}"
+            for part in ("calib.txt", "poses.txt", "times.txt", "velodyne", "labels", "image_2")
+        ),
     ],
 )
-def test_what_lies_outside_of_the_root_is_refused_unread(root: Path, tmp_path: Path, name: str) -> None:
+def test_what_lies_outside_of_the_root_is_refused_unread(
+    root: Path, tmp_path: Path, name: str
+) -> None:
     inside = tmp_path / "inside"
     inside.mkdir()
     (root / "sequences").rename(inside / "sequences")

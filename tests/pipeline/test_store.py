@@ -97,7 +97,9 @@ def test_an_altered_shard_is_found_by_verify_and_alone_done_again(tmp_path: Path
     assert digest(artifact) == before
 
 
-@pytest.mark.parametrize(("call", "nth"), [*(("fsync", n) for n in (1, 2, 3, 4)), ("replace", 1), ("replace", 2)])
+@pytest.mark.parametrize(
+    ("call", "nth"), [*(("fsync", n) for n in (1, 2, 3, 4)), ("replace", 1), ("replace", 2)]
+)
 def test_a_fault_at_any_point_of_a_commit_leaves_no_partial_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, nth: int
 ) -> None:
@@ -126,8 +128,12 @@ def test_a_fault_at_any_point_of_a_commit_leaves_no_partial_file(
     np.testing.assert_array_equal(artifact.arrays("x").get_tensor("a"), ARRAYS["a"])
 
 
-@pytest.mark.parametrize(("call", "nth"), [*(("fsync", n) for n in (1, 2, 3, 4)), ("replace", 1), ("replace", 2)])
-def test_a_writer_killed_at_any_point_of_a_commit_leaves_no_partial_file(tmp_path: Path, call: str, nth: int) -> None:
+@pytest.mark.parametrize(
+    ("call", "nth"), [*(("fsync", n) for n in (1, 2, 3, 4)), ("replace", 1), ("replace", 2)]
+)
+def test_a_writer_killed_at_any_point_of_a_commit_leaves_no_partial_file(
+    tmp_path: Path, call: str, nth: int
+) -> None:
     script = KILLED_WRITER.format(call=call, nth=nth)
     killed = subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
     assert killed.returncode == -signal.SIGKILL
@@ -142,8 +148,13 @@ def test_a_writer_killed_at_any_point_of_a_commit_leaves_no_partial_file(tmp_pat
     assert artifact.done("x", verify=True)
 
 
-def test_writers_with_the_same_process_number_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in two containers of one cluster: one begins while the other is between writing and renaming."""
+def test_writers_with_the_same_process_number_do_not_meet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in two containers of one cluster.
+
+    One begins while the other is between writing and renaming.
+    """
     path = tmp_path / "x"
     real = os.fsync
 
@@ -217,7 +228,10 @@ def test_sigkill_in_the_middle_then_again_gives_the_same_digest(tmp_path: Path) 
     done = {path.name: path.stat().st_mtime_ns for path in (artifact.path / "done").glob("*.json")}
     subprocess.run([*command, str(tmp_path / "killed")], check=True)
     assert digest(artifact) == digest(Artifact.of(str(tmp_path / "clean"), "s", {}))
-    assert all((artifact.path / "done" / name).stat().st_mtime_ns == time_ns for name, time_ns in done.items())
+    assert all(
+        (artifact.path / "done" / name).stat().st_mtime_ns == time_ns
+        for name, time_ns in done.items()
+    )
 
 
 def test_manifest_carries_config_and_inherited_skips(tmp_path: Path) -> None:

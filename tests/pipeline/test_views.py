@@ -23,7 +23,14 @@ def test_one_grey_camera_is_drawn_grey_and_alone(tmp_path: Path) -> None:
     file = File(path, path.stat().st_size)
     K = np.array([[4.0, 0, 4], [0, 4, 3], [0, 0, 1]])
     sweep = Sweep(0, Pose.identity(), file)
-    frame = Frame("00/000000", "00", 0, (sweep,), (Camera("image_0", 0, Pose.identity(), K, (6, 8), file),), None)
+    frame = Frame(
+        "00/000000",
+        "00",
+        0,
+        (sweep,),
+        (Camera("image_0", 0, Pose.identity(), K, (6, 8), file),),
+        None,
+    )
     xyz = np.array([[0, 0, 5], [0, 0, -5]], np.float32)
     rest = np.zeros(2, np.float32)
     cloud = Cloud(xyz, rest, rest, np.zeros(2, np.uint8), np.arange(2, dtype=np.int32))
@@ -48,10 +55,14 @@ def test_only_jpeg_and_png_are_opened(tmp_path: Path) -> None:
     file = File(path, len(EPS))
     with pytest.raises(BadInput, match="is no JPEG or PNG"):
         image_size(file)
-    camera = Camera("image_0", 0, Pose.identity(), np.eye(3) + 3 * np.diag([1.0, 1, 0]), (6, 8), file)
+    camera = Camera(
+        "image_0", 0, Pose.identity(), np.eye(3) + 3 * np.diag([1.0, 1, 0]), (6, 8), file
+    )
     frame = Frame("00/000000", "00", 0, (Sweep(0, Pose.identity(), file),), (camera,), None)
     nothing = np.zeros(0, np.float32)
-    cloud = Cloud(np.zeros((0, 3), np.float32), nothing, nothing, np.zeros(0, np.uint8), np.zeros(0, np.int32))
+    cloud = Cloud(
+        np.zeros((0, 3), np.float32), nothing, nothing, np.zeros(0, np.uint8), np.zeros(0, np.int32)
+    )
     space = load_space(LabelsConfig(space="semantickitti19"))
     with pytest.raises(BadInput, match="cannot be decoded"):
         draw_frame(frame, cloud, np.zeros(0, np.uint8), None, space, FusionConfig(), "title")

@@ -10,7 +10,10 @@ from clipsweep.projection.frames import Camera, File, Frame, PixelLabels, Sweep
 from clipsweep.projection.pose import Pose
 
 LOOKING_FORWARD = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
-"""Rotation of a camera that looks along x of a LiDAR whose z points up: its z is x, its x is -y, its y is -z."""
+"""Rotation of a camera that looks along x of a LiDAR whose z points up.
+
+Its z is x, its x is -y, its y is -z.
+"""
 
 
 def pose(random: np.random.Generator, spread_m: float = 10.0) -> Pose:
@@ -23,7 +26,9 @@ def shift(x: float, y: float = 0.0, z: float = 0.0) -> Pose:
     return Pose(np.eye(3), np.array([x, y, z], float))
 
 
-def camera(global_from_lidar: Pose, size_hw: tuple[int, int] = (90, 160), name: str = "front") -> Camera:
+def camera(
+    global_from_lidar: Pose, size_hw: tuple[int, int] = (90, 160), name: str = "front"
+) -> Camera:
     """A camera at the LiDAR's place that looks along its x axis."""
     height, width = size_hw
     intrinsic = np.array([[width / 2, 0, width / 2], [0, width / 2, height / 2], [0, 0, 1.0]])
@@ -33,7 +38,9 @@ def camera(global_from_lidar: Pose, size_hw: tuple[int, int] = (90, 160), name: 
 
 def write(path: Path, xyz: np.ndarray, intensity: float = 51.0) -> File:
     """A nuScenes sweep file: x, y, z, intensity, ring."""
-    rows = np.column_stack([xyz, np.full(len(xyz), intensity), np.zeros(len(xyz))]).astype(np.float32)
+    rows = np.column_stack([xyz, np.full(len(xyz), intensity), np.zeros(len(xyz))]).astype(
+        np.float32
+    )
     path.write_bytes(rows.tobytes())
     return File(path, rows.nbytes)
 

@@ -18,11 +18,20 @@ def tilted(degrees_x, degrees_y):
 
 
 def street(random, x_m):
-    """Road, two kerbs and a parked car's roof around x, in the global frame; walls and loose returns too."""
-    road = np.column_stack([random.uniform(x_m - 30, x_m + 30, 9000), random.uniform(-15, 15, 9000), np.zeros(9000)])
+    """Road, two kerbs and a parked car's roof around x, in the global frame.
+
+    Walls and loose returns too.
+    """
+    road = np.column_stack(
+        [random.uniform(x_m - 30, x_m + 30, 9000), random.uniform(-15, 15, 9000), np.zeros(9000)]
+    )
     road[np.abs(road[:, 1]) > 8, 2] = 0.12
-    roof = np.column_stack([random.uniform(8, 12, 300), random.uniform(3, 5, 300), np.full(300, 1.5)])
-    wall = np.column_stack([random.uniform(x_m - 30, x_m + 30, 2000), np.full(2000, 15.0), random.uniform(0, 6, 2000)])
+    roof = np.column_stack(
+        [random.uniform(8, 12, 300), random.uniform(3, 5, 300), np.full(300, 1.5)]
+    )
+    wall = np.column_stack(
+        [random.uniform(x_m - 30, x_m + 30, 2000), np.full(2000, 15.0), random.uniform(0, 6, 2000)]
+    )
     loose = random.uniform([x_m - 30, -15, -3], [x_m + 30, 15, 4], (300, 3))
     xyz = np.concatenate([road, roof, wall, loose])
     xyz[:, 2] += random.normal(size=len(xyz)) * 0.01
@@ -30,7 +39,10 @@ def street(random, x_m):
 
 
 def drive(random, errors, frames=12, step_m=3.0):
-    """Clouds, true poses, and poses wrong by ``errors (n, 3)``: height [m], roll, pitch [degrees]."""
+    """Clouds, true poses, and poses wrong by ``errors (n, 3)``.
+
+    Height [m], roll, pitch [degrees].
+    """
     clouds = []
     true = []
     wrong = []
@@ -62,7 +74,9 @@ def road_differences(poses, true):
 
 def test_heights_and_tilts_are_found():
     random = np.random.default_rng(0)
-    errors = np.column_stack([np.cumsum(random.normal(size=12) * 0.3), random.normal(size=(12, 2)) * 0.4])
+    errors = np.column_stack(
+        [np.cumsum(random.normal(size=12) * 0.3), random.normal(size=(12, 2)) * 0.4]
+    )
     clouds, true, wrong = drive(random, errors)
     found = aligned(clouds, wrong)
     assert road_differences(wrong, true) > 0.5
@@ -136,7 +150,9 @@ def test_a_frame_that_does_not_fit_spoils_no_other():
 def test_frames_that_share_nothing_are_left_alone(times_us):
     """Too far apart to see the same road, or too long: nothing is compared."""
     step_m = 3.0 if times_us else 200.0
-    clouds, _, wrong = drive(np.random.default_rng(3), np.array([[0, 0, 0], [1, 0, 0], [2, 0, 0]]), 3, step_m)
+    clouds, _, wrong = drive(
+        np.random.default_rng(3), np.array([[0, 0, 0], [1, 0, 0], [2, 0, 0]]), 3, step_m
+    )
     found = aligned(clouds, wrong, times_us)
     assert not found.corrected
     assert all(found.fits)

@@ -21,20 +21,26 @@ SEEDS = st.integers(0, 2**32 - 1)
 def test_back_projection_returns_the_point(seed):
     random = np.random.default_rng(seed)
     global_from_lidar = pose(random, 1000.0)
-    cameras = [replace(camera(global_from_lidar), global_from_cam=pose(random, 1000.0)) for _ in range(2)]
+    cameras = [
+        replace(camera(global_from_lidar), global_from_cam=pose(random, 1000.0)) for _ in range(2)
+    ]
     cameras.append(camera(global_from_lidar))
     xyz = (random.normal(size=(200, 3)) * 30).astype(np.float32)
     pairs = project(xyz, global_from_lidar, cameras)
     for index, cam in enumerate(cameras):
         mine = pairs[pairs.camera == index]
         ray = np.concatenate([mine.uv, np.ones((len(mine), 1))], axis=1) @ np.linalg.inv(cam.K).T
-        in_lidar = (global_from_lidar.inverse() @ cam.global_from_cam).apply(ray * mine.depth[:, None])
+        in_lidar = (global_from_lidar.inverse() @ cam.global_from_cam).apply(
+            ray * mine.depth[:, None]
+        )
         distance = np.linalg.norm(xyz[mine.point], axis=1, keepdims=True) + 1000
         np.testing.assert_allclose(in_lidar / distance, xyz[mine.point] / distance, atol=2e-6)
 
 
 def test_a_point_in_two_cameras_makes_two_pairs():
-    pairs = project(np.array([[10, 0, 0]], np.float32), shift(0), [camera(shift(0)), camera(shift(0))])
+    pairs = project(
+        np.array([[10, 0, 0]], np.float32), shift(0), [camera(shift(0)), camera(shift(0))]
+    )
     np.testing.assert_array_equal(pairs.point, [0, 0])
     np.testing.assert_array_equal(pairs.camera, [0, 1])
     np.testing.assert_allclose(pairs.uv, [[80, 45], [80, 45]])
@@ -57,7 +63,10 @@ def test_degenerate_input():
     front = camera(shift(0))
     assert len(project(np.empty((0, 3), np.float32), shift(0), [front])) == 0
     assert len(project(np.ones((4, 3), np.float32), shift(0), [])) == 0
-    odd = np.array([[0, 0, 0], [np.nan, 0, 0], [np.inf, 0, 0], [3e38, 3e38, 3e38], [-5, 0, 0], [1, 0, 0]], np.float32)
+    odd = np.array(
+        [[0, 0, 0], [np.nan, 0, 0], [np.inf, 0, 0], [3e38, 3e38, 3e38], [-5, 0, 0], [1, 0, 0]],
+        np.float32,
+    )
     assert len(project(odd, shift(0), [front])) == 0  # a depth of exactly the minimum is too near
     none = project(odd, shift(0), [front])
     assert len(visible(none, [front], 16.0, 0.1, 0.5)) == 0
@@ -68,14 +77,18 @@ def test_the_border_is_strict():
     depth = 10.0
     focal = 80.0
     v = np.array([1.0, 1.01, 88.99, 89.0])
-    xyz = np.column_stack([np.full(4, depth), np.zeros(4), (45 - v) * depth / focal]).astype(np.float32)
+    xyz = np.column_stack([np.full(4, depth), np.zeros(4), (45 - v) * depth / focal]).astype(
+        np.float32
+    )
     np.testing.assert_array_equal(project(xyz, shift(0), [camera(shift(0))]).point, [1, 2])
     assert len(project(xyz, shift(0), [camera(shift(0))], border_px=0.0)) == 4
 
 
 def pairs_at(uv, depth):
     m = len(depth)
-    return Pairs(np.arange(m, dtype=np.int32), np.zeros(m, np.uint8), np.float32(uv), np.float32(depth))
+    return Pairs(
+        np.arange(m, dtype=np.int32), np.zeros(m, np.uint8), np.float32(uv), np.float32(depth)
+    )
 
 
 def test_a_point_behind_something_nearer_is_hidden():
@@ -88,13 +101,17 @@ def test_reach_looks_into_the_cells_around():
     pairs = pairs_at([[20, 20], [20, 40], [20, 60]], [8, 20, 20])
     front = [camera(shift(0))]
     np.testing.assert_array_equal(visible(pairs, front, 16.0, 0.1, 0.5), [True, True, True])
-    np.testing.assert_array_equal(visible(pairs, front, 16.0, 0.1, 0.5, dilate_cells=1), [True, False, True])
+    np.testing.assert_array_equal(
+        visible(pairs, front, 16.0, 0.1, 0.5, dilate_cells=1), [True, False, True]
+    )
 
 
 def test_the_teachers_grid_is_stretched_over_the_image():
     label = np.arange(6).reshape(2, 3)
     uv = [[1, 1], [54, 44], [159, 1], [1, 46], [80, 89], [159, 89]]
-    found, score = sample_pixel_labels(pairs_at(uv, np.ones(6)), [camera(shift(0))], [pixels(label, 0.5)])
+    found, score = sample_pixel_labels(
+        pairs_at(uv, np.ones(6)), [camera(shift(0))], [pixels(label, 0.5)]
+    )
     np.testing.assert_array_equal(found, [0, 1, 2, 3, 4, 5])
     np.testing.assert_array_equal(score, np.full(6, 0.5))
 
@@ -105,8 +122,15 @@ def test_pixel_rows_equal_a_loop():
     front = camera(shift(0))
     pairs = pairs_at(random.uniform([1, 1], [159, 89], (500, 2)), np.ones(500))
     pairs = replace(pairs, camera=random.integers(0, 3, 500).astype(np.uint8))
-    laid = [(c, row, column) for c, (h, w) in enumerate(grids) for row in range(h) for column in range(w)]
-    for row, c, (u, v) in zip(pixel_rows(pairs, [front] * 3, grids), pairs.camera, pairs.uv, strict=True):
+    laid = [
+        (c, row, column)
+        for c, (h, w) in enumerate(grids)
+        for row in range(h)
+        for column in range(w)
+    ]
+    for row, c, (u, v) in zip(
+        pixel_rows(pairs, [front] * 3, grids), pairs.camera, pairs.uv, strict=True
+    ):
         height, width = grids[c]
         assert laid[row] == (c, int(v / 90 * height), int(u / 160 * width))
 

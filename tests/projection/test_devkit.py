@@ -33,14 +33,18 @@ def matrix(record):
 
 
 def in_float64(devkit, xyz, lidar_token, camera_token):
-    """Pixels and depths by the devkit's chain lidar - ego - global - ego - camera - image, written out in float64."""
+    """Pixels and depths by the devkit's chain lidar - ego - global - ego - camera - image,
+    written out in float64.
+    """
     chain = np.eye(4)
     for token, inverse in ((lidar_token, False), (camera_token, True)):
         record = devkit.get("sample_data", token)
         sensor = matrix(devkit.get("calibrated_sensor", record["calibrated_sensor_token"]))
         ego = matrix(devkit.get("ego_pose", record["ego_pose_token"]))
         chain = np.linalg.inv(ego @ sensor) @ chain if inverse else ego @ sensor @ chain
-    intrinsic = devkit.get("calibrated_sensor", record["calibrated_sensor_token"])["camera_intrinsic"]
+    intrinsic = devkit.get("calibrated_sensor", record["calibrated_sensor_token"])[
+        "camera_intrinsic"
+    ]
     in_camera = xyz.astype(np.float64) @ chain[:3, :3].T + chain[:3, 3]
     homogeneous = in_camera @ np.array(intrinsic).T
     return homogeneous[:, :2] / homogeneous[:, 2:], in_camera[:, 2]
@@ -65,7 +69,10 @@ def test_projection_agrees_with_the_chain_in_float64(recorded):
 
 
 def test_projection_agrees_with_the_devkit_itself(recorded):
-    """The devkit rounds to float32 in global coordinates: up to 0.12 px and 2e-4 m on these data."""
+    """The devkit rounds to float32 in global coordinates.
+
+    Up to 0.12 px and 2e-4 m on these data.
+    """
     devkit, frames = recorded
     frame = frames[0]
     xyz = merge(frame, 1, 5, 255.0, 0.0).xyz
@@ -74,7 +81,10 @@ def test_projection_agrees_with_the_devkit_itself(recorded):
     for index, camera in enumerate(frame.cameras):
         theirs, depth, _ = devkit.explorer.map_pointcloud_to_image(frame.id, tokens[camera.name])
         mine = pairs[pairs.camera == index]
-        inner = [mine.uv[row] for row in _inner(mine.uv, camera)], [mine.depth[row] for row in _inner(mine.uv, camera)]
+        inner = (
+            [mine.uv[row] for row in _inner(mine.uv, camera)],
+            [mine.depth[row] for row in _inner(mine.uv, camera)],
+        )
         found = _inner(theirs[:2].T, camera)
         near = _nearest(theirs[:2].T, depth, np.array(inner[0]), np.array(inner[1]))
         assert abs(len(found) - len(inner[0])) <= 4
@@ -84,7 +94,9 @@ def test_projection_agrees_with_the_devkit_itself(recorded):
 
 def _inner(uv, camera):
     """Rows well inside the image: at the border the two may disagree by the devkit's rounding."""
-    return np.flatnonzero((uv > 1.5).all(axis=1) & (uv < np.array(camera.size_hw[::-1]) - 1.5).all(axis=1))
+    return np.flatnonzero(
+        (uv > 1.5).all(axis=1) & (uv < np.array(camera.size_hw[::-1]) - 1.5).all(axis=1)
+    )
 
 
 def _nearest(uv, depth, wanted_uv, wanted_depth):
@@ -105,8 +117,12 @@ def test_merging_agrees_with_the_devkit(recorded):
     devkit, frames = recorded
     for frame in frames[:: max(1, len(frames) - 1)]:
         sample = devkit.get("sample", devkit.get("sample_data", frame.id)["sample_token"])
-        theirs, lags = LidarPointCloud.from_file_multisweep(devkit, sample, "LIDAR_TOP", "LIDAR_TOP", 5, 1.0)
+        theirs, lags = LidarPointCloud.from_file_multisweep(
+            devkit, sample, "LIDAR_TOP", "LIDAR_TOP", 5, 1.0
+        )
         cloud = merge(frame, 5, 5, 255.0, 1.0)
         np.testing.assert_allclose(cloud.xyz, theirs.points[:3].T, atol=1e-3)
         np.testing.assert_allclose(cloud.age_s, lags[0], atol=1e-6)
-        np.testing.assert_allclose(cloud.intensity, np.clip(theirs.points[3] / 255, 0, 1), atol=1e-6)
+        np.testing.assert_allclose(
+            cloud.intensity, np.clip(theirs.points[3] / 255, 0, 1), atol=1e-6
+        )

@@ -1,4 +1,7 @@
-"""A drive on a made-up street: road, a wall 15 m ahead, a camera that names everything over the horizon "wall"."""
+"""A drive on a made-up street.
+
+Road, a wall 15 m ahead, a camera that names everything over the horizon "wall".
+"""
 
 from __future__ import annotations
 
@@ -55,8 +58,11 @@ def horizon(_):
     return [pixels(label, 0.8)]
 
 
-def run(frames, read=horizon, limits=LIMITS, on_bad_sweep=None, on_alignment=None, grid=None, **settings):
-    config = FusionConfig(occlusion_px=4.0, **settings)  # the images are a tenth as wide as real ones
+def run(
+    frames, read=horizon, limits=LIMITS, on_bad_sweep=None, on_alignment=None, grid=None, **settings
+):
+    # the images are a tenth as wide as real ones
+    config = FusionConfig(occlusion_px=4.0, **settings)
     labelled = label_scene(
         frames, read, config, 3, 5, ego_box_m=1.0, limits=limits, on_bad_sweep=on_bad_sweep,
         on_alignment=on_alignment, grid_from_global=grid,
@@ -82,11 +88,15 @@ def test_the_ground_is_road_and_what_stands_on_it_is_not(drive):
     ahead = (x > 5) & (np.abs(y) < x - 1) & (x < 13)
     assert (road[ahead] == ROAD).mean() > 0.95
     assert (road[x < -2] == 255).all()  # nobody saw what lies behind
-    assert (wall == WALL).mean() > 0.65  # nothing is said of the lowest 1.8 of 6 m: its votes could not be true
+    # nothing is said of the lowest 1.8 of 6 m: its votes could not be true
+    assert (wall == WALL).mean() > 0.65
 
 
 def test_without_limits_the_walls_foot_is_road(drive):
-    foot = run(drive)["frame-1"].label[6000:12_000], run(drive, limits=None)["frame-1"].label[6000:12_000]
+    foot = (
+        run(drive)["frame-1"].label[6000:12_000],
+        run(drive, limits=None)["frame-1"].label[6000:12_000],
+    )
     assert (foot[0] == ROAD).mean() < 0.05  # the lowest 0.2 of 6 m may be either
     assert (foot[1] == ROAD).mean() > 0.1
 
@@ -118,10 +128,14 @@ def test_no_pixel_has_a_label(drive):
 
 
 def test_older_sweeps_can_vote_too(drive):
-    """Left of the image, in a cell that it cuts, points of the key sweep hear those that only the older sweep has."""
+    """Left of the image, in a cell that it cuts, points of the key sweep hear those that only
+    the older sweep has.
+    """
     unseen = np.random.default_rng(1).uniform([4.8, 5.5, 0.2], [5.3, 6.3, 1.4], (20, 3))
     seen = unseen[:, [1, 0, 2]]
-    both = [with_points(sweep, xyz) for sweep, xyz in zip(drive[0].sweeps, (unseen, seen), strict=True)]
+    both = [
+        with_points(sweep, xyz) for sweep, xyz in zip(drive[0].sweeps, (unseen, seen), strict=True)
+    ]
     frames = [replace(drive[0], sweeps=tuple(both)), *drive[1:]]
     one, two = (run(frames, vote_sweeps=n)["frame-0"].label for n in (1, 2))
     assert (one[-20:] == 255).all()
@@ -148,14 +162,21 @@ def test_blocks_hear_their_neighbours(drive, monkeypatch):
 
 
 def test_key_frames_far_apart_share_no_map(drive, tmp_path):
-    """A jump of the poses by 50 km is no map of 50 km: memory stays small, and both ends get labels."""
+    """A jump of the poses by 50 km is no map of 50 km.
+
+    Memory stays small, and both ends get labels.
+    """
     far = shift(50_000.0)
     moved = [
         replace(
             each,
             id=f"{each.id}-far",
-            sweeps=tuple(replace(s, global_from_lidar=far @ s.global_from_lidar) for s in each.sweeps),
-            cameras=tuple(replace(c, global_from_cam=far @ c.global_from_cam) for c in each.cameras),
+            sweeps=tuple(
+                replace(s, global_from_lidar=far @ s.global_from_lidar) for s in each.sweeps
+            ),
+            cameras=tuple(
+                replace(c, global_from_cam=far @ c.global_from_cam) for c in each.cameras
+            ),
         )
         for each in drive
     ]
@@ -173,7 +194,9 @@ def test_poses_beyond_any_drive_are_refused(drive):
 
 
 def test_an_older_sweep_that_cannot_be_read(drive):
-    gone = replace(drive[1].sweeps[1], points=File(drive[1].sweeps[1].points.path.with_name("gone.bin"), 100))
+    gone = replace(
+        drive[1].sweeps[1], points=File(drive[1].sweeps[1].points.path.with_name("gone.bin"), 100)
+    )
     broken = [drive[0], replace(drive[1], sweeps=(drive[1].sweeps[0], gone)), drive[2]]
     assert len(run(broken)) == 3  # the key sweeps are all that is read
     with pytest.raises(BadInput, match=r"gone\.bin"):
@@ -187,14 +210,23 @@ def test_an_older_sweep_that_cannot_be_read(drive):
 
 
 def climbing(folder, slope, flat_poses, frames=6, step_m=4.0):
-    """A drive up a road along x between two walls; ``flat_poses`` as nuScenes writes them, z = 0."""
+    """A drive up a road along x between two walls.
+
+    ``flat_poses`` as nuScenes writes them, z = 0.
+    """
     random = np.random.default_rng(1)
     made = []
     for k in range(frames):
         x_m = step_m * k
-        road = np.column_stack([random.uniform(x_m - 15, x_m + 30, 9000), random.uniform(-8, 8, 9000), np.zeros(9000)])
+        road = np.column_stack(
+            [random.uniform(x_m - 15, x_m + 30, 9000), random.uniform(-8, 8, 9000), np.zeros(9000)]
+        )
         wall = np.column_stack(
-            [random.uniform(x_m - 15, x_m + 30, 6000), random.choice([-8.0, 8.0], 6000), random.uniform(0, 4, 6000)]
+            [
+                random.uniform(x_m - 15, x_m + 30, 6000),
+                random.choice([-8.0, 8.0], 6000),
+                random.uniform(0, 4, 6000),
+            ]
         )
         xyz = np.concatenate([road, wall])
         xyz[:, 2] += slope * xyz[:, 0]
@@ -259,17 +291,27 @@ def person_at_a_wall(folder, frames=3):
     made = []
     xyz = np.concatenate(
         [
-            np.column_stack([random.uniform(0, 12, 9000), random.uniform(-8, 8, 9000), np.zeros(9000)]),
-            np.column_stack([np.full(5000, 12.0), random.uniform(-8, 8, 5000), random.uniform(0, 4, 5000)]),
             np.column_stack(
-                [random.uniform(11.3, 11.5, 60), random.uniform(-0.25, 0.25, 60), random.uniform(0.3, 1.7, 60)]
+                [random.uniform(0, 12, 9000), random.uniform(-8, 8, 9000), np.zeros(9000)]
+            ),
+            np.column_stack(
+                [np.full(5000, 12.0), random.uniform(-8, 8, 5000), random.uniform(0, 4, 5000)]
+            ),
+            np.column_stack(
+                [
+                    random.uniform(11.3, 11.5, 60),
+                    random.uniform(-0.25, 0.25, 60),
+                    random.uniform(0.3, 1.7, 60),
+                ]
             ),
         ]
     )
     for k in range(frames):
         at = shift(0, 0, SENSOR_M)
         points = write(folder / f"person-{k}.bin", at.inverse().apply(xyz))
-        made.append(frame(f"frame-{k}", 500_000 * k, [Sweep(500_000 * k, at, points)], (camera(at),)))
+        made.append(
+            frame(f"frame-{k}", 500_000 * k, [Sweep(500_000 * k, at, points)], (camera(at),))
+        )
     return made
 
 

@@ -18,7 +18,9 @@ SEEDS = st.integers(0, 2**32 - 1)
 def test_cells_partition_the_cloud(seed, n, size):
     xyz = (np.random.default_rng(seed).normal(size=(n, 3)) * 2).astype(np.float32)
     cells = cut(xyz, size)
-    np.testing.assert_array_equal(cells.coords[cells.inverse], np.floor(xyz.astype(np.float64) / size))
+    np.testing.assert_array_equal(
+        cells.coords[cells.inverse], np.floor(xyz.astype(np.float64) / size)
+    )
     assert len(np.unique(cells.coords, axis=0)) == len(cells.coords)
     if n:
         first = np.unique(cells.inverse, return_index=True)[1]

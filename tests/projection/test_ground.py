@@ -86,9 +86,14 @@ def test_returns_from_below_the_road_do_not_pull_it_down():
 
 
 def test_a_bridge_is_the_ground_of_those_who_drive_on_it():
-    """Road 6 m below is seen on both sides of a bridge of 12 m: it is far under the ground, not the ground."""
+    """Road 6 m below is seen on both sides of a bridge of 12 m.
+
+    It is far under the ground, not the ground.
+    """
     random = np.random.default_rng(3)
-    deck = np.column_stack([random.uniform(-30, 30, 20_000), random.uniform(-6, 6, 20_000), np.zeros(20_000)])
+    deck = np.column_stack(
+        [random.uniform(-30, 30, 20_000), random.uniform(-6, 6, 20_000), np.zeros(20_000)]
+    )
     below = np.column_stack([random.uniform(-30, 30, (30_000, 2)), np.full(30_000, -6.0)])
     below = below[np.abs(below[:, 1]) > 8]
     over = map_ground([seen_from(1.8, np.concatenate([deck, below]))], [shift(0, 0, 1.8)])
@@ -97,7 +102,9 @@ def test_a_bridge_is_the_ground_of_those_who_drive_on_it():
 
 
 def test_things_are_as_high_as_what_they_are_part_of(ground):
-    xyz = np.array([[5, 3, 0.7], [0, 10, 0.5], [-7, -4, 1.0], [-7, -4, 5.0], [20, 0, 0.0]], np.float32)
+    xyz = np.array(
+        [[5, 3, 0.7], [0, 10, 0.5], [-7, -4, 1.0], [-7, -4, 5.0], [20, 0, 0.0]], np.float32
+    )
     xyz[:, 2] += np.float32(SLOPE) * xyz[:, 0]
     found = heights(ground, xyz)
     np.testing.assert_allclose(found.height, [0.7, 0.5, 1, 5, 0], atol=0.15)
@@ -128,7 +135,9 @@ def test_sweeps_may_lie_anywhere():
     plain = map_ground([seen_from(1.8, xyz)], [shift(0, 0, 1.8)])
     other = map_ground([moved], [at])
     probe = [[3, 4, 1], [-8, 2, 0]]
-    np.testing.assert_allclose(heights(plain, probe).height, heights(other, probe).height, atol=0.03)
+    np.testing.assert_allclose(
+        heights(plain, probe).height, heights(other, probe).height, atol=0.03
+    )
 
 
 def test_a_drive_without_points_has_no_ground():

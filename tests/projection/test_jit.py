@@ -27,7 +27,10 @@ assert (cells.coords[cells.inverse] == np.floor(xyz.astype(np.float64) / 0.1)).a
 def test_eight_processes_fill_an_empty_cache_at_once(tmp_path):
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
     for _ in range(2):  # once empty, once full
-        running = [subprocess.Popen([sys.executable, "-c", WORK, str(k)], env=environment) for k in range(8)]
+        running = [
+            subprocess.Popen([sys.executable, "-c", WORK, str(k)], env=environment)
+            for k in range(8)
+        ]
         assert [process.wait(timeout=300) for process in running] == [0] * 8
     assert not list(tmp_path.rglob("*.tmp.*"))
 
@@ -61,14 +64,19 @@ def test_code_of_what_is_called_is_part_of_the_stamp(tmp_path):
     (tmp_path / "callee.py").write_text(
         "from clipsweep.projection.jit import jit\n\n@jit\ndef f(x):\n    return x + 1\n"
     )
-    caller = "from callee import f\nfrom clipsweep.projection.jit import jit\n\n@jit\ndef g(x):\n    return f(x)\n"
+    caller = (
+        "from callee import f\nfrom clipsweep.projection.jit import jit\n\n@jit\ndef g(x):\n "
+        "   return f(x)\n"
+    )
     (tmp_path / "caller.py").write_text(caller)
     paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": paths}
 
     def answer() -> str:
         command = [sys.executable, "-c", "from caller import g; print(g(1))"]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     assert answer() == "2"
     (tmp_path / "callee.py").write_text(

@@ -26,7 +26,9 @@ def run(request):
 
 
 def random_matrix(random):
-    return np.concatenate([np.linalg.qr(random.normal(size=(3, 3)))[0], random.normal(size=(3, 1))], axis=1)
+    return np.concatenate(
+        [np.linalg.qr(random.normal(size=(3, 3)))[0], random.normal(size=(3, 1))], axis=1
+    )
 
 
 def cloud(random, n, spread=20.0):
@@ -36,7 +38,9 @@ def cloud(random, n, spread=20.0):
 @pytest.mark.parametrize("n", [0, 1, 700])
 def test_take_sweep(run, n):
     random = np.random.default_rng(n)
-    raw = np.column_stack([cloud(random, n, 3.0), random.uniform(-10, 300, n), np.zeros(n)]).astype(np.float32)
+    raw = np.column_stack([cloud(random, n, 3.0), random.uniform(-10, 300, n), np.zeros(n)]).astype(
+        np.float32
+    )
     if n > 1:
         raw[3, 0] = np.nan
         raw[4, 1] = np.inf
@@ -68,7 +72,11 @@ def test_deskew(run, n, rate):
 
 
 def cameras(random, k):
-    matrix = np.stack([np.diag([200.0, 200.0, 1.0]) @ random_matrix(random) for _ in range(k)]) if k else None
+    matrix = (
+        np.stack([np.diag([200.0, 200.0, 1.0]) @ random_matrix(random) for _ in range(k)])
+        if k
+        else None
+    )
     if matrix is None:
         return np.zeros((0, 3, 4), np.float32), np.zeros((0, 2))
     matrix[:, :2] += np.array([80.0, 45.0])[:, None] * matrix[:, 2:]
@@ -80,7 +88,14 @@ def test_project(run, n, k):
     random = np.random.default_rng(n + k)
     xyz = cloud(random, n)
     if n > 100:
-        xyz[:6] = [[np.nan, 0, 0], [np.inf, 0, 0], [1e30, 1e30, 1e30], [-1e30, 0, 0], [0, 0, 1e-30], [0, 0, 0]]
+        xyz[:6] = [
+            [np.nan, 0, 0],
+            [np.inf, 0, 0],
+            [1e30, 1e30, 1e30],
+            [-1e30, 0, 0],
+            [0, 0, 1e-30],
+            [0, 0, 0],
+        ]
     matrix, size_wh = cameras(random, k)
     room = n * k
     point = np.zeros(room, np.int32)
@@ -108,7 +123,9 @@ def test_visible(run, m, dilate_cells):
     keep = np.zeros(m, np.bool_)
     grid_hw = np.array([[6, 10], [6, 10]])
     run(kernels.visible, camera, uv, depth, grid_hw, 16.0, 0.1, 0.5, dilate_cells, keep)
-    np.testing.assert_array_equal(keep, twins.visible(camera, uv, depth, 16.0, 0.1, 0.5, dilate_cells))
+    np.testing.assert_array_equal(
+        keep, twins.visible(camera, uv, depth, 16.0, 0.1, 0.5, dilate_cells)
+    )
 
 
 def test_pack_and_unpack(run):
@@ -122,7 +139,13 @@ def test_pack_and_unpack(run):
     assert int(run(kernels.pack, *(int(c) for c in rows[0]))) == int(keys[0])
     run(kernels.unpack, keys, back)
     np.testing.assert_array_equal(back, rows)
-    for wrong in ([128, 0, 0, 0], [-1, 0, 0, 0], [0, 2**18, 0, 0], [0, 0, -(2**18), 0], [0, 0, 0, -(2**31)]):
+    for wrong in (
+        [128, 0, 0, 0],
+        [-1, 0, 0, 0],
+        [0, 2**18, 0, 0],
+        [0, 0, -(2**18), 0],
+        [0, 0, 0, -(2**31)],
+    ):
         assert not run(kernels.pack_rows, np.array([wrong], np.int32), np.zeros(1, np.uint64))
 
 
@@ -204,7 +227,7 @@ def test_connect(run, n):
     assert all(run(clusters_kernels.root, parent, i) == parent[i] for i in range(len(cells)))
 
 
-# --- ground ----------------------------------------------------------------------------------------------------------
+# --- ground ---------------------------------------------------------------------------------------
 
 CORNER = np.array([-10.0, -8.0])
 SHAPE = (40, 32)
@@ -280,13 +303,35 @@ def test_heights_and_columns(run):
     bits = np.zeros(SHAPE[0] * SHAPE[1], np.uint64)
     run(ground_kernels.stack, xyz, height, np.eye(3), np.zeros(3), CORNER, 0.5, SHAPE, 0.25, bits)
     columns = twins.stack(xyz, height, CORNER, 0.5, SHAPE, 0.25)
-    assert {v: {k for k in range(64) if int(bits[v]) >> k & 1} for v in np.flatnonzero(bits).tolist()} == columns
-    run(ground_kernels.tops, xyz, height, np.eye(3), np.zeros(3), CORNER, 0.5, SHAPE, 0.25, 4, bits, top)
-    np.testing.assert_allclose(top, twins.tops(xyz, height, CORNER, 0.5, SHAPE, 0.25, 4, columns), atol=1e-6)
+    assert {
+        v: {k for k in range(64) if int(bits[v]) >> k & 1} for v in np.flatnonzero(bits).tolist()
+    } == columns
+    run(
+        ground_kernels.tops,
+        xyz,
+        height,
+        np.eye(3),
+        np.zeros(3),
+        CORNER,
+        0.5,
+        SHAPE,
+        0.25,
+        4,
+        bits,
+        top,
+    )
+    np.testing.assert_allclose(
+        top, twins.tops(xyz, height, CORNER, 0.5, SHAPE, 0.25, 4, columns), atol=1e-6
+    )
 
 
 @settings(deadline=None, max_examples=40)
-@given(seed=SEEDS, n=st.integers(0, 60), k=st.integers(0, 3), scale=st.sampled_from([1e-3, 1.0, 1e4, 1e30]))
+@given(
+    seed=SEEDS,
+    n=st.integers(0, 60),
+    k=st.integers(0, 3),
+    scale=st.sampled_from([1e-3, 1.0, 1e4, 1e30]),
+)
 def test_project_on_any_cloud(seed, n, k, scale):
     random = np.random.default_rng(seed)
     xyz = cloud(random, n, scale)

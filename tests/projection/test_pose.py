@@ -30,16 +30,21 @@ def test_composition_applies_one_after_the_other(seed):
     b_from_c = pose(random)
     c_from_d = pose(random)
     xyz = random.normal(size=(5, 3))
-    np.testing.assert_allclose((a_from_b @ b_from_c).apply(xyz), a_from_b.apply(b_from_c.apply(xyz)), atol=1e-10)
+    np.testing.assert_allclose(
+        (a_from_b @ b_from_c).apply(xyz), a_from_b.apply(b_from_c.apply(xyz)), atol=1e-10
+    )
     left = (a_from_b @ b_from_c) @ c_from_d
     right = a_from_b @ (b_from_c @ c_from_d)
     np.testing.assert_allclose(left.matrix(), right.matrix(), atol=1e-12)
 
 
 def test_quaternion_turns_as_nuscenes_writes_it():
-    quarter = Pose.from_quaternion([np.sqrt(0.5), 0.0, 0.0, np.sqrt(0.5)], [1.0, 2.0, 3.0])  # 90 degrees about z
+    # 90 degrees about z
+    quarter = Pose.from_quaternion([np.sqrt(0.5), 0.0, 0.0, np.sqrt(0.5)], [1.0, 2.0, 3.0])
     np.testing.assert_allclose(quarter.apply(np.array([[1.0, 0, 0]])), [[1, 3, 3]], atol=1e-12)
-    np.testing.assert_allclose(Pose.from_matrix(quarter.matrix().ravel().tolist()).matrix(), quarter.matrix())
+    np.testing.assert_allclose(
+        Pose.from_matrix(quarter.matrix().ravel().tolist()).matrix(), quarter.matrix()
+    )
 
 
 @given(SEEDS)
@@ -54,7 +59,9 @@ def test_axis_and_angle_make_the_rotation(seed):
     np.testing.assert_array_equal(Pose.identity().axis_angle(), np.zeros(3))
 
 
-@pytest.mark.parametrize("wxyz", [[1.0, 1.0, 0.0, 0.0], [0.0] * 4, [np.nan, 0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
+@pytest.mark.parametrize(
+    "wxyz", [[1.0, 1.0, 0.0, 0.0], [0.0] * 4, [np.nan, 0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
+)
 def test_a_quaternion_that_is_none_is_refused(wxyz):
     with pytest.raises(ValueError, match="unit length"):
         Pose.from_quaternion(wxyz, [0.0, 0.0, 0.0])

@@ -96,10 +96,15 @@ def test_bad_input_survives_pickling():
 def test_choosing_sweeps(three):
     older = [replace(three.sweeps[1], time_us=1_000_000 - k * 100_000) for k in range(1, 10)]
     many = replace(three, sweeps=(three.sweeps[0], *older))
-    ages = lambda chosen: [round((1_000_000 - s.time_us) * 1e-6, 1) for s in chosen.sweeps]  # noqa: E731
+
+    def ages(chosen: Frame) -> list[float]:
+        return [round((1_000_000 - s.time_us) * 1e-6, 1) for s in chosen.sweeps]
+
     assert ages(choose_sweeps(many, 3)) == [0.0, 0.1, 0.2]
     assert ages(choose_sweeps(many, 5, max_age_s=0.25)) == [0.0, 0.1, 0.2]
-    drawn = [ages(choose_sweeps(many, 3, 10, random=np.random.default_rng(seed))) for seed in range(20)]
+    drawn = [
+        ages(choose_sweeps(many, 3, 10, random=np.random.default_rng(seed))) for seed in range(20)
+    ]
     assert all(d[0] == 0 and d[1] < d[2] <= 0.9 and len(d) == 3 for d in drawn)
     assert len({tuple(d) for d in drawn}) > 5
     assert ages(choose_sweeps(three, 3, 10, random=np.random.default_rng(0))) == [0.0, 0.1, 0.2]
@@ -107,7 +112,9 @@ def test_choosing_sweeps(three):
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_a_spin_on_the_move_is_set_straight(order):
-    """Walls seen by a car in a bend, each point at its own time, fall onto the walls as they stand."""
+    """Walls seen by a car in a bend, each point at its own time, fall onto the walls as they
+    stand.
+    """
     random = np.random.default_rng(0)
     turn = 0.6
     speed = np.array([12.0, 0.5, 0.1])
@@ -122,13 +129,19 @@ def test_a_spin_on_the_move_is_set_straight(order):
     first = pose(random)
     walls = random.uniform(-50, 50, (200, 3))
     time_s = random.uniform(0, span_s, 200).astype(np.float32)
-    seen = np.concatenate([at(float(t)).inverse().apply(p[None]) for t, p in zip(time_s, walls, strict=True)])
-    both = [Sweep(0, first, File(Path("a"), 0)), Sweep(50_000, first @ at(span_s), File(Path("b"), 0))]
+    seen = np.concatenate(
+        [at(float(t)).inverse().apply(p[None]) for t, p in zip(time_s, walls, strict=True)]
+    )
+    both = [
+        Sweep(0, first, File(Path("a"), 0)),
+        Sweep(50_000, first @ at(span_s), File(Path("b"), 0)),
+    ]
     sweep, other = (both[i] for i in order)
     after = time_s - np.float32(sweep.time_us * 1e-6)
     straight = deskew(seen.astype(np.float32), after, sweep, other)
     there = sweep.global_from_lidar.inverse().apply(first.apply(walls))
-    limit = 1e-4 if order == (0, 1) else 0.02  # at the other end of a bend, the speed has another direction in the car
+    # at the other end of a bend, the speed has another direction in the car
+    limit = 1e-4 if order == (0, 1) else 0.02
     np.testing.assert_allclose(straight, there, atol=limit)
     assert np.abs(seen - walls).max() > 0.5
     with pytest.raises(ValueError, match="tells no motion"):

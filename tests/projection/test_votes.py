@@ -67,7 +67,9 @@ def random_votes(random, m):
 
 
 def pick(votes, rows):
-    return Votes(votes.places, votes.point[rows], votes.label[rows], votes.weight[rows], votes.score[rows])
+    return Votes(
+        votes.places, votes.point[rows], votes.label[rows], votes.weight[rows], votes.score[rows]
+    )
 
 
 def grid_of(votes):
@@ -105,7 +107,9 @@ def test_labels_are_those_of_the_readable_twin(m, limits):
         groups = where.cluster if flat else where.kind
         rows = [
             twins.Vote(where.xyz[p], groups[p], label, weight, score)
-            for p, label, weight, score in zip(cast.point, cast.label, cast.weight, cast.score, strict=True)
+            for p, label, weight, score in zip(
+                cast.point, cast.label, cast.weight, cast.score, strict=True
+            )
             if not flat or groups[p] != NO_CLUSTER
         ]
         return twins.shares(rows, xyz, group, size, CLASSES, flat)
@@ -227,7 +231,9 @@ def test_a_cluster_decides_between_labels_nearby_and_labels_nothing_far_away():
 
 
 def test_a_point_is_labelled_as_if_it_were_alone():
-    """One without a cluster, whose winner has no votes in coarse cells, after one with a cluster."""
+    """One without a cluster, whose winner has no votes in coarse cells, after one with a
+    cluster.
+    """
     thing = places([[20, 0.2, 0.2]], cluster=7)
     loose = places([[0.22, 0.2, 0.2]])
     votes = [vote(thing, CAR, score=0.9), vote(places([[0.79, 0.2, 0.2]]), CAR, score=0.3)]

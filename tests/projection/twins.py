@@ -1,4 +1,7 @@
-"""Readable NumPy twins of the compiled kernels: slow, written for the eye, and the oracle of the tests."""
+"""Readable NumPy twins of the compiled kernels.
+
+Slow, written for the eye, and the oracle of the tests.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ class Swept(NamedTuple):
 
 
 def take_sweep(raw, matrix, box, far, full) -> Swept:
-    """Usable rows of a sweep, moved, with their intensity in 0..1 and their row numbers; and how many were bad."""
+    """Usable rows of a sweep, moved, with their intensity in 0..1 and their row numbers.
+
+    And how many were bad.
+    """
     good = (np.abs(raw[:, :3]) <= far).all(axis=1) & np.isfinite(raw[:, 3])
     own = (np.abs(raw[:, :2]) < box).all(axis=1)
     source = np.flatnonzero(good & ~own)
@@ -28,7 +34,10 @@ def take_sweep(raw, matrix, box, far, full) -> Swept:
 
 
 def deskew(xyz, time_s, turn, speed) -> np.ndarray:
-    """Each point moved by the sensor's motion until its time; a rotation as the exponential series of its generator."""
+    """Each point moved by the sensor's motion until its time.
+
+    A rotation as the exponential series of its generator.
+    """
     x, y, z = turn
     generator = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
     moved = []
@@ -52,7 +61,9 @@ class Projected(NamedTuple):
 def project(xyz, matrix, size_wh, min_depth, border) -> Projected:
     """Pairs in float64, camera by camera, points in order."""
     parts = []
-    for camera, (rows, (width, height)) in enumerate(zip(matrix.astype(np.float64), size_wh, strict=True)):
+    for camera, (rows, (width, height)) in enumerate(
+        zip(matrix.astype(np.float64), size_wh, strict=True)
+    ):
         with np.errstate(all="ignore"):
             homogeneous = xyz.astype(np.float64) @ rows[:, :3].T + rows[:, 3]
             depth = homogeneous[:, 2]
@@ -78,7 +89,10 @@ def visible(camera, uv, depth, cell_px, relative, absolute, dilate_cells) -> np.
 
 def pack(rows) -> np.ndarray:
     """Keys of rows (batch, c0, c1, c2)."""
-    key = [(int(b) << 3 * BITS) + sum((int(c) + HALF) << BITS * (2 - i) for i, c in enumerate(c3)) for b, *c3 in rows]
+    key = [
+        (int(b) << 3 * BITS) + sum((int(c) + HALF) << BITS * (2 - i) for i, c in enumerate(c3))
+        for b, *c3 in rows
+    ]
     return np.array(key, np.uint64)
 
 
@@ -110,7 +124,7 @@ def tally(cell, label, amount, one, shape) -> np.ndarray:
     return sums
 
 
-# --- votes -----------------------------------------------------------------------------------------
+# --- votes ----------------------------------------------------------------------------------------
 
 
 class Vote(NamedTuple):
@@ -193,7 +207,7 @@ def clusters(cells) -> list[set[int]]:
     return found
 
 
-# --- ground ----------------------------------------------------------------------------------------------------------
+# --- ground ---------------------------------------------------------------------------------------
 
 
 def squares(xy, corner, size, shape) -> np.ndarray:
@@ -227,7 +241,9 @@ def grow_ground(low, seed, slope, step, size, dilate_cells) -> Grown:
     while waiting:
         row, column = waiting.pop(0)
         if (row, column) not in settled:
-            near = [(a, b) for a, b in settled if max(abs(a - row), abs(b - column)) <= dilate_cells]
+            near = [
+                (a, b) for a, b in settled if max(abs(a - row), abs(b - column)) <= dilate_cells
+            ]
             away = np.array([np.hypot(a - row, b - column) for a, b in near])
             gaps = np.array([gap[cell] for cell in near])
             weight = 1 / (away**2 * (0.5 + gaps))
@@ -245,7 +261,10 @@ def grow_ground(low, seed, slope, step, size, dilate_cells) -> Grown:
 
 
 def limit_slope(ground, rise) -> np.ndarray:
-    """Lower envelope over all cells: height there plus the rise along the shortest path of side and diagonal steps."""
+    """Lower envelope over all cells.
+
+    Height there plus the rise along the shortest path of side and diagonal steps.
+    """
     limited = np.empty(ground.shape)
     rows, columns = np.indices(ground.shape)
     for row, column in np.ndindex(ground.shape):
@@ -256,7 +275,9 @@ def limit_slope(ground, rise) -> np.ndarray:
 
 
 def heights(xyz, corner, size, ground, deepest) -> np.ndarray:
-    """Bilinear between the four cell centres around each point, NaN where one is missing or the point is too deep."""
+    """Bilinear between the four cell centres around each point, NaN where one is missing or the
+    point is too deep.
+    """
     height = np.full(len(xyz), np.nan)
     for i, (x, y, z) in enumerate(xyz.astype(np.float64)):
         u = (x - corner[0]) / size - 0.5
@@ -264,7 +285,9 @@ def heights(xyz, corner, size, ground, deepest) -> np.ndarray:
         if 0 <= u < ground.shape[0] - 1 and 0 <= v < ground.shape[1] - 1:
             row = int(u)
             column = int(v)
-            along = np.array([1 - (u - row), u - row]) @ ground[row : row + 2, column : column + 2].astype(np.float64)
+            along = np.array([1 - (u - row), u - row]) @ ground[
+                row : row + 2, column : column + 2
+            ].astype(np.float64)
             below = along @ np.array([1 - (v - column), v - column])
             height[i] = z - below if z - below > deepest else np.nan
     return height

@@ -91,7 +91,9 @@ def no_label_image(root: Path) -> str:
 def no_rotation(root: Path) -> str:
     def change(rows: list) -> None:
         sample = next(
-            row for row in json.loads((root / "v1.0-mini/sample_data.json").read_text()) if row["is_key_frame"]
+            row
+            for row in json.loads((root / "v1.0-mini/sample_data.json").read_text())
+            if row["is_key_frame"]
         )
         row = next(row for row in rows if row["token"] == sample["ego_pose_token"])
         row["rotation"] = [2 * value for value in row["rotation"]]
@@ -135,8 +137,25 @@ def jump(root: Path) -> str:
 
 
 FRAMES = [
-    *(cut_points, empty_points, fewer_points, few_points, nan_points, cut_jpeg, html_jpeg, other_jpeg_size),
-    *(other_label_size, no_label_image, no_rotation, leaves_root, link_leaves_root, link_in_a_circle, jump),
+    *(
+        cut_points,
+        empty_points,
+        fewer_points,
+        few_points,
+        nan_points,
+        cut_jpeg,
+        html_jpeg,
+        other_jpeg_size,
+    ),
+    *(
+        other_label_size,
+        no_label_image,
+        no_rotation,
+        leaves_root,
+        link_leaves_root,
+        link_in_a_circle,
+        jump,
+    ),
 ]
 
 
@@ -183,7 +202,9 @@ def no_split(root: Path) -> str:
     return "mini_train"
 
 
-@pytest.mark.parametrize("damage", [missing_table, broken_table, no_split], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "damage", [missing_table, broken_table, no_split], ids=lambda f: f.__name__
+)
 def test_bad_tables_end_the_run_whatever_on_bad_says(
     world: Path, tmp_path: Path, tool: Run, damage: Callable[[Path], str]
 ) -> None:
@@ -195,7 +216,9 @@ def test_bad_tables_end_the_run_whatever_on_bad_says(
     assert not (tmp_path / "store").exists()
 
 
-def test_a_file_that_changed_after_indexing_is_refused(world: Path, tmp_path: Path, tool: Run) -> None:
+def test_a_file_that_changed_after_indexing_is_refused(
+    world: Path, tmp_path: Path, tool: Run
+) -> None:
     given = settings(world, tmp_path / "store")
     tool("index", *given)
     cut_points(world)
@@ -229,11 +252,17 @@ def test_a_few_bad_points_may_be_allowed(world: Path, tmp_path: Path, tool: Run)
     points = np.fromfile(path, np.float32).reshape(-1, 5)
     points[7] = np.nan
     points.tofile(path)
-    given = [*settings(world, tmp_path / "store"), "data.bad_share=0.01", "data.eval=mini_train,mini_val"]
+    given = [
+        *settings(world, tmp_path / "store"),
+        "data.bad_share=0.01",
+        "data.eval=mini_train,mini_val",
+    ]
     student = tool("pretrain", *given).path
     out = tool("export_labels", *given, f"student={student}").path
     token = next(
-        r["token"] for r in json.loads((world / "v1.0-mini/sample_data.json").read_text()) if path.name in r["filename"]
+        r["token"]
+        for r in json.loads((world / "v1.0-mini/sample_data.json").read_text())
+        if path.name in r["filename"]
     )
     assert np.fromfile(next(out.rglob(f"{token}*.bin")), np.uint8).size == len(points)
 
@@ -247,13 +276,18 @@ def test_a_bad_older_sweep_is_left_out_alone(world: Path, tmp_path: Path, tool: 
     points = np.fromfile(path, np.float32)
     points[::20] = np.nan
     points.tofile(path)
-    given = [*settings(world, tmp_path / "store"), "data.eval=mini_train,mini_val", "model.sweeps=10"]
+    given = [
+        *settings(world, tmp_path / "store"),
+        "data.eval=mini_train,mini_val",
+        "model.sweeps=10",
+    ]
     tool("label", *given, "on_bad=skip")
     refused = tool("pretrain", *given, "on_bad=fail")
     assert refused.status == 1
     assert path.name in refused.err
     made = tool("pretrain", *given, "on_bad=skip")
-    met = [skip for skip in Artifact(made.path).skipped() if not skip.scene]  # by the training itself
+    # by the training itself
+    met = [skip for skip in Artifact(made.path).skipped() if not skip.scene]
     assert [path.name in skip.reason for skip in met] == [True]
     scored = tool("evaluate", *given, "on_bad=skip", f"student={made.path}")
     assert json.loads((scored.path / "scores.json").read_text())["frames"] == 6  # none of them lost

@@ -14,7 +14,9 @@ from clipsweep.tools.benchmarks.experiments import Line
 from tests.helpers import Run, settings
 
 
-def test_the_fusion_table_ends_where_the_tools_do(small_world: Path, tmp_path: Path, tool: Run) -> None:
+def test_the_fusion_table_ends_where_the_tools_do(
+    small_world: Path, tmp_path: Path, tool: Run
+) -> None:
     given = settings(small_world, tmp_path / "store")
     lines = {line.name: line for line in experiments.fusion(given)}
     scored = tool("evaluate", *given, f"points={tool('label', *given).path}").path
@@ -22,7 +24,9 @@ def test_the_fusion_table_ends_where_the_tools_do(small_world: Path, tmp_path: P
     default = lines["default"]
     assert default.miou == [pytest.approx(covered["miou"])]
     assert default.accuracy == [pytest.approx(covered["accuracy"])]
-    seen = [_points(lines[name]) for name in ("one pixel a point", "+ z-buffer", "votes in 0.4 m cells")]
+    seen = [
+        _points(lines[name]) for name in ("one pixel a point", "+ z-buffer", "votes in 0.4 m cells")
+    ]
     assert seen[0] > seen[1] < seen[2]
     assert _points(lines["default, own frame alone"]) <= _points(default)
 
@@ -32,7 +36,9 @@ def _points(line: Line) -> int:
 
 
 @pytest.mark.slow
-def test_the_demo_table_scores_what_the_tools_make(small_world: Path, tmp_path: Path, tool: Run) -> None:
+def test_the_demo_table_scores_what_the_tools_make(
+    small_world: Path, tmp_path: Path, tool: Run
+) -> None:
     given = settings(small_world, tmp_path / "store")
     lines = {line.name: line for line in experiments.steps(given)}
     scored = tool("evaluate", *given, f"student={tool('pretrain', *given).path}").path
@@ -67,13 +73,17 @@ def test_transfer_scores_on_what_two_rigs_share(
     monkeypatch.setattr(experiments, "RIGS", {"here": str(recipe)})
     (line,) = experiments.transfer(given)
     student = tool("pretrain", str(recipe), *given).path
-    scored = tool("evaluate", str(recipe), *given, f"student={student}", "labels.eval=shared12").path
+    scored = tool(
+        "evaluate", str(recipe), *given, f"student={student}", "labels.eval=shared12"
+    ).path
     assert line.miou == [pytest.approx(json.loads((scored / "scores.json").read_text())["miou"])]
     assert (line.name, len(line.iou)) == ("here, scored on here", 12)
 
 
 @pytest.mark.slow
-def test_shares_start_from_the_same_seed(small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shares_start_from_the_same_seed(
+    small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(experiments, "SHARES", {"100": 1})
     monkeypatch.setattr(experiments, "SEEDS", (0,))
     scratch, tuned = experiments.shares(settings(small_world, tmp_path / "store"))

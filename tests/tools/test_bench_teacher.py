@@ -15,7 +15,8 @@ __all__ = ["one_thread"]  # a fixture for every test here
 
 
 def test_both_sides_read_as_many_images_at_as_many_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[torch.nn.Conv2d, list[tuple[int, ...]]] = {}  # images, rows and columns of tokens, by image tower
+    # images, rows and columns of tokens, by image tower
+    seen: dict[torch.nn.Conv2d, list[tuple[int, ...]]] = {}
     convolve = torch.nn.Conv2d.forward
 
     def spy(module: torch.nn.Conv2d, images: Tensor) -> Any:
@@ -26,4 +27,5 @@ def test_both_sides_read_as_many_images_at_as_many_tokens(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.nn.Conv2d, "forward", spy)
     list(rows("ViT-S-32-alt", (64, 96), batch=1, rounds=1, readings=("naclip",)))
     ours, peer = seen.values()
-    assert ours == peer == [(1, 2, 3)] * 4  # two images, in the round that counts and in the one before
+    # two images, in the round that counts and in the one before
+    assert ours == peer == [(1, 2, 3)] * 4

@@ -14,9 +14,15 @@ from clipsweep.tools.benchmarks import training
 
 def test_the_dense_packing_is_the_reference() -> None:
     random = torch.Generator().manual_seed(0)
-    local, pixel, text = (F.normalize(torch.randn(80, 5, generator=random), dim=1) for _ in range(3))
+    local, pixel, text = (
+        F.normalize(torch.randn(80, 5, generator=random), dim=1) for _ in range(3)
+    )
     cube = torch.cat(
-        [torch.arange(6), torch.zeros(12, dtype=torch.int64), torch.randint(0, 6, (62,), generator=random)]
+        [
+            torch.arange(6),
+            torch.zeros(12, dtype=torch.int64),
+            torch.randint(0, 6, (62,), generator=random),
+        ]
     )
     ours = spatiotemporal(local, local, pixel, text, cube, SpatioTemporalConfig(kind="reference"))
     torch.testing.assert_close(training._dense(local, pixel, text, cube), ours)

@@ -38,7 +38,9 @@ def test_it_writes_where_the_recipe_says(tmp_path: Path, tool: Run) -> None:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_its_folder_is_neither_kept_nor_packed_nor_sent(recipe: str) -> None:
     folder = load_config([recipe]).data.root
-    ignored = [(submit.ROOT / name).read_text().splitlines() for name in (".gitignore", ".dockerignore")]
+    ignored = [
+        (submit.ROOT / name).read_text().splitlines() for name in (".gitignore", ".dockerignore")
+    ]
     for lines in [*ignored, submit._LEFT_OUT]:
         assert any(fnmatch(folder, line.strip("/")) for line in lines)
 
@@ -46,7 +48,11 @@ def test_its_folder_is_neither_kept_nor_packed_nor_sent(recipe: str) -> None:
 @pytest.mark.parametrize(
     ("name", "key"),
     [
-        *((name, key) for name in ("index", "label", "pretrain") for key in ("make_demo=", "demo.seed=")),
+        *(
+            (name, key)
+            for name in ("index", "label", "pretrain")
+            for key in ("make_demo=", "demo.seed=")
+        ),
         ("view", "run."),
     ],
 )

@@ -1,4 +1,6 @@
-"""Artifacts of one kind given for another, files changed behind the tools' back, and runs that made nothing."""
+"""Artifacts of one kind given for another, files changed behind the tools' back, and runs that
+made nothing.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,11 @@ def given(small_world: Path, tmp_path: Path) -> list[str]:
 def test_points_of_other_names_are_not_scored(given: list[str], tool: Run, tmp_path: Path) -> None:
     points = tool("label", *given).path
     names = "labels.names=vegetation,car"
-    for name, more in (("evaluate", ()), ("export_labels", ()), ("view", (f"out={tmp_path / 'a.png'}",))):
+    for name, more in (
+        ("evaluate", ()),
+        ("export_labels", ()),
+        ("view", (f"out={tmp_path / 'a.png'}",)),
+    ):
         refused = tool(name, *given, names, f"points={points}", *more)
         assert refused.status == 1
         assert "has the classes barrier, bicycle, bus" in refused.err
@@ -37,11 +43,18 @@ def test_points_whose_classes_stand_in_another_order_are_not_scored(
     space = yaml.safe_load(Path("configs/labels/nuscenes16.yaml").read_text())
     space["classes"] = [*space["classes"][1:], space["classes"][0]]
     (tmp_path / "turned.yaml").write_text(yaml.safe_dump(space))
-    turned = tool("evaluate", *given, f"labels.space={tmp_path / 'turned.yaml'}", f"points={points}")
+    turned = tool(
+        "evaluate", *given, f"labels.space={tmp_path / 'turned.yaml'}", f"points={points}"
+    )
     assert (turned.status, turned.out) == (1, "")
     assert "labels has bicycle, bus" in turned.err
     (tmp_path / "same.yaml").write_text(Path("configs/labels/nuscenes16.yaml").read_text())
-    assert tool("evaluate", *given, f"labels.space={tmp_path / 'same.yaml'}", f"points={points}").status == 0
+    assert (
+        tool(
+            "evaluate", *given, f"labels.space={tmp_path / 'same.yaml'}", f"points={points}"
+        ).status
+        == 0
+    )
 
 
 def test_points_that_were_changed_are_not_read(given: list[str], tool: Run) -> None:
@@ -58,7 +71,9 @@ def test_points_that_were_changed_are_not_read(given: list[str], tool: Run) -> N
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json", "state.safetensors"])
-def test_a_changed_student_is_not_taken_up(given: list[str], tool: Run, tmp_path: Path, file: str) -> None:
+def test_a_changed_student_is_not_taken_up(
+    given: list[str], tool: Run, tmp_path: Path, file: str
+) -> None:
     student = tool("pretrain", *given).path
     copy = Path(shutil.copytree(student, tmp_path / "copy" / student.name))
     data = bytearray((copy / file).read_bytes())
@@ -66,7 +81,10 @@ def test_a_changed_student_is_not_taken_up(given: list[str], tool: Run, tmp_path
     (copy / file).write_bytes(data)
     runs = {"pretrain": (f"resume={copy}", "train.epochs=2")}
     if file != "state.safetensors":
-        runs |= {"finetune": (f"student={copy}", "protocol=scene@100%"), "evaluate": (f"student={copy}",)}
+        runs |= {
+            "finetune": (f"student={copy}", "protocol=scene@100%"),
+            "evaluate": (f"student={copy}",),
+        }
     for name, more in runs.items():
         refused = tool(name, *given, *more)
         assert refused.status == 1, name
@@ -75,17 +93,25 @@ def test_a_changed_student_is_not_taken_up(given: list[str], tool: Run, tmp_path
 
 @pytest.mark.parametrize(
     ("setting", "said"),
-    [("finetune.linear_probe=true", "leaves random weights"), ("labels.names=car,truck", "no labels to learn from")],
+    [
+        ("finetune.linear_probe=true", "leaves random weights"),
+        ("labels.names=car,truck", "no labels to learn from"),
+    ],
 )
-def test_fine_tuning_on_nothing_is_refused(given: list[str], tool: Run, setting: str, said: str) -> None:
+def test_fine_tuning_on_nothing_is_refused(
+    given: list[str], tool: Run, setting: str, said: str
+) -> None:
     refused = tool("finetune", *given, "student=none", "protocol=scene@100%", setting)
     assert refused.status == 1
     assert said in refused.err
 
 
-def test_steps_that_were_left_out_are_told(given: list[str], tool: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_that_were_left_out_are_told(
+    given: list[str], tool: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One bad step of two is told; when all are bad there is no student."""
-    module = importlib.import_module("clipsweep.distill.objectives.semantic")  # a function goes by the same name
+    # a function goes by the same name
+    module = importlib.import_module("clipsweep.distill.objectives.semantic")
     honest = module.cross_entropy
     calls = iter(range(100))
 
@@ -103,14 +129,18 @@ def test_steps_that_were_left_out_are_told(given: list[str], tool: Run, monkeypa
     assert "steps were left out, because nothing was finite" in refused.err
 
 
-def test_a_picture_that_cannot_be_is_refused_first(given: list[str], tool: Run, tmp_path: Path) -> None:
+def test_a_picture_that_cannot_be_is_refused_first(
+    given: list[str], tool: Run, tmp_path: Path
+) -> None:
     refused = tool("label", *given, f"report={tmp_path / 'x.xyz'}")
     assert refused.status == 1
     assert "is no name of a picture" in refused.err
     assert not (tmp_path / "store").exists()
 
 
-def test_nothing_is_learnt_from_images_without_a_class(world: Path, tmp_path: Path, tool: Run) -> None:
+def test_nothing_is_learnt_from_images_without_a_class(
+    world: Path, tmp_path: Path, tool: Run
+) -> None:
     for path in (world / "labels2d").rglob("*.png"):
         Image.fromarray(np.full(LABELS_HW, 255, np.uint8)).save(path)
     for _ in range(2):  # the second finds the checkpoint of the first
@@ -119,14 +149,18 @@ def test_nothing_is_learnt_from_images_without_a_class(world: Path, tmp_path: Pa
         assert "no point of any frame has a target" in refused.err
 
 
-def test_nothing_is_learnt_when_all_frames_were_left_out(world: Path, tmp_path: Path, tool: Run) -> None:
+def test_nothing_is_learnt_when_all_frames_were_left_out(
+    world: Path, tmp_path: Path, tool: Run
+) -> None:
     shutil.rmtree(world / "labels2d")
     refused = tool("pretrain", *settings(world, tmp_path / "store"), "on_bad=skip")
     assert (refused.status, refused.out) == (1, "")
     assert "all frames were left out, first: " in refused.err
 
 
-def test_labels_once_learnt_are_not_hidden_behind_a_smaller_protocol(given: list[str], tool: Run) -> None:
+def test_labels_once_learnt_are_not_hidden_behind_a_smaller_protocol(
+    given: list[str], tool: Run
+) -> None:
     student = tool("finetune", *given, "student=none", "protocol=scene@100%").path
     refused = tool("finetune", *given, f"student={student}", "protocol=frame@1%")
     assert refused.status == 1
@@ -151,14 +185,21 @@ def test_objectives_that_the_teacher_cannot_serve_are_refused(
 
 def test_no_frame_makes_no_submission(given: list[str], tool: Run, tmp_path: Path) -> None:
     student = tool("pretrain", *given).path
-    refused = tool("export_labels", *given, f"student={student}", "data.eval=[]", f"out={tmp_path / 'out'}")
+    refused = tool(
+        "export_labels", *given, f"student={student}", "data.eval=[]", f"out={tmp_path / 'out'}"
+    )
     assert refused.status == 1
     assert "has no frame to export" in refused.err
     assert not list(tmp_path.glob("*out*"))
 
 
-def test_a_signal_is_taken_for_no_bad_file(given: list[str], tool: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may come while somebody waits for errors: then the frame was left out, and the run went on."""
+def test_a_signal_is_taken_for_no_bad_file(
+    given: list[str], tool: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may come while somebody waits for errors.
+
+    Then the frame was left out, and the run went on.
+    """
     resolve = Path.resolve
     struck = []
 

@@ -42,12 +42,33 @@ class Head:
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
     port, agent, client = free_ports(3)
-    with tempfile.TemporaryDirectory(prefix="cs-", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        node = ("--head", "--port=0", "--node-ip-address=127.0.0.1", "--num-cpus=2", f"--temp-dir={folder}", "--block")
-        dashboard = ("--dashboard-host=127.0.0.1", f"--dashboard-port={port}", f"--dashboard-agent-listen-port={agent}")
+    with tempfile.TemporaryDirectory(
+        prefix="cs-", dir="/tmp", ignore_cleanup_errors=True
+    ) as folder:
+        node = (
+            "--head",
+            "--port=0",
+            "--node-ip-address=127.0.0.1",
+            "--num-cpus=2",
+            f"--temp-dir={folder}",
+            "--block",
+        )
+        dashboard = (
+            "--dashboard-host=127.0.0.1",
+            f"--dashboard-port={port}",
+            f"--dashboard-agent-listen-port={agent}",
+        )
         environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": ""}
-        command = [str(BIN / "ray"), "start", *node, *dashboard, f"--ray-client-server-port={client}"]
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+        command = [
+            str(BIN / "ray"),
+            "start",
+            *node,
+            *dashboard,
+            f"--ray-client-server-port={client}",
+        ]
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
+        )
         address = f"http://127.0.0.1:{port}"
         deadline = time.time() + 90
         try:
@@ -81,27 +102,38 @@ def answers(url: str) -> bool:
 
 
 @pytest.mark.slow
-def test_a_labelling_is_done_by_the_cluster(head: Head, small_world: Path, tmp_path: Path, tool: Run) -> None:
+def test_a_labelling_is_done_by_the_cluster(
+    head: Head, small_world: Path, tmp_path: Path, tool: Run
+) -> None:
     local = tool("label", *settings(small_world, tmp_path / "local")).path
     done = head.submit("label", *settings(small_world, tmp_path / "jobs"), "run.workers=1")
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{tmp_path}/jobs/{local.name}\n"
-    assert Artifact(Path(done.stdout.strip())).manifest()["digest"] == Artifact(local).manifest()["digest"]
+    assert (
+        Artifact(Path(done.stdout.strip())).manifest()["digest"]
+        == Artifact(local).manifest()["digest"]
+    )
     assert list((tmp_path / "jobs").glob("points-*/report.json"))
     (sent,) = head.folder.glob("session_latest/runtime_resources/working_dir_files/_ray_pkg_*/")
     assert (sent / "tools/label.py").is_file()
-    assert not {".git", "artifacts", "demo-data", "__pycache__"} & {path.name for path in sent.iterdir()}
+    assert not {".git", "artifacts", "demo-data", "__pycache__"} & {
+        path.name for path in sent.iterdir()
+    }
 
 
 @pytest.mark.slow
-def test_the_status_of_a_job_that_fails_comes_back(head: Head, small_world: Path, tmp_path: Path) -> None:
+def test_the_status_of_a_job_that_fails_comes_back(
+    head: Head, small_world: Path, tmp_path: Path
+) -> None:
     failed = head.submit("label", *settings(small_world, tmp_path), "data.eval=nowhere")
     assert (failed.returncode, failed.stdout) == (1, "")
     assert "has no scene of 'nowhere'" in failed.stderr
     assert head.submit("label", *settings(small_world, tmp_path), "--wrong").returncode == 2
 
 
-def test_only_a_named_cluster_is_used(small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_named_cluster_is_used(
+    small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     for address in ("", "auto", "127.0.0.1:6379"):
         config = load_config([*settings(small_world, tmp_path), f"run.address={address}"])
@@ -110,13 +142,19 @@ def test_only_a_named_cluster_is_used(small_world: Path, tmp_path: Path, monkeyp
 
 
 def test_relative_folders_are_refused(small_world: Path) -> None:
-    config = load_config([*settings(small_world, Path("artifacts")), "run.address=http://127.0.0.1:1"])
+    config = load_config(
+        [*settings(small_world, Path("artifacts")), "run.address=http://127.0.0.1:1"]
+    )
     with pytest.raises(BadInput, match=r"store.*relative"):
         submit.run("label", [], config)
 
 
 def test_the_command_names_files_as_the_job_finds_them_and_quotes(tmp_path: Path) -> None:
-    given = ["./configs/data/../data/nuscenes.yaml", "data.root=/a b", "run.address=http://127.0.0.1:1"]
+    given = [
+        "./configs/data/../data/nuscenes.yaml",
+        "data.root=/a b",
+        "run.address=http://127.0.0.1:1",
+    ]
     expected = "python tools/label.py configs/data/nuscenes.yaml 'data.root=/a b' run.executor=ray "
     assert submit.command("label", given) == expected + 'run.address="${RAY_ADDRESS:?}"'
     with pytest.raises(BadInput, match="is not below"):

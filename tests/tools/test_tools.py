@@ -25,13 +25,17 @@ from clipsweep.tools import arguments_of, pretrain
 from tests.helpers import Run, settings
 
 
-def test_from_logs_to_a_scored_student_and_its_export(small_world: Path, tmp_path: Path, tool: Run) -> None:
+def test_from_logs_to_a_scored_student_and_its_export(
+    small_world: Path, tmp_path: Path, tool: Run
+) -> None:
     given = settings(small_world, tmp_path / "store")
     student = tool("pretrain", *given).path
     assert student.name.startswith("student-")
     stages = sorted(path.name.split("-")[0] for path in (tmp_path / "store").iterdir())
     assert stages == ["index", "pixels", "points", "poses", "student"]
-    assert {"config.json", "model.safetensors", "metrics.jsonl"} <= {path.name for path in student.iterdir()}
+    assert {"config.json", "model.safetensors", "metrics.jsonl"} <= {
+        path.name for path in student.iterdir()
+    }
 
     scored = tool("evaluate", *given, f"student={student}")
     assert "driveable surface" in scored.err
@@ -53,11 +57,19 @@ def test_from_logs_to_a_scored_student_and_its_export(small_world: Path, tmp_pat
     assert json.loads((out / "mini_val/submission.json").read_text())["meta"]["use_lidar"] is True
 
 
-def test_a_teacher_without_words_teaches_the_local_head(small_world: Path, tmp_path: Path, tool: Run) -> None:
+def test_a_teacher_without_words_teaches_the_local_head(
+    small_world: Path, tmp_path: Path, tool: Run
+) -> None:
     vit = tmp_path / "vit.safetensors"
     save_file(timm.create_model("test_vit").state_dict(), vit)
-    given = ("configs/pretrain/scalr.yaml", *settings(small_world, tmp_path / "store"), "teacher.kind=features")
-    student = tool("pretrain", *given, "teacher.features.model=test_vit", f"teacher.features.weights={vit}").path
+    given = (
+        "configs/pretrain/scalr.yaml",
+        *settings(small_world, tmp_path / "store"),
+        "teacher.kind=features",
+    )
+    student = tool(
+        "pretrain", *given, "teacher.features.model=test_vit", f"teacher.features.weights={vit}"
+    ).path
     for line in (student / "metrics.jsonl").read_text().splitlines():
         step = json.loads(line)
         assert 0 < step["loss"] < 2
@@ -108,12 +120,18 @@ def test_a_picture_is_drawn(small_world: Path, tmp_path: Path, tool: Run) -> Non
 def test_twice_is_once(small_world: Path, tmp_path: Path, tool: Run, name: str) -> None:
     given = settings(small_world, tmp_path / "store")
     first = tool(name, *given).path
-    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*") if path.is_file()}
+    files = {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*") if path.is_file()
+    }
     assert tool(name, *given).path == first
-    assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*") if path.is_file()}
+    assert files == {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*") if path.is_file()
+    }
 
 
-def test_place_of_data_and_store_do_not_change_names(small_world: Path, world: Path, tmp_path: Path, tool: Run) -> None:
+def test_place_of_data_and_store_do_not_change_names(
+    small_world: Path, world: Path, tmp_path: Path, tool: Run
+) -> None:
     one = tool("label", *settings(small_world, tmp_path / "a")).path
     two = tool("label", *settings(world, tmp_path / "b")).path
     assert one.name == two.name
@@ -137,8 +155,12 @@ def test_training_goes_on_where_it_stopped(small_world: Path, tmp_path: Path, to
         interrupted = tool("pretrain", *given, f"store={halted}")
         assert interrupted.status == 130
     resumed = tool("pretrain", *given, f"store={halted}").path
-    assert (resumed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
-    steps = [json.loads(line)["step"] for line in (resumed / "metrics.jsonl").read_text().splitlines()]
+    assert (resumed / "model.safetensors").read_bytes() == (
+        whole / "model.safetensors"
+    ).read_bytes()
+    steps = [
+        json.loads(line)["step"] for line in (resumed / "metrics.jsonl").read_text().splitlines()
+    ]
     assert steps == list(range(1, len(steps) + 1))
 
 
@@ -147,13 +169,20 @@ def test_training_goes_on_where_it_stopped(small_world: Path, tmp_path: Path, to
 def test_a_signal_ends_a_training_with_a_checkpoint(
     small_world: Path, tmp_path: Path, tool: Run, number: signal.Signals
 ) -> None:
-    given = [*settings(small_world, tmp_path / "store"), "train.epochs=12", "train.ema=0.9", "run.loaders=1"]
+    given = [
+        *settings(small_world, tmp_path / "store"),
+        "train.epochs=12",
+        "train.ema=0.9",
+        "run.loaders=1",
+    ]
     tool("label", *given)
     shutil.copytree(tmp_path / "store", tmp_path / "halted")
     command = [sys.executable, "tools/pretrain.py", *given, f"store={tmp_path / 'halted'}"]
     child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 120
-    while not any(path.stat().st_size for path in (tmp_path / "halted").glob("student-*/metrics.jsonl")):
+    while not any(
+        path.stat().st_size for path in (tmp_path / "halted").glob("student-*/metrics.jsonl")
+    ):
         assert time.monotonic() < deadline
         assert child.poll() is None
         time.sleep(0.01)
@@ -166,8 +195,12 @@ def test_a_signal_ends_a_training_with_a_checkpoint(
     assert not (halted / "manifest.json").exists()
     resumed = tool("pretrain", *given, f"store={tmp_path / 'halted'}").path
     whole = tool("pretrain", *given).path
-    assert (resumed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
-    steps = [json.loads(line)["step"] for line in (resumed / "metrics.jsonl").read_text().splitlines()]
+    assert (resumed / "model.safetensors").read_bytes() == (
+        whole / "model.safetensors"
+    ).read_bytes()
+    steps = [
+        json.loads(line)["step"] for line in (resumed / "metrics.jsonl").read_text().splitlines()
+    ]
     assert steps == list(range(1, 19))
 
 
@@ -192,11 +225,15 @@ def test_resume_starts_from_another_student(small_world: Path, tmp_path: Path, t
     first = tool("pretrain", *given).path
     longer = tool("pretrain", *given, "train.epochs=2", f"resume={first}").path
     assert longer != first
-    steps = [json.loads(line)["step"] for line in (longer / "metrics.jsonl").read_text().splitlines()]
+    steps = [
+        json.loads(line)["step"] for line in (longer / "metrics.jsonl").read_text().splitlines()
+    ]
     assert steps == [3]  # 3 frames by 2 fill 2 steps an epoch, 3 in two
 
 
-def test_a_student_of_other_classes_is_refused(small_world: Path, tmp_path: Path, tool: Run) -> None:
+def test_a_student_of_other_classes_is_refused(
+    small_world: Path, tmp_path: Path, tool: Run
+) -> None:
     given = settings(small_world, tmp_path / "store")
     student = tool("pretrain", *given).path
     refused = tool("evaluate", *given, f"student={student}", "labels.names=cat,dog")
@@ -262,7 +299,9 @@ def test_what_was_learnt_names_the_student(small_world: Path, tmp_path: Path, to
     assert "AdamW" in refused.err
 
 
-def test_a_swapped_or_damaged_file_in_the_store_is_named(small_world: Path, tmp_path: Path, tool: Run) -> None:
+def test_a_swapped_or_damaged_file_in_the_store_is_named(
+    small_world: Path, tmp_path: Path, tool: Run
+) -> None:
     given = settings(small_world, tmp_path / "store")
     student = tool("pretrain", *given).path
     weights = student / "model.safetensors"

@@ -1,4 +1,6 @@
-"""Experiments on a data set with truth, each a table: the method's steps, the paper's ablation, shares of the labels.
+"""Experiments on a data set with truth, each a table.
+
+The method's steps, the paper's ablation, shares of the labels.
 
 Every line is a training of its own, kept as an artifact: a stopped experiment goes on where it was.
 """
@@ -16,7 +18,13 @@ import numpy as np
 from jaxtyping import UInt8
 
 from clipsweep.distill.metrics import OTHER, Confusion
-from clipsweep.pipeline.artifacts.read import key_cloud, raw_rows, read_pixels, read_points, read_truth
+from clipsweep.pipeline.artifacts.read import (
+    key_cloud,
+    raw_rows,
+    read_pixels,
+    read_points,
+    read_truth,
+)
 from clipsweep.pipeline.artifacts.store import Artifact
 from clipsweep.pipeline.config import Config, load_config
 from clipsweep.pipeline.labels import LabelSpace, load_scoring, load_space, load_truth
@@ -39,7 +47,10 @@ SEEDS = (0, 1, 2)
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of a table: mIoU and accuracy of each seed, and the IoU of each class, mean over the seeds."""
+    """A line of a table.
+
+    mIoU and accuracy of each seed, and the IoU of each class, mean over the seeds.
+    """
 
     name: str
     miou: list[float]
@@ -63,7 +74,7 @@ def head(line: Line) -> str:
     return f"| {' | '.join(names)} |\n|{'---|' * len(names)}"
 
 
-# --- the steps of the method -----------------------------------------------------------------------------------------
+# --- the steps of the method ----------------------------------------------------------------------
 
 
 def steps(arguments: Sequence[str]) -> Iterator[Line]:
@@ -74,16 +85,24 @@ def steps(arguments: Sequence[str]) -> Iterator[Line]:
     points = make_points(config, index, pixels)
     yield from _lifting(config, index, pixels, points)
     yield _line("fused labels, all points", [_score(config, index, points)])
-    for name, overrides in (("student, random weights", ("train.epochs=0",)), ("student, annotation-free", ())):
+    for name, overrides in (
+        ("student, random weights", ("train.epochs=0",)),
+        ("student, annotation-free", ()),
+    ):
         yield _line(name, [_pretrained([*arguments, *overrides])])
     supervised = _finetuned([*arguments, "protocol=scene@100%"], "none")
     yield _line("student, all true labels", [supervised])
 
 
 def _lifting(config: Config, index: Artifact, pixels: Artifact, points: Artifact) -> Iterator[Line]:
-    """One pixel for each point against the fused labels, on the points that both label and on all."""
+    """One pixel for each point against the fused labels, on the points that both label and on
+    all.
+    """
     space = load_space(config.labels)
-    counts = {name: Confusion.empty(len(space)) for name in ("one", "fused", "one, common", "fused, common")}
+    counts = {
+        name: Confusion.empty(len(space))
+        for name in ("one", "fused", "one, common", "fused, common")
+    }
     for scene in scenes_of(index, "eval"):
         for frame in scene_frames(index, config, scene):
             truth = _truth(frame, space, config)
@@ -100,7 +119,9 @@ def _lifting(config: Config, index: Artifact, pixels: Artifact, points: Artifact
     share = f"{100 * counts['one, common'].points / counts['one'].points:.1f} % of the points"
     yield _counted("one pixel a point, common points", counts["one, common"], space.names, share)
     yield _counted("fused labels, common points", counts["fused, common"], space.names, share)
-    yield _counted("one pixel a point, all points", counts["one"], space.names, "no opinion is wrong")
+    yield _counted(
+        "one pixel a point, all points", counts["one"], space.names, "no opinion is wrong"
+    )
 
 
 def _truth(frame: Frame, space: LabelSpace, config: Config) -> UInt8[np.ndarray, " n"]:
@@ -116,11 +137,15 @@ def _no_truth(frame: Frame) -> BadInput:
 
 
 def lifted(config: Config, pixels: Artifact, frame: Frame) -> UInt8[np.ndarray, " n"]:
-    """Labels of a key sweep's raw rows without any fusion: of the pixels that show a point, the surest one's."""
+    """Labels of a key sweep's raw rows without any fusion.
+
+    Of the pixels that show a point, the surest one's.
+    """
     cloud = key_cloud(frame, config, config.data.ego_box_m)
     pairs = visible_pairs(frame, cloud.xyz, config.fusion)
     label, score = sample_pixel_labels(pairs, frame.cameras, read_pixels(pixels, frame))
-    order = np.argsort(np.where(label == NONE, -1, score), kind="stable")  # the surest is written last
+    # the surest is written last
+    order = np.argsort(np.where(label == NONE, -1, score), kind="stable")
     full = np.full(frame.sweeps[0].points.bytes // (4 * config.data.columns), NONE, np.uint8)
     full[cloud.source[pairs.point[order]]] = label[order]
     return full
@@ -131,7 +156,7 @@ def _counted(name: str, counts: Confusion, names: Sequence[str], note: str) -> L
     return Line(name, [counts.miou()], [counts.accuracy], dict(zip(names, iou, strict=True)), note)
 
 
-# --- the steps of the fusion -----------------------------------------------------------------------------------------
+# --- the steps of the fusion ----------------------------------------------------------------------
 
 _FAR = 1e9
 FUSION: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -161,9 +186,14 @@ def fusion(arguments: Sequence[str]) -> Iterator[Line]:
     pixels = make_pixels(config, index)
     none = dataclasses.replace(config, fusion=dataclasses.replace(config.fusion, occlusion_m=_FAR))
     yield _score_frames(
-        "one pixel a point", config, index, lambda frames: ((f, lifted(none, pixels, f)) for f in frames)
+        "one pixel a point",
+        config,
+        index,
+        lambda frames: ((f, lifted(none, pixels, f)) for f in frames),
     )
-    yield _score_frames("+ z-buffer", config, index, lambda frames: ((f, lifted(config, pixels, f)) for f in frames))
+    yield _score_frames(
+        "+ z-buffer", config, index, lambda frames: ((f, lifted(config, pixels, f)) for f in frames)
+    )
     yield _score_frames("votes in 0.4 m cells", config, index, partial(plain_votes, config, pixels))
     for name, settings in FUSION:
         yield _score_frames(name, config, index, partial(_fused, config, pixels, settings))
@@ -230,7 +260,7 @@ def _score_frames(
     return _counted(name, seen, scoring.names, f"{seen.points:,} of {counts.points:,} points")
 
 
-# --- the paper's ablation --------------------------------------------------------------------------------------------
+# --- the paper's ablation -------------------------------------------------------------------------
 
 _ONE_SWEEP = ("train.sweeps=1",)
 _NO_CONSISTENCY = ("objectives.spatiotemporal.weight=0",)
@@ -248,12 +278,23 @@ ABLATION: tuple[tuple[str, tuple[str, ...], Sequence[int]], ...] = (
     ("five sweeps", ("train.sweeps=5",), SEEDS[:1]),
     ("three sweeps merged into one input", (*_ONE_SWEEP, "model.sweeps=3"), SEEDS[:1]),
     ("without self-training", _NO_SELFTRAINING, SEEDS[:1]),
-    ("own predictions only after the warm-up", ("objectives.selftraining.probability=1",), SEEDS[:1]),
+    (
+        "own predictions only after the warm-up",
+        ("objectives.selftraining.probability=1",),
+        SEEDS[:1],
+    ),
     ("the published code's losses", _PUBLISHED, SEEDS[:1]),
     ("the paper's printed losses", _PRINTED, SEEDS[:1]),
-    ("semantic term alone, fused labels", (*_ONE_SWEEP, *_NO_CONSISTENCY, *_NO_SELFTRAINING, *_FUSED), SEEDS),
+    (
+        "semantic term alone, fused labels",
+        (*_ONE_SWEEP, *_NO_CONSISTENCY, *_NO_SELFTRAINING, *_FUSED),
+        SEEDS,
+    ),
 )
-"""Name, overrides, seeds: the lines of CLIP2Scene's own ablation, and the readings of its losses."""
+"""Name, overrides, seeds.
+
+The lines of CLIP2Scene's own ablation, and the readings of its losses.
+"""
 
 
 def ablation(arguments: Sequence[str]) -> Iterator[Line]:
@@ -262,14 +303,19 @@ def ablation(arguments: Sequence[str]) -> Iterator[Line]:
         yield _line(name, [_pretrained([*arguments, *overrides, f"seed={seed}"]) for seed in seeds])
 
 
-# --- shares of the labels --------------------------------------------------------------------------------------------
+# --- shares of the labels -------------------------------------------------------------------------
 
 SHARES = {"1": 120, "5": 50, "10": 30, "25": 15, "100": 8}
-"""Share of the labels in percent, and the epochs that a training on it takes, with and without pre-training."""
+"""Share of the labels in percent, and the epochs that a training on it takes, with and without
+pre-training.
+"""
 
 
 def shares(arguments: Sequence[str]) -> Iterator[Line]:
-    """Fine-tuning from the pre-trained student against training from random weights; three seeds at 1 and 100 %."""
+    """Fine-tuning from the pre-trained student against training from random weights.
+
+    Three seeds at 1 and 100 %.
+    """
     for share, epochs in SHARES.items():
         for unit in ("frame", "scene") if share != "100" else ("scene",):
             given = [*arguments, f"protocol={unit}@{share}%", f"train.epochs={epochs}"]
@@ -283,13 +329,16 @@ def shares(arguments: Sequence[str]) -> Iterator[Line]:
                 yield _line(f"{unit}@{share}%, {name}", trees)
 
 
-# --- another rig -----------------------------------------------------------------------------------------------------
+# --- another rig ----------------------------------------------------------------------------------
 
 RIGS = {"nuScenes-like": "configs/demo.yaml", "KITTI-like": "configs/demo_kitti.yaml"}
 
 
 def transfer(arguments: Sequence[str]) -> Iterator[Line]:
-    """A student of each demo rig, annotation-free, on the held-out streets of both: the classes that they share."""
+    """A student of each demo rig, annotation-free, on the held-out streets of both.
+
+    The classes that they share.
+    """
     for learnt, recipe in RIGS.items():
         config = load_config([recipe, *arguments])
         student = make_pretrained(config).path
@@ -304,7 +353,7 @@ def transfer(arguments: Sequence[str]) -> Iterator[Line]:
             yield _line(f"{learnt}, scored on {scored}", [tree])
 
 
-# --- one training ----------------------------------------------------------------------------------------------------
+# --- one training ---------------------------------------------------------------------------------
 
 
 def _pretrained(arguments: Sequence[str]) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""Measures what Ray costs a scene, and what planning costs a fleet of 1,000 scenes and 40,000 key frames."""
+"""Measures what Ray costs a scene, and what planning costs a fleet of 1,000 scenes and 40,000
+key frames.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ _WARM = 2
 
 
 def rows(scenes: int = 1000) -> Iterator[BenchRow]:
-    """Rows of Ray against the same work in this process; then of planning and skipping, in a process of its own.
+    """Rows of Ray against the same work in this process.
+
+    Then of planning and skipping, in a process of its own.
 
     Args:
         scenes: size of the simulated fleet.
@@ -48,7 +52,7 @@ def rows(scenes: int = 1000) -> Iterator[BenchRow]:
         yield from _fleet(Path(folder), scenes)
 
 
-# --- Ray's cost ------------------------------------------------------------------------------------------------------
+# --- Ray's cost -----------------------------------------------------------------------------------
 
 
 class _Small:
@@ -75,13 +79,20 @@ class _Again:
 
 
 def _cost(folder: Path) -> Iterator[BenchRow]:
-    """Seconds between one scene and the next, one worker on each side, in turns; empty scenes show Ray's share bare."""
+    """Seconds between one scene and the next, one worker on each side, in turns.
+
+    Empty scenes show Ray's share bare.
+    """
     from clipsweep.pipeline.run.ray_scenes import ray_cluster, run_on_ray
 
     write_demo(DemoConfig(train_scenes=1, val_scenes=0, key_frames=10), folder / "data")
-    config = _config(folder, "teacher.kind=maskclip", "teacher.maskclip.model=local-dir:pipeline/demo/teacher")
+    config = _config(
+        folder, "teacher.kind=maskclip", "teacher.maskclip.model=local-dir:pipeline/demo/teacher"
+    )
     works: dict[str, Callable[[], Worker]] = {
-        "label a scene of 10 key frames with the demo's CLIP": partial(_Again, config, make_index(config)),
+        "label a scene of 10 key frames with the demo's CLIP": partial(
+            _Again, config, make_index(config)
+        ),
         "commit an empty scene": _Small,
     }
     run = RunConfig(executor="ray", workers=1)
@@ -90,7 +101,10 @@ def _cost(folder: Path) -> Iterator[BenchRow]:
             ours: list[float] = []
             peer: list[float] = []
             for turn in range(_TURNS):
-                local, ray = (Artifact.of(str(folder), side, {"of": [work, turn]}) for side in ("local", "ray"))
+                local, ray = (
+                    Artifact.of(str(folder), side, {"of": [work, turn]})
+                    for side in ("local", "ray")
+                )
                 names = [f"scene-{i}" for i in range(_SCENES)]
                 times = _Times()
                 worker = build()
@@ -103,7 +117,9 @@ def _cost(folder: Path) -> Iterator[BenchRow]:
                 ours += times.between()
             name = f"{work}, {len(ours)} times, one worker of one thread"
             bar = 0.95 if build is not _Small else None
-            yield _row(name, "s", statistics.median(ours), "in this process", statistics.median(peer), bar)
+            yield _row(
+                name, "s", statistics.median(ours), "in this process", statistics.median(peer), bar
+            )
 
 
 class _Times:
@@ -116,16 +132,19 @@ class _Times:
         self.done.append(time.perf_counter())
 
     def between(self) -> list[float]:
-        """Seconds from one scene to the next, without the first, in which caches fill and a worker starts."""
+        """Seconds from one scene to the next, without the first, in which caches fill and a
+        worker starts.
+        """
         warm = self.done[_WARM - 1 :]
         return [after - before for before, after in pairwise(warm)]
 
 
-# --- a fleet ---------------------------------------------------------------------------------------------------------
+# --- a fleet --------------------------------------------------------------------------------------
 
 
 def simulate(scenes: int) -> None:
-    """Lets the nuScenes reader of this process give its scene under as many names as there shall be scenes.
+    """Lets the nuScenes reader of this process give its scene under as many names as there shall be
+    scenes.
 
     Args:
         scenes: how many; every fifth is one to score on.
@@ -135,7 +154,9 @@ def simulate(scenes: int) -> None:
         frames = [row.frame for row in nuscenes.index(config) if isinstance(row.frame, Frame)]
         for number in range(scenes):
             for frame in frames:
-                named = replace(frame, id=f"{number:06d}{frame.id[6:]}", scene=f"fleet-{number:06d}")
+                named = replace(
+                    frame, id=f"{number:06d}{frame.id[6:]}", scene=f"fleet-{number:06d}"
+                )
                 yield Row(named, train=number % 5 > 0, eval=number % 5 == 0)
 
     DATASETS["nuscenes"] = replace(DATASETS["nuscenes"], index=repeated)
@@ -150,7 +171,13 @@ def label(config: Config) -> Artifact:
 def _fleet(folder: Path, scenes: int) -> Iterator[BenchRow]:
     key_frames = 40
     world = DemoConfig(
-        train_scenes=1, val_scenes=0, key_frames=key_frames, width_px=160, height_px=90, beams=32, azimuths=64
+        train_scenes=1,
+        val_scenes=0,
+        key_frames=key_frames,
+        width_px=160,
+        height_px=90,
+        beams=32,
+        azimuths=64,
     )
     write_demo(world, folder / "data")
     first = {}
@@ -165,11 +192,22 @@ def _fleet(folder: Path, scenes: int) -> Iterator[BenchRow]:
     small = found[scenes // 10]
     large = found[scenes]
     yield _row(f"{of}: find all labelled", "s", large["plan_s"], "allowed", 10.0, 1.0)
-    yield _row(f"{of}: peak memory of that, torch's 0.5 GB in it", "MB", large["peak_mb"], "allowed", 1000.0, 1.0)
+    yield _row(
+        f"{of}: peak memory of that, torch's 0.5 GB in it",
+        "MB",
+        large["peak_mb"],
+        "allowed",
+        1000.0,
+        1.0,
+    )
     yield _row(f"{of}: skip a labelled scene", "ms", large["skip_ms"], "allowed", 5.0, 1.0)
     a_tenth = "ten times a tenth of it"
-    yield _row(f"{of}: find all labelled", "s", large["plan_s"], a_tenth, 10 * small["plan_s"], None)
-    yield _row(f"{of}: index and empty shards", "s", first[scenes], a_tenth, 10 * first[scenes // 10], None)
+    yield _row(
+        f"{of}: find all labelled", "s", large["plan_s"], a_tenth, 10 * small["plan_s"], None
+    )
+    yield _row(
+        f"{of}: index and empty shards", "s", first[scenes], a_tenth, 10 * first[scenes // 10], None
+    )
 
 
 def _planned(folder: Path, scenes: int) -> dict[str, float]:
@@ -188,7 +226,8 @@ def _plan(folder: Path, scenes: int) -> dict[str, float]:
     run_stage(pixels, ["_text", *pixels.shards()], _Small, config)
     skip_s = time.perf_counter() - start
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    peak_mb = int(status["VmHWM"].split()[0]) / 1e3  # getrusage would tell the parent's, if that is larger
+    # getrusage would tell the parent's, if that is larger
+    peak_mb = int(status["VmHWM"].split()[0]) / 1e3
     return {"plan_s": plan_s, "skip_ms": skip_s / scenes * 1e3, "peak_mb": peak_mb}
 
 
@@ -199,12 +238,20 @@ def _config(folder: Path, *more: str) -> Config:
         "data.train=mini_train",
         "data.eval=mini_train",
     )
-    teacher = ("teacher.kind=precomputed", "teacher.precomputed.size_hw=[256,480]", "labels.prompts=demo")
+    teacher = (
+        "teacher.kind=precomputed",
+        "teacher.precomputed.size_hw=[256,480]",
+        "labels.prompts=demo",
+    )
     return load_config([*data, *teacher, f"store={folder}", "run.progress=false", *more])
 
 
-def _row(name: str, unit: str, ours: float, peer_name: str, peer: float, bar: float | None) -> BenchRow:
-    return BenchRow(name=name, unit=unit, ours=ours, peer_name=peer_name, peer=peer, ratio=peer / ours, bar=bar)
+def _row(
+    name: str, unit: str, ours: float, peer_name: str, peer: float, bar: float | None
+) -> BenchRow:
+    return BenchRow(
+        name=name, unit=unit, ours=ours, peer_name=peer_name, peer=peer, ratio=peer / ours, bar=bar
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Pixel labels of the demo against the renderer's exact truth, under one setting of the teacher after another."""
+"""Pixel labels of the demo against the renderer's exact truth, under one setting of the teacher
+after another.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,10 @@ from clipsweep.tools.benchmarks.experiments import Line
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A line of the table: what differs from the configuration that was given; `negatives` None leaves them."""
+    """A line of the table.
+
+    What differs from the configuration that was given; `negatives` None leaves them.
+    """
 
     name: str
     overrides: tuple[str, ...] = ()
@@ -47,29 +52,42 @@ SETTINGS = (
     Setting("synonyms, their negatives", _SYNONYMS),
     Setting("synonyms, sky alone", _SYNONYMS, ("sky",)),
     Setting("synonyms, no negatives", _SYNONYMS, ()),
-    *(Setting(f"min_score {s}", (f"teacher.maskclip.min_score={s}",)) for s in (0.2, 0.3, 0.4, 0.5)),
-    *(Setting(f"key_smoothing {s}", (f"teacher.maskclip.key_smoothing={s}",)) for s in (0.3, 0.5, 0.7, 1.0)),
+    *(
+        Setting(f"min_score {s}", (f"teacher.maskclip.min_score={s}",))
+        for s in (0.2, 0.3, 0.4, 0.5)
+    ),
+    *(
+        Setting(f"key_smoothing {s}", (f"teacher.maskclip.key_smoothing={s}",))
+        for s in (0.3, 0.5, 0.7, 1.0)
+    ),
     *(Setting(f"denoising {s}", (f"teacher.maskclip.denoising={s}",)) for s in (0.2, 0.3, 0.5)),
     Setting("input x0.75", ("teacher.maskclip.size_hw=[192,352]",)),
     Setting("input x1.5", ("teacher.maskclip.size_hw=[416,736]",)),
     Setting("input x2", ("teacher.maskclip.size_hw=[544,960]",)),
-    Setting("x2 in tiles of x1", ("teacher.maskclip.size_hw=[512,960]", "teacher.maskclip.tile_hw=[256,480]")),
+    Setting(
+        "x2 in tiles of x1",
+        ("teacher.maskclip.size_hw=[512,960]", "teacher.maskclip.tile_hw=[256,480]"),
+    ),
 )
 
 
 def teacher_settings(arguments: Sequence[str]) -> Iterator[Line]:
-    """A line for each of `SETTINGS`: mIoU over the classes on all pixels of the scenes to be scored.
+    """A line for each of `SETTINGS`.
 
-    Sky counts only as a mistake of the class that it is given. The note holds the share of grid cells with a label, the
-    mIoU of the pixels that LiDAR points fall on, without fusion and with no label as a mistake, and the processor's
-    time on all cores, from the JPEG file to labels.
+    mIoU over the classes on all pixels of the scenes to be scored.
+
+    Sky counts only as a mistake of the class that it is given. The note holds the share of grid
+    cells with a label, the mIoU of the pixels that LiDAR points fall on, without fusion and with no
+    label as a mistake, and the processor's time on all cores, from the JPEG file to labels.
 
     Raises:
         BadInput: the data are not the demo's, whose pixels can be rendered again.
     """
     given = load_config(arguments)
     if not given.make_demo:
-        raise BadInput("make_demo", "is false", "pixels have exact truth in the demo alone: configs/demo.yaml")
+        raise BadInput(
+            "make_demo", "is false", "pixels have exact truth in the demo alone: configs/demo.yaml"
+        )
     make_demo(given, Path(given.data.root))
     index = make_index(given)
     scenes = {scene: true_pixels(given.demo, scene) for scene in scenes_of(index, "eval")}
@@ -94,12 +112,20 @@ def teacher_settings(arguments: Sequence[str]) -> Iterator[Line]:
             for camera, image in zip(frame.cameras, of_frame, strict=True):
                 dense += _dense(space, scenes[frame.scene][camera.name, camera.time_us], image)
         named = 100 * (cells < len(space)).mean()
-        note = f"{named:.0f} % labelled, points {100 * lifted.miou():.1f}, {1e3 * spent_s / len(images):.1f} ms"
+        note = (
+            f"{named:.0f} % labelled, points {100 * lifted.miou():.1f}, "
+            f"{1e3 * spent_s / len(images):.1f} ms"
+        )
         yield _line(setting.name, dense, space.names, note)
 
 
-def _dense(space: LabelSpace, raw: UInt8[np.ndarray, "height width"], image: PixelLabels) -> Confusion:
-    """Every pixel against the cell of the teacher's grid that it lies in; the sky is one class more."""
+def _dense(
+    space: LabelSpace, raw: UInt8[np.ndarray, "height width"], image: PixelLabels
+) -> Confusion:
+    """Every pixel against the cell of the teacher's grid that it lies in.
+
+    The sky is one class more.
+    """
     (height, width) = raw.shape
     (h, w) = image.label.shape
     said = image.label[np.arange(height) * h // height][:, np.arange(width) * w // width]
@@ -107,7 +133,9 @@ def _dense(space: LabelSpace, raw: UInt8[np.ndarray, "height width"], image: Pix
     return Confusion.of(truth.ravel(), said.ravel(), len(space) + 1)
 
 
-def _lifted(config: Config, space: LabelSpace, frame: Frame, images: Sequence[PixelLabels]) -> Confusion:
+def _lifted(
+    config: Config, space: LabelSpace, frame: Frame, images: Sequence[PixelLabels]
+) -> Confusion:
     """The pixel of each point that a camera sees against the point's true class."""
     cloud = key_cloud(frame, config, config.data.ego_box_m)
     truth = read_truth(frame, space, config)
@@ -122,4 +150,6 @@ def _line(name: str, dense: Confusion, names: Sequence[str], note: str) -> Line:
     iou = dense.iou()[: len(names)]
     right = float(np.trace(dense.counts) / dense.counts[: len(names)].sum())
     values = [None if np.isnan(value) else float(value) for value in iou]
-    return Line(name, [float(np.nanmean(iou))], [right], dict(zip(names, values, strict=True)), note)
+    return Line(
+        name, [float(np.nanmean(iou))], [right], dict(zip(names, values, strict=True)), note
+    )

@@ -1,4 +1,6 @@
-"""Measures projection, merging and grid fusion against nuscenes-devkit and NumPy, interleaved in one process."""
+"""Measures projection, merging and grid fusion against nuscenes-devkit and NumPy, interleaved in
+one process.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,8 @@ def rows(data_root: Path, seconds: float = 4.0) -> Iterator[Row]:
         if (data_root / name).is_dir():
             devkit = samples.open_devkit(data_root / name)
             frames = samples.frames(devkit, _SWEEPS)
-            frame = max(frames, key=lambda frame: len(frame.sweeps))  # the first that has all its sweeps
+            # the first that has all its sweeps
+            frame = max(frames, key=lambda frame: len(frame.sweeps))
             yield from _project(name, devkit, frame, seconds)
             yield _merge(name, devkit, frame, seconds)
             yield from _fuse(name, frame, seconds)
@@ -50,7 +53,9 @@ def rows(data_root: Path, seconds: float = 4.0) -> Iterator[Row]:
 
 
 def _race(ours: Callable[[], Any], peer: Callable[[], Any], seconds: float) -> tuple[float, float]:
-    """Median milliseconds of each, in turns of at least 20 ms each, after a run that compiles and fills caches."""
+    """Median milliseconds of each, in turns of at least 20 ms each, after a run that compiles
+    and fills caches.
+    """
     sides = (ours, peer)
     repeats = [max(1, int(_TURN_S / min(_spent(run, 1), _spent(run, 1)))) for run in sides]
     times: tuple[list[float], list[float]] = ([], [])
@@ -70,7 +75,9 @@ def _spent(run: Callable[[], Any], repeat: int) -> float:
 
 
 def _row(name: str, unit: str, ours: float, peer_name: str, peer: float, bar: float | None) -> Row:
-    return Row(name=name, unit=unit, ours=ours, peer_name=peer_name, peer=peer, ratio=peer / ours, bar=bar)
+    return Row(
+        name=name, unit=unit, ours=ours, peer_name=peer_name, peer=peer, ratio=peer / ours, bar=bar
+    )
 
 
 def _project(sample: str, devkit: Any, frame: Frame, seconds: float) -> Iterator[Row]:
@@ -85,13 +92,22 @@ def _project(sample: str, devkit: Any, frame: Frame, seconds: float) -> Iterator
 
     peer_name = "nuscenes-devkit map_pointcloud_to_image, six times"
     times = _race(lambda: project(cloud.xyz, pose, frame.cameras), peer, seconds)
-    yield _row(f"{sample}: project a key frame into six cameras", "ms", times[0], peer_name, times[1], 60.0)
+    yield _row(
+        f"{sample}: project a key frame into six cameras", "ms", times[0], peer_name, times[1], 60.0
+    )
 
     def read_too() -> None:
         project(merge(frame, 1, _COLUMNS, 1.0, 0.0).xyz, pose, frame.cameras)
 
     times = _race(read_too, peer, seconds)
-    yield _row(f"{sample}: the same, reading the sweep as the peer does", "ms", times[0], peer_name, times[1], None)
+    yield _row(
+        f"{sample}: the same, reading the sweep as the peer does",
+        "ms",
+        times[0],
+        peer_name,
+        times[1],
+        None,
+    )
 
 
 def _merge(sample: str, devkit: Any, frame: Frame, seconds: float) -> Row:
@@ -100,10 +116,19 @@ def _merge(sample: str, devkit: Any, frame: Frame, seconds: float) -> Row:
     sample_record = devkit.get("sample", devkit.get("sample_data", frame.id)["sample_token"])
 
     def peer() -> None:
-        LidarPointCloud.from_file_multisweep(devkit, sample_record, "LIDAR_TOP", "LIDAR_TOP", _SWEEPS, _EGO_BOX_M)
+        LidarPointCloud.from_file_multisweep(
+            devkit, sample_record, "LIDAR_TOP", "LIDAR_TOP", _SWEEPS, _EGO_BOX_M
+        )
 
     times = _race(lambda: merge(frame, _SWEEPS, _COLUMNS, 255.0, _EGO_BOX_M), peer, seconds)
-    return _row(f"{sample}: merge {len(frame.sweeps)} sweeps", "ms", times[0], "from_file_multisweep", times[1], 4.0)
+    return _row(
+        f"{sample}: merge {len(frame.sweeps)} sweeps",
+        "ms",
+        times[0],
+        "from_file_multisweep",
+        times[1],
+        4.0,
+    )
 
 
 def _fuse(sample: str, frame: Frame, seconds: float) -> Iterator[Row]:
@@ -123,7 +148,9 @@ def _fuse(sample: str, frame: Frame, seconds: float) -> Iterator[Row]:
     peak = tracemalloc.get_traced_memory()[1] / 1e6
     tracemalloc.stop()
     allowed = 10 * sum(part.nbytes for part in (cloud.xyz, label, weight, weight)) / 1e6
-    yield _row(f"{sample}: peak memory of the same", "MB", peak, "ten times the input", allowed, 1.0)
+    yield _row(
+        f"{sample}: peak memory of the same", "MB", peak, "ten times the input", allowed, 1.0
+    )
 
 
 def _label(sample: str, frames: Sequence[Frame]) -> Row:
@@ -134,7 +161,10 @@ def _label(sample: str, frames: Sequence[Frame]) -> Row:
     random = np.random.default_rng(0)
     pixels = {
         frame.id: [
-            PixelLabels(random.integers(0, _CLASSES, _GRID_HW).astype(np.uint8), np.ones(_GRID_HW, np.float16))
+            PixelLabels(
+                random.integers(0, _CLASSES, _GRID_HW).astype(np.uint8),
+                np.ones(_GRID_HW, np.float16),
+            )
             for _ in frame.cameras
         ]
         for frame in frames
@@ -143,12 +173,16 @@ def _label(sample: str, frames: Sequence[Frame]) -> Row:
 
     def run() -> None:
         read = lambda frame: pixels[frame.id]  # noqa: E731
-        for _ in label_scene(frames, read, FusionConfig(), _CLASSES, _COLUMNS, _EGO_BOX_M, 0.0, limits):
+        for _ in label_scene(
+            frames, read, FusionConfig(), _CLASSES, _COLUMNS, _EGO_BOX_M, 0.0, limits
+        ):
             pass
 
     run()
     ours = statistics.median(_spent(run, 1) for _ in range(5)) / len(frames) * 1e3
-    return _row(f"{sample}: fuse a key frame ({len(frames)} of a scene)", "ms", ours, "allowed", 30.0, None)
+    return _row(
+        f"{sample}: fuse a key frame ({len(frames)} of a scene)", "ms", ours, "allowed", 30.0, None
+    )
 
 
 def fuse_cloud(cloud: Cloud, label: np.ndarray, weight: np.ndarray) -> np.ndarray:

@@ -6,7 +6,10 @@ from typing import TypedDict
 
 
 class Row(TypedDict):
-    """One line of ``bench.json``; ``ratio`` over 1 means that ours is better, ``bar`` is what it must reach."""
+    """One line of ``bench.json``.
+
+    ``ratio`` over 1 means that ours is better, ``bar`` is what it must reach.
+    """
 
     name: str
     unit: str

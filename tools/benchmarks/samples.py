@@ -1,4 +1,6 @@
-"""Frames of a nuScenes-format folder straight from the devkit, for measurements and as a check on our own reader."""
+"""Frames of a nuScenes-format folder straight from the devkit, for measurements and as a check
+on our own reader.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,14 @@ import numpy as np
 from clipsweep.projection.frames import Camera, File, Frame, Sweep
 from clipsweep.projection.pose import Pose
 
-CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_FRONT_LEFT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT")
+CAMERAS = (
+    "CAM_FRONT",
+    "CAM_FRONT_RIGHT",
+    "CAM_FRONT_LEFT",
+    "CAM_BACK",
+    "CAM_BACK_LEFT",
+    "CAM_BACK_RIGHT",
+)
 
 
 def open_devkit(root: Path) -> Any:
@@ -38,13 +47,18 @@ def _frame(devkit: Any, scene: str, sample: Any, most_sweeps: int) -> Frame:
     records = [key]
     while len(records) < most_sweeps and records[-1]["prev"]:
         records.append(devkit.get("sample_data", records[-1]["prev"]))
-    sweeps = [Sweep(record["timestamp"], _pose(devkit, record)[0], _file(devkit, record)) for record in records]
+    sweeps = [
+        Sweep(record["timestamp"], _pose(devkit, record)[0], _file(devkit, record))
+        for record in records
+    ]
     cameras = []
     for name in CAMERAS:
         record = devkit.get("sample_data", sample["data"][name])
         pose, intrinsic = _pose(devkit, record)
         size_hw = (record["height"], record["width"])
-        cameras.append(Camera(name, record["timestamp"], pose, intrinsic, size_hw, _file(devkit, record)))
+        cameras.append(
+            Camera(name, record["timestamp"], pose, intrinsic, size_hw, _file(devkit, record))
+        )
     return Frame(key["token"], scene, key["timestamp"], tuple(sweeps), tuple(cameras), None)
 
 

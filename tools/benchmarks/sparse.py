@@ -1,7 +1,10 @@
-"""Measures the native sparse U-Net on the CPU against spconv, the same network and weights, interleaved in one process.
+"""Measures the native sparse U-Net on the CPU against spconv.
 
-spconv's backward pass asks for a CUDA stream, so it cannot train on a CPU; for the measurement that look-up is
-replaced. It runs as it is, with all threads, where its results are now and then wrong: the rows on errors say how far.
+Both have the same network and weights, and run interleaved in one process.
+
+spconv's backward pass asks for a CUDA stream, so it cannot train on a CPU; for the measurement that
+look-up is replaced. It runs as it is, with all threads, where its results are now and then wrong:
+the rows on errors say how far.
 """
 
 from __future__ import annotations
@@ -21,7 +24,15 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
 
-from clipsweep.distill.sparse.ops import Backend, Down, Pointwise, Sites, SparseTensor, SubMConv3d, Up
+from clipsweep.distill.sparse.ops import (
+    Backend,
+    Down,
+    Pointwise,
+    Sites,
+    SparseTensor,
+    SubMConv3d,
+    Up,
+)
 from clipsweep.distill.student.batch import Batch, collate
 from clipsweep.distill.student.unet import SIZES, UNet
 from clipsweep.distill.student.voxels import Sample, voxelize
@@ -40,14 +51,21 @@ _CROP = 64
 
 
 def clouds(nuscenes: Path, sweeps: Sequence[int] = SWEEPS) -> list[Float32[np.ndarray, "_ 5"]]:
-    """The last key frame of a nuScenes folder, so many sweeps merged: x, y, z [m], intensity 0..1, age [s]."""
+    """The last key frame of a nuScenes folder, so many sweeps merged.
+
+    X, y, z [m], intensity 0..1, age [s].
+    """
     frame = samples.frames(samples.open_devkit(nuscenes))[-1]
     merged = [merge(frame, count, 5, 255.0, _EGO_BOX_M) for count in sweeps]
     return [np.column_stack([cloud.xyz, cloud.intensity, cloud.age_s]) for cloud in merged]
 
 
-def rows(clouds: Sequence[Float32[np.ndarray, "_ 5"]], seconds: float = 20.0, size: str = "unet14") -> Iterator[Row]:
-    """Rows for each cloud; the bars are for one and for four merged sweeps, so for the clouds but the last.
+def rows(
+    clouds: Sequence[Float32[np.ndarray, "_ 5"]], seconds: float = 20.0, size: str = "unet14"
+) -> Iterator[Row]:
+    """Rows for each cloud.
+
+    The bars are for one and for four merged sweeps, so for the clouds but the last.
 
     Args:
         clouds: x, y, z [m], intensity 0..1 and age [s], from few sweeps to many.
@@ -65,15 +83,36 @@ def rows(clouds: Sequence[Float32[np.ndarray, "_ 5"]], seconds: float = 20.0, si
             steps.append(times["step, float32"])
             for name in ("step, float32", "step, bf16", "forward, float32", "forward, bf16"):
                 bar = (2.0 if "bf16" in name else 1.0) if bars and "step" in name else None
-                yield _row(f"{label}: {name}", "ms", times[name], peer, times["spconv " + name.split(",")[0]], bar)
-            yield _row(f"{label}: kernel maps of all levels", "ms", times["maps"], peer, times["spconv maps"], None)
+                yield _row(
+                    f"{label}: {name}",
+                    "ms",
+                    times[name],
+                    peer,
+                    times["spconv " + name.split(",")[0]],
+                    bar,
+                )
+            yield _row(
+                f"{label}: kernel maps of all levels",
+                "ms",
+                times["maps"],
+                peer,
+                times["spconv maps"],
+                None,
+            )
             yield from _rates(label, times, 3 * _gflop(size, batch), bars)
             yield from _errors(label, batch, peer)
     for cloud, batch in list(zip(clouds, batches, strict=True))[:-1]:
         for name, bfloat in (("float32", False), ("bf16", True)):
             ours = _peak_mb(cloud, size, "native", bfloat)
             theirs = _peak_mb(cloud, size, "spconv", False)
-            yield _row(f"{size}, {len(batch.coords)} voxels: peak memory, {name}", "MB", ours, peer, theirs, 1.0)
+            yield _row(
+                f"{size}, {len(batch.coords)} voxels: peak memory, {name}",
+                "MB",
+                ours,
+                peer,
+                theirs,
+                1.0,
+            )
     arithmetic = _gflop(size, batches[-1]) / _gflop(size, batches[0])
     name = f"{size}: a step's growth, {len(batches[0].coords)} to {len(batches[-1].coords)} voxels"
     yield _row(name, "times", steps[-1] / steps[0], "growth of the arithmetic", arithmetic, None)
@@ -81,11 +120,17 @@ def rows(clouds: Sequence[Float32[np.ndarray, "_ 5"]], seconds: float = 20.0, si
 
 def _row(name: str, unit: str, ours: float, peer_name: str, peer: float, bar: float | None) -> Row:
     """Less is better."""
-    return Row(name=name, unit=unit, ours=ours, peer_name=peer_name, peer=peer, ratio=peer / ours, bar=bar)
+    return Row(
+        name=name, unit=unit, ours=ours, peer_name=peer_name, peer=peer, ratio=peer / ours, bar=bar
+    )
 
 
 def _version() -> str:
-    names = [d.metadata["Name"] for d in importlib.metadata.distributions() if d.metadata["Name"].startswith("spconv")]
+    names = [
+        d.metadata["Name"]
+        for d in importlib.metadata.distributions()
+        if d.metadata["Name"].startswith("spconv")
+    ]
     return importlib.metadata.version(names[0]) if names else "?"
 
 
@@ -109,7 +154,17 @@ def _batch(cloud: Float32[np.ndarray, "n 5"]) -> Batch:
     intensity = cloud[:, 3].copy()
     age_s = cloud[:, 4].copy()
     sample = Sample.of_points("bench", xyz, intensity, age_s)
-    return collate([voxelize(sample, voxel_m=_VOXEL_M, features=_FEATURES, reduce="mean", sensor_height_m=_HEIGHT_M)])
+    return collate(
+        [
+            voxelize(
+                sample,
+                voxel_m=_VOXEL_M,
+                features=_FEATURES,
+                reduce="mean",
+                sensor_height_m=_HEIGHT_M,
+            )
+        ]
+    )
 
 
 def _network(size: str) -> UNet:
@@ -122,7 +177,7 @@ def _forward(network: nn.Module, batch: Batch, backend: Backend, bfloat: bool = 
         return network(SparseTensor(batch.feats, Sites(batch.coords, backend))).feats
 
 
-# --- time ------------------------------------------------------------------------------------------------------------
+# --- time -----------------------------------------------------------------------------------------
 
 
 def _arms(network: UNet, batch: Batch) -> dict[str, Callable[[], object]]:
@@ -207,17 +262,27 @@ def _gflop(size: str, batch: Batch) -> float:
 
 
 def _rates(label: str, times: dict[str, float], gflop: float, bars: bool) -> Iterator[Row]:
-    """The rate of a whole step, maps, norms and all, as a share of that of one large matrix product."""
+    """The rate of a whole step, maps, norms and all, as a share of that of one large matrix
+    product.
+    """
     for kind in ("float32", "bf16"):
         ours = gflop / times[f"step, {kind}"] * 1e3
         machine = 2 * _SIDE**3 / times[f"mm {kind}"] / 1e6
         bar = 0.6 if bars and kind == "float32" else None
         peer = f"torch.mm of {_SIDE}^2, {kind}"
         name = f"{label}: rate of a step, {kind}"
-        yield Row(name=name, unit="GFLOP/s", ours=ours, peer_name=peer, peer=machine, ratio=ours / machine, bar=bar)
+        yield Row(
+            name=name,
+            unit="GFLOP/s",
+            ours=ours,
+            peer_name=peer,
+            peer=machine,
+            ratio=ours / machine,
+            bar=bar,
+        )
 
 
-# --- errors ----------------------------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------
 
 
 def _errors(label: str, batch: Batch, peer: str) -> Iterator[Row]:
@@ -243,7 +308,14 @@ def _errors(label: str, batch: Batch, peer: str) -> Iterator[Row]:
         ours_near = op(SparseTensor(some, Sites(coords, "native"))).feats
         dense = _dense(op, some, coords)
     error = (ours_near - dense).abs().max().item() / scale
-    yield _row(f"{label}: worst error against dense conv3d near the car", "of the largest", error, "allowed", 1e-5, 1.0)
+    yield _row(
+        f"{label}: worst error against dense conv3d near the car",
+        "of the largest",
+        error,
+        "allowed",
+        1e-5,
+        1.0,
+    )
 
 
 def _exact(op: SubMConv3d, feats: Tensor, coords: Tensor) -> Tensor:
@@ -257,28 +329,35 @@ def _dense(op: SubMConv3d, feats: Tensor, coords: Tensor) -> Tensor:
     x, y, z = (coords[:, 1:] + _CROP).long().unbind(1)
     volume = torch.zeros(1, feats.shape[1], *(2 * _CROP,) * 3)
     volume[0, :, x, y, z] = feats.t()
-    return nn.functional.conv3d(volume, op.weight.permute(0, 4, 1, 2, 3), padding=1)[0, :, x, y, z].t()
+    return nn.functional.conv3d(volume, op.weight.permute(0, 4, 1, 2, 3), padding=1)[
+        0, :, x, y, z
+    ].t()
 
 
-# --- memory ----------------------------------------------------------------------------------------------------------
+# --- memory ---------------------------------------------------------------------------------------
 
 
 def _peak_mb(cloud: Float32[np.ndarray, "n 5"], size: str, backend: Backend, bfloat: bool) -> float:
     """Most memory that two training steps add to a fresh process that has its network and batch.
 
-    There glibc gives large blocks back at once: otherwise holes in its heap add a third, and as much again as noise.
+    There glibc gives large blocks back at once: otherwise holes in its heap add a third, and as
+    much again as noise.
     """
     set_before = {name: os.environ.get(name) for name in _MALLOC}
     os.environ.update(_MALLOC)
     try:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            return pool.apply(_steps_in_child, (cloud, size, backend, bfloat, torch.get_num_threads()))
+            return pool.apply(
+                _steps_in_child, (cloud, size, backend, bfloat, torch.get_num_threads())
+            )
     finally:
         for name, value in set_before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def _steps_in_child(cloud: np.ndarray, size: str, backend: Backend, bfloat: bool, threads: int) -> float:
+def _steps_in_child(
+    cloud: np.ndarray, size: str, backend: Backend, bfloat: bool, threads: int
+) -> float:
     torch.set_num_threads(threads)
     batch = _batch(cloud)
     network = _network(size)

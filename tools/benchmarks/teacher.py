@@ -1,4 +1,6 @@
-"""Measures labelling, JPEG files to labels, against open_clip's bare image encoder at the same number of tokens."""
+"""Measures labelling, JPEG files to labels, against open_clip's bare image encoder at the same
+number of tokens.
+"""
 
 from __future__ import annotations
 
@@ -33,9 +35,12 @@ def rows(
     rounds: int = 5,
     readings: tuple[Reading, ...] = ("residual", "naclip"),
 ) -> Iterator[Row]:
-    """A row for each reading: images per second from JPEG files to labels, and of ``encode_image`` on ready tensors.
+    """A row for each reading.
 
-    Weights are random: they cost the same. Both sides take turns in one process; the figures are medians.
+    Images per second from JPEG files to labels, and of ``encode_image`` on ready tensors.
+
+    Weights are random: they cost the same. Both sides take turns in one process; the figures are
+    medians.
 
     Args:
         model: open_clip name of the image tower.
@@ -73,22 +78,32 @@ def rows(
 
 
 def _random_clip(model: str, root: Path, size_hw: tuple[int, int]) -> Any:
-    """Writes a random model with a small text tower to a folder; returns it at the input size, for the peer."""
+    """Writes a random model with a small text tower to a folder.
+
+    Returns it at the input size, for the peer.
+    """
     import open_clip
     from safetensors.torch import save_file
 
     config = {**(open_clip.get_model_config(model) or {}), "text_cfg": _SMALL_TEXT}
     (root / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
     state = open_clip.model.CLIP(**config).state_dict()
-    save_file({name: value.contiguous() for name, value in state.items()}, root / "open_clip_model.safetensors")
+    save_file(
+        {name: value.contiguous() for name, value in state.items()},
+        root / "open_clip_model.safetensors",
+    )
     return open_clip.create_model(f"local-dir:{root}", force_image_size=size_hw).eval()
 
 
 def _camera(path: Path, seed: int) -> Camera:
     """A photograph-like JPEG: smooth shapes and some noise, about the size of a real one."""
     random = np.random.default_rng(seed)
-    smooth = Image.fromarray(random.integers(0, 256, (45, 80, 3), dtype=np.uint8)).resize(_IMAGE_HW[::-1])
-    noisy = np.asarray(smooth).astype(np.int16) + random.integers(-8, 9, (*_IMAGE_HW, 3), dtype=np.int16)
+    smooth = Image.fromarray(random.integers(0, 256, (45, 80, 3), dtype=np.uint8)).resize(
+        _IMAGE_HW[::-1]
+    )
+    noisy = np.asarray(smooth).astype(np.int16) + random.integers(
+        -8, 9, (*_IMAGE_HW, 3), dtype=np.int16
+    )
     Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path, quality=85)
     pose = Pose(np.eye(3), np.zeros(3))
     return Camera(path.stem, 0, pose, np.eye(3), _IMAGE_HW, File(path, path.stat().st_size))
@@ -96,7 +111,12 @@ def _camera(path: Path, seed: int) -> Camera:
 
 @torch.inference_mode()
 def _race(
-    teacher: MaskClip, cameras: list[Camera], bare: Any, batch: int, size_hw: tuple[int, int], rounds: int
+    teacher: MaskClip,
+    cameras: list[Camera],
+    bare: Any,
+    batch: int,
+    size_hw: tuple[int, int],
+    rounds: int,
 ) -> tuple[float, float]:
     """Median images per second of the teacher and of the bare encoder."""
     ready = torch.randn(batch, 3, *size_hw, device=next(bare.parameters()).device)

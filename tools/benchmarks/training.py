@@ -1,4 +1,6 @@
-"""Measures what a training step is fed with and what its costliest term holds, against the published way of both."""
+"""Measures what a training step is fed with and what its costliest term holds, against the
+published way of both.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ _CLASSES = 16
 
 
 def rows(data_root: Path, rounds: int = 2) -> Iterator[Row]:
-    """The training input of three sweeps, and the memory of the spatio-temporal objective on one such frame.
+    """The training input of three sweeps, and the memory of the spatio-temporal objective on one
+    such frame.
 
     Args:
         data_root: folder of the samples; real nuScenes frames are read.
@@ -49,29 +52,55 @@ def rows(data_root: Path, rounds: int = 2) -> Iterator[Row]:
         ready = TrainingFrames(frames, partial(pixel_targets, pixels, config), config)
         yield _input(ready, frames, rounds)
         yield _hashing(ready, pixels, rounds)
-        yield _memory(max((_batch(ready, 0, number) for number in range(len(frames))), key=lambda b: len(b.pair_point)))
+        yield _memory(
+            max(
+                (_batch(ready, 0, number) for number in range(len(frames))),
+                key=lambda b: len(b.pair_point),
+            )
+        )
 
 
 def _config(root: Path, store: str) -> Config:
-    """CLIP2Scene's recipe on the real frames, with the demo's small CLIP: features of 224x416 pixels, kept."""
+    """CLIP2Scene's recipe on the real frames, with the demo's small CLIP.
+
+    Features of 224x416 pixels, kept.
+    """
     teacher = (
         "teacher.maskclip.model=local-dir:pipeline/demo/teacher",
         "teacher.maskclip.size_hw=[224,416]",
         "labels.prompts=demo",
     )
-    data = (f"data.root={root}", "data.nuscenes.version=v1.0-trainval", "data.train=scene-0523", "data.eval=scene-0523")
-    return load_config(["configs/pretrain/clip2scene.yaml", *teacher, *data, f"store={store}", "run.progress=false"])
+    data = (
+        f"data.root={root}",
+        "data.nuscenes.version=v1.0-trainval",
+        "data.train=scene-0523",
+        "data.eval=scene-0523",
+    )
+    return load_config(
+        [
+            "configs/pretrain/clip2scene.yaml",
+            *teacher,
+            *data,
+            f"store={store}",
+            "run.progress=false",
+        ]
+    )
 
 
-# --- input -----------------------------------------------------------------------------------------------------------
+# --- input ----------------------------------------------------------------------------------------
 
 
 def _input(ready: TrainingFrames, frames: list[Frame], rounds: int) -> Row:
     times: tuple[list[float], list[float]] = ([], [])
     for turn in range(rounds + 1):
         for number in range(len(frames)):
-            images = [c.image.path for i in range(3) for c in frames[(number + i) % len(frames)].cameras]
-            sides: tuple[Callable[[], object], ...] = (partial(_batch, ready, turn, number), partial(_decode, images))
+            images = [
+                c.image.path for i in range(3) for c in frames[(number + i) % len(frames)].cameras
+            ]
+            sides: tuple[Callable[[], object], ...] = (
+                partial(_batch, ready, turn, number),
+                partial(_decode, images),
+            )
             for side, spent in zip(sides, times, strict=True):
                 start = time.perf_counter()
                 side()
@@ -80,11 +109,21 @@ def _input(ready: TrainingFrames, frames: list[Frame], rounds: int) -> Row:
     ours, peer = (1 / statistics.median(spent) for spent in times)
     name = "training input, three sweeps with labels and features of pixels, one process"
     peer_name = "18 JPEGs decoded by PIL and resized to 416x224"
-    return Row(name=name, unit="samples/s", ours=ours, peer_name=peer_name, peer=peer, ratio=ours / peer, bar=20)
+    return Row(
+        name=name,
+        unit="samples/s",
+        ours=ours,
+        peer_name=peer_name,
+        peer=peer,
+        ratio=ours / peer,
+        bar=20,
+    )
 
 
 def _hashing(ready: TrainingFrames, pixels: Artifact, rounds: int) -> Row:
-    """What a process pays once for comparing shards with their sha256, against one pass over their frames."""
+    """What a process pays once for comparing shards with their sha256, against one pass over
+    their frames.
+    """
     passes: list[float] = []
     hashes: list[float] = []
     for turn in range(rounds):
@@ -100,7 +139,9 @@ def _hashing(ready: TrainingFrames, pixels: Artifact, rounds: int) -> Row:
     ours = statistics.median(hashes)
     peer = statistics.median(passes)
     name = "sha256 of the shards that a pass over the training frames reads, once a process"
-    return Row(name=name, unit="s", ours=ours, peer_name="that pass", peer=peer, ratio=peer / ours, bar=33)
+    return Row(
+        name=name, unit="s", ours=ours, peer_name="that pass", peer=peer, ratio=peer / ours, bar=33
+    )
 
 
 def _batch(ready: TrainingFrames, epoch: int, number: int) -> Batch:
@@ -114,7 +155,7 @@ def _decode(images: list[Path]) -> list[np.ndarray]:
     return [np.asarray(Image.open(path).convert("RGB").resize((416, 224))) for path in images]
 
 
-# --- memory ----------------------------------------------------------------------------------------------------------
+# --- memory ---------------------------------------------------------------------------------------
 
 
 def _memory(batch: Batch) -> Row:
@@ -123,7 +164,9 @@ def _memory(batch: Batch) -> Row:
     random = torch.Generator().manual_seed(0)
     pairs = len(batch.voxel_id)
     text = F.normalize(torch.randn(_CLASSES, _DIM, generator=random), dim=1)
-    local, semantic, pixel = (F.normalize(torch.randn(pairs, _DIM, generator=random), dim=1) for _ in range(3))
+    local, semantic, pixel = (
+        F.normalize(torch.randn(pairs, _DIM, generator=random), dim=1) for _ in range(3)
+    )
     local.requires_grad_()
     words = text[batch.pair_label]
     cube = batch.voxel_id
@@ -134,7 +177,8 @@ def _memory(batch: Batch) -> Row:
     mine = _peak_mb(lambda: ours().backward())
     theirs = _peak_mb(lambda: _dense(local, pixel, words, cube).backward())
     return Row(
-        name=f"memory of the spatio-temporal objective, {pairs} pairs of 3 sweeps and 6 cameras, {_DIM} dimensions",
+        name=f"memory of the spatio-temporal objective, {pairs} pairs of 3 sweeps and 6 cameras, "
+        f"{_DIM} dimensions",
         unit="MB",
         ours=mine,
         peer_name=f"pairs packed densely, {int(cube.max()) + 1} cubes x {_SLOTS} x {2 * _DIM + 1}",
@@ -145,9 +189,15 @@ def _memory(batch: Batch) -> Row:
 
 
 def _dense(
-    local: Float[Tensor, "m d"], pixel: Float[Tensor, "m d"], text: Float[Tensor, "m d"], cube: Int64[Tensor, " m"]
+    local: Float[Tensor, "m d"],
+    pixel: Float[Tensor, "m d"],
+    text: Float[Tensor, "m d"],
+    cube: Int64[Tensor, " m"],
 ) -> Float[Tensor, ""]:
-    """CLIP2Scene's loss as its code lays it out: a tensor of 8 slots a cube of point, pixel and number side by side."""
+    """CLIP2Scene's loss as its code lays it out.
+
+    A tensor of 8 slots a cube of point, pixel and number side by side.
+    """
     order = cube.argsort(stable=True)
     counts = cube.bincount()
     first = counts.cumsum(0) - counts
