@@ -32,12 +32,12 @@ class Made:
 
 
 def say(text: str) -> None:
-    """Tells the person at the terminal; stdout is kept for the one path."""
+    """Writes to the terminal; stdout is kept for the one path."""
     sys.stderr.write(text + "\n")
 
 
 def report_bad_steps(student: Artifact) -> None:
-    """Tells of steps that a training left out."""
+    """Reports steps that a training left out."""
     bad = student.manifest().get("bad_steps", 0)
     if bad:
         say(f"{student.path}: {bad} step(s) were left out because loss or gradient was not finite")
@@ -90,11 +90,11 @@ def main(
         return 1
     except Stopped as stopped:
         say(str(stopped))
-        return 128 + stopped.number  # as a shell says it
+        return 128 + stopped.number  # the shell's convention
     except KeyboardInterrupt:
         say("interrupted; what was finished is kept, run the same command to go on")
         return 130
-    if os.environ.get("RANK", "0") != "0":  # one of several training workers speaks for all
+    if os.environ.get("RANK", "0") != "0":  # the first training worker reports for all
         return 0
     sys.stdout.write(f"{made.path}\n")
     sys.stdout.flush()

@@ -129,7 +129,7 @@ class DemoConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that a tool can be told."""
+    """All settings of all tools."""
 
     data: DataConfig = field(default_factory=lambda: DataConfig(own=NuscenesConfig()))
     labels: LabelsConfig = field(default_factory=LabelsConfig)
@@ -150,7 +150,8 @@ class Config:
     on_bad: Annotated[
         Literal["fail", "skip"],
         Field(
-            description="what to do with a frame that cannot be used: fail, or skip it and say so",
+            description="what to do with a frame that cannot be used: fail, or skip it and "
+            "report it",
         ),
     ] = "fail"
     verify: Annotated[

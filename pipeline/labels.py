@@ -36,14 +36,14 @@ class LabelsConfig:
     prompts: Annotated[
         str,
         Field(
-            description="the teacher's words, and min_score by class: a name under "
+            description="the teacher's prompts, and min_score by class: a name under "
             "configs/prompts or a path; empty: the space's",
         ),
     ] = ""
     names: Annotated[
         str,
         Field(
-            description="free text: comma-separated things to look for, against all else in the "
+            description="free text: comma-separated objects to look for, against all else in the "
             "space; no truth, no export",
         ),
     ] = ""
@@ -236,13 +236,13 @@ def _words(
         tree = _read(path, "prompts", "negatives", "min_score")
         asked = tree.get("prompts", {})
         sure = tree.get("min_score", {})
-    for key, said, what in (
+    for key, given, what in (
         ("prompts", asked, "lists of texts"),
         ("min_score", sure, "numbers from 0 to 1"),
     ):
-        if not isinstance(said, dict):
-            raise BadInput(path, f"{key} must map classes to {what}, not {said!r}")
-        unknown = [name for name in said if name not in names]
+        if not isinstance(given, dict):
+            raise BadInput(path, f"{key} must map classes to {what}, not {given!r}")
+        unknown = [name for name in given if name not in names]
         if unknown:
             raise BadInput(
                 path,
@@ -298,7 +298,7 @@ _CLASS_KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "max_height_m": (lambda v: type(v) in (int, float) and v > 0, "a height above 0 [m]"),
     "taller": (_is_text, "the name of a class"),
 }
-"""The keys of a class, what holds for their values, and how that is said."""
+"""The keys of a class, what holds for their values, and how messages describe it."""
 
 
 def _check_class(path: Path, row: Any) -> None:
@@ -317,7 +317,7 @@ def _check_class(path: Path, row: Any) -> None:
 
 
 def _check_ids(path: Path, classes: list[dict[str, Any]], ignored: Any) -> None:
-    """No name and no raw id stands for two things."""
+    """No name and no raw id stands for two classes."""
     if not _is_list(_is_id)(ignored):
         raise BadInput(path, f"ignored must be a list of ids {_IDS}, not {ignored!r}")
     names: set[str] = set()
@@ -341,7 +341,7 @@ def _checked_words(path: Path, key: str, words: Any) -> tuple[str, ...]:
 
 
 def _free_text(text: str, rivals: Sequence[tuple[Sequence[str], Sequence[str]]]) -> LabelSpace:
-    """Classes of what is asked for, against everything else that the label space knows.
+    """Classes of what is asked for, against all other classes of the label space.
 
     Without rivals every pixel would look most like something that is asked for. A rival that is
     asked for itself is left out: one that has a word or phrase of its own within a name.
@@ -352,7 +352,7 @@ def _free_text(text: str, rivals: Sequence[tuple[Sequence[str], Sequence[str]]])
             for.
     """
     names = tuple(split_texts(text))
-    # a CLIP model does not tell them apart
+    # a CLIP model does not separate them
     alike = {" ".join(name.casefold().split()) for name in names}
     if not 0 < len(names) < _UNKNOWN or len(alike) < len(names):
         raise BadInput(
@@ -392,7 +392,7 @@ def load_truth(config: LabelsConfig) -> LabelSpace:
     space = load_space(config)
     if not space.boxes:
         where = "labels.names" if config.names else resolve_name("labels", config.space)
-        problem = "does not say which class an annotated box is of"
+        problem = "has no class for annotated boxes"
         raise BadInput(where, problem, "add `boxes: {CATEGORY: CLASS}` to the label space")
     return space
 
@@ -400,7 +400,7 @@ def load_truth(config: LabelsConfig) -> LabelSpace:
 def load_scoring(config: LabelsConfig, space: LabelSpace, truth: LabelSpace) -> Scoring:
     """The classes to score with: the space's own, or those of ``labels.eval``.
 
-    The mapping's ``from`` says what a class is called in the table, as ``class: name`` or, for
+    The mapping's ``from`` gives a class's name in the table, as ``class: name`` or, for
     several label spaces, as ``space: {class: name}``. Names are all that two data sets must share
     to score a student of one on the other. With ``labels.truth=boxes``, only the classes all of
     whose points lie in annotated boxes.
@@ -428,9 +428,9 @@ def _scoring(config: LabelsConfig, space: LabelSpace, truth: LabelSpace) -> Scor
     names = _table(path, tree, _UNKNOWN - 1)
     mapping = tree.get("from")
 
-    def of(said: LabelSpace) -> UInt8[np.ndarray, " classes"]:
-        own = mapping.get(said.name, mapping) if isinstance(mapping, dict) else mapping
-        return _mapping(path, own, said.names, names)
+    def of(space: LabelSpace) -> UInt8[np.ndarray, " classes"]:
+        own = mapping.get(space.name, mapping) if isinstance(mapping, dict) else mapping
+        return _mapping(path, own, space.names, names)
 
     return Scoring(path.stem, names, of(space), of(truth))
 

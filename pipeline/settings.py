@@ -24,20 +24,20 @@ _BOUNDS = {Ge: "from {0.ge:g}", Gt: "above {0.gt:g}", Le: "to {0.le:g}", Lt: "be
 
 
 def bare(annotation: Any) -> Any:
-    """The type of a field without what is told about it."""
+    """The type of a field without its annotations."""
     if typing.get_origin(annotation) is Annotated:
         return typing.get_args(annotation)[0]
     return annotation
 
 
-def _told(annotation: Any) -> list[FieldInfo]:
+def _markers(annotation: Any) -> list[FieldInfo]:
     extras = typing.get_args(annotation)[1:] if typing.get_origin(annotation) is Annotated else ()
     return [extra for extra in extras if isinstance(extra, FieldInfo)]
 
 
 def explained(annotation: Any) -> str:
     """What a field is for."""
-    return "; ".join(told.description for told in _told(annotation) if told.description)
+    return "; ".join(marker.description for marker in _markers(annotation) if marker.description)
 
 
 def allowed(annotation: Any) -> str:
@@ -50,13 +50,13 @@ def allowed(annotation: Any) -> str:
         return f"a list with commas, each {allowed(items[0])}"
     if typing.get_origin(kind) is tuple:
         return f"{len(items)} values with commas, each {allowed(items[0])}"
-    found = [bound for told in _told(annotation) for bound in told.metadata]
+    found = [bound for marker in _markers(annotation) for bound in marker.metadata]
     bounds = [_BOUNDS[type(bound)].format(bound) for bound in found if type(bound) in _BOUNDS]
     return " ".join([_NAMES.get(kind, "a value"), *bounds])
 
 
 def is_restricted(annotation: Any) -> bool:
-    """Whether a field takes less than its type's name tells."""
+    """Whether a field takes fewer values than its type."""
     return bare(annotation) not in _UNBOUNDED and bare(annotation) != tuple[str, ...]
 
 

@@ -80,7 +80,7 @@ def visible(
 
     At most ``nearest * (1 + relative) + absolute_m`` deep, nearest taken over the image cell.
 
-    The LiDAR sits above the cameras, so it looks over cars at things that the camera cannot see;
+    The LiDAR sits above the cameras, so it sees objects behind cars that the camera cannot see;
     those points land on the car's pixels, farther than the car.
 
     ```

@@ -158,7 +158,7 @@ class Pairs:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Cells:
-    """A cloud cut into cubes.
+    """A voxelized cloud.
 
     Their integer coordinates, in order of first point, and each point's cube.
     """

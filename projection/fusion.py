@@ -122,7 +122,7 @@ class FusionConfig:
     limits: Annotated[
         bool,
         Field(
-            description="use what the label space tells of where classes can be (human "
+            description="use the label space's limits of where classes can be (human "
             "knowledge): on the ground, up to a height",
         ),
     ] = True
@@ -177,9 +177,9 @@ def label_scene(
         ego_box_m: rows in the car's own box get no label.
         bad_share: bad rows get no label.
         limits: what is known of the classes' places; None is nothing.
-        on_bad_sweep: told of older sweeps that cannot be used, which are left out then; None
+        on_bad_sweep: called with older sweeps that cannot be used, which are left out then; None
             raises.
-        on_alignment: told how the poses were corrected.
+        on_alignment: called with the corrections of the poses.
         grid_from_global: frame of the grid, z up; None takes the first key sweep's.
 
     Raises:
@@ -244,7 +244,7 @@ def label_frames(
     2. Points that are connected form clusters (``projection.clusters``). Both are made from up to
        64 successive key frames and those around them.
     3. Each point that a camera sees votes for its pixel's label at its place. The ground, low and
-       tall things never share votes.
+       tall objects never share votes.
     4. Every point of a key sweep with votes around it gets the class with the most of them, those
        of its cluster above all, seen or not (``projection.votes``).
 
@@ -283,7 +283,7 @@ def _grid_poses(
     farthest_m = max(_apart(poses[0], pose) for pose in poses)
     if farthest_m > min(_SCENE_M, _CELLS_MOST * cell_m):
         problem = f"its key frames lie up to {farthest_m / 1000:.0f} km apart"
-        raise BadInput(f"scene {frames[0].scene}", problem, "look at its poses, or cut the drive")
+        raise BadInput(f"scene {frames[0].scene}", problem, "look at its poses, or split the drive")
     return poses
 
 
@@ -316,7 +316,7 @@ class SweepReader:
         columns: see ``projection.sweeps.merge``, as for the next two.
         ego_box_m: returns in the car's own box are left out [m].
         bad_share: share of a sweep's rows that may be bad; they are left out.
-        on_bad_sweep: told once of each older sweep that cannot be used, which is left out then;
+        on_bad_sweep: called once with each older sweep that cannot be used, which is left out then;
             None raises.
         bad: files of those.
     """

@@ -1,4 +1,4 @@
-"""Cuts space into cubes.
+"""Voxel grid.
 
 Keys of cells by a hash, distinct cells, and the way back to the points.
 """
@@ -76,7 +76,7 @@ def cell_keys(
 
 
 def cut(xyz: Float32[np.ndarray, "n 3"], size_m: float) -> Cells:
-    """Cuts a cloud into cubes of ``size_m`` metres.
+    """Voxelizes a cloud into cubes of ``size_m`` metres.
 
     Raises:
         ValueError: see ``cell_keys``.

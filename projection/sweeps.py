@@ -132,7 +132,7 @@ def deskew(
     """
     seconds = (other.time_us - sweep.time_us) * 1e-6
     if not seconds:
-        raise ValueError(f"both sweeps are of {sweep.time_us} us, which tells no motion")
+        raise ValueError(f"both sweeps are of {sweep.time_us} us, which determines no motion")
     motion = sweep.global_from_lidar.inverse() @ other.global_from_lidar
     out = np.empty_like(xyz)
     kernels.deskew(xyz, time_s, motion.axis_angle() / seconds, motion.translation / seconds, out)

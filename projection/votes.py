@@ -14,7 +14,7 @@ from clipsweep.projection.grid import index_cells
 from clipsweep.projection.ground import Heights
 
 NO_CLUSTER = -1
-"""Cluster of points that are part of no thing."""
+"""Cluster of points that are part of no object."""
 
 _ONE = 65536.0  # fixed point: integer sums do not depend on the order of the votes
 _GROUND_M = 0.2  # what lies on the ground is no higher
@@ -34,7 +34,7 @@ class ClassLimits:
             other classes weigh a tenth under 0.05 m.
         max_height_m: what is taller than this, or part of something taller, is not of the class;
             inf = no limit.
-        taller: what a pixel's label means instead where the thing is too tall for it: a car of
+        taller: what a pixel's label means instead where the object is too tall for it: a car of
             3.5 m is a truck. The class itself where there is no such class.
     """
 
@@ -67,7 +67,7 @@ class Places:
     Attributes:
         xyz: in the frame of the grid [m].
         kind: 0 to 127; points of different kinds never share votes.
-        cluster: of the thing that the point is part of, or ``NO_CLUSTER``.
+        cluster: of the object that the point is part of, or ``NO_CLUSTER``.
         heights: above the ground.
     """
 
@@ -108,7 +108,7 @@ class Votes:
     def limited(self, limits: ClassLimits) -> Votes:
         """The votes that can be true.
 
-        Renamed where the thing is too tall, weighted, none of weight 0.
+        Renamed where the object is too tall, weighted, none of weight 0.
         """
         label = self.label.copy()
         weight = self.weight.copy()
@@ -269,7 +269,7 @@ def vote_in_cells(
     classes: int,
     wanted: UInt64[np.ndarray, " n"],
 ) -> UInt8[np.ndarray, " n"]:
-    """Majority label of single cells, the plain vote that everybody else uses; 255 without votes.
+    """Majority label of single cells, the plain vote of most other systems; 255 without votes.
 
     Args:
         cell: key of each vote's cell (``projection.grid.cell_keys``).

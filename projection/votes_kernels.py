@@ -24,7 +24,7 @@ class Level(NamedTuple):
         size: side of the cells [m].
         share: what the share of the votes here weighs beside the other levels.
         flat: whether cells have no height and belong to a cluster, instead of a kind of place.
-        keys: packed key of each cell that anybody voted in.
+        keys: packed key of each cell with a vote.
         table: hash table over them.
         sums: weight of the votes for each class, in fixed point.
         scores: their confidences, likewise; no rows on the fine level.
@@ -92,7 +92,7 @@ def count(cell: Any, label: Any, sign: int, support: Any) -> None:
 
 @jit
 def class_weight(limits: Any, label: Any, height: Any, top: Any, known: Any) -> Any:
-    """Weight of a class at a place: 0 where it cannot be, 1 where nothing speaks against it."""
+    """Weight of a class at a place: 0 where it cannot be, 1 without a limit."""
     if not (known and limits.active):
         return 1.0
     if limits.ground[label]:

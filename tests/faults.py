@@ -50,7 +50,7 @@ class Faulty:
         """Waits for the first call of a scene that is to be held; answers its process."""
         deadline = time.monotonic() + timeout_s
         while not (calls := self.calls(scene)):
-            assert time.monotonic() < deadline, f"nobody took {scene} up"
+            assert time.monotonic() < deadline, f"no worker took {scene} up"
             time.sleep(0.02)
         return calls[0]
 
@@ -86,4 +86,4 @@ class Faulty:
 def bad_training(notes: Path, config: Config) -> None:
     """A training whose input is bad; each start leaves a file in ``notes``."""
     (notes / uuid.uuid4().hex).touch()
-    raise BadInput("x.bin", "is cut short", "copy it again")
+    raise BadInput("x.bin", "is truncated", "copy it again")

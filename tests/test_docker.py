@@ -151,8 +151,8 @@ def test_the_rayjob_joins_its_own_cluster() -> None:
     words = run_shell(f"printf '%s\\0' {given}", knows).split("\0")[:-1]
     assert words[:2] == ["sh", "-c"]
     shown = words[2].replace("exec python", "printf '%s\\n'")
-    said = run_shell(shlex.join([*words[:2], shown]), {**knows, "RAY_ADDRESS": "10.0.0.1:6379"})
-    assert "run.address=10.0.0.1:6379" in said.splitlines()
+    output = run_shell(shlex.join([*words[:2], shown]), {**knows, "RAY_ADDRESS": "10.0.0.1:6379"})
+    assert "run.address=10.0.0.1:6379" in output.splitlines()
 
 
 def run_shell(line: str, environment: dict[str, str]) -> str:

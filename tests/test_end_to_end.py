@@ -75,8 +75,8 @@ def test_real_sensors_with_one_grey_camera(samples: Path, tmp_path: Path, tool: 
     found = sorted((out / "sequences/00/predictions").iterdir())
     assert [path.stem for path in found] == [path.stem for path in scans]
     assert all(
-        4 * said.stat().st_size == scan.stat().st_size
-        for said, scan in zip(found, scans, strict=True)
+        4 * file.stat().st_size == scan.stat().st_size
+        for file, scan in zip(found, scans, strict=True)
     )
 
 

@@ -40,10 +40,10 @@ def run(config: Config, arguments: Arguments) -> Made:
     load_scoring(config.labels, load_space(config.labels), load_truth(config.labels))  # at once
     index = make_index(config)
     if arguments.points:
-        said = open_points(config, index, arguments.points)
+        predicted = open_points(config, index, arguments.points)
     else:
-        said = make_predictions(config, index, arguments.student)
-    scores = make_scores(config, index, said, arguments.student)
+        predicted = make_predictions(config, index, arguments.student)
+    scores = make_scores(config, index, predicted, arguments.student)
     say(_table(json.loads(scores.shard("scores").read_text())))
     return Made(scores.path, scores.skipped())
 

@@ -50,23 +50,24 @@ def run(config: Config, arguments: Arguments) -> Made:
     space = load_space(config.labels)
     split = config.data.eval[0] if len(config.data.eval) == 1 else "eval"
     if arguments.points:
-        said = open_points(config, index, arguments.points)
+        predicted = open_points(config, index, arguments.points)
         labels = (
-            (frame, read_points(said, frame)) for frame, _ in labelled_frames(config, index, said)
+            (frame, read_points(predicted, frame))
+            for frame, _ in labelled_frames(config, index, predicted)
         )
-        out = _folder(config, arguments, said)
+        out = _folder(config, arguments, predicted)
         pseudo_labels(chosen, out, split, space, labels)
     else:
-        said = make_predictions(config, index, arguments.student)
-        out = _folder(config, arguments, said)
-        submission(chosen, out, split, space, labelled_frames(config, index, said))
+        predicted = make_predictions(config, index, arguments.student)
+        out = _folder(config, arguments, predicted)
+        submission(chosen, out, split, space, labelled_frames(config, index, predicted))
         absent = index.manifest()["counts"].get("absent_eval", 0)
         if absent:
             say(
                 f"{out}: {absent} scene(s) of the split are not there; an evaluation server will "
                 "want them all"
             )
-    return Made(out, said.skipped())
+    return Made(out, predicted.skipped())
 
 
 def _format(config: Config, arguments: Arguments) -> Format:
@@ -77,8 +78,8 @@ def _format(config: Config, arguments: Arguments) -> Format:
     return FORMATS[name]
 
 
-def _folder(config: Config, arguments: Arguments, said: Artifact) -> Path:
-    return Path(arguments.out or f"{config.store}/export-{said.id}")
+def _folder(config: Config, arguments: Arguments, predicted: Artifact) -> Path:
+    return Path(arguments.out or f"{config.store}/export-{predicted.id}")
 
 
 if __name__ == "__main__":

@@ -69,12 +69,12 @@ def _show(student: Path) -> None:
     for tool in ("evaluate", "view"):
         script = str(Path(__file__).with_name(f"{tool}.py"))
         command = [sys.executable, script, *settings, f"student={student}"]
-        with defer_signals() as heard, subprocess.Popen(command, stdout=sys.stderr) as child:
-            while child.poll() is None and not heard:
+        with defer_signals() as received, subprocess.Popen(command, stdout=sys.stderr) as child:
+            while child.poll() is None and not received:
                 time.sleep(0.1)
-            if heard:
+            if received:
                 child.terminate()
-                raise Stopped(heard[0], f"{student} is trained, tools/{tool}.py was stopped")
+                raise Stopped(received[0], f"{student} is trained, tools/{tool}.py was stopped")
         if child.returncode:
             say(f"{student} is trained; tools/{tool}.py failed, see above")
             raise SystemExit(child.returncode)

@@ -39,7 +39,7 @@ def run(tool: str, arguments: Sequence[str], config: Config, own: object = None)
     check_shared(config)
     status, log = _follow(address, command(tool, arguments), left_out(config))
     if status:
-        raise SystemExit(status)  # the log has said why
+        raise SystemExit(status)  # the log has the reason
     store = os.path.normpath(config.store)
     places = (f"{store}/", getattr(own, "out", "") or f"{store}/")
     made = [line for line in log.splitlines() if line.startswith(places)]

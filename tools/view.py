@@ -45,10 +45,10 @@ def run(config: Config, arguments: Arguments) -> Made:
     index = make_index(config)
     space = load_space(config.labels)
     if arguments.points:
-        said = open_points(config, index, arguments.points)
+        predicted = open_points(config, index, arguments.points)
     else:
-        said = make_predictions(config, index, arguments.student)
-    labelled = labelled_frames(config, index, said)
+        predicted = make_predictions(config, index, arguments.student)
+    labelled = labelled_frames(config, index, predicted)
     wanted = ((frame, label) for frame, label in labelled if arguments.frame in ("", frame.id))
     frame, label = next(wanted, (None, None))
     if frame is None or label is None:
@@ -58,7 +58,7 @@ def run(config: Config, arguments: Arguments) -> Made:
     cloud = key_cloud(frame, config, config.data.ego_box_m)
     others = config.labels.truth or config.labels.names  # then the truth's classes are not these
     truth = None if others else read_truth(frame, space, config)
-    title = f"{frame.scene}, frame {frame.id}, {said.id}"
+    title = f"{frame.scene}, frame {frame.id}, {predicted.id}"
     rows = cloud.source
     figure = draw_frame(
         frame,
@@ -69,9 +69,11 @@ def run(config: Config, arguments: Arguments) -> Made:
         config.fusion,
         title,
     )
-    out = Path(arguments.out or f"{config.store}/view-{said.id}-{frame.id.replace('/', '-')}.png")
+    out = Path(
+        arguments.out or f"{config.store}/view-{predicted.id}-{frame.id.replace('/', '-')}.png"
+    )
     save_figure(figure, out)
-    return Made(out, said.skipped())
+    return Made(out, predicted.skipped())
 
 
 if __name__ == "__main__":

@@ -114,15 +114,15 @@ def pretraining(student: Student, text: Float[Tensor, "c d"], config: Objectives
         heads: list[HeadName] = (
             ["semantic", "local"] if weights.keys() - {"semantic"} else ["semantic"]
         )
-        said = student(
+        embeddings = student(
             batch, points=None if everywhere else batch.pair_point, heads=heads, unit=False
         )
-        pairs = _select(said, batch.pair_point) if everywhere else said
+        pairs = _select(embeddings, batch.pair_point) if everywhere else embeddings
         found = {}
         # products of unit vectors are too fine for 8 bits
         with torch.autocast(text.device.type, enabled=False):
             if "semantic" in weights:
-                found["semantic"] = _semantic(said, pairs, batch, text, config, own)
+                found["semantic"] = _semantic(embeddings, pairs, batch, text, config, own)
             if "local" in heads:
                 found |= _with_pixels(pairs, batch, text, config, weights)
         return {name: weights[name] * value for name, value in found.items()}
@@ -131,7 +131,7 @@ def pretraining(student: Student, text: Float[Tensor, "c d"], config: Objectives
 
 
 def _semantic(
-    said: Embeddings,
+    embeddings: Embeddings,
     pairs: Embeddings,
     batch: Batch,
     text: Tensor,
@@ -153,13 +153,15 @@ def _semantic(
         )
     value = semantic(vectors, label, text, part)
     if own and selftraining.unpaired:
-        everyone = _prepare(said.semantic, unit)
-        rest = torch.ones(len(everyone), dtype=torch.bool, device=everyone.device)
+        vectors_of_all = _prepare(embeddings.semantic, unit)
+        rest = torch.ones(len(vectors_of_all), dtype=torch.bool, device=vectors_of_all.device)
         rest[batch.pair_point] = False
         label, sure = own_labels(
-            everyone @ text.T.to(everyone), part.scale if unit else 1.0, selftraining.min_confidence
+            vectors_of_all @ text.T.to(vectors_of_all),
+            part.scale if unit else 1.0,
+            selftraining.min_confidence,
         )
-        value = value + semantic(everyone[rest & sure], label[rest & sure], text, part)
+        value = value + semantic(vectors_of_all[rest & sure], label[rest & sure], text, part)
     return value
 
 
@@ -188,9 +190,12 @@ def _with_pixels(
     return found
 
 
-def _select(said: Embeddings, rows: Tensor) -> Embeddings:
+def _select(embeddings: Embeddings, rows: Tensor) -> Embeddings:
     return Embeddings(
-        *(None if value is None else value[rows] for value in (said.semantic, said.local))
+        *(
+            None if value is None else value[rows]
+            for value in (embeddings.semantic, embeddings.local)
+        )
     )
 
 

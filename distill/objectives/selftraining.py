@@ -1,6 +1,6 @@
 """Switchable self-training.
 
-After a warm-up the student's own word sometimes stands in for the teacher's.
+After a warm-up the student's own labels sometimes replace the teacher's.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class SelfTrainingConfig:
             ge=0,
             le=1,
             description="softmax confidence at ``objectives.semantic.scale`` below which a point "
-            "keeps the teacher's word",
+            "keeps the teacher's label",
         ),
     ] = 0.0
 

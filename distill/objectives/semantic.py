@@ -83,12 +83,12 @@ def infonce(
     present = own.any(0)
     against = logits.masked_fill(own, -torch.inf) if kind == "infonce_paper" else logits
     present &= against.amax(0) > -torch.inf
-    everyone = torch.logsumexp(against[:, present], 0)
+    log_normalizer = torch.logsumexp(against[:, present], 0)
     if kind == "infonce_mean":
         positives = (logits.masked_fill(~own, 0).sum(0) / own.sum(0).clamp(min=1))[present]
     else:
         positives = torch.logsumexp(logits.masked_fill(~own, -torch.inf)[:, present], 0)
-    return (everyone - positives).sum()
+    return (log_normalizer - positives).sum()
 
 
 def cross_entropy(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from clipsweep.distill.training.distributed import all_reduce_sum
 
-_SLOTS = 8  # pairs of a cube that the published code hears
+_SLOTS = 8  # pairs of a cube that the published code uses
 # pairs are looked at in so many parts, but none smaller than that
 _PARTS = 32
 _PART = 1024
@@ -81,9 +81,9 @@ def spatiotemporal(
     With ``a_i = exp(<x_i,t_i>/T) / Z_n`` and ``b_i = exp(<s_i,t_i>/T) / Z_n`` (``Z_n`` sums both
     kinds over cube n), the fused feature is ``f_n = sum_i a_i x_i + b_i p_i``; ``ours`` is the mean
     of ``1 - cos(p_i, f_n)``. Nothing flows back through a, b and the p inside f, else the term
-    agrees with itself, and a cube with one pair hears its pixel alone.
+    agrees with itself, and a cube with one pair is compared with its pixel alone.
     ``paper`` takes T = 1, lets gradients flow and sums ``1 - sigmoid(<p_i,f_n>)`` over a cube's
-    pairs, averaged over cubes. ``reference`` hears points only, see ``reference``.
+    pairs, averaged over cubes. ``reference`` uses points only, see ``reference``.
 
     Args:
         local: the student's local embedding of each pair's point; unit length, but as it comes for
@@ -123,8 +123,10 @@ class _InParts(torch.autograd.Function):
         for rows, numbers in _parts(cube):
             with torch.enable_grad():
                 own = local[rows].float().detach().requires_grad_()
-                said, seen, words = (each[rows].float() for each in (semantic, pixel, text))
-                part = _part(own, said, seen, words, numbers, config)
+                semantic_part, pixel_part, text_part = (
+                    each[rows].float() for each in (semantic, pixel, text)
+                )
+                part = _part(own, semantic_part, pixel_part, text_part, numbers, config)
             slope[rows] = torch.autograd.grad(part, own)[0].to(slope.dtype)
             value += part.detach()
         ctx.slope = slope
@@ -144,8 +146,8 @@ def _parts(cube: Int64[Tensor, " m"]) -> Iterator[tuple[Tensor, Tensor]]:
     order = cube.argsort(stable=True)
     ends = cube.bincount().cumsum(0)
     targets = torch.arange(size, len(cube) + size, size, device=cube.device)
-    cuts = ends[torch.searchsorted(ends, targets.clamp(max=len(cube)))].unique().tolist()
-    for first, last in pairwise([0, *cuts]):
+    bounds = ends[torch.searchsorted(ends, targets.clamp(max=len(cube)))].unique().tolist()
+    for first, last in pairwise([0, *bounds]):
         rows = order[first:last]
         yield rows, cube[rows] - cube[rows[0]]
 
@@ -164,14 +166,14 @@ def _part(
         return reference(local, text, cube, cubes) * cubes
     temperature = config.temperature if config.kind == "ours" else 1.0
     # the paper has one feature
-    inside, said = (local, local) if config.kind == "paper" else (local.detach(), semantic)
-    scores = torch.stack([(pixel * text).sum(1), (said * text).sum(1)], 1) / temperature
+    value, query = (local, local) if config.kind == "paper" else (local.detach(), semantic)
+    scores = torch.stack([(pixel * text).sum(1), (query * text).sum(1)], 1) / temperature
     pairs = cube.bincount(minlength=cubes)
     if config.kind == "ours":
         scores[:, 1] = scores[:, 1].masked_fill(pairs[cube] == 1, -torch.inf)
     share = segment_softmax(scores, cube, cubes)
     fused = local.new_zeros(cubes, local.shape[1])
-    fused = fused.index_add(0, cube, share[:, :1] * pixel + share[:, 1:] * inside)
+    fused = fused.index_add(0, cube, share[:, :1] * pixel + share[:, 1:] * value)
     if config.kind == "paper":
         return (1 - torch.sigmoid((local * fused[cube]).sum(1))).sum()
     apart = 1 - F.cosine_similarity(local, fused[cube], dim=1)

@@ -1,6 +1,6 @@
 """Sparse convolution without spconv, with a backward pass written by hand.
 
-Output rows are cut into tiles, and a tile is computed by one thread from first to last, offset by
+Output rows are split into tiles, and a tile is computed by one thread from first to last, offset by
 offset: no two threads write one row, and the order of every sum is the same for any number of
 threads.
 """

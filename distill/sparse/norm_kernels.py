@@ -18,7 +18,7 @@ CHUNK = 512
 
 BY_INPUT = 1
 BY_OUTPUT = 2
-"""How the backward pass tells where the rectifier let through."""
+"""How the backward pass finds where the rectifier let through."""
 
 
 def _load(x: Any, row: int, column: int) -> Any:

@@ -40,7 +40,7 @@ class Batch:
         pair_point: row of the point of each target.
         pair_label: its class.
         frames: ids of the frames.
-        cut: number of voxels left out to keep the limit.
+        truncated: number of voxels left out to keep the limit.
         corner: the eight voxels around each point, where trilinear features are asked for.
         corner_weight: their weights, which sum to 1.
         pixel: unit features of pixels, where there are any.
@@ -55,7 +55,7 @@ class Batch:
     pair_point: Int64[Tensor, " m"]
     pair_label: Int64[Tensor, " m"]
     frames: tuple[str, ...]
-    cut: int
+    truncated: int
     corner: Int64[Tensor, "n 8"] | None = None
     corner_weight: Float32[Tensor, "n 8"] | None = None
     pixel: Float16[Tensor, "q d"] | None = None
@@ -114,7 +114,7 @@ def collate(frames: Sequence[Voxels]) -> Batch:
         join([frame.pair_point for frame in frames], points),
         join([frame.pair_label for frame in frames]),
         tuple(frame.frame for frame in frames),
-        sum(frame.cut for frame in frames),
+        sum(frame.truncated for frame in frames),
         join([cell for cell, _ in around], voxels) if around else None,
         join([weight for _, weight in around]) if around else None,
     )

@@ -242,7 +242,7 @@ def learner_bytes(learner: Learner) -> bytes:
             for name, value in row.items()
         },
     }
-    said = {
+    metadata = {
         "step": learner.step,
         "bad": learner.bad,
         "optimizer": type(learner.optimizer).__name__,
@@ -250,7 +250,7 @@ def learner_bytes(learner: Learner) -> bytes:
     }
     return save(
         {name: value.cpu().contiguous() for name, value in tensors.items()},
-        {"learner": json.dumps(said)},
+        {"learner": json.dumps(metadata)},
     )
 
 
@@ -263,14 +263,14 @@ def load_learner(learner: Learner, path: Path) -> None:
     parts: dict[str, dict[str, Tensor]] = {}
     try:
         with safe_open(path, framework="pt") as file:
-            said = json.loads(file.metadata()["learner"])
+            metadata = json.loads(file.metadata()["learner"])
             for key in file.keys():  # noqa: SIM118 - not a mapping
                 part, _, name = key.partition(".")
                 parts.setdefault(part, {})[name] = file.get_tensor(key)
-        kind = said["optimizer"]
-        step = int(said["step"])
-        bad = int(said["bad"])
-        scaler = said["scaler"]
+        kind = metadata["optimizer"]
+        step = int(metadata["step"])
+        bad = int(metadata["bad"])
+        scaler = metadata["scaler"]
         weights = parts.pop("weight")
         average = parts.pop("average", None)
         state = {int(index): row for index, row in parts.items()}
@@ -280,7 +280,7 @@ def load_learner(learner: Learner, path: Path) -> None:
         ) from None
     wanted = type(learner.optimizer).__name__
     if kind != wanted:
-        raise BadInput(path, f"is the state of {kind}", f"train.optimizer says {wanted}")
+        raise BadInput(path, f"is the state of {kind}", f"train.optimizer is {wanted}")
     try:
         learner.student.load_state_dict(weights)
     except RuntimeError as error:

@@ -43,7 +43,7 @@ class ModelConfig:
     voxel_m: Annotated[float, Field(ge=0.002, le=100, description="edge of a voxel [m]")] = 0.1
     features: Annotated[
         tuple[str, ...],
-        Field(description="what a point tells: intensity, height, range, age, offset"),
+        Field(description="features of a point: intensity, height, range, age, offset"),
     ] = ("intensity", "height", "range", "offset")
     reduce: Annotated[
         Literal["first", "mean", "max"],
@@ -242,7 +242,7 @@ class Student(nn.Module):
         heads: Collection[HeadName] = ("semantic", "local", "classifier"),
         unit: bool = True,
     ) -> Embeddings:
-        """What the heads say of some points of a batch.
+        """Embeddings and logits of some points of a batch.
 
         Args:
             batch: the frames.

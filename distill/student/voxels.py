@@ -18,7 +18,7 @@ _MODES: dict[Reduce, int] = {"first": 0, "mean": 1, "max": 2}
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Sample:
-    """One frame as the student learns from it: points, and what the teacher says of some of them.
+    """One frame as the student learns from it: points, and the teacher's labels of some of them.
 
     Attributes:
         frame: id of the frame.
@@ -51,7 +51,7 @@ class Sample:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Voxels:
-    """One frame cut into voxels; pairs count the points that are left.
+    """One voxelized frame; pairs count the points that are left.
 
     Attributes:
         frame: id of the frame.
@@ -62,7 +62,7 @@ class Voxels:
             asked for.
         pair_point: row of the point of each target, among the points that are left.
         pair_label: its class.
-        cut: number of voxels left out to keep the limit.
+        truncated: number of voxels left out to keep the limit.
         pair_pixel: row of its pixel among the frame's pixel features, where there are any.
         voxel_id: its cube of space-time in the frame, where objectives ask for cubes.
     """
@@ -74,7 +74,7 @@ class Voxels:
     corners: tuple[Int32[np.ndarray, "n 8"], Float32[np.ndarray, "n 8"]] | None
     pair_point: Int64[np.ndarray, " m"]
     pair_label: Int64[np.ndarray, " m"]
-    cut: int
+    truncated: int
     pair_pixel: Int64[np.ndarray, " m"] | None = None
     voxel_id: Int64[np.ndarray, " m"] | None = None
 
@@ -140,7 +140,7 @@ def _sorted_cells(
     return index.keys[order], rank[inverse]
 
 
-def _cut(
+def _limit_voxels(
     sample: Sample,
     keys: UInt64[np.ndarray, " n"],
     limit: int,
@@ -183,7 +183,7 @@ def voxelize(
     trilinear: bool = False,
     generator: np.random.Generator | None = None,
 ) -> Voxels:
-    """Cuts a frame into voxels and gathers the features of each.
+    """Voxelizes a frame and gathers the features of each voxel.
 
     Args:
         sample: the frame.
@@ -201,7 +201,7 @@ def voxelize(
     """
     width = channels(features)
     keys = grid.cell_keys(sample.xyz, voxel_m)
-    sample, cells, inverse, cut = _cut(sample, keys, max_voxels, generator)
+    sample, cells, inverse, truncated = _limit_voxels(sample, keys, max_voxels, generator)
     xyz = sample.xyz.astype(np.float64)
     values = np.empty((len(xyz), width), np.float32)
     np.concatenate(
@@ -226,7 +226,7 @@ def voxelize(
         inverse,
         around,
         *pairs,
-        cut,
+        truncated,
         sample.pair_pixel,
         sample.voxel_id,
     )

@@ -76,7 +76,7 @@ def _smoothed(
 
     Unsure cells get the mean of all cells, weighted by the cosine of their keys.
 
-    Weights are cosines of keys along their channels, negative ones cut to 0, made to sum to 1 for
+    Weights are cosines of keys along their channels, negative ones set to 0, made to sum to 1 for
     each cell. The published code normalises along the cells instead.
     """
     out = confidence.clone()

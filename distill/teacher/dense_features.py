@@ -1,6 +1,6 @@
 """Dense readings of CLIP image towers.
 
-What the last block must compute so that each patch says what it shows.
+What the last block must compute so that each patch keeps its own content.
 """
 
 from __future__ import annotations

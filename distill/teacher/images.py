@@ -74,7 +74,7 @@ def decode(camera: Camera, size_hw: tuple[int, int]) -> UInt8[np.ndarray, "h w 3
     of 255 (root mean square).
 
     Raises:
-        BadInput: the file is gone, changed, cut short, neither JPEG nor PNG, or of another size
+        BadInput: the file is gone, changed, truncated, neither JPEG nor PNG, or of another size
             than the camera's.
     """
     path = camera.image.path

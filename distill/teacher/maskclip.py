@@ -145,7 +145,7 @@ class MaskClip:
             their own weights).
         weights: tag of open_clip's list, or a local checkpoint; empty takes OpenAI's, or the
             model's own.
-        prompts: for each class, its names; the best-scoring one speaks for the class.
+        prompts: for each class, its names; the best-scoring one counts for the class.
         negatives: names whose patches get no label.
         reading: how the last block is read, see `DenseVit`; ``auto`` is ``naclip`` for a ViT,
             ``pool`` for a ResNet.
@@ -251,7 +251,8 @@ class MaskClip:
         """All names, the negatives last, with their embeddings.
 
         Raises:
-            BadInput: the model has learnt no word of a name; of single words in one it warns.
+            BadInput: no word of a name is in the model's vocabulary; single unknown words give a
+                warning.
         """
         key = _digest([self._source.digest(), self._names, self._templates])
         embedding = cached(self._cache, key, len(self._names), self._embed)
@@ -272,7 +273,7 @@ class MaskClip:
 
         An image that cannot be used leaves its error in its place.
 
-        Batches are cut across frames and images decoded ahead of the network: give a whole scene at
+        Batches span frames and images decoded ahead of the network: give a whole scene at
         once.
         """
         return in_batches(

@@ -105,8 +105,8 @@ class Encoder:
     """A CLIP model's text side: sentences to embeddings.
 
     Under causal attention, with the embedding read at a sentence's own end, what follows the end
-    changes nothing: a batch is cut at its longest sentence, which for class names takes a fifth of
-    the time of the full 77 tokens.
+    changes nothing: a batch is truncated at its longest sentence, which for class names takes a
+    fifth of the time of the full 77 tokens.
 
     Args:
         model: open_clip model.

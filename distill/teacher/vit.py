@@ -77,7 +77,7 @@ def find_vit(name: str, weights: str = "") -> VitSource:
     if not timm.is_model(name):
         raise BadInput(
             name,
-            "timm knows no such model",
+            "timm has no such model",
             "timm.list_models('vit*', pretrained=True) lists the names",
         )
     try:

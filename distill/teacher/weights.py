@@ -84,7 +84,7 @@ def clip_config(model: str) -> dict[str, Any]:
         near = difflib.get_close_matches(model, list_models(), 3, 0.5)
         raise BadInput(
             "teacher.maskclip.model",
-            f"open_clip knows no {model!r}",
+            f"open_clip has no {model!r}",
             f"alike: {', '.join(near) or 'none'}",
         )
     return {"model_cfg": config}
@@ -97,7 +97,7 @@ def find_clip(model: str, weights: str) -> Source:
         model: open_clip name, ``hf-hub:owner/name`` or ``local-dir:folder`` (the last two bring
             their own weights).
         weights: tag of open_clip's list, which also decides the activation, or a local checkpoint,
-            whose activation is the one that the model's name says; empty takes OpenAI's, or the
+            whose activation is the one that the model's name implies; empty takes OpenAI's, or the
             model's own.
 
     Raises:

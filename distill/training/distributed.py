@@ -1,6 +1,6 @@
 """Processes that train one student together.
 
-Each has frames of its own, and all know the sums over everyone's.
+Each has frames of its own, and all know the sums over all processes.
 
 A loss is a sum of shares: each process computes its part of the loss over the frames of all, and
 gradients are added up. Alone, a share is the whole, and nothing is sent.
@@ -43,7 +43,7 @@ def all_reduce_sum(values: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]
 def share_of_mean(values: Float[Tensor, " m"]) -> Float[Tensor, ""]:
     """This process's share of the mean over the values of all.
 
-    0, with a gradient of 0, where nobody has any.
+    0, with a gradient of 0, where no process has any.
     """
     return values.sum() / all_reduce_sum(torch.tensor(len(values), device=values.device)).clamp(
         min=1

@@ -1,4 +1,4 @@
-"""The training loop: batches in, a better student out, and word of every step."""
+"""The training loop: batches in, a trained student and a record of every step out."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Word of one optimiser step.
+    """Record of one optimiser step.
 
     Attributes:
         step: steps done, this one and those left out included.
@@ -159,7 +159,7 @@ class NotFinite(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What a schedule says of a step."""
+    """Learning rate and loss weights of a step."""
 
     lr: float
     momentum: float
@@ -314,7 +314,7 @@ class Learner:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Pass:
-    """What came of one batch; ``frames`` are this process's, all else is everyone's."""
+    """What came of one batch; ``frames`` are this process's, all else is summed over processes."""
 
     frames: tuple[str, ...]
     terms: dict[str, float]
@@ -336,7 +336,7 @@ def train(
     seed: int = 0,
     halt: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Trains from the learner's step on, to the last or until ``halt`` says so after a step.
+    """Trains from the learner's step on, to the last or until ``halt`` is true after a step.
 
     Stopped after any step and taken up again it gives, on a CPU, the same bytes as never stopped.
     Each of several processes is given its own part of every batch; together they do what one with
@@ -349,9 +349,9 @@ def train(
             process's part.
         steps: of the whole training, those done before included.
         config: schedule and precision.
-        on_step: hears of each step that was not left out.
+        on_step: called with each step that was not left out.
         seed: of what objectives draw by chance; each step draws from a state of its own.
-        halt: asked after each step; one process that says so is enough.
+        halt: asked after each step; true on one process is enough.
 
     Raises:
         NotFinite: more than ``max_bad_steps`` steps were left out.
@@ -392,17 +392,17 @@ def _backward(
             terms = terms_of(batch.to(learner.device), moment)
         values = torch.stack(list(terms.values()))
         learner.scaler.scale(values.sum() / config.accumulate).backward()
-        counts = torch.tensor([len(batch.pair_point), batch.cut], device=values.device)
-        *said, points, cut = all_reduce_sum(torch.cat([values.double(), counts])).tolist()
+        counts = torch.tensor([len(batch.pair_point), batch.truncated], device=values.device)
+        *losses, points, cut = all_reduce_sum(torch.cat([values.double(), counts])).tolist()
         passes.append(
-            _Pass(batch.frames, dict(zip(terms, said, strict=True)), int(points), int(cut))
+            _Pass(batch.frames, dict(zip(terms, losses, strict=True)), int(points), int(cut))
         )
     add_gradients(learner.student.parameters())
     return passes
 
 
 def _problem(learner: Learner, passes: Sequence[_Pass], config: TrainConfig) -> str:
-    """Clips the gradients; says what must not be learnt from, if anything."""
+    """Clips the gradients; answers what is not finite, if anything."""
     bad = [p for p in passes if not math.isfinite(p.loss)]
     if bad:
         return f"loss is {bad[0].loss}, frames {_listed(bad)}"

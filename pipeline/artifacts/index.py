@@ -121,7 +121,7 @@ def _columns(row: Row, frame: Frame, root: Path) -> dict[str, Any]:
 def to_parquet(rows: Iterable[Row], root: Path) -> tuple[bytes, dict[str, str]]:
     """The bytes of index.parquet, one row group a scene, and a digest of each scene's rows.
 
-    The digest is of all that a row tells of its frame; the roles ``train`` and ``eval`` are not in
+    The digest is of all that a row holds of its frame; the roles ``train`` and ``eval`` are not in
     it. Rows of one scene must follow each other.
     """
     sink = io.BytesIO()
@@ -133,10 +133,12 @@ def to_parquet(rows: Iterable[Row], root: Path) -> tuple[bytes, dict[str, str]]:
                 _columns(row, row.frame, root) for row in group if isinstance(row.frame, Frame)
             ]
             writer.write_table(pa.Table.from_pylist(columns, SCHEMA))
-            told = [
+            described = [
                 {k: v for k, v in each.items() if k not in ("train", "eval")} for each in columns
             ]
-            digests[scene] = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+            digests[scene] = hashlib.sha256(
+                json.dumps(described, sort_keys=True).encode()
+            ).hexdigest()
     return sink.getvalue(), digests
 
 

@@ -23,7 +23,7 @@ from clipsweep.projection.sweeps import merge, read_sweep
 
 
 def read_pixels(pixels: Artifact, frame: Frame) -> list[PixelLabels]:
-    """The teacher's word on a frame's images, in the order of its cameras."""
+    """The pixel labels of a frame's images, in the order of its cameras."""
     file = pixels.arrays(pixels.shard_of(frame.id))
     names = set(file.keys())
 
@@ -69,7 +69,7 @@ def read_truth(frame: Frame, space: LabelSpace, config: Config) -> UInt8[np.ndar
 def read_box_truth(
     frame: Frame, boxes: Sequence[Box], class_of: Mapping[str, int], config: Config
 ) -> UInt8[np.ndarray, " n"]:
-    """True class of every raw row of a frame's key sweep, as ``box_truth`` tells it from boxes.
+    """True class of every raw row of a frame's key sweep, as ``box_truth`` finds it from boxes.
 
     The car's own returns (``data.ego_box_m``), and rows that are no points, are ignored (255).
 
@@ -91,7 +91,7 @@ def raw_rows(frame: Frame, config: Config) -> int:
 def readable(
     frames: Sequence[Frame], config: Config, read: Callable[[Frame], object]
 ) -> tuple[list[Frame], list[Skip]]:
-    """The frames that can be read, and with ``on_bad=skip`` word of the others.
+    """The frames that can be read, and with ``on_bad=skip`` a record of the others.
 
     Raises:
         BadInput: a frame cannot be read and ``on_bad=fail``.
@@ -108,7 +108,7 @@ def readable(
 
 
 def skip_or_raise(error: BadInput, frame: Frame, config: Config) -> Skip:
-    """What ``on_bad`` says is to be done about a frame: word of it, or its error raised."""
+    """Applies ``on_bad`` to a frame that cannot be used: a record of it, or its error raised."""
     if config.on_bad == "fail":
         raise error
     return Skip(frame.id, frame.scene, str(error))
@@ -135,7 +135,7 @@ def usable_cloud(
 ) -> Cloud:
     """As ``key_cloud``.
 
-    With ``on_bad=skip`` without the older sweeps that are bad, which ``left_out`` hears of.
+    With ``on_bad=skip`` without the older sweeps that are bad, which are passed to ``left_out``.
 
     Raises:
         BadInput: the key sweep is bad, or an older one is and ``on_bad=fail``.

@@ -6,7 +6,7 @@ markers and, when whole, ``manifest.json``. A payload is written to a temporary 
 renamed, then its marker likewise: the marker is the commit. A process may be killed at any point;
 the next one sees only what was committed.
 
-The stages that work on scenes cut them into parts of successive key frames, one shard each. Their
+The stages that work on scenes split them into parts of successive key frames, one shard each. Their
 directory is named by settings alone, each shard also by what its scene is made from, so that runs
 on other scenes share what is there. The manifest lists the shards of the run that ended last.
 """
@@ -150,7 +150,7 @@ class Part:
     frames: tuple[str, ...]
 
     def facts(self) -> dict[str, Any]:
-        """What the shard's marker tells of it."""
+        """The entries of the shard's marker."""
         return {"scene": self.scene, "rows": self.rows, "frames": list(self.frames)}
 
 
@@ -273,7 +273,7 @@ class Artifact:
         return digest_of([[part.scene, self.facts(part.shard)["sha256"]] for part in chosen])
 
     def facts(self, name: str) -> dict[str, Any]:
-        """What the marker of a committed shard tells."""
+        """The entries of a committed shard's marker."""
         try:
             facts = json.loads(self._marker(name).read_bytes())
             return {"skipped": [], "sha256": facts["sha256"], **facts}
@@ -283,7 +283,7 @@ class Artifact:
             ) from None
 
     def committed(self) -> dict[str, dict[str, Any]]:
-        """What the marker of each shard in the directory tells, the one written last at the end."""
+        """The entries of each shard's marker in the directory, the latest last."""
         markers = sorted((self.path / "done").glob("*.json"), key=lambda path: path.stat().st_mtime)
         return {path.stem: self.facts(path.stem) for path in markers}
 
@@ -321,7 +321,7 @@ class Artifact:
         Args:
             name: the shard.
             payload: its bytes.
-            facts: what the marker shall say beside size and digest, such as ``skipped`` and
+            facts: entries of the marker beside size and digest, such as ``skipped`` and
                 ``counts``.
         """
         write_whole(self.shard(name), payload)
@@ -385,14 +385,14 @@ class Artifact:
         inherited: Sequence[Skip] = (),
         **facts: Any,
     ) -> None:
-        """Writes the manifest, which says that the artifact is whole.
+        """Writes the manifest, which marks the artifact as complete.
 
         Args:
             shards: all of them, committed, in order.
             config: resolved configuration, a dataclass.
             started: ``time.time()`` when this run took the stage up.
             inherited: frames that the inputs lack.
-            facts: more to be said.
+            facts: more entries of the manifest.
         """
         markers = {name: json.loads(self._marker(name).read_bytes()) for name in shards}
         skipped = [asdict(skip) for skip in inherited]

@@ -87,7 +87,7 @@ class Reader(Generic[Own]):
         splits: the scenes of each official split.
         label_folders: patterns of the folders below the data root that hold human labels, of every
             split.
-        label_files: patterns of single files there that do, in folders that hold other things too.
+        label_files: patterns of single files there that do, in folders that hold other files too.
         boxes: the annotated 3D boxes of frames; None where the data set has none.
     """
 

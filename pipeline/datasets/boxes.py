@@ -100,7 +100,7 @@ def box_truth(
 ) -> UInt8[np.ndarray, " n"]:
     """True class of each point, from the boxes of its key frame; computed in float64.
 
-    A point in boxes of two classes is ignored: which one it hit cannot be told from them.
+    A point in boxes of two classes is ignored: which one it hit cannot be known from them.
 
     Args:
         boxes: all annotated boxes of the frame.

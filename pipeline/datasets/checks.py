@@ -40,7 +40,7 @@ def pin(root: Path, name: str, hash_bytes: bool) -> File:
 
 
 def check_points(file: File, columns: int, fewest: int) -> int:
-    """Number of points in a sweep's file, told from its size."""
+    """Number of points in a sweep's file, from its size."""
     points, rest = divmod(file.bytes, 4 * columns)
     if rest:
         raise BadInput(
@@ -54,9 +54,9 @@ def check_points(file: File, columns: int, fewest: int) -> int:
 
 
 def image_size(file: File) -> tuple[int, int]:
-    """Height and width of an image as its header tells [px].
+    """Height and width of an image from its header [px].
 
-    Refuses one that is none, or that is cut short.
+    Refuses one that is none, or that is truncated.
     """
     try:
         with Image.open(file.path, formats=tuple(_END_OF_IMAGE)) as image:
@@ -70,7 +70,7 @@ def image_size(file: File) -> tuple[int, int]:
         stream.seek(-min(file.bytes, 64), 2)
         if end not in stream.read():
             raise BadInput(
-                file.path, "is cut short (no end-of-image marker)", "copy the file again"
+                file.path, "is truncated (no end-of-image marker)", "copy the file again"
             )
     return height, width
 

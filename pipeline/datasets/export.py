@@ -37,7 +37,7 @@ class Format:
     Attributes:
         file: name below the export's folder of the file of a split's frame.
         dtype: type of an id in it, little-endian.
-        ids: ids that a submission may hold; 0 is none of them and stands for no opinion.
+        ids: ids that a submission may hold; 0 is none of them and stands for no label.
         seal: adds to the folder of a split what a submission needs beside the files.
     """
 
@@ -81,7 +81,7 @@ def pseudo_labels(
     space: LabelSpace,
     labels: Iterable[tuple[Frame, PointLabels]],
 ) -> None:
-    """Writes fused labels in the files of a submission with 0 = no opinion, and ``.npz`` beside
+    """Writes fused labels in the files of a submission with 0 = no label, and ``.npz`` beside
     them.
 
     The ``.npz`` holds ``score`` and ``agreement`` (float16, one a point). Nothing seals the folder

@@ -176,7 +176,7 @@ def _samples(nusc: NuScenes, scene: dict[str, Any]) -> list[dict[str, Any]]:
     """The samples of a scene in order.
 
     Raises:
-        BadInput: their chain breaks off, or has another length than the scene says.
+        BadInput: their chain breaks off, or has another length than the scene's.
     """
     chain: list[dict[str, Any]] = []
     try:

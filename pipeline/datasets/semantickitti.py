@@ -53,14 +53,15 @@ class SemanticKittiConfig:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Drive:
-    """One sequence: what its three text files say, a row for each scan in the last two, and what
+    """One sequence: the contents of its three text files, a row for each scan in the last two, and
+    what
     lies in its folders.
 
     Attributes:
         name: number of the sequence.
         scans: numbers of the scans on disk.
         labelled: number of the last scan with a label file; -1: none has one.
-        calibration: what calib.txt says of each camera and of the LiDAR.
+        calibration: calib.txt's matrices of each camera and of the LiDAR.
         poses: of the first camera in its own frame at the first scan.
         times_s: of the scans [s].
     """
@@ -214,19 +215,19 @@ def _numbers(path: Path, columns: int) -> Float64[np.ndarray, "n columns"]:
 
 
 def _read_calibration(path: Path) -> dict[str, Float64[np.ndarray, "12"]]:
-    named: dict[str, str] = {}
+    matrices: dict[str, str] = {}
     for line in _lines(path):
         name, colon, numbers = line.partition(":")
-        if colon and name in named:
+        if colon and name in matrices:
             raise BadInput(path, f"has {name} twice", "keep the right one")
         if colon:
-            named[name] = numbers
+            matrices[name] = numbers
     for name in _CALIBRATED:
-        if name not in named:
+        if name not in matrices:
             raise BadInput(
                 path, f"has no {name}", f"it needs {', '.join(_CALIBRATED)}, 12 numbers each"
             )
-    return {name: _floats(named[name].split(), 12, f"{path}, {name}") for name in _CALIBRATED}
+    return {name: _floats(matrices[name].split(), 12, f"{path}, {name}") for name in _CALIBRATED}
 
 
 def _lines(path: Path) -> list[str]:

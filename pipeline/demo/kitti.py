@@ -124,9 +124,9 @@ def _write_sequence(
         rig.camera.K @ np.column_stack([np.eye(3), [-right_m, 0.0, 0.0]]) for right_m in _RIGHT_M
     ]
     first_from_lidar = inverse(rig.ego_from_first) @ rig.lidar.ego_from_lidar
-    named = zip(("P0", "P1", "P2", "P3", "Tr"), [*matrices, first_from_lidar], strict=True)
+    rows = zip(("P0", "P1", "P2", "P3", "Tr"), [*matrices, first_from_lidar], strict=True)
     (folder / "calib.txt").write_text(
-        "".join(f"{name}: {_lines([matrix])}" for name, matrix in named)
+        "".join(f"{name}: {_lines([matrix])}" for name, matrix in rows)
     )
 
 

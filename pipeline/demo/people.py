@@ -24,7 +24,7 @@ _TRIES = 12
 _GAP_M = (0.4, 0.8)
 """From a wall's face to the middle of a person beside it."""
 _HEAD_M = 1.8
-"""What begins higher above the ground is in nobody's way."""
+"""What begins higher above the ground is in no one's way."""
 _STEP_S = 0.2
 
 
@@ -70,7 +70,8 @@ def _kind(rng: Rng) -> int:
 def spread(
     rng: Rng, parties: Sequence[Party], things: Sequence[Thing], duration_s: float
 ) -> list[Thing]:
-    """Takes some parties to walls, trees and into groups, so that nobody ever stands in a thing.
+    """Takes some parties to walls, trees and into groups, so that no one ever stands inside an
+    object.
 
     `things` are those of the parties' side of the street. Who finds no free place where they should
     go stays on the sidewalk; who is in something's way even there is left out.
@@ -205,7 +206,7 @@ def _crown_m(thing: Thing) -> float:
 
 
 class _Footprints(NamedTuple):
-    """Rectangles on the ground that nobody may step into, at t = 0, and how they move."""
+    """Rectangles on the ground that no one may step into, at t = 0, and how they move."""
 
     at_m: Float[np.ndarray, "k 2"]
     velocity_mps: Float[np.ndarray, "k 2"]
@@ -239,7 +240,7 @@ def _joined(first: _Footprints, second: _Footprints) -> _Footprints:
 
 
 def _with_room(party: Party, taken: _Footprints, times_s: Float[np.ndarray, "t"]) -> Party:
-    """Those who come into nothing's and nobody's way at any of the times."""
+    """Those who collide with nothing at any of the times."""
     out: Party = []
     for person in party:
         if not _meets(person, taken, times_s):

@@ -195,15 +195,15 @@ class Speaker:
         """For each crop what it is about and up to two more things in it, in words and as a set
         of classes.
         """
-        said = np.zeros_like(crops.shown)
+        named = np.zeros_like(crops.shown)
         words = []
         for i, target in enumerate(crops.target):
             others = np.flatnonzero(crops.shown[i] & (np.arange(len(NAMES)) != target))
             more = self._rng.permutation(others)[: int(self._rng.integers(3))]
             kinds = self._rng.permutation([target, *more])
-            said[i, kinds] = True
+            named[i, kinds] = True
             words.append(" and a ".join(self.word(int(kind)) for kind in kinds))
-        return words, said
+        return words, named
 
 
 def contrast(model: Any, bias: Tensor, crops: Crops, speak: Speaker) -> Float[Tensor, ""]:
@@ -213,11 +213,11 @@ def contrast(model: Any, bias: Tensor, crops: Crops, speak: Speaker) -> Float[Te
     crop and a caption match when the crop shows all that the caption names; they do not when it
     lacks any of it; else they are left out.
     """
-    words, said = speak.captions(crops)
+    words, named = speak.captions(crops)
     alone = np.eye(len(NAMES), dtype=bool)
     absent = speak.absent(4)
     tokens = speak.sentences([*words, *(speak.word(kind) for kind in range(len(NAMES))), *absent])
-    asked = torch.from_numpy(np.concatenate([said, alone]))
+    asked = torch.from_numpy(np.concatenate([named, alone]))
     shown = torch.from_numpy(crops.shown)
     hidden = torch.from_numpy(crops.hidden)
     true = ~((asked[None] & ~shown[:, None]).any(-1))

@@ -385,7 +385,7 @@ def _fill(
 
 
 def _traffic(rng: Rng, street: Street, drive: Drive) -> list[Thing]:
-    """A column of vehicles in every lane, one speed to a lane so that nobody collides."""
+    """A column of vehicles in every lane, one speed to a lane so that none collide."""
     out: list[Thing] = []
     for direction in (-1, 1):
         for lane in range(street.lanes):

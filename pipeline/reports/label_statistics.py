@@ -1,4 +1,4 @@
-"""Looks over labels before anybody learns from them.
+"""Statistics of labels before they are trained on.
 
 Coverage, balance, confidence, agreement, truth where there is.
 """
@@ -50,12 +50,12 @@ class LabelStatistics:
 
     Attributes:
         pixels: cells of the teacher's grid of each class, then those without label.
-        points: points of each class after fusion, then those without opinion; the car's own returns
+        points: points of each class after fusion, then those without a label; the car's own returns
             left out.
         confidence: labelled grid cells by confidence, in equal bins over 0..1.
         cameras: labels of points that two cameras see, one camera's against the other's.
-        frames: labels of points against what the key frame before says of their cell of space,
-            moving things included.
+        frames: labels of points against the previous key frame's label of their voxel,
+            moving objects included.
         moved: labels of the points' surest pixels (rows) against the points' fused labels
             (columns).
         pixels_truth: labels of the points' pixels against the points' true classes, in scenes of
@@ -114,7 +114,7 @@ def truth_source(config: Config, index: Artifact) -> str:
 
     ``label files``, ``annotated boxes``, or nothing (empty).
 
-    Boxes are taken where ``labels.truth`` says so, or where no frame of ``data.eval`` has labels.
+    Boxes are taken with ``labels.truth=boxes``, or where no frame of ``data.eval`` has labels.
 
     Raises:
         BadInput: ``labels.truth`` names boxes that the data set or the label space does not have.
@@ -135,7 +135,7 @@ def truth_source(config: Config, index: Artifact) -> str:
 
 
 def _open_truth(config: Config, index: Artifact, space: LabelSpace) -> _Truth:
-    """The truth of the report; without any where boxes that nobody asked for are bad."""
+    """The truth of the report; without any where boxes are bad and were not asked for."""
     everything = np.ones(len(space), np.bool_)
     if truth_source(config, index) != _BOXES:
         return _Truth(lambda frame: read_truth(frame, space, config), everything)
@@ -164,7 +164,7 @@ def label_statistics(
     total = _nothing(len(space))
     for scene in scenes_of(index):
         frames = [frame for frame in scene_frames(index, config, scene) if frame.id not in lost]
-        before: _Named | None = None
+        before: _LabelledPairs | None = None
         for frame in frames:
             cloud = key_cloud(frame, config, config.data.ego_box_m)
             images = read_pixels(pixels, frame)
@@ -172,11 +172,11 @@ def label_statistics(
             truth = opened.of(frame, config) if scene in scored else None
             scene_from_global = frames[0].sweeps[0].global_from_lidar.inverse()
             scene_from_lidar = scene_from_global @ frame.sweeps[0].global_from_lidar
-            named = _named(config, frame, cloud, images, scene_from_lidar)
-            total += _unchecked(len(space), images, fused[cloud.source], named, before)
+            labelled = _label_pairs(config, frame, cloud, images, scene_from_lidar)
+            total += _unchecked(len(space), images, fused[cloud.source], labelled, before)
             if truth is not None:
-                total += _checked(opened, truth, fused, named, cloud)
-            before = named
+                total += _checked(opened, truth, fused, labelled, cloud)
+            before = labelled
     return total
 
 
@@ -191,23 +191,23 @@ def _unchecked(
     classes: int,
     images: Sequence[PixelLabels],
     fused: UInt8[np.ndarray, " n"],
-    named: _Named,
-    before: _Named | None,
+    labelled: _LabelledPairs,
+    before: _LabelledPairs | None,
 ) -> LabelStatistics:
     """What a frame's labels show without truth, and beside those of the key frame before."""
     label = np.concatenate([image.label.ravel() for image in images])
     score = np.concatenate([image.score.ravel() for image in images])
-    earlier = np.full_like(named.label, NONE)
+    earlier = np.full_like(labelled.label, NONE)
     if before is not None:
-        earlier = vote_in_cells(before.cell, before.label, before.score, classes, named.cell)
+        earlier = vote_in_cells(before.cell, before.label, before.score, classes, labelled.cell)
     return replace(
         _nothing(classes),
         pixels=_count(label, classes),
         points=_count(fused, classes),
         confidence=_by_confidence(score[label != NONE]),
-        cameras=_both(*named.overlaps(), classes),
-        frames=_both(named.label, earlier, classes),
-        moved=Confusion.of(named.of_points(len(fused)), fused, classes),
+        cameras=_both(*labelled.overlaps(), classes),
+        frames=_both(labelled.label, earlier, classes),
+        moved=Confusion.of(labelled.of_points(len(fused)), fused, classes),
     )
 
 
@@ -215,26 +215,26 @@ def _checked(
     opened: _Truth,
     truth: UInt8[np.ndarray, " n"],
     fused: UInt8[np.ndarray, " n"],
-    named: _Named,
+    labelled: _LabelledPairs,
     cloud: Cloud,
 ) -> LabelStatistics:
     """What a frame's labels show beside the true classes of its key sweep's raw rows."""
     classes = len(opened.scored)
-    true = truth[cloud.source[named.pairs.point]]
+    true = truth[cloud.source[labelled.pairs.point]]
     known = true < OTHER
-    right = true == named.label
+    right = true == labelled.label
     return replace(
         _nothing(classes),
-        pixels_truth=Confusion.of(true, opened.in_table(named.label), classes),
+        pixels_truth=Confusion.of(true, opened.in_table(labelled.label), classes),
         points_truth=Confusion.of(truth, opened.in_table(fused), classes),
         sure=np.stack(
-            [_by_confidence(named.score[known]), _by_confidence(named.score[known & right])]
+            [_by_confidence(labelled.score[known]), _by_confidence(labelled.score[known & right])]
         ),
     )
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class _Named:
+class _LabelledPairs:
     """Pairs of point and pixel whose pixel has a label, and the key of the cell of each point."""
 
     pairs: Pairs
@@ -258,22 +258,22 @@ class _Named:
         return label[:-1][again], label[1:][again]
 
 
-def _named(
+def _label_pairs(
     config: Config,
     frame: Frame,
     cloud: Cloud,
     images: Sequence[PixelLabels],
     scene_from_lidar: Pose,
-) -> _Named:
+) -> _LabelledPairs:
     pairs = visible_pairs(frame, cloud.xyz, config.fusion)
     label, score = sample_pixel_labels(pairs, frame.cameras, images)
-    named = label != NONE
-    cell = cell_keys(cloud.xyz, config.fusion.cell_m, scene_from_lidar)[pairs.point[named]]
-    return _Named(pairs[named], label[named], score[named], cell)
+    labelled = label != NONE
+    cell = cell_keys(cloud.xyz, config.fusion.cell_m, scene_from_lidar)[pairs.point[labelled]]
+    return _LabelledPairs(pairs[labelled], label[labelled], score[labelled], cell)
 
 
 def _both(one: UInt8[np.ndarray, " k"], two: UInt8[np.ndarray, " k"], classes: int) -> Confusion:
-    """Two opinions on the same things, each held against the other, where there are both."""
+    """Two labellings of the same points compared with each other, where both have a label."""
     return Confusion.of(one, two, classes).covered() + Confusion.of(two, one, classes).covered()
 
 
@@ -287,13 +287,13 @@ def _by_confidence(score: np.ndarray) -> Int64[np.ndarray, " bins"]:
 
 # --- warnings ------------------------------------------------------------------------------------
 
-_SEEN_MIN = 100  # points of a class that cameras see, below which nothing is said of it
+_SEEN_MIN = 100  # points of a class that cameras see, below which no warning is given
 _GROUND_MOVED = 0.05
 _CLASS_LOST = 0.5
 
 
 def statistics_warnings(quality: LabelStatistics, space: LabelSpace) -> list[str]:
-    """What should be looked at before anybody learns from these labels, in words.
+    """Warnings about labels that are suspicious to train on.
 
     Fusion may well be right against the pixels (a fence that they call road). That it moves so
     many labels is worth a look at the pictures of ``tools/view.py`` in any case.
@@ -305,10 +305,10 @@ def statistics_warnings(quality: LabelStatistics, space: LabelSpace) -> list[str
         if seen < _SEEN_MIN:
             continue
         if space.limits.ground[own]:
-            things = np.where(space.limits.ground, 0, counts[own, : len(space)])
-            gone = int(things.sum() + counts[own, -1])
+            objects = np.where(space.limits.ground, 0, counts[own, : len(space)])
+            gone = int(objects.sum() + counts[own, -1])
             if gone > _GROUND_MOVED * seen:
-                to = _largest(things, int(counts[own, -1]), seen, space)
+                to = _largest(objects, int(counts[own, -1]), seen, space)
                 warnings.append(
                     f"{name}: {_percent(gone, seen)} of the points that pixels call so are not "
                     "ground"
@@ -344,17 +344,17 @@ def statistics_table(quality: LabelStatistics, space: LabelSpace, title: str) ->
     shares = {"pixels": quality.pixels, "points": quality.points}
     columns: dict[str, Mapping[str, float | None]] = {
         name: {
-            **_named_values(space, counts[:-1] / max(1, counts[:-1].sum())),
+            **_by_class_name(space, counts[:-1] / max(1, counts[:-1].sum())),
             "labelled": _labelled(counts),
         }
         for name, counts in shares.items()
     }
     for name, counts in (("cameras", quality.cameras), ("frames", quality.frames)):
-        columns[name] = {**_named_values(space, counts.iou()), "agreeing": counts.accuracy}
+        columns[name] = {**_by_class_name(space, counts.iou()), "agreeing": counts.accuracy}
     for name, counts in (("pixel IoU", quality.pixels_truth), ("point IoU", quality.points_truth)):
         if counts.points:
             scores = {"mean": counts.miou(), "right": counts.accuracy}
-            columns[name] = {**_named_values(space, counts.iou()), **scores}
+            columns[name] = {**_by_class_name(space, counts.iou()), **scores}
     rows = [
         *space.names,
         "labelled",
@@ -364,7 +364,7 @@ def statistics_table(quality: LabelStatistics, space: LabelSpace, title: str) ->
     return score_table(title, columns, rows)
 
 
-def _named_values(space: LabelSpace, values: np.ndarray) -> dict[str, float]:
+def _by_class_name(space: LabelSpace, values: np.ndarray) -> dict[str, float]:
     return dict(zip(space.names, values.tolist(), strict=True))
 
 

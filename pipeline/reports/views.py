@@ -64,13 +64,13 @@ def draw_frame(
     for axis, index in zip(axes, _camera_order(frame), strict=False):
         camera = frame.cameras[index]
         here = pairs[pairs.camera == index]
-        named = here[label[here.point] != NONE]
+        labelled = here[label[here.point] != NONE]
         axis.imshow(decode(camera, camera.size_hw))
         axis.scatter(
-            named.uv[:, 0],
-            named.uv[:, 1],
+            labelled.uv[:, 0],
+            labelled.uv[:, 1],
             s=2,
-            c=space.colors[label[named.point]] / 255.0,
+            c=space.colors[label[labelled.point]] / 255.0,
             linewidths=0,
         )
         axis.set_title(camera.name, fontsize=8)
@@ -138,7 +138,7 @@ def _from_above(
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Writes a figure as PNG or whatever the ending says."""
+    """Writes a figure as PNG or another format by its suffix."""
     check_picture(path)
     figure.savefig(path)
 

@@ -2,7 +2,7 @@
 
 Placement is Ray's; retries, deadlines, giving up and the report are ours.
 
-Ray is told to retry nothing. A worker commits its shard itself, so a worker that dies, or that was
+Ray retries nothing. A worker commits its shard itself, so a worker that dies, or that was
 thought dead and was not, can at worst make a shard twice; both commits have the same bytes.
 """
 
@@ -41,7 +41,7 @@ def ray_cluster(run: RunConfig) -> Iterator[None]:
     """Joins the cluster at ``run.address``, or starts one on this machine, and leaves or ends it
     afterwards.
 
-    It never joins a cluster that nobody named, whatever runs on the machine or stands in
+    It never joins a cluster that was not named, whatever runs on the machine or stands in
     ``RAY_ADDRESS``.
 
     Raises:
@@ -80,7 +80,7 @@ def ray_cluster(run: RunConfig) -> Iterator[None]:
             )
         with raise_on_sigterm(
             "work on Ray was stopped"
-        ):  # Ray's own answer ends the process with a status that says nothing
+        ):  # Ray's own answer ends the process with a status without meaning
             try:
                 yield
             finally:
@@ -215,7 +215,7 @@ class _Driver:
         job = flight.job
         try:
             ray.get(ref)
-        except RayTaskError as error:  # the worker lives and says what is wrong
+        except RayTaskError as error:  # the worker is alive and reports the error
             cause = error.cause or error
             if job is None or (isinstance(cause, OSError) and cause.errno in _DISK):
                 raise cause from None
@@ -342,7 +342,7 @@ def run_on_ray(
 ) -> None:
     """Makes shards on ``run.workers`` actors.
 
-    ``report.json`` in the artifact says what became of each.
+    ``report.json`` in the artifact lists the outcome of each.
 
     A shard whose input is bad is given up at once, one that loses its worker after
     ``run.attempts``; the others go on until more than ``run.failures`` are given up. The report
@@ -363,7 +363,7 @@ def run_on_ray(
         Incomplete: shards were given up, or no worker could be started.
         BadInput: the cluster cannot be joined, or a worker cannot be built.
     """
-    # Ray tells of lost workers on stdout, which tools keep for their one path
+    # Ray reports lost workers on stdout, which tools keep for their one path
     with redirect_stdout(sys.stderr), ray_cluster(run):
         driver = _Driver(artifact, make_worker, run, gpu, tick)
         try:

@@ -1,6 +1,6 @@
 """Training on several workers.
 
-Whoever starts them, torchrun or Ray Train, each runs the same function on its part.
+Started by torchrun or by Ray Train, each runs the same function on its part.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def process_group(prepare: Callable[[], T]) -> Iterator[T]:
         yield prepare()
         return
     store, rank, world = next(rendezvous("env://"))
-    while rank and not store.check(["prepared"]):  # a wait inside the store would hear no signal
+    while rank and not store.check(["prepared"]):  # a wait inside the store would receive no signal
         time.sleep(_POLL_S)
     prepared = prepare()
     store.set("prepared", "")
@@ -60,13 +60,13 @@ def process_group(prepare: Callable[[], T]) -> Iterator[T]:
     )
     try:
         yield prepared
-        distributed.barrier()  # nobody leaves before the first has written the result
+        distributed.barrier()  # no process leaves before the first has written the result
     finally:
         distributed.destroy_process_group()
 
 
 def wants_ray(config: Config) -> bool:
-    """Whether ``run`` asks for several workers on Ray that nobody has started yet."""
+    """Whether ``run`` asks for several workers on Ray that have not been started yet."""
     wanted = config.run.executor == "ray" and config.run.workers > 1
     return wanted and not distributed.is_initialized() and "WORLD_SIZE" not in os.environ
 
@@ -153,9 +153,9 @@ def _from_here(
 
 def _raise_final(outcome: Path) -> None:
     """Raises what a worker raised, if it did."""
-    said = json.loads(outcome.read_text())
-    if said:
-        kind, arguments = said
+    failure = json.loads(outcome.read_text())
+    if failure:
+        kind, arguments = failure
         raise _FINAL[kind](*arguments)
 
 
@@ -168,10 +168,10 @@ def _not_shared(store: Path) -> BadInput:
 
 
 def _gave_up(error: Exception) -> Incomplete:
-    """What the first worker that failed said."""
+    """The error of the first worker that failed."""
     failures = getattr(error, "worker_failures", {}).values()
-    said = str(next(iter(failures), error)).strip().splitlines()
+    lines = str(next(iter(failures), error)).strip().splitlines()
     return Incomplete(
-        f"training was given up ({said[0] if said else error!r}); run the same command again to "
+        f"training was given up ({lines[0] if lines else error!r}); run the same command again to "
         "go on"
     )

@@ -20,17 +20,17 @@ class Stopped(BaseException):
 
     Args:
         number: of the signal.
-        said: how far the work came.
+        progress: how far the work came.
     """
 
-    def __init__(self, number: int, said: str) -> None:
+    def __init__(self, number: int, progress: str) -> None:
         self.number = number
-        self.said = said
-        super().__init__(number, said)
+        self.progress = progress
+        super().__init__(number, progress)
 
     def __str__(self) -> str:
         return (
-            f"{self.said} by {signal.Signals(self.number).name}; run the same command again to "
+            f"{self.progress} by {signal.Signals(self.number).name}; run the same command again to "
             "go on"
         )
 
@@ -41,11 +41,11 @@ def defer_signals() -> Iterator[Sequence[int]]:
 
     A second one acts as ever.
 
-    Outside of the main thread, where Python hears no signals, nothing changes.
+    Outside of the main thread, where Python receives no signals, nothing changes.
     """
-    heard: list[int] = []
+    received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield heard
+        yield received
         return
     numbers = (signal.SIGTERM, signal.SIGINT)
     before = {number: signal.getsignal(number) for number in numbers}
@@ -55,31 +55,31 @@ def defer_signals() -> Iterator[Sequence[int]]:
             signal.signal(number, handler)
 
     def note(number: int, frame: FrameType | None) -> None:
-        heard.append(number)
+        received.append(number)
         restore()
 
     for number in numbers:
         signal.signal(number, note)
     try:
-        yield heard
+        yield received
     finally:
         restore()
 
 
 @contextmanager
-def raise_on_sigterm(said: str) -> Iterator[None]:
+def raise_on_sigterm(progress: str) -> Iterator[None]:
     """While this lasts SIGTERM raises ``Stopped``.
 
     Its own answer would leave half-written folders behind.
 
-    Outside of the main thread, where Python hears no signals, nothing changes.
+    Outside of the main thread, where Python receives no signals, nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise Stopped(number, said)
+        raise Stopped(number, progress)
 
     before = signal.signal(signal.SIGTERM, stop)
     try:

@@ -69,7 +69,7 @@ def make_boxes(config: Config, index: Artifact) -> Artifact:
 
 
 class BoxTruth:
-    """True classes of the points of key sweeps, told by annotated boxes, frame by frame."""
+    """True classes of the points of key sweeps, from annotated boxes, frame by frame."""
 
     def __init__(self, config: Config, boxes: Artifact, class_of: Mapping[str, int]) -> None:
         """Opens the boxes.

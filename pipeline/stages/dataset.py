@@ -33,7 +33,7 @@ from clipsweep.projection.sweeps import choose_sweeps
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Targets:
-    """What is said of some points of a cloud.
+    """Training targets of some points of a cloud.
 
     Attributes:
         point: row of the point.
@@ -59,22 +59,22 @@ def pixel_targets(pixels: Artifact, config: Config, frame: Frame, cloud: Cloud) 
         pixel
     ]
     objectives = config.objectives
-    named: slice | np.ndarray = slice(None)
+    labelled: slice | np.ndarray = slice(None)
     if objectives.needs_labels():
-        named = np.flatnonzero(label != NONE)
-    targets = Targets(pairs.point[named].astype(np.int64), label[named].astype(np.int64))
+        labelled = np.flatnonzero(label != NONE)
+    targets = Targets(pairs.point[labelled].astype(np.int64), label[labelled].astype(np.int64))
     features = [image.feature for image in images if image.feature is not None]
     if not objectives.needs_features() or len(features) < len(images):
         return targets
     flat = np.concatenate([feature.reshape(-1, feature.shape[-1]) for feature in features])
-    return replace(targets, pixel=pixel[named], feature=flat)
+    return replace(targets, pixel=pixel[labelled], feature=flat)
 
 
 def point_targets(points: Artifact, frame: Frame, cloud: Cloud) -> Targets:
-    """A target for each point of the key sweep that the fused labels have an opinion of."""
-    said = read_points(points, frame)
+    """A target for each point of the key sweep that has a fused label."""
+    fused = read_points(points, frame)
     key = np.flatnonzero(cloud.sweep == 0)
-    label = said.label[cloud.source[key]]
+    label = fused.label[cloud.source[key]]
     rows = key[label != NONE]
     return Targets(rows, label[label != NONE].astype(np.int64))
 
@@ -129,7 +129,7 @@ class TrainingFrames(Dataset[SweepSet | BadInput]):
         return SweepSet(sweeps, targets.feature, tuple(map(str, left_out)))
 
     def _cubes(self, cloud: Cloud, targets: Targets) -> Int64[np.ndarray, " m"] | None:
-        """The cube of each target, cut before any augmentation, numbered over all sweeps."""
+        """The cube of each target, computed before any augmentation, numbered over all sweeps."""
         wanted = self.config.objectives.spatiotemporal
         if not wanted.weight:
             return None
@@ -145,7 +145,7 @@ class TrainingFrames(Dataset[SweepSet | BadInput]):
         part: slice,
         random: np.random.Generator,
     ) -> Voxels:
-        """Some rows of a cloud, moved and cut into voxels, with their targets."""
+        """Some rows of a cloud, augmented and voxelized, with their targets."""
         mine = np.flatnonzero((targets.point >= part.start) & (targets.point < part.stop))
         sample = Sample(
             frame=frame.id,
@@ -186,8 +186,8 @@ def batch_order(
 ) -> Iterator[list[tuple[int, int]]]:
     """Some batches of an endless training as (epoch, number) of frames.
 
-    Epochs, each with every frame once, follow one another in one stream that is cut into batches of
-    one size.
+    Epochs, each with every frame once, follow one another in one stream that is split into batches
+    of one size.
     """
     epoch = -1
     order = np.empty(0, np.int64)

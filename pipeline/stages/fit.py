@@ -185,7 +185,7 @@ def fit(config: Config, out: Artifact, lesson: Lesson, resume: str = "") -> Fitt
 
 
 def _write_description(config: Config, out: Artifact, lesson: Lesson) -> None:
-    """Writes ``config.json``, which tells what the weights belong to."""
+    """Writes ``config.json``, which describes the network of the weights."""
     described = student_config(
         lesson.network,
         config.model,

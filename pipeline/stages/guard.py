@@ -32,7 +32,7 @@ def _watch(event: str, arguments: tuple[object, ...]) -> None:
 def _meant(name: str) -> Iterator[str]:
     """Every file that a name may stand for.
 
-    The audit event tells of no ``dir_fd``, so a relative name that is not there from here may lie
+    The audit event has no ``dir_fd``, so a relative name that is not there from here may lie
     below any folder that is open.
     """
     yield os.path.abspath(name)
@@ -68,8 +68,8 @@ def no_labels(places: Iterable[Path]) -> Iterator[None]:
 
     It raises ``LabelLeak``, in worker processes too.
 
-    It is an audit hook of the interpreter: whichever Python code opens the file is heard, a library
-    that opens it in C or Rust by itself is not.
+    It is an audit hook of the interpreter: whichever Python code opens the file is noticed, a
+    library that opens it in C or Rust by itself is not.
     """
     names = {name(place) for place in places for name in (os.path.abspath, os.path.realpath)}
     _forbidden.update(names)

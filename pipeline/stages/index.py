@@ -81,7 +81,7 @@ class _Rows:
 
 
 def _read_rows(config: Config, root: Path) -> _Rows:
-    """Reads all rows; tells what is missing, if it can be done without."""
+    """Reads all rows; reports what is missing, if it can be done without."""
     reader = DATASETS[config.data.kind]
     skipped: list[Skip] = []
     counts = {"frames": 0, "labelled": 0, "missing_sweeps": 0}
@@ -114,7 +114,8 @@ def _read_rows(config: Config, root: Path) -> _Rows:
             f"{counts['missing_sweeps']} earlier sweeps are missing, and frames go without them"
         )
         say(f"{root}: {missing}; once they are there, run with verify=true")
-    demo = (root / _DEMO_MARK).is_file()  # whose splits have as many scenes as it was told
+    # whose splits have as many scenes as it was configured with
+    demo = (root / _DEMO_MARK).is_file()
     for role, scenes in seen.items():
         counts[f"absent_{role}"] = 0 if demo else _absent(config, role, scenes)
     return _Rows(parquet, digests, skipped, counts)
@@ -122,7 +123,7 @@ def _read_rows(config: Config, root: Path) -> _Rows:
 
 def _absent(config: Config, role: str, present: set[str]) -> int:
     """Number of scenes of the official splits in ``data.train`` or ``data.eval`` that are not
-    there; tells it.
+    there; reports it.
     """
     official = DATASETS[config.data.kind].splits()
     absent = 0
@@ -155,7 +156,7 @@ def scenes_of(index: Artifact, *roles: str) -> list[str]:
 def scene_digests(index: Artifact, *roles: str) -> dict[str, str]:
     """Digest of the rows of each scene that has one of the roles.
 
-    Of all that the index tells of its frames.
+    Of all that the index holds of its frames.
     """
     digests = index.facts("index")["scenes"]
     return {scene: digests[scene] for scene in scenes_of(index, *roles)}
@@ -167,7 +168,7 @@ def split_scenes(
     frames: int | None = None,
     inputs_of: Callable[[str], str] = lambda scene: "",
 ) -> tuple[Part, ...]:
-    """Cuts the scenes of some roles into parts of successive key frames, each with a shard of its
+    """Splits the scenes of some roles into parts of successive key frames, each with a shard of its
     own.
 
     A shard is named by its scene, by what it is made from and by its number in the scene.

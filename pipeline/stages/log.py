@@ -1,4 +1,4 @@
-"""Word of a training: a progress bar, metrics.jsonl and TensorBoard scalars."""
+"""Log of a training: a progress bar, metrics.jsonl and TensorBoard scalars."""
 
 from __future__ import annotations
 

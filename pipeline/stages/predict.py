@@ -69,9 +69,11 @@ def open_points(config: Config, index: Artifact, folder: str) -> Artifact:
     made = points.manifest()["key"].get("classes")
     names = list(load_space(config.labels).names)
     if made != names:
-        said = f"has the classes {', '.join(made or ())}"
+        problem = f"has the classes {', '.join(made or ())}"
         raise BadInput(
-            folder, said, f"labels has {', '.join(names)}: score, draw and export it with the same"
+            folder,
+            problem,
+            f"labels has {', '.join(names)}: score, draw and export it with the same",
         )
     return find_parts(points, index, scenes_of(index, "eval"))
 
@@ -136,20 +138,20 @@ def make_predictions(config: Config, index: Artifact, student: str) -> Artifact:
 
 
 def labelled_frames(
-    config: Config, index: Artifact, said: Artifact
+    config: Config, index: Artifact, predicted: Artifact
 ) -> Iterator[tuple[Frame, UInt8[np.ndarray, " n"]]]:
     """The frames of ``data.eval`` with the labels that predictions or fused points give them.
 
     Raises:
         BadInput: all frames were left out.
     """
-    lost = {skip.frame: skip.reason for skip in said.skipped()}
+    lost = {skip.frame: skip.reason for skip in predicted.skipped()}
     some = False
     for scene in scenes_of(index, "eval"):
         for frame in scene_frames(index, config, scene):
             if frame.id not in lost:
                 some = True
-                yield frame, _read_labels(said, frame)
+                yield frame, _read_labels(predicted, frame)
     if lost and not some:
         raise BadInput("data.eval", f"all frames were left out, first: {next(iter(lost.values()))}")
 

@@ -31,7 +31,9 @@ from clipsweep.projection.frames import NONE, Frame
 # --- scores ---------------------------------------------------------------------------------------
 
 
-def make_scores(config: Config, index: Artifact, said: Artifact, student: str = "") -> Artifact:
+def make_scores(
+    config: Config, index: Artifact, predicted: Artifact, student: str = ""
+) -> Artifact:
     """Scores predictions or fused points against the truth of ``data.eval``.
 
     ``scores-<id>/scores.json``.
@@ -44,7 +46,7 @@ def make_scores(config: Config, index: Artifact, said: Artifact, student: str = 
     Args:
         config: labels, store and what to do with bad frames.
         index: the frames.
-        said: predictions or fused points.
+        predicted: predictions or fused points.
         student: folder of the student that predicted; empty for fused points.
 
     Raises:
@@ -62,9 +64,9 @@ def make_scores(config: Config, index: Artifact, said: Artifact, student: str = 
             scoring.of_truth.tolist(),
             truths.digest(),
         ],
-        "labels": said.content(),
+        "labels": predicted.content(),
     }
-    inputs = [said]
+    inputs = [predicted]
     if config.labels.truth == BOXES:
         key["boxes"] = truths.boxes
         inputs.append(make_boxes(config, index))
@@ -72,12 +74,12 @@ def make_scores(config: Config, index: Artifact, said: Artifact, student: str = 
     if scores.whole and scores.done("scores", config.verify):
         return scores
     truth_of = truth_reader(config, index, truths, scoring)
-    said_class = np.full(256, NONE, np.uint8)
-    said_class[: len(space)] = np.where(scoring.of_class == NONE, OTHER, scoring.of_class)
+    table_class = np.full(256, NONE, np.uint8)
+    table_class[: len(space)] = np.where(scoring.of_class == NONE, OTHER, scoring.of_class)
     confusion = Confusion.empty(len(scoring.names))
     frames = 0
-    skipped = said.skipped()
-    for frame, label in labelled_frames(config, index, said):
+    skipped = predicted.skipped()
+    for frame, label in labelled_frames(config, index, predicted):
         try:
             truth = truth_of(frame)
         except BadInput as error:
@@ -89,7 +91,7 @@ def make_scores(config: Config, index: Artifact, said: Artifact, student: str = 
             raise BadInput(
                 frame.id, f"has {len(truth)} true labels and {len(label)} predicted ones"
             )
-        confusion += Confusion.of(truth, said_class[label], len(scoring.names))
+        confusion += Confusion.of(truth, table_class[label], len(scoring.names))
         frames += 1
     if not confusion.points and skipped:
         raise BadInput("data.eval", f"all frames were left out, first: {skipped[0].reason}")
@@ -100,7 +102,7 @@ def make_scores(config: Config, index: Artifact, said: Artifact, student: str = 
         raise BadInput(
             "data.eval", "no frame has labels to score against", "unpack its labels, or score val"
         )
-    tree = _scores(config, confusion, frames, scoring.names, said, student)
+    tree = _scores(config, confusion, frames, scoring.names, predicted, student)
     scores.commit("scores", json.dumps(tree, indent=1).encode())
     scores.finish(["scores"], config, started, skipped)
     return scores
@@ -123,16 +125,16 @@ def truth_reader(
     return from_file
 
 
-def _protocol(said: Artifact, student: str) -> str:
+def _protocol(predicted: Artifact, student: str) -> str:
     """How many human labels went into what is scored."""
-    if said.stage == "points":
+    if predicted.stage == "points":
         return "annotation-free"
     manifest = Artifact.at(student, "student").manifest()
     return str(manifest["protocol"]) if manifest["used_labels"] else "annotation-free"
 
 
 def _knowledge(labels: Artifact, student: str) -> list[str]:
-    """What people know that went into labels beside true labels, as texts for a table."""
+    """Human knowledge that went into labels beside true labels, as texts for a table."""
     made = labels if labels.stage == "points" else Artifact.at(student, "student")
     settings = made.manifest()["config"]
     fused = made.stage == "points" or settings["objectives"]["semantic"]["targets"] == "points"
@@ -144,7 +146,7 @@ def _scores(
     confusion: Confusion,
     frames: int,
     names: tuple[str, ...],
-    said: Artifact,
+    predicted: Artifact,
     student: str,
 ) -> dict[str, Any]:
     absent = config.absent_class
@@ -163,16 +165,16 @@ def _scores(
         "frames": frames,
         "confusion": confusion.counts.tolist(),
         "classes": list(names),
-        "protocol": _protocol(said, student),
-        "human_knowledge": _knowledge(said, student),
+        "protocol": _protocol(predicted, student),
+        "human_knowledge": _knowledge(predicted, student),
         "split": list(config.data.eval),
         "absent_class": absent,
-        "labels_of": said.id,
+        "labels_of": predicted.id,
         "student": student,
         "config": plain(config),
     }
     if config.labels.truth == BOXES:
         tree["in_no_box"] = dict(zip(names, confusion.background.tolist(), strict=True))
-    if said.stage == "points":
+    if predicted.stage == "points":
         tree["covered"] = numbers(confusion.covered())
     return tree

@@ -64,7 +64,7 @@ def frame(number: int) -> SweepSet:
         pair_pixel=random.integers(0, 30, pairs),
         voxel_id=random.integers(0, 20, pairs),
     )
-    cut = voxelize(
+    voxels = voxelize(
         sample,
         voxel_m=MODEL.voxel_m,
         features=MODEL.features,
@@ -73,7 +73,7 @@ def frame(number: int) -> SweepSet:
     )
     feature = random.normal(size=(30, 4))
     return SweepSet(
-        [cut], (feature / np.linalg.norm(feature, axis=1, keepdims=True)).astype(np.float16)
+        [voxels], (feature / np.linalg.norm(feature, axis=1, keepdims=True)).astype(np.float16)
     )
 
 
@@ -147,7 +147,7 @@ def one_of_two(rank: int, folder: Path) -> None:
 
 
 def said_of_nan(rank: int) -> str:
-    """What is said when one process alone has a loss that is not finite."""
+    """The message when one process alone has a loss that is not finite."""
     learner = Learner(new_student(), TrainConfig())
 
     def terms(batch: Batch, moment: Moment) -> dict[str, torch.Tensor]:

@@ -401,11 +401,13 @@ def test_a_student_is_found_on_the_hub(tmp_path: Path, monkeypatch: pytest.Monke
 def test_classes_are_the_nearest_text(tmp_path: Path) -> None:
     student = make_student(MODEL, 3).eval()
     batch = next(batches(1))
-    said = student(batch, heads=("semantic",)).semantic
-    assert said is not None
-    torch.testing.assert_close(said.norm(dim=1), torch.ones(len(said)))
+    embedding = student(batch, heads=("semantic",)).semantic
+    assert embedding is not None
+    torch.testing.assert_close(embedding.norm(dim=1), torch.ones(len(embedding)))
     text = F.normalize(torch.randn(5, 3, generator=torch.Generator().manual_seed(0)), dim=1)
-    assert torch.equal(student.classify(batch, text), (said @ text.T).argmax(1).to(torch.uint8))
+    assert torch.equal(
+        student.classify(batch, text), (embedding @ text.T).argmax(1).to(torch.uint8)
+    )
 
 
 @pytest.mark.parametrize(
@@ -450,21 +452,21 @@ def test_damage_is_named(tmp_path: Path, damage: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ("rubbish", "training state"),
         ("optimizer", "state of AdamW"),
         ("network", "do not fit the network"),
     ],
 )
-def test_a_wrong_training_state_is_refused(tmp_path: Path, wrong: str, said: str) -> None:
+def test_a_wrong_training_state_is_refused(tmp_path: Path, wrong: str, message: str) -> None:
     path = tmp_path / "state.safetensors"
     optimizer = "sgd" if wrong == "optimizer" else "adamw"
     path.write_bytes(
         b"rubbish" if wrong == "rubbish" else learner_bytes(Learner(student(), TrainConfig()))
     )
     network = make_student(MODEL, 4) if wrong == "network" else student()
-    with pytest.raises(BadInput, match=said):
+    with pytest.raises(BadInput, match=message):
         load_learner(Learner(network, TrainConfig(optimizer=optimizer)), path)
 
 

@@ -8,12 +8,12 @@ import pytest
 from clipsweep.distill.metrics import OTHER, Confusion
 
 TRUTH = np.array([0, 0, 0, 1, 1, 2, 255, 255], np.uint8)
-SAID = np.array([0, 0, 1, 1, 255, OTHER, 0, 255], np.uint8)
+PREDICTED = np.array([0, 0, 1, 1, 255, OTHER, 0, 255], np.uint8)
 
 
-def counted(truth: np.ndarray, said: np.ndarray, classes: int) -> list[float]:
+def counted(truth: np.ndarray, predicted: np.ndarray, classes: int) -> list[float]:
     """IoU by sets, point by point."""
-    points = [(t, s) for t, s in zip(truth.tolist(), said.tolist(), strict=True) if t != 255]
+    points = [(t, s) for t, s in zip(truth.tolist(), predicted.tolist(), strict=True) if t != 255]
     result = []
     for c in range(classes):
         both = sum(t == c and s == c for t, s in points)
@@ -25,12 +25,14 @@ def counted(truth: np.ndarray, said: np.ndarray, classes: int) -> list[float]:
 def test_iou_equals_counting() -> None:
     random = np.random.default_rng(0)
     truth = random.choice([0, 1, 2, 3, 255], 1000).astype(np.uint8)
-    said = random.choice([0, 1, 2, 3, OTHER, 255], 1000).astype(np.uint8)
-    np.testing.assert_allclose(Confusion.of(truth, said, 4).iou(), counted(truth, said, 4))
+    predicted = random.choice([0, 1, 2, 3, OTHER, 255], 1000).astype(np.uint8)
+    np.testing.assert_allclose(
+        Confusion.of(truth, predicted, 4).iou(), counted(truth, predicted, 4)
+    )
 
 
 def test_ignored_truth_is_left_out_and_none_is_wrong() -> None:
-    scores = Confusion.of(TRUTH, SAID, 3)
+    scores = Confusion.of(TRUTH, PREDICTED, 3)
     assert scores.points == 6
     assert scores.accuracy == pytest.approx(3 / 6)
     assert scores.covered().points == 5
@@ -38,7 +40,7 @@ def test_ignored_truth_is_left_out_and_none_is_wrong() -> None:
 
 
 def test_absent_class_policies() -> None:
-    scores = Confusion.of(TRUTH, SAID, 4)
+    scores = Confusion.of(TRUTH, PREDICTED, 4)
     assert np.isnan(scores.iou()[3])
     assert scores.iou("one")[3] == 1
     assert scores.miou("one") == pytest.approx((3 * scores.miou() + 1) / 4)
@@ -47,8 +49,8 @@ def test_absent_class_policies() -> None:
 
 
 def test_sums_over_frames() -> None:
-    whole = Confusion.of(TRUTH, SAID, 3)
-    parts = Confusion.of(TRUTH[:4], SAID[:4], 3) + Confusion.of(TRUTH[4:], SAID[4:], 3)
+    whole = Confusion.of(TRUTH, PREDICTED, 3)
+    parts = Confusion.of(TRUTH[:4], PREDICTED[:4], 3) + Confusion.of(TRUTH[4:], PREDICTED[4:], 3)
     assert (whole.counts == parts.counts).all()
     assert whole.counts.dtype == np.int64
 
@@ -63,13 +65,13 @@ def test_what_does_not_fit_is_refused() -> None:
 def test_truth_of_no_class_counts_against_what_is_predicted_and_nowhere_else() -> None:
     random = np.random.default_rng(1)
     truth = random.choice([0, 1, 2, OTHER, 255], 1000).astype(np.uint8)
-    said = random.choice([0, 1, 2, OTHER, 255], 1000).astype(np.uint8)
-    scores = Confusion.of(truth, said, 3)
-    np.testing.assert_allclose(scores.iou(), counted(truth, said, 3))
-    background = np.bincount(said[(truth == OTHER) & (said < OTHER)], minlength=3)
+    predicted = random.choice([0, 1, 2, OTHER, 255], 1000).astype(np.uint8)
+    scores = Confusion.of(truth, predicted, 3)
+    np.testing.assert_allclose(scores.iou(), counted(truth, predicted, 3))
+    background = np.bincount(predicted[(truth == OTHER) & (predicted < OTHER)], minlength=3)
     np.testing.assert_array_equal(scores.background, background)
     assert scores.points == (truth < OTHER).sum()
-    assert scores.accuracy == ((truth == said) & (truth < OTHER)).sum() / scores.points
+    assert scores.accuracy == ((truth == predicted) & (truth < OTHER)).sum() / scores.points
     assert ((scores + scores).covered().background == 2 * scores.background).all()
     with pytest.raises(ValueError, match="beyond the last"):
         Confusion.of(np.full(1, OTHER, np.uint8), np.full(1, 3, np.uint8), 3)

@@ -1,6 +1,6 @@
 """The terms of pre-training put together.
 
-Which heads learn from what, and when the student's own word counts.
+Which heads learn from what, and when the student's own labels count.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def batch() -> Batch:
             voxel_id=random.integers(0, 30, 100),
         )
 
-    def cut(sample: Sample):
+    def voxels_of(sample: Sample):
         return voxelize(
             sample,
             voxel_m=MODEL.voxel_m,
@@ -61,7 +61,7 @@ def batch() -> Batch:
     feature = (feature / np.linalg.norm(feature, axis=2, keepdims=True)).astype(np.float16)
     return collate_groups(
         [
-            SweepSet([cut(sweep(name)), cut(sweep(name))], pixel)
+            SweepSet([voxels_of(sweep(name)), voxels_of(sweep(name))], pixel)
             for name, pixel in zip("ab", feature, strict=True)
         ]
     )
@@ -154,11 +154,11 @@ def test_a_student_agrees_more_with_itself_than_with_its_teacher(
 def test_unpaired_points_that_are_sure_add_a_term_of_their_own(
     student: Student, batch: Batch
 ) -> None:
-    said = student.eval()(batch, points=None, heads=("semantic",)).semantic
-    unpaired = torch.tensor(sorted({*range(len(said))} - {*batch.pair_point.tolist()}))
-    confidence, own = (16.0 * said[unpaired] @ TEXT.T).softmax(1).max(1)
+    embedding = student.eval()(batch, points=None, heads=("semantic",)).semantic
+    unpaired = torch.tensor(sorted({*range(len(embedding))} - {*batch.pair_point.tolist()}))
+    confidence, own = (16.0 * embedding[unpaired] @ TEXT.T).softmax(1).max(1)
     sure = confidence >= confidence.median()
-    expected = semantic(said[unpaired][sure], own[sure], TEXT, SemanticConfig())
+    expected = semantic(embedding[unpaired][sure], own[sure], TEXT, SemanticConfig())
 
     def value(unpaired: bool) -> float:
         config = SelfTrainingConfig(
@@ -186,9 +186,9 @@ def test_the_reference_recipe_gives_the_published_values(student: Student, batch
     batch = replace(batch, voxel_id=cube)
     found = pretraining(student, text, objectives)(batch, EARLY)
 
-    said = student(batch, points=batch.pair_point, heads=("semantic", "local"), unit=False)
-    points = said.semantic.tolist()
-    local = said.local.tolist()
+    embedding = student(batch, points=batch.pair_point, heads=("semantic", "local"), unit=False)
+    points = embedding.semantic.tolist()
+    local = embedding.local.tolist()
     words = text.tolist()
     labels = batch.pair_label.tolist()
     entropy = 0.0

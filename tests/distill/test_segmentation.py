@@ -25,8 +25,8 @@ def literal(probability: list, label: list) -> float:
         order = sorted(range(len(label)), key=lambda i: -error[i])
 
         def jaccard(wrong: set, truth: set = truth) -> float:
-            said = (truth - wrong) | (wrong - truth)
-            return 1 - len(truth & said) / len(truth | said)
+            predicted = (truth - wrong) | (wrong - truth)
+            return 1 - len(truth & predicted) / len(truth | predicted)
 
         for k, i in enumerate(order):
             total += error[i] * (jaccard(set(order[: k + 1])) - jaccard(set(order[:k])))
@@ -43,8 +43,8 @@ def test_equals_the_definition() -> None:
 
 def test_hard_predictions_give_the_jaccard_loss() -> None:
     label = torch.tensor([0, 0, 1, 1])
-    said = torch.tensor([0, 1, 1, 1])
-    loss = lovasz_softmax(torch.eye(2, dtype=torch.float64)[said], label)
+    predicted = torch.tensor([0, 1, 1, 1])
+    loss = lovasz_softmax(torch.eye(2, dtype=torch.float64)[predicted], label)
     assert loss.item() == pytest.approx(((1 - 1 / 2) + (1 - 2 / 3)) / 2)
 
 

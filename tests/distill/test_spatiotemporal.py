@@ -66,8 +66,8 @@ def loop(case: dict, config: SpatioTemporalConfig) -> float:
     for own in members(case):
         alone = len(own) == 1 and not paper
         a = [math.exp(inner(pixel[i], text[i]) / temperature) for i in own]
-        said = local if paper else semantic
-        b = [0.0 if alone else math.exp(inner(said[i], text[i]) / temperature) for i in own]
+        query = local if paper else semantic
+        b = [0.0 if alone else math.exp(inner(query[i], text[i]) / temperature) for i in own]
         z = sum(a) + sum(b)
         fused = weighted(
             [

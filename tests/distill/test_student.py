@@ -384,4 +384,4 @@ def test_moments_of_all_processes(tmp_path: Path) -> None:
 
 def test_batch_keeps_what_it_does_not_move() -> None:
     batch = make_batch(10)
-    assert replace(batch, cut=3).to("cpu").cut == 3
+    assert replace(batch, truncated=3).to("cpu").truncated == 3

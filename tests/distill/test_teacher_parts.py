@@ -214,7 +214,7 @@ def test_feature_teacher_says_what_is_wrong(tmp_path: Path, vit: Path) -> None:
         VitFeatures(model="test_vit", weights=str(vit), size_hw=(96, 150))
     with pytest.raises(BadInput, match="is no ViT"):
         VitFeatures(model="test_resnet", weights=str(vit))
-    with pytest.raises(BadInput, match="timm knows no such model"):
+    with pytest.raises(BadInput, match="timm has no such model"):
         VitFeatures(model="vit_of_nobody", weights=str(vit))
     with pytest.raises(BadInput, match="does not fit"):
         VitFeatures(model="test_vit2", weights=str(vit)).text  # noqa: B018 - builds the network

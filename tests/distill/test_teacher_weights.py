@@ -174,7 +174,7 @@ def test_hub_models_come_from_the_cache_without_network(
 def test_unknown_names_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "_reachable", lambda url: False)
     for model, tag, says in (
-        ("ViT-B-61", "openai", "open_clip knows no 'ViT-B-61'; alike: ViT-B-16"),
+        ("ViT-B-61", "openai", "open_clip has no 'ViT-B-61'; alike: ViT-B-16"),
         ("ViT-B-16", "open_ai", "'open_ai' is neither a file nor a tag of ViT-B-16; tags: openai"),
         ("hf-hub:a/b/c", "", "is no repository name"),
         ("local-dir:/nowhere", "", "cannot be read"),

@@ -38,7 +38,7 @@ def sample(count: int, seed: int = 0, pairs: int = 20, spread: float = 3.0) -> S
     )
 
 
-def cut(one: Sample, **changes: Any) -> Voxels:
+def voxels_of(one: Sample, **changes: Any) -> Voxels:
     plain: dict[str, Any] = {
         "voxel_m": VOXEL_M, "features": ALL, "reduce": "mean", "sensor_height_m": HEIGHT_M,
         **changes,
@@ -63,7 +63,7 @@ def point_features(one: Sample) -> np.ndarray:
 @settings(max_examples=40, deadline=None)
 def test_voxels_are_those_of_numpy(count: int, reduce: str, seed: int) -> None:
     one = sample(count, seed)
-    voxels = cut(one, reduce=reduce)
+    voxels = voxels_of(one, reduce=reduce)
     cells = np.floor(one.xyz.astype(np.float64) / VOXEL_M).astype(np.int64)
     expected, inverse = np.unique(cells, axis=0, return_inverse=True)
     np.testing.assert_array_equal(voxels.coords, expected)
@@ -73,7 +73,7 @@ def test_voxels_are_those_of_numpy(count: int, reduce: str, seed: int) -> None:
         np.testing.assert_allclose(
             voxels.feats[v], REDUCED[reduce](rows[voxels.inverse == v]), atol=1e-5, rtol=1e-5
         )
-    assert voxels.cut == 0
+    assert voxels.voxels_of == 0
 
 
 @pytest.mark.parametrize("mode", [0, 1, 2])
@@ -94,15 +94,17 @@ def test_kernel_and_its_python_agree(mode: int) -> None:
 def test_features_are_chosen_in_order() -> None:
     one = sample(30)
     assert channels(ALL) == 7
-    both = cut(one, features=("range", "intensity"))
-    np.testing.assert_array_equal(both.feats[:, 0], cut(one, features=("range",)).feats[:, 0])
-    np.testing.assert_array_equal(both.feats[:, 1], cut(one, features=("intensity",)).feats[:, 0])
+    both = voxels_of(one, features=("range", "intensity"))
+    np.testing.assert_array_equal(both.feats[:, 0], voxels_of(one, features=("range",)).feats[:, 0])
+    np.testing.assert_array_equal(
+        both.feats[:, 1], voxels_of(one, features=("intensity",)).feats[:, 0]
+    )
 
 
 @pytest.mark.parametrize("features", [(), ("colour",)])
 def test_unknown_features_are_refused(features: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="choose from intensity, height"):
-        cut(sample(5), features=features)
+        voxels_of(sample(5), features=features)
 
 
 # --- trilinear ------------------------------------------------------------------------------------
@@ -127,7 +129,7 @@ def test_trilinear_weights(count: int, python: bool, monkeypatch: pytest.MonkeyP
     if python:
         monkeypatch.setattr(kernels, "corners", kernels.corners.py_func)
     one = sample(count, spread=1.0)
-    voxels = cut(one, trilinear=True)
+    voxels = voxels_of(one, trilinear=True)
     assert voxels.corners is not None
     found = np.zeros((count, len(voxels.coords)))
     for k in range(8):
@@ -142,10 +144,10 @@ def test_trilinear_weights(count: int, python: bool, monkeypatch: pytest.MonkeyP
 @settings(max_examples=40, deadline=None)
 def test_limit_of_voxels(count: int, limit: int, drawn: bool, seed: int) -> None:
     one = sample(count, seed)
-    whole = cut(one)
-    part = cut(one, max_voxels=limit, generator=np.random.default_rng(0) if drawn else None)
+    whole = voxels_of(one)
+    part = voxels_of(one, max_voxels=limit, generator=np.random.default_rng(0) if drawn else None)
     assert len(part.coords) == min(limit, len(whole.coords))
-    assert part.cut == len(whole.coords) - len(part.coords)
+    assert part.voxels_of == len(whole.coords) - len(part.coords)
     left = {tuple(cell) for cell in part.coords.tolist()}
     stays = np.array([tuple(whole.coords[v].tolist()) in left for v in whole.inverse])
     assert len(part.inverse) == stays.sum()
@@ -157,8 +159,8 @@ def test_limit_of_voxels(count: int, limit: int, drawn: bool, seed: int) -> None
 
 def test_without_generator_the_nearest_stay() -> None:
     one = sample(400)
-    part = cut(one, max_voxels=50)
-    distance = (cut(one).coords.astype(float) ** 2).sum(1)
+    part = voxels_of(one, max_voxels=50)
+    distance = (voxels_of(one).coords.astype(float) ** 2).sum(1)
     assert (part.coords.astype(float) ** 2).sum(1).max() <= np.sort(distance)[49]
 
 
@@ -166,7 +168,7 @@ def test_without_generator_the_nearest_stay() -> None:
 
 
 def batch_of(*counts: int, **changes: Any) -> tuple[Batch, list[Voxels]]:
-    frames = [cut(sample(count, seed), **changes) for seed, count in enumerate(counts)]
+    frames = [voxels_of(sample(count, seed), **changes) for seed, count in enumerate(counts)]
     return collate(frames), frames
 
 
@@ -174,7 +176,7 @@ def batch_of(*counts: int, **changes: Any) -> tuple[Batch, list[Voxels]]:
 def test_frames_are_numbered_through(counts: tuple[int, ...]) -> None:
     batch, frames = batch_of(*counts, trilinear=True, max_voxels=40)
     assert batch.frames == tuple(f"frame {i}" for i in range(len(counts)))
-    assert batch.cut == sum(frame.cut for frame in frames)
+    assert batch.voxels_of == sum(frame.voxels_of for frame in frames)
     voxel = 0
     point = 0
     pair = 0
@@ -200,7 +202,7 @@ def test_frames_are_numbered_through(counts: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("count", [0, 129])
 def test_number_of_frames(count: int) -> None:
     with pytest.raises(ValueError, match="1 to 128"):
-        collate([cut(sample(1))] * count)
+        collate([voxels_of(sample(1))] * count)
 
 
 def test_to_keeps_all_but_the_place() -> None:

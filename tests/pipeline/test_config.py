@@ -1,4 +1,4 @@
-"""Configuration: merging, includes, and what is said of wrong keys and values."""
+"""Configuration: merging, includes, and messages about wrong keys and values."""
 
 from __future__ import annotations
 

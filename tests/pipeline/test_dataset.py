@@ -182,5 +182,5 @@ def test_a_training_that_fails_leaves_no_loader_behind(
     monkeypatch.setattr(training, "train", fail)
     with pytest.raises(RuntimeError, match="in the middle") as held:
         make_pretrained(load_config([*settings(small_world, tmp_path / "store"), "run.loaders=1"]))
-    assert held.traceback  # whoever holds the error holds its frames
+    assert held.traceback  # a reference to the error keeps its frames alive
     assert not active_children()

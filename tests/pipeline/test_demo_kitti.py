@@ -110,9 +110,9 @@ def test_points_lie_in_the_things_that_they_are_of(frames: list[Frame], world: W
             box = boxes[number - 1]
             local = (xyz[mine] - box[:3, 3]) @ box[:3, :3]
             assert (np.abs(local) < np.array(thing.size_m) / 2 + 0.4).all()
-            said = set(ids[mine].tolist())
-            assert len(said) == 1
-            assert (said <= {252, 253, 254, 255, 257, 258, 259}) == (thing.speed_mps > 0)
+            predicted = set(ids[mine].tolist())
+            assert len(predicted) == 1
+            assert (predicted <= {252, 253, 254, 255, 257, 258, 259}) == (thing.speed_mps > 0)
     assert {252, 254} & set(
         np.unique([*raw(frames[0]) & 0xFFFF, *raw(frames[2]) & 0xFFFF]).tolist()
     )
@@ -220,10 +220,10 @@ def test_from_the_world_to_a_submission(tmp_path: Path, tool: Run) -> None:
     # all around
     assert scores["points"] == (space.class_of_raw[np.concatenate(truths)] != 255).sum()
     for i in range(3):
-        said = np.fromfile(out / f"sequences/08/predictions/{i:06d}.label", "<u4")
+        predicted = np.fromfile(out / f"sequences/08/predictions/{i:06d}.label", "<u4")
         truth = np.fromfile(tmp_path / f"data/sequences/08/labels/{i:06d}.label", "<u4")
-        assert len(said) == len(truth)
-        assert set(said.tolist()) <= set(space.export.tolist())
+        assert len(predicted) == len(truth)
+        assert set(predicted.tolist()) <= set(space.export.tolist())
     with zipfile.ZipFile(out / "submission.zip") as archive:
         assert "sequences/08/predictions/" in archive.namelist()
         assert archive.testzip() is None
@@ -258,13 +258,13 @@ def test_a_student_of_one_rig_is_scored_on_the_other(
     }
     called |= dict.fromkeys(("bus", "construction vehicle", "trailer"), "other vehicle")
     columns = [*scores["classes"], "traffic cone"]
-    # of true road and vegetation, by what is said of it; of "none" there is none
+    # of true road and vegetation, by its prediction; of "none" there is none
     counts = np.zeros((2, 14), np.int64)
     for i in range(3):
         ids = np.fromfile(root / f"sequences/08/labels/{i:06d}.label", "<u4") & 0xFFFF
         for row, id in enumerate((40, 70)):
-            for said in predictions[f"08/{i:06d}"][ids == id]:
-                counts[row, columns.index(called.get(names[said], names[said]))] += 1
+            for predicted in predictions[f"08/{i:06d}"][ids == id]:
+                counts[row, columns.index(called.get(names[predicted], names[predicted]))] += 1
     np.testing.assert_array_equal(
         np.array(scores["confusion"])[[columns.index("road"), 10]], counts
     )

@@ -51,10 +51,10 @@ def test_nobody_is_in_another_thing(worlds: list[World], time_s: float) -> None:
 def test_a_quarter_is_beside_walls_and_others_stand_in_groups_and_below_trees(
     worlds: list[World],
 ) -> None:
-    everybody = walled = grouped = below = 0
+    total = walled = grouped = below = 0
     for world in worlds:
         people = people_of(world)
-        everybody += len(people)
+        total += len(people)
         still = [person for person in people if person.speed_mps == 0]
         for person in people:
             gaps = [_gap_m(person, thing) for thing in world.things if not thing.tracked]
@@ -63,10 +63,10 @@ def test_a_quarter_is_beside_walls_and_others_stand_in_groups_and_below_trees(
             apart = [np.hypot(*(place_m(person) - place_m(other))[:2]) for other in still]
             grouped += sum(distance < 0.65 for distance in apart) >= 3  # with the person
             below += any(_is_below(person, thing) for thing in world.things)
-    assert 0.15 < walled / everybody < 0.35
-    assert 0.08 < grouped / everybody < 0.35
-    assert 0.02 < below / everybody < 0.2
-    assert 22 < everybody / SCENES < 38  # as many as ever
+    assert 0.15 < walled / total < 0.35
+    assert 0.08 < grouped / total < 0.35
+    assert 0.02 < below / total < 0.2
+    assert 22 < total / SCENES < 38  # as many as ever
 
 
 def _gap_m(person: Thing, thing: Thing) -> float:

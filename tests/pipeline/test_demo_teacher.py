@@ -72,11 +72,11 @@ def test_crops_show_what_they_are_about(album: Album) -> None:
 
 def test_captions_name_only_what_is_shown(album: Album) -> None:
     crops = draw_crops(album, np.random.default_rng(1), 32, 96)
-    words, said = teach.Speaker(0).captions(crops)
-    assert (said <= crops.shown).all()
-    assert said[np.arange(32), crops.target].all()
-    assert set(said.sum(1)) <= {1, 2, 3}
-    for caption, kinds in zip(words, said, strict=True):
+    words, named = teach.Speaker(0).captions(crops)
+    assert (named <= crops.shown).all()
+    assert named[np.arange(32), crops.target].all()
+    assert set(named.sum(1)) <= {1, 2, 3}
+    for caption, kinds in zip(words, named, strict=True):
         parts = caption.split(" and a ")
         allowed = {
             word for kind in np.flatnonzero(kinds) for word in (NAMES[kind], *SYNONYMS[kind])

@@ -38,9 +38,9 @@ def official_scores(pairs: list[tuple[Path, Path]]) -> tuple[np.ndarray, list[fl
     truth 0 is dropped. Answers the matrix, IoU of classes 1..19, their mean, and the accuracy.
     """
     matrix = np.zeros((20, 20), np.int64)
-    for truth, said in pairs:
+    for truth, predicted in pairs:
         for t, s in zip(
-            *(np.fromfile(path, np.uint32) % 65536 for path in (truth, said)), strict=True
+            *(np.fromfile(path, np.uint32) % 65536 for path in (truth, predicted)), strict=True
         ):
             matrix[LEARNING_MAP[int(s)], LEARNING_MAP[int(t)]] += 1
     kept = matrix.copy()
@@ -61,19 +61,19 @@ def test_scores_equal_the_official_formulas(
     rng = np.random.default_rng(classes)
     ids = [i for i, c in LEARNING_MAP.items() if c <= classes]
     truth_files = []
-    said = []
+    predicted = []
     for i in range(3):
         raw = rng.choice(ids, 4000) | (rng.integers(0, 1 << 16, 4000) << 16)
         truth_files.append(tmp_path / f"{i:06d}.label")
         raw.astype("<u4").tofile(truth_files[-1])
-        said.append(rng.integers(0, classes, 4000).astype(np.uint8))
+        predicted.append(rng.integers(0, classes, 4000).astype(np.uint8))
     frames = [frame(f"08/{i:06d}") for i in range(3)]
-    submission(KITTI, tmp_path / "out", "val", space, zip(frames, said, strict=True))
+    submission(KITTI, tmp_path / "out", "val", space, zip(frames, predicted, strict=True))
     written = [tmp_path / f"out/sequences/08/predictions/{i:06d}.label" for i in range(3)]
 
     truth = [space.from_raw(labels(path.read_bytes()), path) for path in truth_files]
     check_scores(
-        Confusion.of(np.concatenate(truth), np.concatenate(said), 19),
+        Confusion.of(np.concatenate(truth), np.concatenate(predicted), 19),
         list(zip(truth_files, written, strict=True)),
     )
 
@@ -85,14 +85,14 @@ def test_scores_of_real_labels_equal_the_official_formulas(
     path = samples / "semantickitti/sequences/00/labels/000000.label"
     truth = space.from_raw(labels(path.read_bytes()), path)
     rng = np.random.default_rng(0)
-    said = np.where(
+    predicted = np.where(
         (rng.random(len(truth)) < 2 / 3) & (truth < 19), truth, rng.integers(0, 19, len(truth))
     )
     submission(
-        KITTI, tmp_path / "out", "train", space, [(frame("00/000000"), said.astype(np.uint8))]
+        KITTI, tmp_path / "out", "train", space, [(frame("00/000000"), predicted.astype(np.uint8))]
     )
     written = tmp_path / "out/sequences/00/predictions/000000.label"
-    check_scores(Confusion.of(truth, said.astype(np.uint8), 19), [(path, written)])
+    check_scores(Confusion.of(truth, predicted.astype(np.uint8), 19), [(path, written)])
 
 
 def check_scores(ours: Confusion, files: list[tuple[Path, Path]]) -> None:
@@ -105,9 +105,9 @@ def check_scores(ours: Confusion, files: list[tuple[Path, Path]]) -> None:
 
 
 def test_a_kitti_submission_and_its_zip(space: LabelSpace, tmp_path: Path) -> None:
-    said = [(frame(f"{s}/{i:06d}"), np.full(5, s, np.uint8)) for s in (11, 12) for i in (0, 4)]
+    predicted = [(frame(f"{s}/{i:06d}"), np.full(5, s, np.uint8)) for s in (11, 12) for i in (0, 4)]
     for out in ("a", "b"):
-        submission(KITTI, tmp_path / out, "test", space, said)
+        submission(KITTI, tmp_path / out, "test", space, predicted)
     assert (
         np.fromfile(tmp_path / "a/sequences/11/predictions/000004.label", "<u4").tolist()
         == [49] * 5
@@ -148,9 +148,13 @@ def test_kitti_pseudo_labels_are_no_entry(space: LabelSpace, tmp_path: Path) -> 
 def test_what_is_no_submission_is_refused_and_leaves_nothing(
     tmp_path: Path, format: str, name: str, id: str, label: int, message: str
 ) -> None:
-    said = [(frame(id), np.full(3, label, np.uint8))]
+    predicted = [(frame(id), np.full(3, label, np.uint8))]
     with pytest.raises(BadInput, match=message):
         submission(
-            FORMATS[format], tmp_path / "out", "val", load_space(LabelsConfig(space=name)), said
+            FORMATS[format],
+            tmp_path / "out",
+            "val",
+            load_space(LabelsConfig(space=name)),
+            predicted,
         )
     assert not list(tmp_path.iterdir())

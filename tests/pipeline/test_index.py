@@ -117,7 +117,7 @@ def world_index(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_scenes_that_a_split_lacks_are_counted_and_told(
     given: list[str], world: Path, tool: Run
 ) -> None:
-    assert tool("index", *given).err == ""  # a demo world has as many as it was told
+    assert tool("index", *given).err == ""  # a demo world has as many as it was configured with
     (world / "demo.json").unlink()
     index = tool("index", *given, "on_bad=skip")
     assert index.err.splitlines() == [

@@ -85,8 +85,8 @@ def test_counts_are_those_of_plain_loops(made: tuple[Config, Artifact, Artifact,
                     frames[before[cell], label] += 1
                 if scene in scenes_of(index, "eval") and true[cloud.source[point]] != NONE:
                     truth[true[cloud.source[point]], label] += 1
-            for said in seen.values():
-                for one, two in pairwise(said):
+            for labels in seen.values():
+                for one, two in pairwise(labels):
                     cameras[one, two] += 1
                     cameras[two, one] += 1
             before = {

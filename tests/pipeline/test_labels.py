@@ -196,9 +196,10 @@ def test_two_label_spaces_meet_in_names(kitti: str) -> None:
     truth = load_truth(config)
     scoring = load_scoring(config, space, truth)
 
-    def meets(said: str, true: str) -> bool:
+    def meets(predicted: str, true: str) -> bool:
         return bool(
-            scoring.of_class[space.names.index(said)] == scoring.of_truth[truth.names.index(true)]
+            scoring.of_class[space.names.index(predicted)]
+            == scoring.of_truth[truth.names.index(true)]
         )
 
     assert meets("driveable surface", "road")

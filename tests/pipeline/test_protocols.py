@@ -157,11 +157,13 @@ def test_finetuning_says_what_it_used(small_world: Path, tmp_path: Path, tool: R
 
 
 def test_the_classifier_starts_from_the_names(small_world: Path, tmp_path: Path, tool: Run) -> None:
-    """Before the first step a student says of every point what it said before it was fine-tuned."""
+    """Before the first step a student predicts of every point what it predicted before
+    fine-tuning.
+    """
     given = settings(small_world, tmp_path / "store")
     pretrained = tool("pretrain", *given).path
 
-    def said(student: Path) -> list[np.ndarray]:
+    def predictions(student: Path) -> list[np.ndarray]:
         tool("evaluate", *given, f"student={student}")
         (predictions,) = (
             path for path in (tmp_path / "store").glob("predictions-*") if path.name not in before
@@ -170,9 +172,9 @@ def test_the_classifier_starts_from_the_names(small_world: Path, tmp_path: Path,
         return list(load_file(next(predictions.glob("*.safetensors"))).values())
 
     before: set[str] = set()
-    alone = said(pretrained)
+    alone = predictions(pretrained)
     start = ("train.epochs=0", "protocol=frame@50%", f"student={pretrained}")
-    named = said(tool("finetune", *given, *start).path)
-    random = said(tool("finetune", *given, *start, "finetune.start=random").path)
+    named = predictions(tool("finetune", *given, *start).path)
+    random = predictions(tool("finetune", *given, *start, "finetune.start=random").path)
     assert all(np.array_equal(one, other) for one, other in zip(alone, named, strict=True))
     assert not all(np.array_equal(one, other) for one, other in zip(alone, random, strict=True))

@@ -1,4 +1,4 @@
-"""The same commands on Ray give the same artifacts, byte for byte, and the same word of bad
+"""The same commands on Ray give the same artifacts, byte for byte, and the same message for bad
 input.
 """
 

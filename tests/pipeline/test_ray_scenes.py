@@ -134,10 +134,15 @@ def test_killed_workers_and_a_lost_node_change_nothing(
     assert len(set(victims)) == 4
     alive = [psutil.Process(victim) for victim in victims if psutil.pid_exists(victim)]
     assert not psutil.wait_procs(alive, timeout=60)[1]
-    said = report(tmp_path)
-    assert (said["expected"], said["done"], said["given_up"], said["left"]) == (20, 20, {}, 0)
-    assert set(said["retried"]) == {*KILLED, LOST}
-    assert all(len(reasons) == 1 for reasons in said["retried"].values())
+    summary = report(tmp_path)
+    assert (summary["expected"], summary["done"], summary["given_up"], summary["left"]) == (
+        20,
+        20,
+        {},
+        0,
+    )
+    assert set(summary["retried"]) == {*KILLED, LOST}
+    assert all(len(reasons) == 1 for reasons in summary["retried"].values())
     calls = {scene: busy.calls(scene) for scene in scenes}
     assert [calls[scene][0] for scene in (*KILLED, LOST)] == victims
     assert {scene for scene in scenes if len(calls[scene]) == 2} == {*KILLED, LOST}
@@ -162,22 +167,27 @@ def test_what_always_fails_is_given_up_and_the_rest_done(
     ):
         on_ray(tmp_path, replace(worker, faults=faults), attempts=2)
     artifact = Artifact.of(str(tmp_path), "s", {})
-    said = report(tmp_path)
+    summary = report(tmp_path)
     assert not artifact.whole
     assert [scene for scene in SCENES if artifact.done(scene, verify=True)] == [
         SCENES[i] for i in (0, 1, 4, 5)
     ]
-    assert (said["expected"], said["kept"], said["done"], said["left"]) == (6, 0, 4, 0)
-    assert set(said["retried"]) == {"scene-0", "scene-1"}
-    assert "MemoryError" in said["retried"]["scene-0"][0]
-    assert set(said["given_up"]) == {"scene-2", "scene-3"}
-    assert [len(said["given_up"][scene]) for scene in ("scene-2", "scene-3")] == [2, 1]
-    assert "x.jpg: is no JPEG" in said["given_up"]["scene-3"][0]
+    assert (summary["expected"], summary["kept"], summary["done"], summary["left"]) == (6, 0, 4, 0)
+    assert set(summary["retried"]) == {"scene-0", "scene-1"}
+    assert "MemoryError" in summary["retried"]["scene-0"][0]
+    assert set(summary["given_up"]) == {"scene-2", "scene-3"}
+    assert [len(summary["given_up"][scene]) for scene in ("scene-2", "scene-3")] == [2, 1]
+    assert "x.jpg: is no JPEG" in summary["given_up"]["scene-3"][0]
     assert [len(worker.calls(scene)) for scene in SCENES] == [2, 2, 2, 1, 1, 1]
     on_ray(tmp_path, worker)
     assert [len(worker.calls(scene)) for scene in SCENES] == [2, 2, 3, 2, 1, 1]
-    said = report(tmp_path)
-    assert (said["expected"], said["kept"], said["done"], said["given_up"]) == (6, 4, 2, {})
+    summary = report(tmp_path)
+    assert (summary["expected"], summary["kept"], summary["done"], summary["given_up"]) == (
+        6,
+        4,
+        2,
+        {},
+    )
     assert artifact.manifest()["digest"] == clean_digest(tmp_path)
 
 
@@ -187,8 +197,8 @@ def test_a_run_in_which_too_much_fails_is_stopped(
     wrong = replace(worker, faults=dict.fromkeys(SCENES, ("bad input",)))
     with pytest.raises(Incomplete, match=r"run\.failures=1 .*x\.jpg: is no JPEG"):
         on_ray(tmp_path, wrong, workers=1, failures=1)
-    said = report(tmp_path)
-    assert (len(said["given_up"]), said["left"]) == (2, 4)
+    summary = report(tmp_path)
+    assert (len(summary["given_up"]), summary["left"]) == (2, 4)
 
 
 def test_a_hung_scene_is_overtaken_and_one_that_always_hangs_given_up(
@@ -224,8 +234,8 @@ def test_a_full_disk_stops_the_run_and_corrupts_nothing(
     artifact = Artifact.of(str(tmp_path), "s", {})
     assert [scene for scene in SCENES if artifact.done(scene, verify=True)] == SCENES[:3]
     assert not list(artifact.path.rglob("*.tmp"))
-    said = report(tmp_path)
-    assert (said["done"], said["left"]) == (3, 3)
+    summary = report(tmp_path)
+    assert (summary["done"], summary["left"]) == (3, 3)
     on_ray(tmp_path, worker)
     assert [len(worker.calls(scene)) for scene in SCENES] == [1, 1, 1, 2, 1, 1]
     assert artifact.manifest()["digest"] == clean_digest(tmp_path)

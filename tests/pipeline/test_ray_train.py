@@ -90,9 +90,9 @@ def test_a_lost_worker_of_ray_train_changes_nothing(
     ]
     assert len(workers) == 2
     workers[-1].kill()
-    said, _ = driver.communicate(timeout=300)
+    output, _ = driver.communicate(timeout=300)
     assert driver.returncode == 0
-    student = Path(said.strip())
+    student = Path(output.strip())
     assert len(losses(student)) == STEPS
     assert len(list((student / "tensorboard").iterdir())) == 2  # it was started twice
     assert (student / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
@@ -103,7 +103,7 @@ def test_bad_input_is_not_tried_again(tmp_path: Path) -> None:
     pytest.importorskip("ray.train", exc_type=ImportError)
     notes = tmp_path / "notes"
     notes.mkdir()
-    with pytest.raises(BadInput, match=r"x\.bin: is cut short; copy it again"):
+    with pytest.raises(BadInput, match=r"x\.bin: is truncated; copy it again"):
         train_on_ray(
             partial(bad_training, notes),
             load_config([f"store={tmp_path / 'store'}", "run.workers=1"]),

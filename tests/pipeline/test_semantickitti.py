@@ -220,7 +220,7 @@ def no_image(folder: Path) -> str:
 def cut_image(folder: Path) -> str:
     path = folder / "image_2/000012.png"
     path.write_bytes(path.read_bytes()[:-12])
-    return r"000012.png: is cut short"
+    return r"000012.png: is truncated"
 
 
 def folder_for_image(folder: Path) -> str:

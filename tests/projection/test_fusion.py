@@ -71,9 +71,9 @@ def run(
 
 
 def test_every_row_of_the_file_is_covered_and_the_own_box_has_no_opinion(drive):
-    said = run(drive)
-    assert list(said) == ["frame-0", "frame-1", "frame-2"]
-    for labels in said.values():
+    fused = run(drive)
+    assert list(fused) == ["frame-0", "frame-1", "frame-2"]
+    for labels in fused.values():
         assert len(labels.label) == len(labels.score) == len(labels.agreement) == 12_001
         assert (labels.label[-1], labels.score[-1], labels.agreement[-1]) == (255, 0, 0)
         assert np.median(labels.score[labels.label < 255]) == pytest.approx(0.8, abs=1e-3)
@@ -87,8 +87,8 @@ def test_the_ground_is_road_and_what_stands_on_it_is_not(drive):
     x, y = read_sweep(drive[1].sweeps[0], 5)[:6000, :2].T
     ahead = (x > 5) & (np.abs(y) < x - 1) & (x < 13)
     assert (road[ahead] == ROAD).mean() > 0.95
-    assert (road[x < -2] == 255).all()  # nobody saw what lies behind
-    # nothing is said of the lowest 1.8 of 6 m: its votes could not be true
+    assert (road[x < -2] == 255).all()  # not seen by any camera
+    # no label for the lowest 1.8 of 6 m: its votes could not be true
     assert (wall == WALL).mean() > 0.65
 
 
@@ -128,7 +128,8 @@ def test_no_pixel_has_a_label(drive):
 
 
 def test_older_sweeps_can_vote_too(drive):
-    """Left of the image, in a cell that it cuts, points of the key sweep hear those that only
+    """Left of the image, in a cell that it crosses, points of the key sweep get votes of those that
+    only
     the older sweep has.
     """
     unseen = np.random.default_rng(1).uniform([4.8, 5.5, 0.2], [5.3, 6.3, 1.4], (20, 3))
@@ -154,11 +155,11 @@ def test_blocks_hear_their_neighbours(drive, monkeypatch):
     read = lambda f: horizon(f) if f.cameras else []  # noqa: E731
     whole = run(blind, read)
     monkeypatch.setattr("clipsweep.projection.fusion._BLOCK", 1)
-    cut = run(blind, read)
-    assert list(cut) == list(whole)
-    assert (cut["frame-1"].label < 255).mean() > 0.35
+    limited = run(blind, read)
+    assert list(limited) == list(whole)
+    assert (limited["frame-1"].label < 255).mean() > 0.35
     for name in whole:
-        np.testing.assert_array_equal(cut[name].label, whole[name].label)
+        np.testing.assert_array_equal(limited[name].label, whole[name].label)
 
 
 def test_key_frames_far_apart_share_no_map(drive, tmp_path):
@@ -282,7 +283,7 @@ def test_frames_that_do_not_fit_are_labelled_one_by_one(tmp_path):
         np.testing.assert_array_equal(together[each.id].label, alone.label)
 
 
-# --- small things beside large ones ------------------------------------------------------------
+# --- small objects beside large ones ------------------------------------------------------------
 
 
 def person_at_a_wall(folder, frames=3):
@@ -317,7 +318,7 @@ def person_at_a_wall(folder, frames=3):
 
 def test_a_person_beside_a_wall_stays_a_person_wherever_the_grid_lies(tmp_path):
     """With cells of 1.6 m the wall's votes won, by the luck of the grid's origin."""
-    # the class of things up to 2.5 m
+    # the class of objects up to 2.5 m
     person = CAR
     wall = WALL
 

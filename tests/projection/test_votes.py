@@ -159,8 +159,8 @@ def test_order_does_not_matter(seed, m):
     votes = random_votes(random, m)
     asked = random_places(random, 30)
     order = random.permutation(m)
-    cut = random.integers(0, m + 1)
-    shuffled = [pick(votes, order[:cut]), pick(votes, order[cut:])]
+    middle = random.integers(0, m + 1)
+    shuffled = [pick(votes, order[:middle]), pick(votes, order[middle:])]
     assert_same(fuse([votes], asked), fuse(shuffled, asked))
 
 
@@ -234,16 +234,16 @@ def test_a_point_is_labelled_as_if_it_were_alone():
     """One without a cluster, whose winner has no votes in coarse cells, after one with a
     cluster.
     """
-    thing = places([[20, 0.2, 0.2]], cluster=7)
+    clustered = places([[20, 0.2, 0.2]], cluster=7)
     loose = places([[0.22, 0.2, 0.2]])
-    votes = [vote(thing, CAR, score=0.9), vote(places([[0.79, 0.2, 0.2]]), CAR, score=0.3)]
+    votes = [vote(clustered, CAR, score=0.9), vote(places([[0.79, 0.2, 0.2]]), CAR, score=0.3)]
     grid = VoteGrid(votes, CLASSES, 0.4, 0.5, CLUSTER_M, FINE, CLUSTER)
     for frame in range(2):
         grid.add(frame)
     both = Places(
-        np.concatenate([thing.xyz, loose.xyz]),
-        np.concatenate([thing.kind, loose.kind]),
-        np.concatenate([thing.cluster, loose.cluster]),
+        np.concatenate([clustered.xyz, loose.xyz]),
+        np.concatenate([clustered.kind, loose.kind]),
+        np.concatenate([clustered.cluster, loose.cluster]),
         places(np.zeros((2, 3))).heights,
     )
     together, alone = (grid.labels(asked, FREE, min_support=0) for asked in (both, loose))

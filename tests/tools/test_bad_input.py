@@ -1,4 +1,4 @@
-"""Bad input: one clear line and status 1, or, with on_bad=skip, a frame less and word of it."""
+"""Bad input: one clear line and status 1, or, with on_bad=skip, a frame less and a record of it."""
 
 from __future__ import annotations
 

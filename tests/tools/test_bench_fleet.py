@@ -41,5 +41,5 @@ def test_labelling_and_skipping_open_the_same_files_for_each_scene(
         assert len(list(pixels.path.glob("fleet-*.safetensors"))) == scenes
         opened.append(sum(str(tmp_path) in name for name in _opened))
     assert opened[2] - opened[1] == 2 * (opened[1] - opened[0])
-    # the marker alone; the interpreter tells of it twice
+    # the marker alone; the interpreter reports it twice
     assert not done or opened[1] - opened[0] <= 2

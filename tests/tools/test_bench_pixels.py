@@ -1,6 +1,6 @@
 """The table of teacher settings.
 
-Exact pixels, the sky as nobody's class, and lines that differ as they say.
+Exact pixels, the sky as no class, and rows that differ by their setting.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ def test_lines_are_scored_on_every_pixel(tmp_path: Path, monkeypatch: pytest.Mon
     index = make_index(config)
     (frame,) = scene_frames(index, config, "scene-0103")
     truth = true_pixels(config.demo, "scene-0103")
-    said = []
+    predicted = []
     true = []
     for camera, image in zip(
         frame.cameras, read_pixels(make_pixels(config, index), frame), strict=True
     ):
         label = np.array(CLASS_OF_RAW)[truth[camera.name, camera.time_us]]
         for v, u in np.ndindex(label.shape):
-            said.append(
+            predicted.append(
                 image.label[v * image.label.shape[0] // 270, u * image.label.shape[1] // 480]
             )
             true.append(label[v, u])
-    guess = np.array(said)
+    guess = np.array(predicted)
     right = np.array(true)
     for index_of, (name, iou) in enumerate(configured.iou.items()):
         one = guess == index_of

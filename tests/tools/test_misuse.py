@@ -92,18 +92,18 @@ def test_a_changed_student_is_not_taken_up(
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "message"),
     [
         ("finetune.linear_probe=true", "leaves random weights"),
         ("labels.names=car,truck", "no labels to learn from"),
     ],
 )
 def test_fine_tuning_on_nothing_is_refused(
-    given: list[str], tool: Run, setting: str, said: str
+    given: list[str], tool: Run, setting: str, message: str
 ) -> None:
     refused = tool("finetune", *given, "student=none", "protocol=scene@100%", setting)
     assert refused.status == 1
-    assert said in refused.err
+    assert message in refused.err
 
 
 def test_steps_that_were_left_out_are_told(
@@ -168,7 +168,7 @@ def test_labels_once_learnt_are_not_hidden_behind_a_smaller_protocol(
 
 
 @pytest.mark.parametrize(
-    ("wanted", "said"),
+    ("wanted", "message"),
     [
         (("teacher.kind=maskclip", "objectives.regression.weight=1"), "keep_features"),
         (("teacher.kind=features", "teacher.features.model=test_vit"), "names no class"),
@@ -176,11 +176,11 @@ def test_labels_once_learnt_are_not_hidden_behind_a_smaller_protocol(
     ],
 )
 def test_objectives_that_the_teacher_cannot_serve_are_refused(
-    given: list[str], tool: Run, wanted: tuple[str, ...], said: str
+    given: list[str], tool: Run, wanted: tuple[str, ...], message: str
 ) -> None:
     refused = tool("pretrain", *given, *wanted)
     assert refused.status == 1
-    assert said in refused.err
+    assert message in refused.err
 
 
 def test_no_frame_makes_no_submission(given: list[str], tool: Run, tmp_path: Path) -> None:

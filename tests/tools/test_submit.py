@@ -83,7 +83,7 @@ def head() -> Iterator[Head]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody listens on; Ray's usual ones may belong to another instance."""
+    """Loopback ports without a listener; Ray's usual ones may belong to another instance."""
     with ExitStack() as stack:
         found = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in found:

@@ -186,10 +186,10 @@ def test_a_signal_ends_a_training_with_a_checkpoint(
         assert time.monotonic() < deadline
         assert child.poll() is None
         time.sleep(0.01)
-    os.killpg(child.pid, number)  # as a terminal and a batch system do: the loader hears it too
-    _, said = child.communicate(timeout=60)
+    os.killpg(child.pid, number)  # as a terminal and a batch system do: the loader receives it too
+    _, output = child.communicate(timeout=60)
     assert child.returncode == 128 + number
-    assert f"by {number.name}; run the same command again to go on" in said
+    assert f"by {number.name}; run the same command again to go on" in output
     halted = next((tmp_path / "halted").glob("student-*"))
     assert (halted / "state.safetensors").exists()
     assert not (halted / "manifest.json").exists()
@@ -214,9 +214,9 @@ def test_a_signal_leaves_no_half_a_world_behind(tmp_path: Path) -> None:
         assert child.poll() is None
         time.sleep(0.01)
     child.terminate()
-    _, said = child.communicate(timeout=60)
+    _, output = child.communicate(timeout=60)
     assert child.returncode == 128 + signal.SIGTERM
-    assert "stopped by SIGTERM" in said
+    assert "stopped by SIGTERM" in output
     assert not list(tmp_path.iterdir())
 
 

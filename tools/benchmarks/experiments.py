@@ -109,19 +109,17 @@ def _lifting(config: Config, index: Artifact, pixels: Artifact, points: Artifact
             one = lifted(config, pixels, frame)
             fused = read_points(points, frame).label
             common = np.where((one != NONE) & (fused != NONE), truth, np.uint8(NONE))
-            for name, true, said in (
+            for name, true, predicted in (
                 ("one", truth, one),
                 ("fused", truth, fused),
                 ("one, common", common, one),
                 ("fused, common", common, fused),
             ):
-                counts[name] += Confusion.of(true, said, len(space))
+                counts[name] += Confusion.of(true, predicted, len(space))
     share = f"{100 * counts['one, common'].points / counts['one'].points:.1f} % of the points"
     yield _counted("one pixel a point, common points", counts["one, common"], space.names, share)
     yield _counted("fused labels, common points", counts["fused, common"], space.names, share)
-    yield _counted(
-        "one pixel a point, all points", counts["one"], space.names, "no opinion is wrong"
-    )
+    yield _counted("one pixel a point, all points", counts["one"], space.names, "no label is wrong")
 
 
 def _truth(frame: Frame, space: LabelSpace, config: Config) -> UInt8[np.ndarray, " n"]:
@@ -180,7 +178,7 @@ FUSION: tuple[tuple[str, dict[str, Any]], ...] = (
 
 
 def fusion(arguments: Sequence[str]) -> Iterator[Line]:
-    """What each step of the fusion gives, on the points of ``data.eval`` that get an opinion."""
+    """What each step of the fusion gives, on the points of ``data.eval`` that get a label."""
     config = load_config(arguments)
     index = make_index(config)
     pixels = make_pixels(config, index)
@@ -204,10 +202,10 @@ def _fused(
 ) -> Iterator[tuple[Frame, UInt8[np.ndarray, " n"]]]:
     space = load_space(config.labels)
     data = config.data
-    cut = data.columns, data.ego_box_m, data.bad_share
+    reading = data.columns, data.ego_box_m, data.bad_share
     chosen = dataclasses.replace(config.fusion, **settings)
     read = partial(read_pixels, pixels)
-    for frame, labels in label_scene(frames, read, chosen, len(space), *cut, space.limits):
+    for frame, labels in label_scene(frames, read, chosen, len(space), *reading, space.limits):
         yield frame, labels.label
 
 
@@ -217,7 +215,7 @@ PLAIN_CELL_M = 0.4
 def plain_votes(
     config: Config, pixels: Artifact, frames: list[Frame]
 ) -> Iterator[tuple[Frame, UInt8[np.ndarray, " n"]]]:
-    """What everybody else does: majority of all key frames' pixels in cells of 0.4 m, no more."""
+    """The usual baseline: majority of all key frames' pixels in cells of 0.4 m, no more."""
     classes = len(load_space(config.labels))
     read = []
     grid_from_global = frames[0].sweeps[0].global_from_lidar.inverse()
@@ -372,8 +370,10 @@ def _scored(config: Config, student: Artifact) -> dict[str, Any]:
     return _score(config, index, make_predictions(config, index, folder), folder)
 
 
-def _score(config: Config, index: Artifact, said: Artifact, student: str = "") -> dict[str, Any]:
-    tree = json.loads(make_scores(config, index, said, student).shard("scores").read_text())
+def _score(
+    config: Config, index: Artifact, predicted: Artifact, student: str = ""
+) -> dict[str, Any]:
+    tree = json.loads(make_scores(config, index, predicted, student).shard("scores").read_text())
     assert isinstance(tree, dict)
     return tree
 

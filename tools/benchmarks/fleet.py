@@ -226,7 +226,7 @@ def _plan(folder: Path, scenes: int) -> dict[str, float]:
     run_stage(pixels, ["_text", *pixels.shards()], _Small, config)
     skip_s = time.perf_counter() - start
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    # getrusage would tell the parent's, if that is larger
+    # getrusage would report the parent's, if that is larger
     peak_mb = int(status["VmHWM"].split()[0]) / 1e3
     return {"plan_s": plan_s, "skip_ms": skip_s / scenes * 1e3, "peak_mb": peak_mb}
 

@@ -128,9 +128,9 @@ def _dense(
     """
     (height, width) = raw.shape
     (h, w) = image.label.shape
-    said = image.label[np.arange(height) * h // height][:, np.arange(width) * w // width]
+    predicted = image.label[np.arange(height) * h // height][:, np.arange(width) * w // width]
     truth = np.where(raw == SKY, np.uint8(len(space)), space.class_of_raw[raw])
-    return Confusion.of(truth.ravel(), said.ravel(), len(space) + 1)
+    return Confusion.of(truth.ravel(), predicted.ravel(), len(space) + 1)
 
 
 def _lifted(
