@@ -44,7 +44,7 @@ def report_bad_steps(student: Artifact) -> None:
 
 
 def main(
-    about: str,
+    about: str | None,
     keys: Sequence[str],
     run: Callable[..., Made],
     own: type | None = None,
@@ -122,8 +122,8 @@ def _is_one_of(names: Sequence[str], argument: str) -> bool:
     return bool(equals) and key in names
 
 
-def _help(about: str, keys: Sequence[str], own: type | None) -> str:
-    lines = [about.strip()]
+def _help(about: str | None, keys: Sequence[str], own: type | None) -> str:
+    lines = [(about or "").strip()]
     if own is not None:
         lines += ["", "Arguments and defaults, as key=value:", *_table(list(describe(own)))]
     rows = [row for row in describe() if {row.name, row.name.split(".")[0]} & set(keys)]

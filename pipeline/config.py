@@ -187,8 +187,9 @@ class Config:
         chosen: dict[str, Any] = {}
         for key in keys:
             value: Any = reduce(getattr, key.split("."), self)
-            group = dataclasses.is_dataclass(value) and not isinstance(value, type)
-            chosen[key] = dataclasses.asdict(value) if group else value
+            if dataclasses.is_dataclass(value) and not isinstance(value, type):
+                value = dataclasses.asdict(value)
+            chosen[key] = value
         return chosen
 
 

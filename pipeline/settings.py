@@ -99,7 +99,7 @@ def validated(
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
     if first["type"] == "value_error":  # from a class that looks at several fields
-        raise BadInput("configuration", str(first["ctx"]["error"]))
+        raise BadInput("configuration", str(first.get("ctx", {})["error"]))
     path = [part for part in first["loc"] if isinstance(part, str)]
     value: Any = tree
     annotation: Any = kind

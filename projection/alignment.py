@@ -120,7 +120,7 @@ class _Match:
 
 def _fit_plane(
     xy: Float64[np.ndarray, "m 2"], dz: Float64[np.ndarray, " m"]
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Float64[np.ndarray, "3"], Float64[np.ndarray, "3 3"]]:
     """The plane through height differences, and its information, robust to cells that changed.
 
     Iteratively reweighted least squares with Geman-McClure weights.
@@ -128,6 +128,7 @@ def _fit_plane(
     design = np.column_stack([np.ones(len(xy)), xy])
     prior = np.diag([1 / _PRIOR_M**2, 1 / _PRIOR_RAD**2, 1 / _PRIOR_RAD**2]) * _NOISE_M**2
     plane = np.array([np.median(dz), 0.0, 0.0])
+    normal = prior
     for _ in range(_ROUNDS):
         error = dz - design @ plane
         scale = max(2 * _NOISE_M, 1.5 * float(np.median(np.abs(error))))

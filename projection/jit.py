@@ -66,7 +66,7 @@ def jit(function: Callable[..., Any], **options: Any) -> Any:
     file = getattr(compiled._cache, "_cache_file", None)
     if type(file) is IndexDataCacheFile:
         file.__class__ = _SharedCacheFile
-        file._source_stamp = (
+        file._source_stamp = (  # pyright: ignore[reportAttributeAccessIssue]
             file._source_stamp,
             _sources(Path(function.__code__.co_filename).parent),
         )

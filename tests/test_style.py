@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
+_COLUMNS = 100
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("projection", "distill", "pipeline", "tools", "tests", ".src")
 
@@ -26,7 +28,8 @@ def packed(tree: ast.AST) -> list[int]:
     for node in ast.walk(tree):
         if not isinstance(node, ast.Assign) or len(node.targets) != 1:
             continue
-        target, value = node.targets[0], node.value
+        target = node.targets[0]
+        value = node.value
         if not isinstance(target, ast.Tuple | ast.List) or not isinstance(
             value, ast.Tuple | ast.List
         ):
@@ -66,4 +69,36 @@ def test_unrelated_values_are_assigned_one_a_line(folder: str) -> None:
         for path in files
         if (lines := packed(ast.parse(path.read_text(encoding="utf-8"))))
     }
+    assert not found
+
+
+def test_no_line_is_longer_than_a_hundred_columns() -> None:
+    patterns = ("*.py", "*.yaml", "*.toml", "*.cfg", "*.sh")
+    folders = [ROOT / name for name in (*FOLDERS, "configs", "docker")]
+    files = [path for pattern in patterns for folder in folders for path in folder.rglob(pattern)]
+    files += [path for pattern in patterns for path in ROOT.glob(pattern)]
+    found = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in sorted(files)
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if len(line) > _COLUMNS
+    ]
+    assert not found
+
+
+_PRIVATE = re.compile(r"\b(said|heard|hears|opinions?|word of|says of)\b", re.IGNORECASE)
+
+
+def test_private_vocabulary_is_gone() -> None:
+    """The field has words for these: labels, predictions, messages, signals, no label."""
+    folders = [ROOT / name for name in (*FOLDERS, "configs", "docker")]
+    patterns = ("*.py", "*.yaml", "*.md")
+    files = [path for pattern in patterns for folder in folders for path in folder.rglob(pattern)]
+    files += list(ROOT.glob("*.md"))
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in sorted(set(files) - {Path(__file__)})
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if _PRIVATE.search(line)
+    ]
     assert not found

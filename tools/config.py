@@ -50,6 +50,6 @@ def _text(setting: Setting, tool: str) -> str:
 
 if __name__ == "__main__":
     if {"-h", "--help"} & set(sys.argv[1:]):
-        sys.stdout.write(__doc__)
+        sys.stdout.write(__doc__ or "")
     else:
         sys.exit(run(sys.argv[1:]))

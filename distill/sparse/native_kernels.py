@@ -152,12 +152,16 @@ def _signature(vectors: int, operands: tuple[Any, ...]) -> tuple[Any, Callable[.
 
 
 @intrinsic
-def _multiply_wide(_, a, at_a, first, step_a, mat, at_b, step_b, depth, c, at_c, column, rows):  # type: ignore[no-untyped-def]
+def _multiply_wide(  # type: ignore[no-untyped-def]
+    _, a, at_a, first, step_a, mat, at_b, step_b, depth, c, at_c, column, rows
+):
     return _signature(2, (a, at_a, first, step_a, mat, at_b, step_b, depth, c, at_c, column, rows))
 
 
 @intrinsic
-def _multiply_narrow(_, a, at_a, first, step_a, mat, at_b, step_b, depth, c, at_c, column, rows):  # type: ignore[no-untyped-def]
+def _multiply_narrow(  # type: ignore[no-untyped-def]
+    _, a, at_a, first, step_a, mat, at_b, step_b, depth, c, at_c, column, rows
+):
     return _signature(1, (a, at_a, first, step_a, mat, at_b, step_b, depth, c, at_c, column, rows))
 
 
@@ -262,7 +266,8 @@ def _pack_row_as(values, row, packed, place):  # type: ignore[no-untyped-def]
 
 def _half(value: Any) -> Any:
     """The bits of a bfloat16, from those bits or from a float32."""
-    return value if isinstance(value, np.int16) else round_bits(value.view(np.int32))
+    is_bits = isinstance(value, np.int16)  # pyright: ignore[reportArgumentType] # Numba's
+    return value if is_bits else round_bits(value.view(np.int32))
 
 
 @overload(_half)

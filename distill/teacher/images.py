@@ -86,8 +86,10 @@ def decode(camera: Camera, size_hw: tuple[int, int]) -> UInt8[np.ndarray, "h w 3
                 raise BadInput(path, seen, "correct the tables or restore the file")
             if image.mode not in ("RGB", "L"):
                 raise BadInput(path, f"has mode {image.mode}", "images are 8-bit RGB or grey")
-            image.draft("RGB", size_hw[::-1])
-            return np.asarray(image.convert("RGB").resize(size_hw[::-1], Image.Resampling.BICUBIC))
+            height, width = size_hw
+            image.draft("RGB", (width, height))
+            small = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+            return np.asarray(small)
     except BadInput:
         raise
     except DECODE_ERRORS as error:

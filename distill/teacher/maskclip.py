@@ -196,7 +196,7 @@ class MaskClip:
         threads: int = 0,
         cache: Path | None = None,
     ) -> None:
-        self._reading = choose_reading(model, clip_config(model)["model_cfg"], reading)
+        self._reading: Reading = choose_reading(model, clip_config(model)["model_cfg"], reading)
         self._source = find_clip(model, weights)
         self._proxy_source = find_vit(proxy, proxy_weights) if self._reading == "proxy" else None
         stride = stride_of(self._source.config)
@@ -251,7 +251,7 @@ class MaskClip:
         """All names, the negatives last, with their embeddings.
 
         Raises:
-            BadInput: no word of a name is in the model's vocabulary; single unknown words give a
+            BadInput: the model's vocabulary has none of a name's words; single unknown words give a
                 warning.
         """
         key = _digest([self._source.digest(), self._names, self._templates])

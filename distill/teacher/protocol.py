@@ -39,10 +39,12 @@ class ReadsImages(Protocol):
     @property
     def size_hw(self) -> tuple[int, int]:
         """Size that images are stretched to [px]; (0, 0) is the network's usual one."""
+        ...
 
     @property
     def batch(self) -> int:
         """Images per forward pass."""
+        ...
 
 
 @runtime_checkable
@@ -52,12 +54,14 @@ class Teacher(Protocol):
     @property
     def text(self) -> Float32[np.ndarray, "c d"]:
         """Unit embedding of each class in the space of the features."""
+        ...
 
     def digest(self) -> str:
         """sha256 of what decides the labels beside the images.
 
         Part of the name of what is made with it.
         """
+        ...
 
     def __call__(self, cameras: Sequence[Camera]) -> list[PixelLabels]:
         """Labels of images, in order.
@@ -65,9 +69,11 @@ class Teacher(Protocol):
         Raises:
             BadInput: an image, or its label image, cannot be used.
         """
+        ...
 
     def stream(self, cameras: Iterable[Camera]) -> Iterator[PixelLabels | BadInput]:
         """Labels of any number of images, in order.
 
         An image that cannot be used leaves its error in its place.
         """
+        ...

@@ -174,8 +174,9 @@ class Encoder:
         last = model.ln_final(
             hidden[torch.arange(len(tokens), device=tokens.device), tokens.argmax(-1)]
         )
-        projection = model.text_projection
-        return projection(last) if callable(projection) else last @ projection
+        projection: Any = model.text_projection
+        projected: Any = projection(last) if callable(projection) else last @ projection
+        return projected
 
 
 @torch.inference_mode()

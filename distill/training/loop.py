@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Annotated, Literal
@@ -445,7 +444,7 @@ def _coin(seed: int, step: int) -> float:
     return random.Random(f"{seed} {step}").random()  # noqa: S311 - no secret
 
 
-def _autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
+def _autocast(device: torch.device, precision: str) -> torch.autocast:
     kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
     return torch.autocast(
         device.type, kinds.get(precision, torch.bfloat16), enabled=precision in kinds

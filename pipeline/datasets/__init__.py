@@ -102,7 +102,7 @@ class Reader(Generic[Own]):
 
 
 DATASETS: dict[str, Reader[Any]] = {
-    "nuscenes": Reader(
+    "nuscenes": Reader[nuscenes.NuscenesConfig](
         config=nuscenes.NuscenesConfig,
         tables=nuscenes.tables,
         index=nuscenes.index,
@@ -112,7 +112,7 @@ DATASETS: dict[str, Reader[Any]] = {
         label_files=("*/sample_annotation.json",),
         boxes=nuscenes.boxes,
     ),
-    "semantickitti": Reader(
+    "semantickitti": Reader[semantickitti.SemanticKittiConfig](
         config=semantickitti.SemanticKittiConfig,
         tables=semantickitti.tables,
         index=semantickitti.index,

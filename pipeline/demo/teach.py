@@ -122,7 +122,7 @@ def _tell(line: str) -> None:
 
 def train(config: TeachConfig, album: Album) -> nn.Module:
     """A CLIP model trained on an album's crops."""
-    model = open_clip.CLIP(**MODEL).to(memory_format=torch.channels_last)
+    model: Any = open_clip.CLIP(**MODEL).to(memory_format=torch.channels_last)
     with torch.no_grad():
         # words count for more than places from the start: it learns sooner
         model.token_embedding.weight.mul_(5.0)

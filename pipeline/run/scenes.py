@@ -39,6 +39,7 @@ class Worker(Protocol):
 
     def __call__(self, name: str) -> Shard:
         """What becomes the shard of that name."""
+        ...
 
 
 class Incomplete(RuntimeError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import pytest
 from pydantic import Field
@@ -156,7 +156,8 @@ class Mine:
 
 def test_one_entry_makes_a_data_set_or_a_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(DATASETS, "mine", replace(DATASETS["nuscenes"], config=Mine))
-    monkeypatch.setitem(TEACHERS, "mine", TeacherKind(Mine, lambda own, inputs: None))  # type: ignore
+    kind: Any = TeacherKind(Mine, lambda own, inputs: None)  # type: ignore[arg-type,return-value]
+    monkeypatch.setitem(TEACHERS, "mine", kind)
     given = ["data.kind=mine", "data.mine.drives=5", "teacher.kind=mine"]
     config = load_config(given)
     assert (config.data.own, config.teacher.own) == (Mine(5), Mine(3))

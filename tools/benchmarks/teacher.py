@@ -99,7 +99,7 @@ def _camera(path: Path, seed: int) -> Camera:
     """A photograph-like JPEG: smooth shapes and some noise, about the size of a real one."""
     random = np.random.default_rng(seed)
     smooth = Image.fromarray(random.integers(0, 256, (45, 80, 3), dtype=np.uint8)).resize(
-        _IMAGE_HW[::-1]
+        (_IMAGE_HW[1], _IMAGE_HW[0])
     )
     noisy = np.asarray(smooth).astype(np.int16) + random.integers(
         -8, 9, (*_IMAGE_HW, 3), dtype=np.int16
