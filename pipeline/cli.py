@@ -5,11 +5,13 @@ Arguments, help, one path on stdout, one line for bad input, the exit status.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,24 @@ def report_bad_steps(student: Artifact) -> None:
         say(f"{student.path}: {bad} step(s) were left out because loss or gradient was not finite")
 
 
+@contextmanager
+def _messages(level: int) -> Iterator[None]:
+    """While this lasts, messages of the stages from a level on appear on stderr."""
+    handler = logging.StreamHandler(sys.stderr)
+    logger = logging.getLogger("clipsweep")
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
+_OPTIONS = {"--quiet": logging.WARNING, "--verbose": logging.DEBUG, "--traceback": logging.INFO}
+
+
 def main(
     about: str | None,
     keys: Sequence[str],
@@ -65,15 +85,12 @@ def main(
     if {"-h", "--help"} & set(given):
         sys.stdout.write(_help(about, keys, own))
         return 0
-    show_trace = "--traceback" in given
-    unknown = [
-        argument for argument in given if argument.startswith("-") and argument != "--traceback"
-    ]
+    unknown = [each for each in given if each.startswith("-") and each not in _OPTIONS]
     if unknown:
         say(f"unknown option {unknown[0]}; settings are key=value, see --help")
         return 2
     try:
-        with raise_on_sigterm("stopped"):
+        with raise_on_sigterm("stopped"), _messages(_level(given)):
             settings = [argument for argument in given if not argument.startswith("-")]
             names = argument_names(own)
             config = load_config(without(names, settings), names)
@@ -81,10 +98,12 @@ def main(
             if own is not None:
                 pairs = [argument for argument in settings if _is_one_of(names, argument)]
                 inputs.append(load_arguments(own, pairs))
+            if "--quiet" in given:
+                config = replace(config, run=replace(config.run, progress=False))
             check_ready(config)
             made = run(config, *inputs)
     except (BadInput, Incomplete, NotFinite, OSError) as error:
-        if show_trace:
+        if "--traceback" in given:
             traceback.print_exc()
         say(f"error: {error}")
         return 1
@@ -107,6 +126,15 @@ def main(
     return 0
 
 
+def _level(given: Sequence[str]) -> int:
+    """Level of the messages that a command line asks for."""
+    return next((_OPTIONS[each] for each in given if each in _OPTIONS), logging.INFO)
+
+
+_OPTIONS_HELP = """Options: --quiet shows warnings and errors alone, --verbose also what is there
+already, --traceback where an error comes from."""
+
+
 def argument_names(own: type | None) -> list[str]:
     """Names of a tool's own arguments."""
     return [] if own is None else [setting.name for setting in describe(own)]
@@ -123,7 +151,7 @@ def _is_one_of(names: Sequence[str], argument: str) -> bool:
 
 
 def _help(about: str | None, keys: Sequence[str], own: type | None) -> str:
-    lines = [(about or "").strip()]
+    lines = [(about or "").strip(), "", _OPTIONS_HELP]
     if own is not None:
         lines += ["", "Arguments and defaults, as key=value:", *_table(list(describe(own)))]
     rows = [row for row in describe() if {row.name, row.name.split(".")[0]} & set(keys)]

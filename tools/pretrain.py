@@ -63,8 +63,7 @@ def run(config: Config, arguments: Arguments) -> Made:
 
 def _show(student: Path) -> None:
     """Scores and draws in processes of their own: training must never have truth in reach."""
-    given = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
-    settings = without(argument_names(Arguments), given)
+    settings = without(argument_names(Arguments), sys.argv[1:])
     say(f"{student} is trained; its scores and a picture of the first frame that they are of:")
     for tool in ("evaluate", "view"):
         script = str(Path(__file__).with_name(f"{tool}.py"))

@@ -40,9 +40,8 @@ def _help() -> str:
     lines = [
         "usage: clipsweep TOOL RECIPE ... [key=value ...]; clipsweep TOOL --help",
         "",
-        "A recipe is a YAML file, or the name of one that comes with the package: demo, "
-"data/nuscenes,",
-        "pretrain/quick, ... Recipes are merged left to right, then key=value.",
+        "A recipe is a YAML file, or the name of one that comes with the package: demo,",
+        "data/nuscenes, pretrain/quick, ... Recipes are merged left to right, then key=value.",
     ]
     for group, tools in TOOLS.items():
         lines += ["", f"{group}:"]

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from dataclasses import asdict
 from pathlib import Path
 
 from clipsweep.pipeline.artifacts.store import write_whole
-from clipsweep.pipeline.cli import say
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.demo.kitti import write_kitti_demo
 from clipsweep.pipeline.demo.write import write_demo
 from clipsweep.projection.errors import BadInput
+
+_log = logging.getLogger(__name__)
 
 _WRITERS = {"nuscenes": write_demo, "semantickitti": write_kitti_demo}
 _MARK = "demo.json"
@@ -41,7 +43,7 @@ def make_demo(config: Config, root: Path) -> None:
             "holds something else than this demo world",
             "delete it, or give another data.root",
         )
-    say(f"writing the demo world to {root}")
+    _log.info(f"writing the demo world to {root}")
     try:
         _WRITERS[config.data.kind](config.demo, root)
     except ValueError as error:

@@ -5,6 +5,7 @@ Coverage, balance, confidence, agreement, truth where there is.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,7 +23,6 @@ from clipsweep.pipeline.artifacts.read import (
     skip_or_raise,
 )
 from clipsweep.pipeline.artifacts.store import Artifact
-from clipsweep.pipeline.cli import say
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.datasets import DATASETS
 from clipsweep.pipeline.labels import BOXES, LabelSpace, load_space, load_truth
@@ -36,6 +36,8 @@ from clipsweep.projection.fusion import visible_pairs
 from clipsweep.projection.grid import cell_keys
 from clipsweep.projection.pose import Pose
 from clipsweep.projection.votes import vote_in_cells
+
+_log = logging.getLogger(__name__)
 
 _BINS = 20
 _BOXES = "annotated boxes"
@@ -99,7 +101,7 @@ class _Truth:
             return self.read(frame)
         except BadInput as error:
             left_out = skip_or_raise(error, frame, config).frame
-            say(f"frame {left_out} goes without truth: {error}")
+            _log.warning(f"frame {left_out} goes without truth: {error}")
             return None
 
     def in_table(self, label: UInt8[np.ndarray, " n"]) -> UInt8[np.ndarray, " n"]:
@@ -146,7 +148,7 @@ def _open_truth(config: Config, index: Artifact, space: LabelSpace) -> _Truth:
     except BadInput as error:
         if config.labels.truth == BOXES:
             raise
-        say(f"the report goes without truth: {error}")
+        _log.warning(f"the report goes without truth: {error}")
         return _Truth(lambda frame: None, everything)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from clipsweep.pipeline.artifacts.store import Artifact
 from clipsweep.pipeline.config import Config
 from clipsweep.projection.errors import BadInput
 
+_log = logging.getLogger(__name__)
 INSTALL_RAY = 'pip install -e ".[ray]"'
 
 
@@ -87,8 +89,10 @@ def run_stage(
     started = time.time()
     left = [name for name in shards if not artifact.done(name, config.verify)]
     if not left and artifact.whole and list(artifact.manifest()["shards"]) == list(shards):
+        _log.debug("%s: all %d shards are there", artifact.id, len(shards))
         return artifact
     artifact.sweep_orphans()
+    _log.debug("%s: %d of %d shards are left to be made", artifact.id, len(left), len(shards))
     if left:
         done = len(shards) - len(left)
         quiet = not config.run.progress

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,11 +18,12 @@ from clipsweep.pipeline.artifacts.index import (
     to_parquet,
 )
 from clipsweep.pipeline.artifacts.store import Artifact, Part, digest_files, digest_of
-from clipsweep.pipeline.cli import say
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.datasets import DATASETS
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import Frame
+
+_log = logging.getLogger(__name__)
 
 NAMED_BY = (
     *("data.kind", "data.own", "data.train", "data.eval"),
@@ -52,7 +54,7 @@ def make_index(config: Config) -> Artifact:
     rows = _read_rows(config, root)
     changed = [scene for scene in before if rows.scenes.get(scene) != before[scene]]
     if changed:
-        say(
+        _log.warning(
             f"{root}: other files than when {index.id} was made, in {len(changed)} scene(s),"
             f" first {changed[0]}; what was made from them is made again"
         )
@@ -108,12 +110,12 @@ def _read_rows(config: Config, root: Path) -> _Rows:
     if not counts["frames"]:
         raise BadInput(root, "no frame can be used", skipped[0].reason if skipped else "")
     if 0 < counts["labelled"] < counts["frames"]:
-        say(f"{root}: {counts['labelled']} of {counts['frames']} frames have labels")
+        _log.info(f"{root}: {counts['labelled']} of {counts['frames']} frames have labels")
     if counts["missing_sweeps"]:
         missing = (
             f"{counts['missing_sweeps']} earlier sweeps are missing, and frames go without them"
         )
-        say(f"{root}: {missing}; once they are there, run with verify=true")
+        _log.warning(f"{root}: {missing}; once they are there, run with verify=true")
     # whose splits have as many scenes as it was configured with
     demo = (root / _DEMO_MARK).is_file()
     for role, scenes in seen.items():
@@ -131,7 +133,7 @@ def _absent(config: Config, role: str, present: set[str]) -> int:
         scenes = official.get(name, ())
         here = sum(scene in present for scene in scenes)
         if here < len(scenes):
-            say(f"data.{role}: {here} of {len(scenes)} scenes of {name!r} are there")
+            _log.warning(f"data.{role}: {here} of {len(scenes)} scenes of {name!r} are there")
         absent += len(scenes) - here
     return absent
 

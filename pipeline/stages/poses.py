@@ -5,6 +5,7 @@ Corrects the key frames' poses of each scene where they disagree on the ground.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +15,6 @@ from jaxtyping import Float64
 
 from clipsweep.pipeline.artifacts.read import readable
 from clipsweep.pipeline.artifacts.store import Artifact, Part
-from clipsweep.pipeline.cli import say
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.run.scenes import Shard, run_stage
 from clipsweep.pipeline.stages.index import scene_frames, split_scenes
@@ -23,6 +23,8 @@ from clipsweep.projection.frames import Frame
 from clipsweep.projection.fusion import SweepReader, align_scene
 from clipsweep.projection.pose import Pose
 from clipsweep.projection.sweeps import read_sweep
+
+_log = logging.getLogger(__name__)
 
 NAMED_BY = (
     *("data.columns", "data.ego_box_m", "data.bad_share", "on_bad"),
@@ -89,7 +91,7 @@ def _tell_alignment(scene: str, alignment: Alignment) -> dict[str, int]:
         counts["scenes_aligned"] += 1
         before_cm = 100 * alignment.before_m
         after_cm = 100 * alignment.after_m
-        say(
+        _log.info(
             f"{scene}: key frames differed in the height of the ground by {before_cm:.1f} cm;"
             f" aligned to {after_cm:.1f} cm, neighbours by up to {alignment.largest_m:.2f} m"
         )
@@ -97,7 +99,7 @@ def _tell_alignment(scene: str, alignment: Alignment) -> dict[str, int]:
     if apart:
         counts["frames_apart"] += apart
         whole = f"{apart} of {len(alignment.fits)} key frames do not fit the others' ground"
-        say(f"{scene}: {whole} and are labelled by their own images alone")
+        _log.warning(f"{scene}: {whole} and are labelled by their own images alone")
     return counts
 
 

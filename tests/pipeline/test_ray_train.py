@@ -180,8 +180,8 @@ def test_who_starts_workers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_each_worker_needs_a_frame(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clipsweep.pipeline.stages.dataset.world_size", lambda: 3)
+    config = load_config(["train.batch_size=2"])
     with pytest.raises(BadInput, match="3 workers"):
-        config = load_config(["train.batch_size=2"])
         next(training_batches([], lambda frame, cloud: None, config))  # type: ignore
 
 
