@@ -392,7 +392,7 @@ def load_truth(config: LabelsConfig) -> LabelSpace:
     space = load_space(config)
     if not space.boxes:
         where = "labels.names" if config.names else resolve_name("labels", config.space)
-        problem = "has no class for annotated boxes"
+        problem = "does not say which class an annotated box is of"
         raise BadInput(where, problem, "add `boxes: {CATEGORY: CLASS}` to the label space")
     return space
 

@@ -33,7 +33,8 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _teacher(config: Config, space: LabelSpace) -> Teacher:
+def open_teacher(config: Config, space: LabelSpace) -> Teacher:
+    """The teacher of a configuration."""
     inputs = TeacherInputs(space, Path(config.data.root), Path(config.store), device().type)
     return make_teacher(config.teacher, inputs)
 
@@ -50,7 +51,7 @@ class PixelWorker:
         self.index = index
         self.parts = {part.shard: part for part in parts}
         self.kept = kept
-        self.teacher = _teacher(config, load_space(config.labels))
+        self.teacher = open_teacher(config, load_space(config.labels))
 
     def __call__(self, name: str) -> Shard:
         """The labels of a shard's images."""
@@ -95,7 +96,7 @@ def make_pixels(config: Config, index: Artifact) -> Artifact:
     """
     space = load_space(config.labels)
     own = config.teacher.own
-    teacher = _teacher(config, space)
+    teacher = open_teacher(config, space)
     features = teacher.feature_digest() if isinstance(teacher, MaskClip) else ""
     key = {
         **config.values("on_bad", "teacher.kind"),

@@ -90,8 +90,9 @@ def test_words_that_a_model_has_never_learnt_are_warned_of_and_names_of_nothing_
     with pytest.warns(UserWarning, match="^yellow in 'a yellow bus' means nothing to this model"):
         # encodes the text
         MaskClip(model=name, prompts=[["a yellow bus"]], templates="plain").text  # noqa: B018
+    clip = MaskClip(model=name, prompts=[["bus"]], negatives=["an yellow"], templates="plain")
     with pytest.raises(BadInput, match="'an yellow' means nothing to this model"):
-        MaskClip(name, [["bus"]], negatives=["an yellow"], templates="plain").text  # noqa: B018
+        clip.text  # noqa: B018
     for nothing in ("!!!", "\N{AUTOMOBILE}", "42"):
         with pytest.raises(BadInput, match=f"'{nothing}' means nothing to this model"):
             MaskClip(model=name, prompts=[["bus"], [nothing]], templates="plain").text  # noqa: B018

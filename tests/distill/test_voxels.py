@@ -73,7 +73,7 @@ def test_voxels_are_those_of_numpy(count: int, reduce: str, seed: int) -> None:
         np.testing.assert_allclose(
             voxels.feats[v], REDUCED[reduce](rows[voxels.inverse == v]), atol=1e-5, rtol=1e-5
         )
-    assert voxels.voxels_of == 0
+    assert voxels.truncated == 0
 
 
 @pytest.mark.parametrize("mode", [0, 1, 2])
@@ -147,7 +147,7 @@ def test_limit_of_voxels(count: int, limit: int, drawn: bool, seed: int) -> None
     whole = voxels_of(one)
     part = voxels_of(one, max_voxels=limit, generator=np.random.default_rng(0) if drawn else None)
     assert len(part.coords) == min(limit, len(whole.coords))
-    assert part.voxels_of == len(whole.coords) - len(part.coords)
+    assert part.truncated == len(whole.coords) - len(part.coords)
     left = {tuple(cell) for cell in part.coords.tolist()}
     stays = np.array([tuple(whole.coords[v].tolist()) in left for v in whole.inverse])
     assert len(part.inverse) == stays.sum()
@@ -176,7 +176,7 @@ def batch_of(*counts: int, **changes: Any) -> tuple[Batch, list[Voxels]]:
 def test_frames_are_numbered_through(counts: tuple[int, ...]) -> None:
     batch, frames = batch_of(*counts, trilinear=True, max_voxels=40)
     assert batch.frames == tuple(f"frame {i}" for i in range(len(counts)))
-    assert batch.voxels_of == sum(frame.voxels_of for frame in frames)
+    assert batch.truncated == sum(frame.truncated for frame in frames)
     voxel = 0
     point = 0
     pair = 0

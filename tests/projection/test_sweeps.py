@@ -144,5 +144,5 @@ def test_a_spin_on_the_move_is_set_straight(order):
     limit = 1e-4 if order == (0, 1) else 0.02
     np.testing.assert_allclose(straight, there, atol=limit)
     assert np.abs(seen - walls).max() > 0.5
-    with pytest.raises(ValueError, match="tells no motion"):
+    with pytest.raises(ValueError, match="determines no motion"):
         deskew(seen.astype(np.float32), after, sweep, sweep)

@@ -1,0 +1,25 @@
+"""Projects the points of a key frame into its cameras, and counts those that each camera sees.
+
+usage: python tools/examples/1_project.py configs/demo.yaml [key=value ...]
+"""
+
+import sys
+from pathlib import Path
+
+from clipsweep import load_config, merge, read_index
+from clipsweep.pipeline.demo.make import make_demo
+from clipsweep.pipeline.stages.index import make_index, scenes_of
+from clipsweep.projection.fusion import visible_pairs
+
+config = load_config(sys.argv[1:])
+if config.make_demo:
+    make_demo(config, Path(config.data.root))
+index = make_index(config)
+frame = read_index(index.payload("index"), Path(config.data.root), scenes_of(index)[0])[0]
+
+data = config.data
+cloud = merge(frame, 1, data.columns, data.intensity_scale, data.ego_box_m)
+pairs = visible_pairs(frame, cloud.xyz, config.fusion)
+print(f"{frame.id}: {len(cloud.xyz)} points")
+for number, camera in enumerate(frame.cameras):
+    print(f"{camera.name}: {(pairs.camera == number).sum()} points seen")
