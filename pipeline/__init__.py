@@ -1,4 +1,4 @@
-"""From raw logs to a scored student.
+"""The pipeline: from raw logs to a scored student.
 
 Data sets, configuration, artifacts, stages, execution, reports.
 """

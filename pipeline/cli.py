@@ -1,4 +1,4 @@
-"""What every tool shares.
+"""Command line: key=value arguments, help, exit status, error messages.
 
 Arguments, help, one path on stdout, one line for bad input, the exit status.
 """
@@ -27,7 +27,7 @@ from clipsweep.projection.errors import BadInput
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What a tool made: its path, and the frames that it lacks."""
+    """Result of a tool: path and frames left out."""
 
     path: Path
     skipped: Sequence[Skip] = field(default_factory=tuple)

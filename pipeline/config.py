@@ -206,7 +206,7 @@ class Setting:
     Attributes:
         name: whole name: ``data.nuscenes.version``.
         default: value where none is given.
-        allowed: which values it takes; empty where its type says it all.
+        allowed: which values it takes; empty where its type allows all values.
         text: what it is for.
     """
 
@@ -417,7 +417,7 @@ def _with_includes(
 
 
 def _from_pair(argument: str) -> dict[str, Any]:
-    """The text as it was typed, below its key; what it means is for the key's type to say."""
+    """The text as it was typed, below its key; the key's type decides how it is parsed."""
     key, _, text = argument.partition("=")
     value: Any = text
     for part in reversed(key.split(".")):
@@ -496,7 +496,7 @@ def _text(value: Any, key: str, source: str) -> str:
 
 
 def did_you_mean(key: str, also: Sequence[str] = ()) -> str:
-    """The key that somebody may have meant by one that does not exist.
+    """Spelling suggestion for an unknown key.
 
     Args:
         key: the whole name that was given.

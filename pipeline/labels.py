@@ -217,7 +217,7 @@ def _boxes(path: Path, names: Sequence[str], mapping: Any) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class _Words:
-    """What the teacher is asked for, as in ``LabelSpace``."""
+    """Prompts of the teacher, as in ``LabelSpace``."""
 
     prompts: tuple[tuple[str, ...], ...]
     negatives: tuple[str, ...]
@@ -227,7 +227,7 @@ class _Words:
 def _words(
     config: LabelsConfig, classes: list[dict[str, Any]], tree: dict[str, Any], path: Path
 ) -> _Words:
-    """The words of the prompts' file, or of the space's own."""
+    """The prompts of the prompts' file, or of the label space."""
     names = [row["name"] for row in classes]
     asked: Any = {row["name"]: row["prompts"] for row in classes if "prompts" in row}
     sure: Any = {}
@@ -341,7 +341,7 @@ def _checked_words(path: Path, key: str, words: Any) -> tuple[str, ...]:
 
 
 def _free_text(text: str, rivals: Sequence[tuple[Sequence[str], Sequence[str]]]) -> LabelSpace:
-    """Classes of what is asked for, against all other classes of the label space.
+    """Free-text classes, against all other classes of the label space.
 
     Without rivals every pixel would look most like something that is asked for. A rival that is
     asked for itself is left out: one that has a word or phrase of its own within a name.
@@ -392,7 +392,7 @@ def load_truth(config: LabelsConfig) -> LabelSpace:
     space = load_space(config)
     if not space.boxes:
         where = "labels.names" if config.names else resolve_name("labels", config.space)
-        problem = "does not say which class an annotated box is of"
+        problem = "has no class for annotated boxes"
         raise BadInput(where, problem, "add `boxes: {CATEGORY: CLASS}` to the label space")
     return space
 

@@ -1,4 +1,4 @@
-"""Reads YAML that a user may have been given.
+"""Safe YAML loading: size limit, no aliases, includes.
 
 Safe types only, capped, no aliases, includes relative to the file.
 """

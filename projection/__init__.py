@@ -1,4 +1,4 @@
-"""Geometry of car sensors.
+"""LiDAR-camera geometry: ego-motion compensation, projection, label fusion.
 
 Sweeps into one frame, points into cameras, votes into cells (NumPy and Numba, no torch).
 """

@@ -76,7 +76,7 @@ def visible(
     absolute_m: float,
     dilate_cells: int = 0,
 ) -> Bool[np.ndarray, " m"]:
-    """Which pairs are seen.
+    """Z-buffer visibility of point-pixel pairs.
 
     At most ``nearest * (1 + relative) + absolute_m`` deep, nearest taken over the image cell.
 

@@ -1,4 +1,4 @@
-"""The records that pass between stages.
+"""Data structures: files, sweeps, cameras, frames, clouds, labels.
 
 What was recorded, where it lies, and what was found out about it.
 """
@@ -130,7 +130,7 @@ class Cloud:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Pairs:
-    """Which point was seen by which camera, and where; a point in two cameras makes two pairs.
+    """Point-pixel pairs: point, camera and pixel of each; a point in two cameras makes two pairs.
 
     Attributes:
         point: row in the cloud.
@@ -160,7 +160,7 @@ class Pairs:
 class Cells:
     """A voxelized cloud.
 
-    Their integer coordinates, in order of first point, and each point's cube.
+    Their integer coordinates, in order of first point, and each point's voxel.
     """
 
     coords: Int32[np.ndarray, "v 3"]

@@ -288,7 +288,7 @@ def _grid_poses(
 
 
 def _blocks(poses: Sequence[Pose], fits: Sequence[bool], wanted: range) -> Iterator[range]:
-    """Successive key frames that share a map of the ground; one that does not fit has its own."""
+    """Blocks of key frames that share one ground map; one that does not fit has its own."""
     start = wanted.start
     for end in range(wanted.start + 1, wanted.stop + 1):
         full = end == wanted.stop or end - start == _BLOCK
@@ -423,8 +423,10 @@ class _SceneFusion:
         clear = visible(pairs, frame.cameras, *config.tolerance, _NEAR_CELLS)
         label, score = sample_pixel_labels(pairs, frame.cameras, self.read_pixels(frame))
         weight = score * np.where(clear, np.float32(1), np.float32(config.unclear_weight))
-        named = np.flatnonzero(label != NONE)
-        votes = Votes(places, pairs.point[named], label[named], weight[named], score[named])
+        labelled = np.flatnonzero(label != NONE)
+        votes = Votes(
+            places, pairs.point[labelled], label[labelled], weight[labelled], score[labelled]
+        )
         return votes.limited(self.limits)
 
     def _labels(self, number: int, cloud: Cloud, places: Places, grid: VoteGrid) -> PointLabels:

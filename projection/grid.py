@@ -1,4 +1,4 @@
-"""Voxel grid.
+"""Voxel grid and hash index.
 
 Keys of cells by a hash, distinct cells, and the way back to the points.
 """
@@ -60,7 +60,7 @@ def index_cells(keys: UInt64[np.ndarray, " n"]) -> tuple[CellIndex, Int32[np.nda
 def cell_keys(
     xyz: Float32[np.ndarray, "n 3"], size_m: float, grid_from_xyz: Pose | None = None
 ) -> UInt64[np.ndarray, " n"]:
-    """Packed key of the cube ``floor(x / size)`` of each point, after an optional transform in
+    """Packed key of the voxel ``floor(x / size)`` of each point, after an optional transform in
     float64.
 
     Raises:
@@ -76,7 +76,7 @@ def cell_keys(
 
 
 def cut(xyz: Float32[np.ndarray, "n 3"], size_m: float) -> Cells:
-    """Voxelizes a cloud into cubes of ``size_m`` metres.
+    """Voxelizes a cloud with voxels of ``size_m`` metres.
 
     Raises:
         ValueError: see ``cell_keys``.

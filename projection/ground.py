@@ -28,7 +28,7 @@ _GAP_M = 1.0  # what is missing between two beams does not end a column
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Heights:
-    """Where points stand above the ground.
+    """Heights of points above the ground.
 
     Attributes:
         height: above ground [m]; NaN off the map and where a point is so far under it that the

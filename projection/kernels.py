@@ -269,7 +269,7 @@ def pack(batch: Any, c0: Any, c1: Any, c2: Any) -> Any:
 
 @jit
 def cell_keys(xyz: Any, rotation: Any, translation: Any, size: float, keys: Any) -> bool:
-    """Writes the key of each point's cube after a rigid transform in float64.
+    """Writes the key of each point's voxel after a rigid transform in float64.
 
     False when one lies out of range.
     """

@@ -24,7 +24,7 @@ _FLUSH_WEIGHT = 0.1
 
 @dataclass(frozen=True, eq=False, slots=True)
 class ClassLimits:
-    """What people know of where the points of a class can be.
+    """Limits on where the points of a class can be.
 
     A class that nothing is known of has no limits. They hold where the ground is known for sure
     (``projection.ground.Heights.known``).

@@ -1,4 +1,4 @@
-"""A worker that fails as it is told, in whichever process it runs."""
+"""A worker with scripted failures, in whichever process it runs."""
 
 from __future__ import annotations
 

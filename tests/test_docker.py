@@ -1,5 +1,5 @@
-"""The images and cluster files agree with each other, with setup.cfg and with what Ray and
-KubeRay know.
+"""The images and cluster files agree with each other, with setup.cfg and with Ray's and
+KubeRay's schemas.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Labels the images with the teacher and fuses the labels on the points of the key sweeps.
 
-usage: python tools/label.py DATA.yaml LABEL.yaml [report=quality.png] [key=value ...]
+usage: python tools/label.py DATA.yaml LABEL.yaml [report=labels.png] [key=value ...]
 """
 
 import sys
@@ -63,11 +63,11 @@ def run(config: Config, arguments: Arguments) -> Made:
         space = load_space(config.labels)
         title = f"labels of {pixels.id} and {points.id}"
         title += f", truth from {truth}" if truth else ""
-        quality = label_statistics(config, index, pixels, points)
-        say(statistics_table(quality, space, title))
-        for warning in statistics_warnings(quality, space):
+        statistics = label_statistics(config, index, pixels, points)
+        say(statistics_table(statistics, space, title))
+        for warning in statistics_warnings(statistics, space):
             say(f"look at this: {warning}")
-        save_figure(draw_statistics(quality, space, title), Path(arguments.report))
+        save_figure(draw_statistics(statistics, space, title), Path(arguments.report))
         say(f"drawn in {arguments.report}")
     return Made(points.path, points.skipped())
 

@@ -1,4 +1,4 @@
-"""What the student learns from.
+"""Training objectives and their weights.
 
 One file an objective, and the weighted terms of those that are switched on.
 """
@@ -30,7 +30,7 @@ from clipsweep.distill.student.unet import Student
 
 @dataclass(frozen=True)
 class ObjectivesConfig:
-    """What a student learns from: ``segmentation`` in fine-tuning, the others in pre-training."""
+    """Weights and settings of the losses: ``segmentation`` to fine-tune, others to pre-train."""
 
     semantic: SemanticConfig = field(default_factory=SemanticConfig)
     spatiotemporal: SpatioTemporalConfig = field(default_factory=SpatioTemporalConfig)
@@ -39,10 +39,10 @@ class ObjectivesConfig:
     segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
 
     def __post_init__(self) -> None:
-        """Refuses to learn from nothing."""
+        """Refuses objectives whose weights are all 0."""
         if not self.weights(0.0):
             raise ValueError(
-                "objectives: every weight is 0 at the start, there is nothing to learn from"
+                "objectives: every weight is 0 at the start, there is nothing to train on"
             )
         if self.semantic.targets == "points" and self.needs_pairs():
             raise ValueError(
@@ -64,8 +64,8 @@ class ObjectivesConfig:
         }
 
     def needs_pairs(self) -> bool:
-        """Whether points are compared with each other or with pixels, which the local head
-        learns from.
+        """Whether the local head is trained: an objective compares points with points or
+        pixels.
         """
         return self.spatiotemporal.weight > 0 or self.regression.weight > 0
 
@@ -85,7 +85,7 @@ class ObjectivesConfig:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """Where in a training a step stands.
+    """Progress of the training at a step, for schedules.
 
     The share that is done, and a number drawn from 0..1 for this step.
     """
@@ -99,7 +99,7 @@ Terms = Callable[[Batch, Moment], dict[str, Tensor]]
 
 
 def pretraining(student: Student, text: Float[Tensor, "c d"], config: ObjectivesConfig) -> Terms:
-    """What a student learns from without human labels.
+    """Pre-training loss: weighted terms without human labels.
 
     Args:
         student: the one to be trained.
@@ -182,10 +182,10 @@ def _with_pixels(
     if "spatiotemporal" in wanted:
         assert batch.voxel_id is not None
         local = _prepare(pairs.local, config.spatiotemporal.kind != "reference")
-        words = text[batch.pair_label]
+        text_of_pair = text[batch.pair_label]
         semantic_of = _prepare(pairs.semantic, True)
         found["spatiotemporal"] = spatiotemporal(
-            local, semantic_of, pixel, words, batch.voxel_id, config.spatiotemporal
+            local, semantic_of, pixel, text_of_pair, batch.voxel_id, config.spatiotemporal
         )
     return found
 
@@ -205,7 +205,7 @@ def _prepare(vectors: Tensor | None, unit: bool) -> Tensor:
 
 
 def finetuning(student: Student, config: ObjectivesConfig) -> Terms:
-    """What a student with a classifier learns from human labels."""
+    """Fine-tuning loss of a classifier on human labels."""
 
     def terms(batch: Batch, moment: Moment) -> dict[str, Tensor]:
         logits = student(batch, points=batch.pair_point, heads=("classifier",)).logits

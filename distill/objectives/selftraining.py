@@ -1,4 +1,4 @@
-"""Switchable self-training.
+"""Self-training on the student's own pseudo-labels.
 
 After a warm-up the student's own labels sometimes replace the teacher's.
 """

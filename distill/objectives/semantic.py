@@ -1,4 +1,4 @@
-"""Semantic consistency.
+"""Semantic consistency loss: points against the text embeddings of their labels.
 
 Points with a pixel label are drawn to that class's text and away from the others'.
 """

@@ -1,6 +1,6 @@
-"""Semantic-guided spatio-temporal consistency.
+"""Spatio-temporal consistency loss over voxels (CLIP2Scene).
 
-What lies in one cube of space-time shall look alike to the student.
+Points in one voxel of the merged sweeps get similar features.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from clipsweep.distill.training.distributed import all_reduce_sum
 
-_SLOTS = 8  # pairs of a cube that the published code uses
+_SLOTS = 8  # pairs of a voxel that the published code uses
 # pairs are looked at in so many parts, but none smaller than that
 _PARTS = 32
 _PART = 1024
@@ -26,7 +26,7 @@ _PART = 1024
 
 @dataclass(frozen=True)
 class SpatioTemporalConfig:
-    """Consistency over cubes of the merged, un-augmented cloud."""
+    """Consistency over voxels of the merged, un-augmented cloud."""
 
     weight: Annotated[
         float,
@@ -50,20 +50,20 @@ class SpatioTemporalConfig:
     ] = 0.05
     mean: Annotated[
         Literal["pairs", "cubes"],
-        Field(description="ours is averaged over pairs, or over cubes"),
+        Field(description="ours is averaged over pairs, or over voxels (cubes)"),
     ] = "pairs"
-    cell_m: Annotated[float, Field(ge=0.002, le=100, description="side of a cube [m]")] = 0.1
+    cell_m: Annotated[float, Field(ge=0.002, le=100, description="side of a voxel [m]")] = 0.1
 
 
 def segment_softmax(
-    scores: Float[Tensor, "m k"], cube: Int64[Tensor, " m"], cubes: int
+    scores: Float[Tensor, "m k"], voxel: Int64[Tensor, " m"], voxels: int
 ) -> Float[Tensor, "m k"]:
-    """``exp(s_ik) / Z`` with ``Z`` the sum over all rows and columns of the row's cube."""
-    top = scores.new_full((cubes,), -torch.inf)
-    top = top.scatter_reduce(0, cube, scores.detach().amax(1), "amax")
-    weight = (scores - top[cube, None]).exp()
-    total = scores.new_zeros(cubes).index_add(0, cube, weight.sum(1))
-    return weight / total[cube, None]
+    """``exp(s_ik) / Z`` with ``Z`` the sum over all rows and columns of the row's voxel."""
+    top = scores.new_full((voxels,), -torch.inf)
+    top = top.scatter_reduce(0, voxel, scores.detach().amax(1), "amax")
+    weight = (scores - top[voxel, None]).exp()
+    total = scores.new_zeros(voxels).index_add(0, voxel, weight.sum(1))
+    return weight / total[voxel, None]
 
 
 def spatiotemporal(
@@ -71,7 +71,7 @@ def spatiotemporal(
     semantic: Float[Tensor, "m d"],
     pixel: Float[Tensor, "m d"],
     text: Float[Tensor, "m d"],
-    cube: Int64[Tensor, " m"],
+    voxel: Int64[Tensor, " m"],
     config: SpatioTemporalConfig,
 ) -> Float[Tensor, ""]:
     """This process's share of the configured term over point-pixel pairs.
@@ -79,11 +79,11 @@ def spatiotemporal(
     Zero, with a gradient of zero, without pairs.
 
     With ``a_i = exp(<x_i,t_i>/T) / Z_n`` and ``b_i = exp(<s_i,t_i>/T) / Z_n`` (``Z_n`` sums both
-    kinds over cube n), the fused feature is ``f_n = sum_i a_i x_i + b_i p_i``; ``ours`` is the mean
-    of ``1 - cos(p_i, f_n)``. Nothing flows back through a, b and the p inside f, else the term
-    agrees with itself, and a cube with one pair is compared with its pixel alone.
-    ``paper`` takes T = 1, lets gradients flow and sums ``1 - sigmoid(<p_i,f_n>)`` over a cube's
-    pairs, averaged over cubes. ``reference`` uses points only, see ``reference``.
+    kinds over voxel n), the fused feature is ``f_n = sum_i a_i x_i + b_i p_i``; ``ours`` is the
+    mean of ``1 - cos(p_i, f_n)``. Nothing flows back through a, b and the p inside f, else the term
+    agrees with itself, and a voxel with one pair is compared with its pixel alone.
+    ``paper`` takes T = 1, lets gradients flow and sums ``1 - sigmoid(<p_i,f_n>)`` over a voxel's
+    pairs, averaged over voxels. ``reference`` uses points only, see ``reference``.
 
     Args:
         local: the student's local embedding of each pair's point; unit length, but as it comes for
@@ -91,19 +91,19 @@ def spatiotemporal(
         semantic: its unit semantic embedding.
         pixel: unit feature of the pixel.
         text: unit embedding of the pixel's class.
-        cube: cube of the point, 0..cubes-1, every cube with a pair.
+        voxel: voxel of the point, 0..voxels-1, every voxel with a pair.
         config: which term.
     """
     over_pairs = config.kind == "ours" and config.mean == "pairs"
-    cubes = int(cube.max()) + 1 if len(cube) else 0
+    voxels = int(voxel.max()) + 1 if len(voxel) else 0
     count = all_reduce_sum(
-        torch.tensor(len(cube) if over_pairs else cubes, device=cube.device)
+        torch.tensor(len(voxel) if over_pairs else voxels, device=voxel.device)
     ).clamp(min=1)
-    return _InParts.apply(local, semantic, pixel, text, cube, config) / count
+    return _InParts.apply(local, semantic, pixel, text, voxel, config) / count
 
 
 class _InParts(torch.autograd.Function):
-    """The sum over all cubes, some whole cubes at a time.
+    """The sum over all voxels, some whole voxels at a time.
 
     No tensor of all pairs is kept but the gradient.
     """
@@ -115,12 +115,12 @@ class _InParts(torch.autograd.Function):
         semantic: Tensor,
         pixel: Tensor,
         text: Tensor,
-        cube: Tensor,
+        voxel: Tensor,
         config: SpatioTemporalConfig,
     ) -> Tensor:
         value = torch.zeros((), device=local.device)
         slope = torch.empty_like(local)
-        for rows, numbers in _parts(cube):
+        for rows, numbers in _parts(voxel):
             with torch.enable_grad():
                 own = local[rows].float().detach().requires_grad_()
                 semantic_part, pixel_part, text_part = (
@@ -140,16 +140,17 @@ class _InParts(torch.autograd.Function):
         return slope.mul_(grads[0]), None, None, None, None, None
 
 
-def _parts(cube: Int64[Tensor, " m"]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows of whole cubes in their order, about as many a time, and their cubes numbered from 0."""
-    size = max(_PART, len(cube) // _PARTS)
-    order = cube.argsort(stable=True)
-    ends = cube.bincount().cumsum(0)
-    targets = torch.arange(size, len(cube) + size, size, device=cube.device)
-    bounds = ends[torch.searchsorted(ends, targets.clamp(max=len(cube)))].unique().tolist()
+def _parts(voxel: Int64[Tensor, " m"]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows of whole voxels in their order, about as many a time, and their voxels numbered from
+    0."""
+    size = max(_PART, len(voxel) // _PARTS)
+    order = voxel.argsort(stable=True)
+    ends = voxel.bincount().cumsum(0)
+    targets = torch.arange(size, len(voxel) + size, size, device=voxel.device)
+    bounds = ends[torch.searchsorted(ends, targets.clamp(max=len(voxel)))].unique().tolist()
     for first, last in pairwise([0, *bounds]):
         rows = order[first:last]
-        yield rows, cube[rows] - cube[rows[0]]
+        yield rows, voxel[rows] - voxel[rows[0]]
 
 
 def _part(
@@ -157,48 +158,48 @@ def _part(
     semantic: Float[Tensor, "m d"],
     pixel: Float[Tensor, "m d"],
     text: Float[Tensor, "m d"],
-    cube: Int64[Tensor, " m"],
+    voxel: Int64[Tensor, " m"],
     config: SpatioTemporalConfig,
 ) -> Float[Tensor, ""]:
-    """The sum over some cubes, numbered from 0."""
-    cubes = int(cube.max()) + 1
+    """The sum over some voxels, numbered from 0."""
+    voxels = int(voxel.max()) + 1
     if config.kind == "reference":
-        return reference(local, text, cube, cubes) * cubes
+        return reference(local, text, voxel, voxels) * voxels
     temperature = config.temperature if config.kind == "ours" else 1.0
     # the paper has one feature
     value, query = (local, local) if config.kind == "paper" else (local.detach(), semantic)
     scores = torch.stack([(pixel * text).sum(1), (query * text).sum(1)], 1) / temperature
-    pairs = cube.bincount(minlength=cubes)
+    pairs = voxel.bincount(minlength=voxels)
     if config.kind == "ours":
-        scores[:, 1] = scores[:, 1].masked_fill(pairs[cube] == 1, -torch.inf)
-    share = segment_softmax(scores, cube, cubes)
-    fused = local.new_zeros(cubes, local.shape[1])
-    fused = fused.index_add(0, cube, share[:, :1] * pixel + share[:, 1:] * value)
+        scores[:, 1] = scores[:, 1].masked_fill(pairs[voxel] == 1, -torch.inf)
+    share = segment_softmax(scores, voxel, voxels)
+    fused = local.new_zeros(voxels, local.shape[1])
+    fused = fused.index_add(0, voxel, share[:, :1] * pixel + share[:, 1:] * value)
     if config.kind == "paper":
-        return (1 - torch.sigmoid((local * fused[cube]).sum(1))).sum()
-    apart = 1 - F.cosine_similarity(local, fused[cube], dim=1)
-    return apart.sum() if config.mean == "pairs" else (apart / pairs[cube]).sum()
+        return (1 - torch.sigmoid((local * fused[voxel]).sum(1))).sum()
+    apart = 1 - F.cosine_similarity(local, fused[voxel], dim=1)
+    return apart.sum() if config.mean == "pairs" else (apart / pairs[voxel]).sum()
 
 
 def reference(
-    local: Float[Tensor, "m d"], text: Float[Tensor, "m d"], cube: Int64[Tensor, " m"], cubes: int
+    local: Float[Tensor, "m d"], text: Float[Tensor, "m d"], voxel: Int64[Tensor, " m"], voxels: int
 ) -> Float[Tensor, ""]:
     """What CLIP2Scene's published code computes, for comparison; its flaws are kept.
 
-    The first 8 pairs of a cube count, all against the text of the cube's first pair; attention is a
-    softmax over ``<p_i, t>``; the loss is the mean of ``1 - sigmoid(<p_i, f>)`` over 8 slots a
-    cube, where an empty slot is a zero vector and so counts 0.5. Pixel features play no part, and
+    The first 8 pairs of a voxel count, all against the text of the voxel's first pair; attention is
+    a softmax over ``<p_i, t>``; the loss is the mean of ``1 - sigmoid(<p_i, f>)`` over 8 slots a
+    voxel, where an empty slot is a zero vector and so counts 0.5. Pixel features play no part, and
     nothing is detached. (Its sort is unstable; ours is stable, one of the orders that it may give.)
     """
-    order = cube.argsort(stable=True)
-    counts = cube.bincount(minlength=cubes)
+    order = voxel.argsort(stable=True)
+    counts = voxel.bincount(minlength=voxels)
     first = counts.cumsum(0) - counts
-    slot = torch.arange(len(cube), device=cube.device) - first[cube[order]]
+    slot = torch.arange(len(voxel), device=voxel.device) - first[voxel[order]]
     kept = order[slot < _SLOTS]
-    cube_of = cube[kept]
+    voxel_of = voxel[kept]
     point = local[kept]
-    scores = (point * text[order[first]][cube_of]).sum(1, keepdim=True)
-    share = segment_softmax(scores, cube_of, cubes)
-    fused = local.new_zeros(cubes, local.shape[1]).index_add(0, cube_of, share * point)
-    apart = (1 - torch.sigmoid((point * fused[cube_of]).sum(1))).sum()
-    return (apart + 0.5 * (_SLOTS * cubes - len(kept))) / (_SLOTS * cubes)
+    scores = (point * text[order[first]][voxel_of]).sum(1, keepdim=True)
+    share = segment_softmax(scores, voxel_of, voxels)
+    fused = local.new_zeros(voxels, local.shape[1]).index_add(0, voxel_of, share * point)
+    apart = (1 - torch.sigmoid((point * fused[voxel_of]).sum(1))).sum()
+    return (apart + 0.5 * (_SLOTS * voxels - len(kept))) / (_SLOTS * voxels)

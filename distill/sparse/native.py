@@ -30,8 +30,8 @@ _CACHE = 1 << 20  # bytes of rows that a core keeps at hand
 
 @dataclass(frozen=True, eq=False)
 class KernelMap:
-    """Which input row meets which output row at each offset of a kernel, in the orders that the
-    passes need.
+    """Kernel map (rulebook): input and output row of each pair at each kernel offset, in the orders
+    that the passes need.
 
     Attributes:
         pairs: the pairs, offset by offset.

@@ -22,7 +22,7 @@ Backend = Literal["auto", "spconv", "native"]
 
 
 class Sites:
-    """A set of active cells with everything that is ever derived from it.
+    """Active voxels with their hash, kernel maps and coarser level (like an indice_key).
 
     Hash, kernel maps, the coarser set.
 
@@ -117,7 +117,7 @@ class _Kernel(nn.Module):
 
 
 class SubMConv3d(_Kernel):
-    """A 3^3 convolution on the active cells alone."""
+    """Submanifold convolution, kernel 3."""
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """Features on the same cells."""
@@ -127,7 +127,7 @@ class SubMConv3d(_Kernel):
 
 
 class Down(_Kernel):
-    """A 2^3 convolution with stride 2.
+    """Strided convolution (SparseConv3d, kernel 2, stride 2).
 
     Every cell at twice the size that holds an active one becomes active.
     """
@@ -145,7 +145,7 @@ class Down(_Kernel):
 
 
 class Up(_Kernel):
-    """The way back of ``Down``.
+    """Inverse of ``Down`` (SparseInverseConv3d, kernel 2).
 
     Each fine cell gets its coarse cell's features times the weight of its octant.
     """
@@ -160,7 +160,7 @@ class Up(_Kernel):
 
 
 class Pointwise(_Kernel):
-    """A 1^3 convolution: the same linear map in every cell."""
+    """Pointwise convolution, kernel 1: the same linear map in every cell."""
 
     size = 1
 

@@ -1,4 +1,4 @@
-"""Shares compiled loops among threads, as many as torch may use."""
+"""Multithreading of compiled loops, with torch's number of threads."""
 
 from __future__ import annotations
 

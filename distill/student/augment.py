@@ -1,4 +1,4 @@
-"""Random motions of a sweep that leave its meaning alone.
+"""Point cloud augmentation: rotation, flip, scale.
 
 Turn about the vertical, mirror, scale.
 """
@@ -15,7 +15,7 @@ from pydantic import Field
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """How far a sweep may be moved in training."""
+    """Ranges of the point cloud augmentation."""
 
     rotate_deg: Annotated[
         float,

@@ -16,7 +16,8 @@ from clipsweep.distill.student.voxels import Voxels
 
 @dataclass(frozen=True, eq=False, slots=True)
 class SweepSet:
-    """Sweeps of one frame, each with its own augmentation, that share the frame's pixels and cubes.
+    """Sweeps of one frame, each with its own augmentation, that share the frame's pixels and
+    voxels.
 
     Attributes:
         sweeps: each sweep as voxels.
@@ -45,7 +46,8 @@ class Batch:
         corner_weight: their weights, which sum to 1.
         pixel: unit features of pixels, where there are any.
         pair_pixel: row of each target's pixel in ``pixel``.
-        voxel_id: each target's cube of space-time, 0..cubes-1, where objectives ask for cubes.
+        voxel_id: each target's voxel over all merged sweeps, numbered from 0, where an objective
+            needs it.
         left_out: reasons why older sweeps are missing.
     """
 
@@ -121,7 +123,7 @@ def collate(frames: Sequence[Voxels]) -> Batch:
 
 
 def collate_groups(groups: Sequence[SweepSet]) -> Batch:
-    """Puts the sweeps of frames together as ``collate`` does, numbering pixels and cubes through.
+    """Puts the sweeps of frames together as ``collate`` does, numbering pixels and voxels through.
 
     Raises:
         ValueError: see ``collate``.
@@ -142,16 +144,16 @@ def collate_groups(groups: Sequence[SweepSet]) -> Batch:
             pixel=torch.from_numpy(np.concatenate(pixels)),
             pair_pixel=torch.from_numpy(np.concatenate(rows)),
         )
-    cubes = [[s.voxel_id for s in group.sweeps if s.voxel_id is not None] for group in groups]
-    if any(cubes):
+    voxels = [[s.voxel_id for s in group.sweeps if s.voxel_id is not None] for group in groups]
+    if any(voxels):
         sizes = [
-            max((int(cube.max(initial=-1)) + 1 for cube in group), default=0) for group in cubes
+            max((int(voxel.max(initial=-1)) + 1 for voxel in group), default=0) for group in voxels
         ]
         starts = np.cumsum([0, *sizes])
         wide = np.concatenate(
-            [cube + start for group, start in zip(cubes, starts, strict=False) for cube in group]
+            [voxel + start for group, start in zip(voxels, starts, strict=False) for voxel in group]
         )
         seen = np.zeros(starts[-1], np.int64)
-        seen[wide] = 1  # a cube whose pairs were all cut gets no number
+        seen[wide] = 1  # a voxel whose pairs were all left out gets no number
         batch = replace(batch, voxel_id=torch.from_numpy((np.cumsum(seen) - 1)[wide]))
     return batch

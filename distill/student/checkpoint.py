@@ -67,8 +67,8 @@ class Trained:
                 was trained with.
 
         Raises:
-            ValueError: shapes do not fit, a value is not finite, or the student has learnt features
-                and no classes.
+            ValueError: shapes do not fit, a value is not finite, or the student was trained on
+                features, without classes.
         """
         points = np.asarray(xyz, np.float32)
         columns = [
@@ -228,7 +228,7 @@ def _check(
 
 
 def learner_bytes(learner: Learner) -> bytes:
-    """All that a training needs to go on, as safetensors.
+    """Training state (resumable checkpoint) as safetensors.
 
     Weights, their mean, the optimiser's state, steps done.
     """

@@ -77,8 +77,8 @@ class Embeddings:
 def at_points(
     feats: Float[Tensor, "v c"], batch: Batch, points: Tensor | None
 ) -> Float[Tensor, "m c"]:
-    """Rows of the points' voxels, or a mean of the eight voxels around each point where the
-    batch knows them.
+    """Rows of the points' voxels, or a mean of the eight voxels around each point where the batch
+    has them.
     """
     if batch.corner is None or batch.corner_weight is None:
         return feats.index_select(0, batch.inverse if points is None else batch.inverse[points])

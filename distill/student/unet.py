@@ -200,7 +200,7 @@ class UNet(nn.Module):
 
 
 class Student(nn.Module):
-    """The network that learns from the teacher.
+    """The student network: sparse 3D U-Net with heads.
 
     Args:
         size: a name in ``SIZES``.

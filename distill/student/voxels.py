@@ -18,7 +18,7 @@ _MODES: dict[Reduce, int] = {"first": 0, "mean": 1, "max": 2}
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Sample:
-    """One frame as the student learns from it: points, and the teacher's labels of some of them.
+    """Training sample: points of a frame, and targets of some of them.
 
     Attributes:
         frame: id of the frame.
@@ -28,7 +28,7 @@ class Sample:
         pair_point: row of the point of each target.
         pair_label: its class.
         pair_pixel: row of its pixel among the frame's pixel features, where there are any.
-        voxel_id: its cube of space-time in the frame, where objectives ask for cubes.
+        voxel_id: each target's voxel over all merged sweeps, where an objective needs it.
     """
 
     frame: str
@@ -64,7 +64,7 @@ class Voxels:
         pair_label: its class.
         truncated: number of voxels left out to keep the limit.
         pair_pixel: row of its pixel among the frame's pixel features, where there are any.
-        voxel_id: its cube of space-time in the frame, where objectives ask for cubes.
+        voxel_id: each target's voxel over all merged sweeps, where an objective needs it.
     """
 
     frame: str

@@ -1,4 +1,4 @@
-"""From dense features to classes.
+"""Zero-shot classification of dense CLIP features.
 
 Scores against names, confidence, and what is too little of it.
 """
@@ -20,7 +20,7 @@ _DENOISING_SCALE = 100.0  # prompt denoising is defined at this scale, whatever 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Scorer:
-    """Names the cells of feature maps.
+    """Classifies the cells of feature maps by text similarity.
 
     Attributes:
         names: unit text embedding of each name.

@@ -1,4 +1,4 @@
-"""Dense readings of CLIP image towers.
+"""Dense features from CLIP image encoders (MaskCLIP, NACLIP, ProxyCLIP).
 
 What the last block must compute so that each patch keeps its own content.
 """

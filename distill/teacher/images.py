@@ -1,4 +1,4 @@
-"""From cameras to labels in batches.
+"""Image loading and batching for teachers.
 
 Bytes checked and decoded by threads ahead of the network, results in order.
 """

@@ -375,7 +375,7 @@ def _floor(
 
 
 def _check_words(name: str, unknown: Sequence[str]) -> None:
-    """Warns of words that mean nothing to the model.
+    """Warns of words outside the model's vocabulary.
 
     Refuses a name without a letter or with nothing else in it.
     """
@@ -385,7 +385,7 @@ def _check_words(name: str, unknown: Sequence[str]) -> None:
         raise BadInput(
             "labels",
             f"{name!r} means nothing to this model",
-            "ask for something that it has learnt",
+            "use words of its vocabulary",
         )
     if not lost:
         return

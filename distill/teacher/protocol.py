@@ -17,7 +17,7 @@ from clipsweep.projection.frames import Camera, PixelLabels
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """What names the pixels.
+    """Which teacher labels the pixels.
 
     ``own`` has the settings of the chosen kind: ``teacher.maskclip.model`` is ``own.model``.
     """

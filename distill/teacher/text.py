@@ -1,4 +1,4 @@
-"""From class names to text embeddings.
+"""Text embeddings of class names: prompts, synonyms, negatives.
 
 Templates, synonyms and negatives, and scores reduced over them.
 """
@@ -141,7 +141,7 @@ class Encoder:
         return torch.empty_like(whole).index_copy_(0, order, whole)
 
     def unknown(self, name: str) -> list[str]:
-        """The words of a name that the model has never learnt.
+        """Words of a name outside the model's vocabulary.
 
         Those with a token whose embedding is zero.
 
@@ -152,8 +152,10 @@ class Encoder:
         words = words_of(name)
         if table is None or not words:
             return []
-        learnt = table.weight[self._tokenizer(words).to(self._device)].any(-1).all(-1)
-        return [word for word, known in zip(words, learnt.tolist(), strict=True) if not known]
+        in_vocabulary = table.weight[self._tokenizer(words).to(self._device)].any(-1).all(-1)
+        return [
+            word for word, known in zip(words, in_vocabulary.tolist(), strict=True) if not known
+        ]
 
     def _encode(self, tokens: Tensor, length: int) -> Tensor:
         """As the model's own ``encode_text``, on the first ``length`` tokens where that is the

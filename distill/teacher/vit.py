@@ -1,4 +1,4 @@
-"""Image networks without text.
+"""Patch features of timm vision transformers (DINOv2 and others).
 
 Patch features of timm ViTs, as a teacher of their own and as CLIP's proxy.
 """
@@ -158,7 +158,7 @@ class VitFeaturesConfig:
 
 
 class VitFeatures:
-    """A teacher without words: unit patch features for feature regression, and no label anywhere.
+    """A vision-only teacher: unit patch features for feature regression, no labels.
 
     Args:
         model: timm name with tag, such as ``vit_small_patch14_dinov2.lvd142m``.

@@ -206,7 +206,7 @@ def hub_file(repository: str, names: tuple[str, ...]) -> Path:
             continue
         except (HfHubHTTPError, OSError) as error:
             raise BadInput(
-                where, f"not in the local cache, and the hub says {error}", cure
+                where, f"not in the local cache, and the hub answered: {error}", cure
             ) from None
     raise BadInput(where, "not in the local cache, and the hub has none of these files", cure)
 

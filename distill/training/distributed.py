@@ -1,6 +1,6 @@
-"""Processes that train one student together.
+"""Data-parallel training: collective operations.
 
-Each has frames of its own, and all know the sums over all processes.
+Each has frames of its own, and sums are taken over all processes.
 
 A loss is a sum of shares: each process computes its part of the loss over the frames of all, and
 gradients are added up. Alone, a share is the whole, and nothing is sent.

@@ -35,7 +35,7 @@ class TrainConfig:
         Field(
             ge=1,
             le=11,
-            description="sweeps of a frame to learn from, each with its own augmentation and pass",
+            description="sweeps of a frame to train on, each with its own augmentation and pass",
         ),
     ] = 1
     sweeps_among: Annotated[
@@ -137,7 +137,7 @@ class Step:
         loss: sum of the terms.
         terms: each objective's weighted value.
         lr: learning rate used.
-        points: labelled points, or point-pixel pairs, learnt from.
+        points: labelled points, or point-pixel pairs, in the loss.
         cut: voxels that ``model.max_voxels`` left out.
     """
 
@@ -158,7 +158,7 @@ class NotFinite(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Learning rate and loss weights of a step."""
+    """Learning rate and momentum of a step."""
 
     lr: float
     momentum: float
@@ -203,7 +203,7 @@ def make_optimizer(
     Args:
         student: the network.
         config: which optimiser, and its constants.
-        head: parameters whose names start with this learn at a rate of their own.
+        head: prefix of the parameters with a learning rate of their own.
         head_lr: that rate, as a multiple of the others'.
     """
     trained = [
@@ -227,7 +227,7 @@ def make_optimizer(
 
 
 class Learner:
-    """A student in training, and all that its next step depends on but data and chance.
+    """Training state: student, optimiser, gradient scaler, weight average, step.
 
     These follow from ``step``.
 
@@ -236,11 +236,11 @@ class Learner:
     Args:
         student: on the device to train on; trained in place.
         config: optimiser, precision, and whether the weights are averaged.
-        head: parameters whose names start with this learn at a rate of their own.
+        head: prefix of the parameters with a learning rate of their own.
         head_lr: that rate, as a multiple of the others'.
 
     Raises:
-        BadInput: the backend of the sparse convolutions does not know the precision.
+        BadInput: the backend of the sparse convolutions does not support the precision.
 
     Attributes:
         scaler: of losses in fp16.
@@ -277,7 +277,7 @@ class Learner:
         return next(self.student.parameters()).device
 
     def set_rates(self, rates: Rates) -> None:
-        """Tells the optimiser how fast to learn."""
+        """Sets learning rate and momentum of the optimiser."""
         for group in self.optimizer.param_groups:
             group["lr"] = rates.lr * group["scale"]
             if "betas" in group:
@@ -286,7 +286,7 @@ class Learner:
                 group["momentum"] = rates.momentum
 
     def update(self, ema: float) -> None:
-        """Follows the gradients.
+        """Takes the optimiser step and updates the weight average.
 
         Then the mean follows the weights, with a smaller decay while it is young.
 
@@ -313,7 +313,8 @@ class Learner:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Pass:
-    """What came of one batch; ``frames`` are this process's, all else is summed over processes."""
+    """Losses and counts of one batch; ``frames`` are this process's, the rest is summed over
+    all."""
 
     frames: tuple[str, ...]
     terms: dict[str, float]
@@ -384,7 +385,7 @@ def train(
 def _backward(
     learner: Learner, terms_of: Terms, batches: Iterable[Batch], moment: Moment, config: TrainConfig
 ) -> list[_Pass]:
-    """Adds up the gradients of a step's batches."""
+    """Gradient accumulation: forward and backward over a step's batches."""
     passes = []
     for batch in batches:
         with _autocast(learner.device, config.precision):
@@ -401,7 +402,7 @@ def _backward(
 
 
 def _problem(learner: Learner, passes: Sequence[_Pass], config: TrainConfig) -> str:
-    """Clips the gradients; answers what is not finite, if anything."""
+    """Clips the gradients; returns a message where loss or gradient is not finite."""
     bad = [p for p in passes if not math.isfinite(p.loss)]
     if bad:
         return f"loss is {bad[0].loss}, frames {_listed(bad)}"

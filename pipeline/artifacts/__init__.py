@@ -1,1 +1,1 @@
-"""What stages leave behind: the store, the index, and how both are read."""
+"""Artifacts of the stages: store, index, and readers of both."""

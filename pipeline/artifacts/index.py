@@ -1,4 +1,4 @@
-"""Rows of index.parquet.
+"""The index of key frames: rows, parquet schema, reading.
 
 What a reader yields, how it is stored, and how frames come back from it.
 """
@@ -42,7 +42,7 @@ class Row:
 
     Attributes:
         frame: the frame, or why it cannot be used.
-        train: whether it is one to learn from.
+        train: whether it is a training frame.
         eval: whether it is one to score on.
         missing_sweeps: earlier sweeps that the tables name and the disk lacks.
     """

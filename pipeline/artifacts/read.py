@@ -1,4 +1,4 @@
-"""Reads what stages and data sets hold of a frame.
+"""Reads a frame's pixel labels, point labels, truth and point cloud.
 
 Pixel labels, point labels, truth, point clouds.
 """
@@ -57,8 +57,8 @@ def read_truth(frame: Frame, space: LabelSpace, config: Config) -> UInt8[np.ndar
     None where the frame has no labels.
 
     Raises:
-        BadInput: the label file is not the indexed one, or has an id that the label space does not
-            know.
+        BadInput: the label file is not the indexed one, or has an id that is not in the label
+            space.
     """
     if frame.labels is None:
         return None
@@ -74,7 +74,7 @@ def read_box_truth(
     The car's own returns (``data.ego_box_m``), and rows that are no points, are ignored (255).
 
     Raises:
-        BadInput: the key sweep is bad, or a box has a category that ``class_of`` does not know.
+        BadInput: the key sweep is bad, or a box has a category that is not in ``class_of``.
     """
     cloud = key_cloud(frame, config, config.data.ego_box_m)
     truth = np.full(raw_rows(frame, config), NONE, np.uint8)
@@ -114,7 +114,7 @@ def skip_or_raise(error: BadInput, frame: Frame, config: Config) -> Skip:
     return Skip(frame.id, frame.scene, str(error))
 
 
-def note_older(skipped: list[Skip], scene: str, error: BadInput | str) -> None:
+def record_older_sweep(skipped: list[Skip], scene: str, error: BadInput | str) -> None:
     """Writes an older sweep down that was left out; several frames share it."""
     if all(str(error) != skip.reason for skip in skipped):
         skipped.append(Skip("(an older sweep)", scene, str(error)))

@@ -82,7 +82,7 @@ def digest_files(paths: Sequence[Path]) -> str:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file so that its name shows all of it or nothing, whenever the process or machine
+    """Atomic write: the name shows the whole file or nothing, whenever the process or machine
     dies.
     """
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ class DataConfig(Generic[Own]):
     root: Annotated[str, Field(description="folder of the data set")] = "data/nuscenes"
     train: Annotated[
         tuple[str, ...],
-        Field(description="splits or scene names to learn from"),
+        Field(description="splits or scene names to train on"),
     ] = ("train",)
     eval: Annotated[
         tuple[str, ...],

@@ -113,7 +113,7 @@ def box_truth(
         annotated classes, 255 (``NONE``) = ignored.
 
     Raises:
-        BadInput: a box has a category that ``class_of`` does not know.
+        BadInput: a box has a category that is not in ``class_of``.
     """
     label = np.full(len(xyz), OTHER, np.uint8)
     for box in boxes:

@@ -80,7 +80,7 @@ def check_image(file: File, size_hw: tuple[int, int]) -> None:
     height, width = image_size(file)
     if (height, width) != size_hw:
         raise BadInput(
-            file.path, f"is {width}x{height} pixels, the table says {size_hw[1]}x{size_hw[0]}"
+            file.path, f"is {width}x{height} pixels, the table has {size_hw[1]}x{size_hw[0]}"
         )
 
 

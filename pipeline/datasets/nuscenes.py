@@ -192,7 +192,7 @@ def _samples(nusc: NuScenes, scene: dict[str, Any]) -> list[dict[str, Any]]:
         held = f"over {count}" if len(chain) > count else f"{len(chain)}"
         raise BadInput(
             f"scene {scene['name']}",
-            f"its chain holds {held} samples, nbr_samples says {count}",
+            f"its chain holds {held} samples, nbr_samples is {count}",
             _UNPACK,
         )
     return chain

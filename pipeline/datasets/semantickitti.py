@@ -53,9 +53,7 @@ class SemanticKittiConfig:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Drive:
-    """One sequence: the contents of its three text files, a row for each scan in the last two, and
-    what
-    lies in its folders.
+    """One sequence: scans, calibration, poses and times.
 
     Attributes:
         name: number of the sequence.
@@ -242,7 +240,7 @@ def _floats(words: Sequence[str], count: int, where: str) -> Float64[np.ndarray,
         numbers = np.array(words, np.float64)
     except ValueError:
         raise BadInput(
-            where, f"{' '.join(words)[:80]!r} holds something else than numbers"
+            where, f"{' '.join(words)[:80]!r} contains text that is not a number"
         ) from None
     if len(numbers) != count:
         raise BadInput(where, f"holds {len(numbers)} numbers instead of {count}")

@@ -90,7 +90,7 @@ def _corners(prims: Any, centre: Any, i: Any, eye: Any, out: Any) -> Any:
 
 @kernel
 def _image_box(corners: Any, K: Any) -> Any:
-    """Pixel rectangle (u0, v0, u1, v1) that holds a box, cut at the near plane.
+    """Pixel rectangle (u0, v0, u1, v1) that holds a box, clipped at the near plane.
 
     Empty (u1 < u0) if behind it.
     """
@@ -152,7 +152,7 @@ def fill_tiles(prims: Any, centre: Any, order: Any, eye: Any, h: Any, w: Any) ->
 
 @kernel
 def _cells(low: Any, high: Any, corner: Any, n: Any) -> Any:
-    """First and last + 1 shadow cell of an interval, cut to the map."""
+    """First and last + 1 shadow cell of an interval, clipped to the map."""
     return max(0, int((low - corner) / SHADE_STEP_M)), min(
         n, int((high - corner) / SHADE_STEP_M) + 1
     )
@@ -222,7 +222,7 @@ def _sunlit(stage: Any, x: Any, y: Any) -> Any:
 
 @kernel
 def _nearest(stage: Any, near: Any, items: Any, origin: Any, dx: Any, dy: Any, dz: Any) -> Any:
-    """First thing on a ray.
+    """First hit of a ray.
 
     Distance (inf: sky), part (-1: ground or sky), ground label, kerb face or not.
     """

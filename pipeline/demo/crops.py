@@ -1,4 +1,4 @@
-"""Crops of rendered streets and what their captions may say.
+"""Crops of rendered streets and which classes their captions may mention.
 
 The teacher's training data, made on the fly.
 """
@@ -19,7 +19,7 @@ from clipsweep.pipeline.demo.world import build_world
 _SPOTS = 24
 """Places kept per class and picture, where stuff may be cropped."""
 _LEAST_PX = 100
-"""Pixels that a thing must show to be cropped."""
+"""Pixels that an object must show to be cropped."""
 _TRUE_SHARE = 0.03
 _FALSE_SHARE = 0.003
 """A word is true of a crop from the first share of its area on, false below the second, and left
@@ -29,7 +29,7 @@ open between.
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Picture:
-    """A rendered picture: colours, classes (255: none), boxes of things and spots of stuff.
+    """A rendered picture: colours, classes (255: none), boxes of objects and spots of stuff.
 
     `boxes` rows are class, u0, v0, u1, v1 [px]; `spots` rows are class, u, v [px].
     """
@@ -88,7 +88,7 @@ def _photograph(seed: int, scene: int, shots: int, size_wh: tuple[int, int]) -> 
 
 
 def _boxes(instance: np.ndarray, label: UInt8[np.ndarray, "h w"]) -> Int64[np.ndarray, "boxes 5"]:
-    """Class and pixel box of each tracked thing that shows enough of itself."""
+    """Class and pixel box of each tracked object that shows enough of itself."""
     v, u = np.nonzero(instance >= 0)
     who, first, index, count = np.unique(
         instance[v, u], return_index=True, return_inverse=True, return_counts=True
@@ -114,7 +114,7 @@ def _spots(
 
 
 def draw_crops(album: Album, rng: np.random.Generator, count: int, side_px: int) -> Crops:
-    """Square crops, most of them about a thing or a spot of a class drawn evenly, resized to
+    """Square crops, most of them about an object or a spot of a class drawn evenly, resized to
     `side_px`.
     """
     taken = [_draw(album, rng, side_px) for _ in range(count)]

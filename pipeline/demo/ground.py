@@ -106,7 +106,7 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Street:
-    """The cross-section of a straight street along x, and where side streets cut it.
+    """The cross-section of a straight street along x, and where side streets cross it.
 
     Widths in m. Right-hand traffic: the car drives towards +x on the side y < 0. `crossings` are
     (start, end) along x.
@@ -295,7 +295,7 @@ def _cut_side_street(ground: Ground, street: Street, crossing: tuple[float, floa
 def _fill(
     layer: UInt8[np.ndarray, "ny nx"], ground: Ground, xs_m: Span, ys_m: Span, value: int
 ) -> None:
-    """Set a rectangle of the street frame, cut to the map [m]."""
+    """Set a rectangle of the street frame, clipped to the map [m]."""
     (x0, x1) = sorted(xs_m)
     (y0, y1) = sorted(ys_m)
     i0, i1 = (max(round((x - ground.corner_m[0]) / STEP_M), 0) for x in (x0, x1))

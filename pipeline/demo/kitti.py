@@ -58,9 +58,9 @@ def write_kitti_demo(config: DemoConfig, out: Path) -> None:
     """Makes the world and writes it to `out`, which appears whole or not at all.
 
     The streets are those of the nuScenes demo's kind, other ones by length of the drive. Manmade
-    things are buildings (50), barriers fences (51), cones other objects (99); what moves has the
-    ids of moving things, ridden bicycles and motorcycles those of their riders. Instances of things
-    stand in the upper 16 bits. Returns of the car are left out.
+    objects are buildings (50), barriers fences (51), cones other objects (99); what moves has the
+    ids of moving objects, ridden bicycles and motorcycles those of their riders. Instances of
+    objects stand in the upper 16 bits. Returns of the car are left out.
 
     Raises:
         BadInput: a setting is out of its bounds, there are more scenes than official sequences, or
@@ -152,7 +152,7 @@ def _take(world: World, rig: _Rig, folder: Path, i: int, time_s: float) -> None:
 def _ids(world: World, taken: Scan) -> UInt32[np.ndarray, "n"]:
     """SemanticKITTI's raw ids, instances above them."""
     # the last is of all that is untracked
-    speed_mps = np.array([*(thing.speed_mps for thing in world.things), 0.0])
+    speed_mps = np.array([*(obj.speed_mps for obj in world.objects), 0.0])
     ids = np.where(
         speed_mps[taken.instance] > 0, _MOVING_ID[taken.label], _STANDING_ID[taken.label]
     )

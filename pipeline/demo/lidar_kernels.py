@@ -165,7 +165,7 @@ def _one_ray(
     near: Any,
     ego_m: Any,
 ) -> Any:
-    """Distance, part, label, cosine of incidence and reflectance of the first thing on a ray."""
+    """Distance, part, label, cosine of incidence and reflectance of the first hit of a ray."""
     best, surface, kerb = hit_ground(ground, ox, oy, oz, dx, dy, dz)
     part = -1
     lx = 0.0

@@ -65,13 +65,13 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Thing:
+class SceneObject:
     """An object standing or moving in the street frame.
 
     Its parts, raw nuScenes label, pose at t = 0 and velocity.
 
     `size_m` is length, width, height of its box, whose bottom is at `z_m`; it moves where it faces.
-    `tracked` things get an instance and annotation boxes.
+    `tracked` objects get an instance and annotation boxes.
     """
 
     parts: tuple[Part, ...]
@@ -119,7 +119,7 @@ class Primitives(NamedTuple):
 
 
 class Places(NamedTuple):
-    """Where k things stand at t = 0 in a street without hills, and how they move.
+    """Where k objects stand at t = 0 in a street without hills, and how they move.
 
     `base_m` is the middle of a box's bottom; what `leans` stands at right angles to the road.
     """
@@ -130,7 +130,7 @@ class Places(NamedTuple):
     size_m: Float[np.ndarray, "k 3"]
     leans: Bool[np.ndarray, "k"]
     owner: Int32[np.ndarray, "n"]
-    """The thing that each part belongs to."""
+    """The object that each part belongs to."""
 
 
 def rotation(
@@ -154,17 +154,17 @@ def rotation(
     return np.stack([np.stack(row, -1) for row in rows], -2)
 
 
-def pack(things: Sequence[Thing]) -> Primitives:
-    """Flatten things into arrays; `instance` is the index in `things` where tracked, else -1."""
-    owner = np.array([i for i, thing in enumerate(things) for _ in thing.parts])
-    parts = [part for thing in things for part in thing.parts]
-    base = _rows((t.x_m, t.y_m, t.z_m) for t in things)[owner]
-    turned = rotation(_rows(t.yaw_rad for t in things)[owner])
-    instance = np.array([i if t.tracked else -1 for i, t in enumerate(things)], dtype=np.int32)
+def pack(objects: Sequence[SceneObject]) -> Primitives:
+    """Flatten objects into arrays; `instance` is the index in `objects` where tracked, else -1."""
+    owner = np.array([i for i, obj in enumerate(objects) for _ in obj.parts])
+    parts = [part for obj in objects for part in obj.parts]
+    base = _rows((t.x_m, t.y_m, t.z_m) for t in objects)[owner]
+    turned = rotation(_rows(t.yaw_rad for t in objects)[owner])
+    instance = np.array([i if t.tracked else -1 for i, t in enumerate(objects)], dtype=np.int32)
     return Primitives(
         kind=np.array([p.kind for p in parts], dtype=np.uint8),
         centre_m=base + np.einsum("nij,nj->ni", turned, _rows(p.at_m for p in parts)),
-        velocity_mps=_rows(t.velocity_mps for t in things)[owner],
+        velocity_mps=_rows(t.velocity_mps for t in objects)[owner],
         axes=turned @ rotation(*_rows(p.turn_rad for p in parts).T),
         half_m=_rows(p.size_m for p in parts) / 2,
         taper=_rows(p.taper for p in parts),
@@ -173,20 +173,20 @@ def pack(things: Sequence[Thing]) -> Primitives:
         look=np.array([p.look for p in parts], dtype=np.uint8),
         pattern=_rows(p.pattern for p in parts),
         reflect=_rows(p.reflect for p in parts),
-        label=np.array([t.label for t in things], dtype=np.uint8)[owner],
+        label=np.array([t.label for t in objects], dtype=np.uint8)[owner],
         instance=instance[owner],
     )
 
 
-def place(things: Sequence[Thing]) -> Places:
-    """Where things stand, as arrays."""
-    owner = np.repeat(np.arange(len(things), dtype=np.int32), [len(t.parts) for t in things])
+def place(objects: Sequence[SceneObject]) -> Places:
+    """Where objects stand, as arrays."""
+    owner = np.repeat(np.arange(len(objects), dtype=np.int32), [len(t.parts) for t in objects])
     return Places(
-        base_m=_rows((t.x_m, t.y_m, t.z_m) for t in things),
-        velocity_mps=_rows(t.velocity_mps for t in things),
-        yaw_rad=_rows(t.yaw_rad for t in things),
-        size_m=_rows(t.size_m for t in things),
-        leans=np.array([t.leans for t in things], dtype=np.bool_),
+        base_m=_rows((t.x_m, t.y_m, t.z_m) for t in objects),
+        velocity_mps=_rows(t.velocity_mps for t in objects),
+        yaw_rad=_rows(t.yaw_rad for t in objects),
+        size_m=_rows(t.size_m for t in objects),
+        leans=np.array([t.leans for t in objects], dtype=np.bool_),
         owner=owner,
     )
 

@@ -9,10 +9,10 @@ from jaxtyping import Float
 
 from clipsweep.pipeline.demo import scenery, shapes
 from clipsweep.pipeline.demo.ground import KERB_M
-from clipsweep.pipeline.demo.parts import BOX, CYLINDER, ELLIPSOID, PEOPLE, Thing
+from clipsweep.pipeline.demo.parts import BOX, CYLINDER, ELLIPSOID, PEOPLE, SceneObject
 
 Rng = np.random.Generator
-Party = list[Thing]
+Party = list[SceneObject]
 """People who belong together."""
 _Way = Callable[[Party], Party]
 
@@ -68,23 +68,23 @@ def _kind(rng: Rng) -> int:
 
 
 def spread(
-    rng: Rng, parties: Sequence[Party], things: Sequence[Thing], duration_s: float
-) -> list[Thing]:
+    rng: Rng, parties: Sequence[Party], objects: Sequence[SceneObject], duration_s: float
+) -> list[SceneObject]:
     """Takes some parties to walls, trees and into groups, so that no one ever stands inside an
     object.
 
-    `things` are those of the parties' side of the street. Who finds no free place where they should
-    go stays on the sidewalk; who is in something's way even there is left out.
+    `objects` are those of the parties' side of the street. Who finds no free place where they
+    should go stays on the sidewalk; who is in something's way even there is left out.
     """
     ways: tuple[_Way | None, ...] = (
         None,
-        lambda party: _beside_wall(rng, party, things),
+        lambda party: _beside_wall(rng, party, objects),
         lambda party: _close_together(rng, party),
-        lambda party: _under_tree(rng, party, things),
+        lambda party: _under_tree(rng, party, objects),
     )
-    taken = _footprints(things)
+    taken = _footprints(objects)
     times_s = np.arange(0.0, duration_s + _STEP_S, _STEP_S)
-    out: list[Thing] = []
+    out: list[SceneObject] = []
     for party in parties:
         way = ways[int(rng.choice(len(ways), p=_SHARES))]
         placed = _first_free(_candidates(rng, way, party), party, taken, times_s)
@@ -126,10 +126,10 @@ def _shifted(rng: Rng, party: Party) -> Party:
     return [replace(person, x_m=person.x_m + along_m) for person in party]
 
 
-def _beside_wall(rng: Rng, party: Party, things: Sequence[Thing]) -> Party:
+def _beside_wall(rng: Rng, party: Party, objects: Sequence[SceneObject]) -> Party:
     """Along the street's face of the first wall, hedge, shelter or house that one meets there."""
     x = party[0].x_m + float(rng.uniform(-5.0, 5.0))
-    walls = [t for t in things if _is_wall(t) and abs(t.x_m - x) < t.size_m[0] / 2]
+    walls = [t for t in objects if _is_wall(t) and abs(t.x_m - x) < t.size_m[0] / 2]
     if not walls:
         return []
     wall = min(walls, key=lambda t: abs(t.y_m))
@@ -141,8 +141,8 @@ def _beside_wall(rng: Rng, party: Party, things: Sequence[Thing]) -> Party:
     return out
 
 
-def _is_wall(thing: Thing) -> bool:
-    return not thing.tracked and thing.parts[0].kind == BOX
+def _is_wall(obj: SceneObject) -> bool:
+    return not obj.tracked and obj.parts[0].kind == BOX
 
 
 def _close_together(rng: Rng, party: Party) -> Party:
@@ -167,12 +167,12 @@ def _close_together(rng: Rng, party: Party) -> Party:
     return out
 
 
-def _under_tree(rng: Rng, party: Party, things: Sequence[Thing]) -> Party:
+def _under_tree(rng: Rng, party: Party, objects: Sequence[SceneObject]) -> Party:
     """Standing beside the trunk of a tree near by, below its crown."""
     tallest_m = max(person.size_m[2] for person in party)
     trees = [
         t
-        for t in things
+        for t in objects
         if abs(t.x_m - party[0].x_m) < 12 and _crown_m(t) > min(tallest_m, _HEAD_M)
     ]
     if not trees:
@@ -194,11 +194,11 @@ def _under_tree(rng: Rng, party: Party, things: Sequence[Thing]) -> Party:
     return out
 
 
-def _crown_m(thing: Thing) -> float:
+def _crown_m(obj: SceneObject) -> float:
     """Height of a broad-leaved tree's lowest leaves above the ground; of all else 0 [m]."""
-    if thing.label != scenery.VEGETATION or thing.parts[0].kind != CYLINDER:
+    if obj.label != scenery.VEGETATION or obj.parts[0].kind != CYLINDER:
         return 0.0
-    crowns = [part for part in thing.parts if part.kind == ELLIPSOID]
+    crowns = [part for part in obj.parts if part.kind == ELLIPSOID]
     return min((part.at_m[2] - part.size_m[2] / 2 for part in crowns), default=0.0)
 
 
@@ -214,22 +214,22 @@ class _Footprints(NamedTuple):
     half_m: Float[np.ndarray, "k 2"]
 
 
-def _footprints(things: Sequence[Thing]) -> _Footprints:
-    margin_m = [0.02 if thing.label in PEOPLE else 0.2 for thing in things]
-    half_m = np.array([_foot_m(thing) for thing in things]).reshape(-1, 2) / 2
+def _footprints(objects: Sequence[SceneObject]) -> _Footprints:
+    margin_m = [0.02 if obj.label in PEOPLE else 0.2 for obj in objects]
+    half_m = np.array([_foot_m(obj) for obj in objects]).reshape(-1, 2) / 2
     return _Footprints(
-        at_m=np.array([(thing.x_m, thing.y_m) for thing in things]).reshape(-1, 2),
-        velocity_mps=np.array([thing.velocity_mps[:2] for thing in things]).reshape(-1, 2),
-        yaw_rad=np.array([thing.yaw_rad for thing in things]),
+        at_m=np.array([(obj.x_m, obj.y_m) for obj in objects]).reshape(-1, 2),
+        velocity_mps=np.array([obj.velocity_mps[:2] for obj in objects]).reshape(-1, 2),
+        yaw_rad=np.array([obj.yaw_rad for obj in objects]),
         half_m=half_m + np.array(margin_m)[:, None],
     )
 
 
-def _foot_m(thing: Thing) -> tuple[float, float]:
-    """Length and width of what a thing has below a person's head."""
-    if thing.tracked:
-        return float(thing.size_m[0]), float(thing.size_m[1])
-    low = [part for part in thing.parts if part.at_m[2] - part.size_m[2] / 2 < _HEAD_M]
+def _foot_m(obj: SceneObject) -> tuple[float, float]:
+    """Length and width of what an object has below a person's head."""
+    if obj.tracked:
+        return float(obj.size_m[0]), float(obj.size_m[1])
+    low = [part for part in obj.parts if part.at_m[2] - part.size_m[2] / 2 < _HEAD_M]
     length_m = max(2 * abs(part.at_m[0]) + part.size_m[0] for part in low)
     width_m = max(2 * abs(part.at_m[1]) + part.size_m[1] for part in low)
     return float(length_m), float(width_m)
@@ -249,7 +249,7 @@ def _with_room(party: Party, taken: _Footprints, times_s: Float[np.ndarray, "t"]
     return out
 
 
-def _meets(person: Thing, marks: _Footprints, times_s: Float[np.ndarray, "t"]) -> bool:
+def _meets(person: SceneObject, marks: _Footprints, times_s: Float[np.ndarray, "t"]) -> bool:
     apart_m = np.array([person.x_m, person.y_m]) - marks.at_m
     speed_mps = person.velocity_mps[:2] - marks.velocity_mps
     apart_m = apart_m[:, None] + speed_mps[:, None] * times_s[:, None]

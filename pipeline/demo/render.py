@@ -28,7 +28,7 @@ _SHADE_REACH_M = 45.0
 class View:
     """What a camera sees.
 
-    `label` holds raw nuScenes labels (0: sky), `instance` indices into the world's things (-1:
+    `label` holds raw nuScenes labels (0: sky), `instance` indices into the world's objects (-1:
     untracked), `depth_m` the depth along the optical axis at the pixel's centre (inf: sky).
     """
 

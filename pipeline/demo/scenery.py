@@ -1,4 +1,4 @@
-"""What does not move.
+"""Static scenery: buildings, poles, vegetation.
 
 Buildings, walls, poles, signs and lamps (manmade), trees, bushes and hedges (vegetation).
 """
@@ -14,7 +14,7 @@ from clipsweep.pipeline.demo.parts import (
     WINDOWS,
     Colour,
     Part,
-    Thing,
+    SceneObject,
     ball,
     box,
     rod,
@@ -42,11 +42,11 @@ LEAVES: tuple[Colour, ...] = (
 BARK: Colour = (0.30, 0.21, 0.14)
 
 
-def _fixed(parts: list[Part], label: int, size_m: tuple[float, float, float]) -> Thing:
-    return Thing(tuple(parts), label, size_m, 0.0, 0.0, tracked=False)
+def _fixed(parts: list[Part], label: int, size_m: tuple[float, float, float]) -> SceneObject:
+    return SceneObject(tuple(parts), label, size_m, 0.0, 0.0, tracked=False)
 
 
-def building(rng: np.random.Generator, length_m: float, depth_m: float) -> Thing:
+def building(rng: np.random.Generator, length_m: float, depth_m: float) -> SceneObject:
     """A house along the street with rows of windows, a door side on every face, and a roof ledge
     or hat.
     """
@@ -85,7 +85,7 @@ def building(rng: np.random.Generator, length_m: float, depth_m: float) -> Thing
     return _fixed(parts, MANMADE, (length_m, depth_m, height))
 
 
-def wall(rng: np.random.Generator, length_m: float) -> Thing:
+def wall(rng: np.random.Generator, length_m: float) -> SceneObject:
     """A brick or plain garden wall along x."""
     height = rng.uniform(1.4, 2.4)
     tone = pick(rng, ((0.55, 0.30, 0.22), (0.66, 0.62, 0.55), (0.50, 0.50, 0.52)))
@@ -103,7 +103,7 @@ def wall(rng: np.random.Generator, length_m: float) -> Thing:
     return _fixed(parts, MANMADE, (length_m, 0.4, height))
 
 
-def street_lamp(rng: np.random.Generator) -> Thing:
+def street_lamp(rng: np.random.Generator) -> SceneObject:
     """A tall grey pole with an arm along y towards the street (y < 0 in its own frame)."""
     height = rng.uniform(6.0, 8.0)
     grey = shade(rng, (0.36, 0.38, 0.40))
@@ -116,7 +116,7 @@ def street_lamp(rng: np.random.Generator) -> Thing:
     return _fixed(parts, MANMADE, (0.4, 2.0, height))
 
 
-def traffic_light(rng: np.random.Generator) -> Thing:
+def traffic_light(rng: np.random.Generator) -> SceneObject:
     """A pole with a black three-lamp head facing -x."""
     height = rng.uniform(3.2, 4.2)
     grey = shade(rng, (0.30, 0.31, 0.32))
@@ -133,7 +133,7 @@ def traffic_light(rng: np.random.Generator) -> Thing:
     return _fixed(parts, MANMADE, (0.4, 0.4, height))
 
 
-def road_sign(rng: np.random.Generator) -> Thing:
+def road_sign(rng: np.random.Generator) -> SceneObject:
     """A plate on a pole facing -x: round, square or a large board."""
     height = rng.uniform(2.4, 3.0)
     tone = pick(rng, ((0.05, 0.2, 0.65), (0.80, 0.06, 0.08), (0.05, 0.4, 0.2)))
@@ -162,7 +162,7 @@ def road_sign(rng: np.random.Generator) -> Thing:
     return _fixed([pole, plate], MANMADE, (0.2, 0.9, height))
 
 
-def shelter(rng: np.random.Generator) -> Thing:
+def shelter(rng: np.random.Generator) -> SceneObject:
     """A bus-stop shelter: roof, back and side panes, open towards -y."""
     tone = shade(rng, (0.25, 0.30, 0.34))
     parts = [
@@ -180,7 +180,7 @@ def shelter(rng: np.random.Generator) -> Thing:
     return _fixed(parts, MANMADE, (4.0, 1.5, 2.5))
 
 
-def tree(rng: np.random.Generator) -> Thing:
+def tree(rng: np.random.Generator) -> SceneObject:
     """A broad-leaved tree of three crowns, or a conifer of two cones, on a trunk."""
     green = shade(rng, pick(rng, LEAVES), 0.05)
     if rng.random() < 0.25:
@@ -227,7 +227,7 @@ def tree(rng: np.random.Generator) -> Thing:
     return _fixed(parts, VEGETATION, (wide, wide, trunk + wide))
 
 
-def bush(rng: np.random.Generator) -> Thing:
+def bush(rng: np.random.Generator) -> SceneObject:
     """A round bush of two balls."""
     green = shade(rng, pick(rng, LEAVES), 0.05)
     wide = rng.uniform(0.9, 1.8)
@@ -240,7 +240,7 @@ def bush(rng: np.random.Generator) -> Thing:
     return _fixed(parts, VEGETATION, (wide, wide, wide))
 
 
-def hedge(rng: np.random.Generator, length_m: float) -> Thing:
+def hedge(rng: np.random.Generator, length_m: float) -> SceneObject:
     """A clipped hedge along x."""
     height = rng.uniform(0.9, 1.7)
     green = shade(rng, pick(rng, LEAVES), 0.05)

@@ -23,7 +23,7 @@ from clipsweep.pipeline.demo.parts import (
     WHEEL,
     Colour,
     Part,
-    Thing,
+    SceneObject,
     ball,
     box,
     rod,
@@ -87,7 +87,7 @@ def shade(rng: np.random.Generator, colour: Colour, spread: float = 0.06) -> Col
     return r, g, b
 
 
-def car(rng: np.random.Generator) -> Thing:
+def car(rng: np.random.Generator) -> SceneObject:
     """A saloon, estate or van: body, glazed cabin, four wheels."""
     tall = rng.random() < 0.3
     length = rng.uniform(4.0, 4.9)
@@ -118,10 +118,10 @@ def car(rng: np.random.Generator) -> Thing:
         ),
         *wheels((-0.3 * length, 0.31 * length), 0.44 * width, 0.33, 0.24, STEEL),
     ]
-    return Thing(tuple(parts), VEHICLE_CAR, (length, width, height), 0.0, 0.0)
+    return SceneObject(tuple(parts), VEHICLE_CAR, (length, width, height), 0.0, 0.0)
 
 
-def bus(rng: np.random.Generator) -> Thing:
+def bus(rng: np.random.Generator) -> SceneObject:
     """A city bus: one long body with a band of windows."""
     length = rng.uniform(9.5, 12.0)
     width = 2.55
@@ -140,10 +140,10 @@ def bus(rng: np.random.Generator) -> Thing:
         box((-0.1 * length, 0, height + 0.12), (2.6, 1.6, 0.26), WHITE),
         *wheels((-0.28 * length, 0.33 * length), 1.16, 0.48, 0.3, STEEL),
     ]
-    return Thing(tuple(parts), RIGID_BUS, (length, width, height + 0.25), 0.0, 0.0)
+    return SceneObject(tuple(parts), RIGID_BUS, (length, width, height + 0.25), 0.0, 0.0)
 
 
-def truck(rng: np.random.Generator) -> Thing:
+def truck(rng: np.random.Generator) -> SceneObject:
     """A box lorry: coloured cab with windscreen, tall plain cargo box, three axles."""
     length = rng.uniform(6.5, 9.0)
     width = 2.4
@@ -178,10 +178,10 @@ def truck(rng: np.random.Generator) -> Thing:
         box((-0.03 * length, 0, 0.75), (0.9 * length, 0.9, 0.35), BLACK, reflect=0.1),
         *wheels((axle - 1.0, -axle + 1.1, -axle + 2.2), 1.05, 0.47, 0.32, STEEL),
     ]
-    return Thing(tuple(parts), TRUCK, (length, width, height), 0.0, 0.0)
+    return SceneObject(tuple(parts), TRUCK, (length, width, height), 0.0, 0.0)
 
 
-def trailer(rng: np.random.Generator) -> Thing:
+def trailer(rng: np.random.Generator) -> SceneObject:
     """A trailer without its tractor.
 
     A ribbed box, wheels at the back, legs and drawbar in front.
@@ -216,10 +216,10 @@ def trailer(rng: np.random.Generator) -> Thing:
         *(box((0.36 * length, y, 0.45), (0.18, 0.18, 0.9), STEEL) for y in (-0.8, 0.8)),
         *wheels((-0.30 * length, -0.30 * length - 1.1), 1.02, 0.46, 0.34, STEEL),
     ]
-    return Thing(tuple(parts), TRAILER, (length + 1.8, width, height), 0.0, 0.0)
+    return SceneObject(tuple(parts), TRAILER, (length + 1.8, width, height), 0.0, 0.0)
 
 
-def excavator(rng: np.random.Generator) -> Thing:
+def excavator(rng: np.random.Generator) -> SceneObject:
     """A construction vehicle.
 
     A tracked digger or a wheel loader, yellow with an arm and a bucket.
@@ -283,10 +283,10 @@ def excavator(rng: np.random.Generator) -> Thing:
             *wheels((-1.5, 1.1), 0.95, 0.72, 0.55, yellow),
         ]
         size = (6.0, 2.4, 3.1)
-    return Thing(tuple(parts), EXCAVATOR, size, 0.0, 0.0)
+    return SceneObject(tuple(parts), EXCAVATOR, size, 0.0, 0.0)
 
 
-def motorcycle(rng: np.random.Generator, ridden: bool = False) -> Thing:
+def motorcycle(rng: np.random.Generator, ridden: bool = False) -> SceneObject:
     """A motorcycle: fat small wheels, a bulky dark engine, a glossy tank and fairing, long black
     seat.
     """
@@ -332,10 +332,10 @@ def motorcycle(rng: np.random.Generator, ridden: bool = False) -> Thing:
     if ridden:
         parts += _rider(rng, seat_x=-0.25, seat_z=0.95, suit=(0.13, 0.13, 0.15), helmet=True)
         height = 1.8
-    return Thing(tuple(parts), MOTORCYCLE, (2.15, 0.8, height), 0.0, 0.0)
+    return SceneObject(tuple(parts), MOTORCYCLE, (2.15, 0.8, height), 0.0, 0.0)
 
 
-def bicycle(rng: np.random.Generator, ridden: bool = False) -> Thing:
+def bicycle(rng: np.random.Generator, ridden: bool = False) -> SceneObject:
     """A bicycle: two large thin rings and a thin bright frame that one sees through."""
     paint = shade(rng, pick(rng, BRIGHT), 0.03)
     tube_m = 0.055
@@ -367,7 +367,7 @@ def bicycle(rng: np.random.Generator, ridden: bool = False) -> Thing:
             rng, seat_x=-0.22, seat_z=0.98, suit=shade(rng, pick(rng, BRIGHT)), helmet=False
         )
         height = 1.85
-    return Thing(tuple(parts), BICYCLE, (1.8, 0.6, height), 0.0, 0.0)
+    return SceneObject(tuple(parts), BICYCLE, (1.8, 0.6, height), 0.0, 0.0)
 
 
 def _rider(
@@ -401,7 +401,7 @@ def _rider(
     ]
 
 
-def pedestrian(rng: np.random.Generator, label: int = ADULT) -> Thing:
+def pedestrian(rng: np.random.Generator, label: int = ADULT) -> SceneObject:
     """A person: shoes, legs, torso, arms, head with hair.
 
     Workers wear an orange striped vest and a helmet.
@@ -448,10 +448,10 @@ def pedestrian(rng: np.random.Generator, label: int = ADULT) -> Thing:
             (0.95, 0.85, 0.1) if worker else hair,
         ),
     ]
-    return Thing(tuple(parts), label, (0.35 * h, 0.4 * h, h), 0.0, 0.0)
+    return SceneObject(tuple(parts), label, (0.35 * h, 0.4 * h, h), 0.0, 0.0)
 
 
-def cone(rng: np.random.Generator) -> Thing:
+def cone(rng: np.random.Generator) -> SceneObject:
     """A traffic cone: orange with white bands on a square foot."""
     h = rng.uniform(0.75, 1.0)
     parts = [
@@ -473,10 +473,10 @@ def cone(rng: np.random.Generator) -> Thing:
             reflect=0.7,
         ),
     ]
-    return Thing(tuple(parts), CONE, (0.5 * h, 0.5 * h, h), 0.0, 0.0)
+    return SceneObject(tuple(parts), CONE, (0.5 * h, 0.5 * h, h), 0.0, 0.0)
 
 
-def barrier(rng: np.random.Generator, kind: int = 0) -> Thing:
+def barrier(rng: np.random.Generator, kind: int = 0) -> SceneObject:
     """A road barrier across x.
 
     0 red and white plastic blocks, 1 concrete wedge, 2 striped board on two legs.
@@ -493,7 +493,7 @@ def barrier(rng: np.random.Generator, kind: int = 0) -> Thing:
                 for x in (-0.75, 0.75)
             ),
         ]
-        return Thing(tuple(parts), BARRIER, (long, 0.5, high), 0.0, 0.0)
+        return SceneObject(tuple(parts), BARRIER, (long, 0.5, high), 0.0, 0.0)
     skin = box(
         (0, 0, 0.62 * high),
         (long, 0.50, 0.76 * high),
@@ -516,4 +516,4 @@ def barrier(rng: np.random.Generator, kind: int = 0) -> Thing:
             reflect=0.4,
         )
         foot = replace(foot, colour=grey, reflect=0.4)
-    return Thing((skin, foot), BARRIER, (long, 0.62, high), 0.0, 0.0)
+    return SceneObject((skin, foot), BARRIER, (long, 0.62, high), 0.0, 0.0)

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Float32, Int32, UInt8
 
 from clipsweep.pipeline.demo.ground import TERRAIN
 from clipsweep.pipeline.demo.lidar_kernels import EGO, RANGE_M, Turn, cast_car, cast_turn, fill_bins
-from clipsweep.pipeline.demo.parts import BLACK, Thing, box, pack
+from clipsweep.pipeline.demo.parts import BLACK, SceneObject, box, pack
 from clipsweep.pipeline.demo.ray_kernels import Lists
 from clipsweep.pipeline.demo.rig import SPIN_S, RigLidar, inverse
 from clipsweep.pipeline.demo.scenery import VEGETATION
@@ -26,7 +26,7 @@ By so much of a slope its azimuth leaves its column's.
 """
 _CAR = pack(
     [
-        Thing(
+        SceneObject(
             (
                 box((0.75, 0.0, 1.05), (2.6, 1.62, 0.85), BLACK, taper=(0.12, 0.12)),
                 box((1.35, 0.0, 0.62), (4.5, 1.8, 0.7), BLACK),
@@ -44,7 +44,7 @@ class Scan:
     """Returns of one turn in firing order, in the LiDAR frame at the sweep's stamp, the car's
     motion compensated.
 
-    `intensity` is 0..255, `label` raw nuScenes, `instance` an index into the world's things (-1:
+    `intensity` is 0..255, `label` raw nuScenes, `instance` an index into the world's objects (-1:
     untracked).
     """
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from clipsweep.pipeline.demo.parts import Thing
+from clipsweep.pipeline.demo.parts import SceneObject
 from clipsweep.pipeline.demo.rig import RigCamera, RigLidar
 
 CATEGORIES = (
@@ -253,26 +253,26 @@ def add_instance(
     tables: Tables,
     name: str,
     index: int,
-    thing: Thing,
+    obj: SceneObject,
     seen: Sequence[Seen],
     samples: Sequence[int],
 ) -> None:
-    """The track of one thing over the key frames in which the LiDAR hit it.
+    """The track of one object over the key frames in which the LiDAR hit it.
 
-    `visibility` only says how many points fell into the box (1: below 5, 2: below 20, 3: below 60,
+    `visibility` is a bin of the number of points in the box (1: below 5, 2: below 20, 3: below 60,
     4: more).
     """
     keys = [token("annotation", name, index, box.sample) for box in seen]
     instance = tables.add(
         "instance",
         token("instance", name, index),
-        category_token=token("category", CATEGORIES[thing.label]),
+        category_token=token("category", CATEGORIES[obj.label]),
         nbr_annotations=len(keys),
         first_annotation_token=keys[0],
         last_annotation_token=keys[-1],
     )
-    length, width, height = (float(v) for v in thing.size_m)
-    attribute = _attribute(thing)
+    length, width, height = (float(v) for v in obj.size_m)
+    attribute = _attribute(obj)
     for i, (key, box) in enumerate(zip(keys, seen, strict=True)):
         tables.add(
             "sample_annotation",
@@ -290,7 +290,7 @@ def add_instance(
 
 
 def log_name(scene: str) -> str:
-    """The log that a scene was cut from: one each."""
+    """The log that a scene belongs to: one each."""
     return f"demo-{scene}"
 
 
@@ -298,9 +298,9 @@ def _links(keys: Sequence[str], i: int) -> Record:
     return {"prev": keys[i - 1] if i else "", "next": keys[i + 1] if i + 1 < len(keys) else ""}
 
 
-def _attribute(thing: Thing) -> str | None:
-    category = CATEGORIES[thing.label]
-    moves = thing.speed_mps > 0
+def _attribute(obj: SceneObject) -> str | None:
+    category = CATEGORIES[obj.label]
+    moves = obj.speed_mps > 0
     if category.startswith("human"):
         return "pedestrian.moving" if moves else "pedestrian.standing"
     if category in ("vehicle.bicycle", "vehicle.motorcycle"):

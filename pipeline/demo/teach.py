@@ -1,13 +1,14 @@
 """Trains the demo's own CLIP on crops of its streets and captions.
 
-Python -m clipsweep.pipeline.demo.teach out=FOLDER.
+Usage: ``python -m clipsweep.pipeline.demo.teach out=FOLDER``.
 
-The model is an ordinary open_clip one (ResNet image tower, small text tower) and learns by contrast
-alone: a crop belongs to a caption, such as "a photo of a bus and a sidewalk", when everything that
-the caption names is in the crop. The renderer chooses where to crop (boxes of things, places of
-stuff) and knows which words are true of a crop, as a person who writes captions does. No loss sees
-where in a crop a class is: there are no pixel labels in training. The dense score at the end is
-measured on streets of other seeds, and the demo itself uses seeds far below both.
+The model is an ordinary open_clip one (ResNet image tower, small text tower) and is trained by
+contrast alone: a crop belongs to a caption, such as "a photo of a bus and a sidewalk", when
+everything that the caption names is in the crop. The renderer chooses where to crop (boxes of
+objects, places of stuff) and computes which classes a crop shows, as a person who writes captions
+does. No loss sees where in a crop a class is: there are no pixel labels in training. The dense
+score at the end is measured on streets of other seeds, and the demo itself uses seeds far below
+both.
 """
 
 import json
@@ -124,7 +125,7 @@ def train(config: TeachConfig, album: Album) -> nn.Module:
     """A CLIP model trained on an album's crops."""
     model: Any = open_clip.CLIP(**MODEL).to(memory_format=torch.channels_last)
     with torch.no_grad():
-        # words count for more than places from the start: it learns sooner
+        # token embeddings start larger than position embeddings: it converges sooner
         model.token_embedding.weight.mul_(5.0)
     bias = nn.Parameter(torch.tensor(-4.0))
     decayed = [p for p in model.parameters() if p.ndim > 1]
@@ -138,13 +139,13 @@ def train(config: TeachConfig, album: Album) -> nn.Module:
         optimiser, config.rate, total_steps=config.steps, pct_start=0.05, cycle_momentum=False
     )
     rng = np.random.default_rng([config.seed, 7])
-    speak = Speaker(config.seed)
+    sampler = CaptionSampler(config.seed)
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(draw_crops, album, rng, config.batch, 96)
         for step in range(config.steps):
             crops = waiting.result()
             waiting = pool.submit(draw_crops, album, rng, config.batch, 96)
-            loss = contrast(model, bias, crops, speak)
+            loss = contrast(model, bias, crops, sampler)
             optimiser.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -159,8 +160,8 @@ def train(config: TeachConfig, album: Album) -> nn.Module:
     return model.eval()
 
 
-class Speaker:
-    """Puts classes into words.
+class CaptionSampler:
+    """Samples captions for sets of classes.
 
     Random synonyms in random templates, as the stock tokenizer's ids.
     """
@@ -181,7 +182,7 @@ class Speaker:
         )
 
     def absent(self, count: int) -> list[str]:
-        """Words for things that are never there."""
+        """Words for objects that are never there."""
         return [str(word) for word in self._rng.choice(ABSENT, count, replace=False)]
 
     def sentences(self, words: Sequence[str]) -> Int64[Tensor, "n context"]:
@@ -192,32 +193,34 @@ class Speaker:
         )
 
     def captions(self, crops: Crops) -> tuple[list[str], Bool[np.ndarray, "n c"]]:
-        """For each crop what it is about and up to two more things in it, in words and as a set
+        """For each crop what it is about and up to two more objects in it, in words and as a set
         of classes.
         """
-        named = np.zeros_like(crops.shown)
+        mentioned = np.zeros_like(crops.shown)
         words = []
         for i, target in enumerate(crops.target):
             others = np.flatnonzero(crops.shown[i] & (np.arange(len(NAMES)) != target))
             more = self._rng.permutation(others)[: int(self._rng.integers(3))]
             kinds = self._rng.permutation([target, *more])
-            named[i, kinds] = True
+            mentioned[i, kinds] = True
             words.append(" and a ".join(self.word(int(kind)) for kind in kinds))
-        return words, named
+        return words, mentioned
 
 
-def contrast(model: Any, bias: Tensor, crops: Crops, speak: Speaker) -> Float[Tensor, ""]:
+def contrast(model: Any, bias: Tensor, crops: Crops, sampler: CaptionSampler) -> Float[Tensor, ""]:
     """Sigmoid loss of crops against captions, plus cross-entropy against the captions of one word.
 
-    Captions are those of the crops, one for every class, and some of things that are never there. A
-    crop and a caption match when the crop shows all that the caption names; they do not when it
+    Captions are those of the crops, one for every class, and some of objects that are never there.
+    A crop and a caption match when the crop shows all that the caption names; they do not when it
     lacks any of it; else they are left out.
     """
-    words, named = speak.captions(crops)
+    words, mentioned = sampler.captions(crops)
     alone = np.eye(len(NAMES), dtype=bool)
-    absent = speak.absent(4)
-    tokens = speak.sentences([*words, *(speak.word(kind) for kind in range(len(NAMES))), *absent])
-    asked = torch.from_numpy(np.concatenate([named, alone]))
+    absent = sampler.absent(4)
+    tokens = sampler.sentences(
+        [*words, *(sampler.word(kind) for kind in range(len(NAMES))), *absent]
+    )
+    asked = torch.from_numpy(np.concatenate([mentioned, alone]))
     shown = torch.from_numpy(crops.shown)
     hidden = torch.from_numpy(crops.hidden)
     true = ~((asked[None] & ~shown[:, None]).any(-1))
@@ -302,7 +305,7 @@ def dense(model: Any, images: np.ndarray) -> Float[Tensor, "n h w d"]:
 
 
 def save(model: nn.Module, folder: Path, config: TeachConfig, measured: dict[str, Any]) -> None:
-    """Write an open_clip checkpoint of float16 weights, and a card that says how it was made and
+    """Write an open_clip checkpoint of float16 weights, and a card with how it was made and
     what it scores.
 
     Rows of the token table that no caption uses are zero: such words mean nothing to this model.

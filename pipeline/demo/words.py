@@ -9,7 +9,7 @@ NAMES = (
 """Classes in nuScenes' order, and the sky."""
 SKY = len(NAMES) - 1
 THINGS = range(10)
-"""The first ten are things with boxes; the others are stuff."""
+"""The first ten are objects with boxes; the others are stuff."""
 
 SYNONYMS = (
     ("barricade",), ("person on a bicycle",), (), ("sedan", "van", "SUV", "jeep"),

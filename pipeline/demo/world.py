@@ -1,4 +1,4 @@
-"""What stands and moves where.
+"""Random street scenes: layout, traffic, light.
 
 A seed becomes a street scene of primitives over time, its ground, light and drive.
 """
@@ -29,7 +29,7 @@ from clipsweep.pipeline.demo.parts import (
     PLAIN,
     Places,
     Primitives,
-    Thing,
+    SceneObject,
     box,
     pack,
     place,
@@ -68,7 +68,7 @@ class World:
 
     key: tuple[int, int]
     duration_s: float
-    things: tuple[Thing, ...]
+    objects: tuple[SceneObject, ...]
     prims: Primitives
     places: Places
     ground: Ground
@@ -89,7 +89,7 @@ class World:
             return self.prims
         places = self.places
         owner = self.places.owner
-        placed = self._street_from_things(time_s)
+        placed = self._street_from_objects(time_s)
         tilt = placed[:, :3, :3] @ rotation(places.yaw_rad).swapaxes(-1, -2)
         offset_m = self.prims.centre_m - places.base_m[owner]
         centre_m = placed[owner, :3, 3] + np.einsum("nij,nj->ni", tilt[owner], offset_m)
@@ -102,17 +102,17 @@ class World:
             axes=tilt[owner] @ self.prims.axes,
         )
 
-    def boxes(self, time_s: float) -> Float[np.ndarray, "things 4 4"]:
-        """Poses street_from_box of the things' boxes at a time.
+    def boxes(self, time_s: float) -> Float[np.ndarray, "objects 4 4"]:
+        """Poses street_from_box of the objects' boxes at a time.
 
         Their origins are the centres [m].
         """
-        placed = self._street_from_things(time_s)
+        placed = self._street_from_objects(time_s)
         placed[:, :3, 3] += placed[:, :3, 2] * self.places.size_m[:, 2:] / 2
         return placed
 
-    def _street_from_things(self, time_s: float) -> Float[np.ndarray, "things 4 4"]:
-        """Poses of the things; their origins are at the middle of their boxes' bottoms [m]."""
+    def _street_from_objects(self, time_s: float) -> Float[np.ndarray, "objects 4 4"]:
+        """Poses of the objects; their origins are at the middle of their boxes' bottoms [m]."""
         places = self.places
         hills = self.ground.hills
         at_m = places.base_m + places.velocity_mps * time_s
@@ -125,10 +125,10 @@ class World:
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Things that belong together, around (0, 0), and the length of street they need [m]."""
+    """Objects that belong together, around (0, 0), and the length of street they need [m]."""
 
     length_m: float
-    things: tuple[Thing, ...]
+    objects: tuple[SceneObject, ...]
 
 
 def build_world(seed: int, scene: int, duration_s: float, hills_m: float = 0.0) -> World:
@@ -145,7 +145,7 @@ def build_world(seed: int, scene: int, duration_s: float, hills_m: float = 0.0) 
     street = draw_street(rng, travel_m)
     drive = replace(drive, lane_y_m=-street.lane_y_m(street.lanes - 1), hills=hills)
     near_m = (-14.0, max(travel_m + 30.0, 50.0))
-    things = [
+    objects = [
         *_kerbs(rng, street, near_m),
         *_traffic(rng, street, drive),
         *_median(rng, street, near_m),
@@ -153,28 +153,28 @@ def build_world(seed: int, scene: int, duration_s: float, hills_m: float = 0.0) 
     for sign, side in ((-1, street.right), (1, street.left)):
         fixed = _roadside(rng, street, sign, side, near_m)
         parties = people.draw_parties(rng, sign, *_sidewalk_m(street, side), near_m)
-        things += [*fixed, *people.spread(crowd_rng, parties, fixed, duration_s)]
+        objects += [*fixed, *people.spread(crowd_rng, parties, fixed, duration_s)]
     if hills_m:
-        things = [_with_foot(thing, hills) for thing in things]
+        objects = [_with_foot(obj, hills) for obj in objects]
     return World(
         key=(seed, scene),
         duration_s=duration_s,
-        things=tuple(things),
-        prims=pack(things),
-        places=place(things),
+        objects=tuple(objects),
+        prims=pack(objects),
+        places=place(objects),
         ground=lay_ground(rng, street, hills),
         light=_draw_light(rng),
         drive=drive,
     )
 
 
-def _with_foot(thing: Thing, hills: Hills) -> Thing:
+def _with_foot(obj: SceneObject, hills: Hills) -> SceneObject:
     """A house, wall, hedge or shelter that goes on below the ground, so that a slope shows no
     gap.
     """
-    body = thing.parts[0]
-    if thing.tracked or body.kind != BOX:
-        return thing
+    body = obj.parts[0]
+    if obj.tracked or body.kind != BOX:
+        return obj
     deep_m = hills.steepest * body.size_m[0] / 2 + 0.1
     size_m = (body.size_m[0], body.size_m[1], deep_m)
     look = body.look if body.look in (BRICK, FOLIAGE) else PLAIN
@@ -186,7 +186,7 @@ def _with_foot(thing: Thing, hills: Hills) -> Thing:
         pattern=body.pattern,
         reflect=body.reflect,
     )
-    return replace(thing, parts=(*thing.parts, foot))
+    return replace(obj, parts=(*obj.parts, foot))
 
 
 def _draw_light(rng: Rng) -> Light:
@@ -211,29 +211,29 @@ def _draw_light(rng: Rng) -> Light:
 
 
 def _at(
-    thing: Thing,
+    obj: SceneObject,
     x_m: float,
     y_m: float,
     z_m: float = 0.0,
     yaw_rad: float = 0.0,
     speed_mps: float = 0.0,
-) -> Thing:
-    return replace(thing, x_m=x_m, y_m=y_m, z_m=z_m, yaw_rad=yaw_rad, speed_mps=speed_mps)
+) -> SceneObject:
+    return replace(obj, x_m=x_m, y_m=y_m, z_m=z_m, yaw_rad=yaw_rad, speed_mps=speed_mps)
 
 
-def _moved(group: _Group, x_m: float, y_m: float, z_m: float, flip: bool) -> list[Thing]:
+def _moved(group: _Group, x_m: float, y_m: float, z_m: float, flip: bool) -> list[SceneObject]:
     """A group set down at a place, turned about if `flip`."""
     sign, turn = (-1, np.pi) if flip else (1, 0.0)
     return [
         replace(
             t, x_m=x_m + sign * t.x_m, y_m=y_m + sign * t.y_m, z_m=z_m, yaw_rad=t.yaw_rad + turn
         )
-        for t in group.things
+        for t in group.objects
     ]
 
 
-def _single(thing: Thing) -> _Group:
-    return _Group(thing.size_m[0], (thing,))
+def _single(obj: SceneObject) -> _Group:
+    return _Group(obj.size_m[0], (obj,))
 
 
 # --- kerb lanes: parked vehicles, two-wheelers in bays, road works --------------------------------
@@ -325,8 +325,8 @@ def _rare_sets(rng: Rng) -> tuple[list[_Group], list[_Group]]:
     return right, left
 
 
-def _kerbs(rng: Rng, street: Street, near_m: tuple[float, float]) -> list[Thing]:
-    """Both parking lanes: rare things along the drive, cars between and beyond."""
+def _kerbs(rng: Rng, street: Street, near_m: tuple[float, float]) -> list[SceneObject]:
+    """Both parking lanes: rare objects along the drive, cars between and beyond."""
     count = max(1, round((near_m[1] - near_m[0]) / SET_M))
     sets = [_rare_sets(rng) for _ in range(count)]
     out = []
@@ -374,9 +374,9 @@ def _fill(
     while x < span_m[1]:
         group, gap = following(x)
         start = x + gap
-        for cut in street.crossings:
-            if start < cut[1] + clear_m and start + group.length_m > cut[0] - clear_m:
-                start = cut[1] + clear_m
+        for crossing in street.crossings:
+            if start < crossing[1] + clear_m and start + group.length_m > crossing[0] - clear_m:
+                start = crossing[1] + clear_m
         yield start + group.length_m / 2, group
         x = start + group.length_m
 
@@ -384,9 +384,9 @@ def _fill(
 # --- moving traffic -------------------------------------------------------------------------------
 
 
-def _traffic(rng: Rng, street: Street, drive: Drive) -> list[Thing]:
+def _traffic(rng: Rng, street: Street, drive: Drive) -> list[SceneObject]:
     """A column of vehicles in every lane, one speed to a lane so that none collide."""
-    out: list[Thing] = []
+    out: list[SceneObject] = []
     for direction in (-1, 1):
         for lane in range(street.lanes):
             own = direction < 0 and lane == street.lanes - 1
@@ -400,14 +400,14 @@ def _traffic(rng: Rng, street: Street, drive: Drive) -> list[Thing]:
             for start, step in zip(starts, (1, -1), strict=True):
                 x = float(start)
                 while abs(x) < 75:
-                    thing = _vehicle(rng)
-                    x += step * thing.size_m[0] / 2
-                    out.append(_at(thing, x, direction * street.lane_y_m(lane), 0.0, yaw, speed))
-                    x += step * (thing.size_m[0] / 2 + float(rng.uniform(9.0, 34.0)))
+                    obj = _vehicle(rng)
+                    x += step * obj.size_m[0] / 2
+                    out.append(_at(obj, x, direction * street.lane_y_m(lane), 0.0, yaw, speed))
+                    x += step * (obj.size_m[0] / 2 + float(rng.uniform(9.0, 34.0)))
     return out
 
 
-def _vehicle(rng: Rng) -> Thing:
+def _vehicle(rng: Rng) -> SceneObject:
     kind = int(rng.choice(5, p=[0.58, 0.06, 0.04, 0.16, 0.16]))
     if kind < 3:
         return (shapes.car, shapes.truck, shapes.bus)[kind](rng)
@@ -417,17 +417,17 @@ def _vehicle(rng: Rng) -> Thing:
 # --- median and roadside --------------------------------------------------------------------------
 
 
-def _median(rng: Rng, street: Street, near_m: tuple[float, float]) -> list[Thing]:
+def _median(rng: Rng, street: Street, near_m: tuple[float, float]) -> list[SceneObject]:
     """Lamps, bushes, a few barriers and cones on the median, if there is one."""
     if not street.median_m:
         return []
 
     def following(_: float) -> tuple[_Group, float]:
         kind = int(rng.integers(4))
-        thing = (scenery.street_lamp, scenery.bush, lambda r: shapes.barrier(r, 1), shapes.cone)[
+        obj = (scenery.street_lamp, scenery.bush, lambda r: shapes.barrier(r, 1), shapes.cone)[
             kind
         ](rng)
-        return _single(thing), float(rng.uniform(4.0, 12.0))
+        return _single(obj), float(rng.uniform(4.0, 12.0))
 
     span = (near_m[0] - 30, near_m[1] + 30)
     return [
@@ -439,7 +439,7 @@ def _median(rng: Rng, street: Street, near_m: tuple[float, float]) -> list[Thing
 
 def _roadside(
     rng: Rng, street: Street, sign: int, side: Side, near_m: tuple[float, float]
-) -> list[Thing]:
+) -> list[SceneObject]:
     """What stands beyond one kerb (`sign` of y): furniture, the strip's trees, and the lots."""
     kerb = street.edge_m
     inner = street.edge_m + side.sidewalk_m
@@ -465,20 +465,20 @@ def _sidewalk_m(street: Street, side: Side) -> tuple[float, float]:
     return start_m, max(street.edge_m + side.sidewalk_m - 1.0, start_m + 0.5)
 
 
-def _furniture(rng: Rng) -> Thing:
+def _furniture(rng: Rng) -> SceneObject:
     kind = int(rng.choice(4, p=[0.35, 0.2, 0.2, 0.25]))
-    thing = (scenery.street_lamp, scenery.road_sign, scenery.traffic_light, shapes.cone)[kind](rng)
-    return replace(thing, yaw_rad=np.pi * float(rng.integers(2)) if kind else 0.0)
+    obj = (scenery.street_lamp, scenery.road_sign, scenery.traffic_light, shapes.cone)[kind](rng)
+    return replace(obj, yaw_rad=np.pi * float(rng.integers(2)) if kind else 0.0)
 
 
-def _parked_bike(rng: Rng) -> Thing:
-    thing = (shapes.bicycle if rng.random() < 0.65 else shapes.motorcycle)(rng)
-    return replace(thing, yaw_rad=float(rng.normal(0, 0.2)))
+def _parked_bike(rng: Rng) -> SceneObject:
+    obj = (shapes.bicycle if rng.random() < 0.65 else shapes.motorcycle)(rng)
+    return replace(obj, yaw_rad=float(rng.normal(0, 0.2)))
 
 
 def _green(rng: Rng, side: Side) -> tuple[_Group, float]:
-    thing = (scenery.tree if rng.random() < 0.6 else scenery.bush)(rng)
-    return _Group(2.0, (thing,)), float(
+    obj = (scenery.tree if rng.random() < 0.6 else scenery.bush)(rng)
+    return _Group(2.0, (obj,)), float(
         rng.uniform(2.0, 9.0) if side.strip == 27 else rng.uniform(8.0, 20.0)
     )
 

@@ -1,4 +1,4 @@
-"""Writes the demo.
+"""Writes the demo world as a nuScenes data root.
 
 A nuScenes data root with tables, images, LiDAR sweeps, point labels and boxes.
 """
@@ -233,11 +233,11 @@ def _write_scene(plan: _Plan, tables: Tables, pool: ThreadPoolExecutor) -> None:
             tables.add("lidarseg", key, sample_data_token=key, filename=_labels_file(plan, key))
     counts = np.array([s.counts for s in swept if s.shot.key])
     boxes = np.array([_boxes(plan, time_us) for time_us in plan.samples_us])
-    for index, thing in enumerate(plan.world.things):
-        held = counts[:, index] * thing.tracked
+    for index, obj in enumerate(plan.world.objects):
+        held = counts[:, index] * obj.tracked
         seen = [Seen(int(i), boxes[i, index], int(held[i])) for i in np.flatnonzero(held)]
         if seen:
-            add_instance(tables, plan.name, index, thing, seen, plan.samples_us)
+            add_instance(tables, plan.name, index, obj, seen, plan.samples_us)
 
 
 def _take_picture(plan: _Plan, camera: RigCamera, sample: int) -> Shot:
@@ -250,10 +250,10 @@ def _take_picture(plan: _Plan, camera: RigCamera, sample: int) -> Shot:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Swept:
-    """A written sweep, and how many points each thing's box holds (key frames only)."""
+    """A written sweep, and how many points each object's box holds (key frames only)."""
 
     shot: Shot
-    counts: Int64[np.ndarray, "things"] | None
+    counts: Int64[np.ndarray, "objects"] | None
 
 
 def _take_sweep(plan: _Plan, i: int) -> _Swept:
@@ -280,15 +280,15 @@ def _labels_file(plan: _Plan, key: str) -> str:
     return f"lidarseg/{plan.version}/{key}_lidarseg.bin"
 
 
-def _boxes(plan: _Plan, time_us: int) -> Float[np.ndarray, "things 4 4"]:
-    """Poses of the things' boxes at a key frame, where the written pose makes them lie."""
+def _boxes(plan: _Plan, time_us: int) -> Float[np.ndarray, "objects 4 4"]:
+    """Poses of the objects' boxes at a key frame, where the written pose makes them lie."""
     return plan.written_from_street(time_us) @ plan.world.boxes(plan.seconds(time_us))
 
 
 def _count(
     plan: _Plan, xyz_m: Float32[np.ndarray, "n 3"], time_s: float
-) -> Int64[np.ndarray, "things"]:
-    """Points of a sweep in each thing's box at the sweep's time."""
+) -> Int64[np.ndarray, "objects"]:
+    """Points of a sweep in each object's box at the sweep's time."""
     street_from_lidar = plan.world.drive.street_from_ego(time_s) @ plan.lidar.ego_from_lidar
     xyz = xyz_m.astype(np.float64) @ street_from_lidar[:3, :3].T + street_from_lidar[:3, 3]
     return count_in_boxes(xyz, plan.world.boxes(time_s), plan.world.places.size_m / 2)

@@ -1,1 +1,1 @@
-"""What people look at: tables, label statistics, pictures."""
+"""Reports: tables, label statistics, pictures."""

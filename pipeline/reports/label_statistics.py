@@ -294,13 +294,13 @@ _GROUND_MOVED = 0.05
 _CLASS_LOST = 0.5
 
 
-def statistics_warnings(quality: LabelStatistics, space: LabelSpace) -> list[str]:
+def statistics_warnings(statistics: LabelStatistics, space: LabelSpace) -> list[str]:
     """Warnings about labels that are suspicious to train on.
 
     Fusion may well be right against the pixels (a fence that they call road). That it moves so
     many labels is worth a look at the pictures of ``tools/view.py`` in any case.
     """
-    counts = quality.moved.counts
+    counts = statistics.moved.counts
     warnings: list[str] = []
     for own, name in enumerate(space.names):
         seen = int(counts[own].sum())
@@ -341,9 +341,9 @@ def _percent(part: int, whole: int) -> str:
 # --- table and picture ----------------------------------------------------------------------------
 
 
-def statistics_table(quality: LabelStatistics, space: LabelSpace, title: str) -> str:
-    """A line a class: shares of the labels, agreement, IoU; then what holds for all."""
-    shares = {"pixels": quality.pixels, "points": quality.points}
+def statistics_table(statistics: LabelStatistics, space: LabelSpace, title: str) -> str:
+    """A line a class: shares of the labels, agreement, IoU; then totals."""
+    shares = {"pixels": statistics.pixels, "points": statistics.points}
     columns: dict[str, Mapping[str, float | None]] = {
         name: {
             **_by_class_name(space, counts[:-1] / max(1, counts[:-1].sum())),
@@ -351,9 +351,12 @@ def statistics_table(quality: LabelStatistics, space: LabelSpace, title: str) ->
         }
         for name, counts in shares.items()
     }
-    for name, counts in (("cameras", quality.cameras), ("frames", quality.frames)):
+    for name, counts in (("cameras", statistics.cameras), ("frames", statistics.frames)):
         columns[name] = {**_by_class_name(space, counts.iou()), "agreeing": counts.accuracy}
-    for name, counts in (("pixel IoU", quality.pixels_truth), ("point IoU", quality.points_truth)):
+    for name, counts in (
+        ("pixel IoU", statistics.pixels_truth),
+        ("point IoU", statistics.points_truth),
+    ):
         if counts.points:
             scores = {"mean": counts.miou(), "right": counts.accuracy}
             columns[name] = {**_by_class_name(space, counts.iou()), **scores}
@@ -361,7 +364,7 @@ def statistics_table(quality: LabelStatistics, space: LabelSpace, title: str) ->
         *space.names,
         "labelled",
         "agreeing",
-        *(("mean", "right") if quality.points_truth.points else ()),
+        *(("mean", "right") if statistics.points_truth.points else ()),
     ]
     return score_table(title, columns, rows)
 
@@ -374,7 +377,7 @@ def _labelled(counts: Int64[np.ndarray, " c1"]) -> float:
     return float(counts[:-1].sum() / max(1, counts.sum()))
 
 
-def draw_statistics(quality: LabelStatistics, space: LabelSpace, title: str) -> Figure:
+def draw_statistics(statistics: LabelStatistics, space: LabelSpace, title: str) -> Figure:
     """The table as a picture, with the histogram of confidence, and how often which confidence
     is right.
     """
@@ -382,7 +385,7 @@ def draw_statistics(quality: LabelStatistics, space: LabelSpace, title: str) -> 
     figure.suptitle(title)
     axes: Any = figure.subplots(2, 2)
     (balance, confidence), (agreement, truth) = axes
-    counts = {"pixels": quality.pixels, "fused points": quality.points}
+    counts = {"pixels": statistics.pixels, "fused points": statistics.points}
     shares = {
         f"{name}, {100 * _labelled(n):.1f} % labelled": n[:-1] / max(1, n[:-1].sum())
         for name, n in counts.items()
@@ -391,21 +394,21 @@ def draw_statistics(quality: LabelStatistics, space: LabelSpace, title: str) -> 
     balance.set_yscale("log")
     balance.margins(y=0.2)
     both = {
-        "two cameras, same point": quality.cameras,
-        "key frame before, same cell": quality.frames,
+        "two cameras, same point": statistics.cameras,
+        "key frame before, same cell": statistics.frames,
     }
     agreeing = {
         f"{name}, {100 * c.accuracy:.1f} % agree": c.iou() for name, c in both.items() if c.points
     }
     _bars(agreement, space, agreeing, "of those that either calls so, both do")
-    against = {"pixels of points": quality.pixels_truth, "fused points": quality.points_truth}
+    against = {"pixels of points": statistics.pixels_truth, "fused points": statistics.points_truth}
     right = {
         f"{name}, mIoU {100 * c.miou():.1f}": c.iou() for name, c in against.items() if c.points
     }
     _bars(truth, space, right, "IoU with truth, scenes of data.eval" if right else "no truth")
     for axis in (agreement, truth):
         axis.set_ylim(0, 1.15)
-    _draw_confidence(confidence, quality)
+    _draw_confidence(confidence, statistics)
     return figure
 
 
@@ -431,16 +434,16 @@ def _bars(axis: Any, space: LabelSpace, series: Mapping[str, np.ndarray], title:
         axis.legend(fontsize=8, loc="upper center", ncols=2)
 
 
-def _draw_confidence(axis: Any, quality: LabelStatistics) -> None:
+def _draw_confidence(axis: Any, statistics: LabelStatistics) -> None:
     edges = np.linspace(0, 1, _BINS + 1)
     axis.stairs(
-        quality.confidence / max(1, quality.confidence.sum()),
+        statistics.confidence / max(1, statistics.confidence.sum()),
         edges,
         fill=True,
         color="0.75",
         label="pixels",
     )
-    seen, right = quality.sure
+    seen, right = statistics.sure
     if seen.any():
         share = np.divide(
             right, seen, out=np.full(_BINS, np.nan), where=seen >= max(20, seen.sum() // 1000)

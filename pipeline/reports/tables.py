@@ -1,4 +1,4 @@
-"""Tables for people: scores by class, as text."""
+"""Score tables as text."""
 
 from __future__ import annotations
 

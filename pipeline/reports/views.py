@@ -1,4 +1,4 @@
-"""Pictures to look at.
+"""Visualization of labelled points on images and from above.
 
 Labelled points on the camera images, and the scene from above beside truth and errors.
 """

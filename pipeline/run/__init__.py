@@ -1,1 +1,1 @@
-"""How work is carried out: scenes and trainings, here, by torchrun or on Ray; signals."""
+"""Execution: local, torchrun or Ray; signals."""

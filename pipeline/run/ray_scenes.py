@@ -1,4 +1,4 @@
-"""Shards over Ray actors.
+"""Scenes on a Ray cluster: retries, deadlines, report.
 
 Placement is Ray's; retries, deadlines, giving up and the report are ours.
 
@@ -68,8 +68,8 @@ def ray_cluster(run: RunConfig) -> Iterator[None]:
                     "run.address", f"{run.address} cannot be joined ({_first_line(error)})", cure
                 ) from None
         else:
-            # a token of its own, or Ray would write one where other users can read it; and no word
-            # to Ray's makers
+            # a token of its own, or Ray would write one where other users can read it; and no usage
+            # statistics
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             # "local" keeps it from joining another cluster; the paths of Ray's sockets must stay
@@ -90,7 +90,7 @@ def ray_cluster(run: RunConfig) -> Iterator[None]:
 def check_room(workers: int, gpu: bool) -> None:
     """Refuses a training that the cluster, as it is now, has no room for.
 
-    Ray would wait for room without a word.
+    Ray would wait for room and log nothing.
 
     Args:
         workers: each takes one CPU, or one GPU.
@@ -134,7 +134,7 @@ class _Job:
 
 @dataclass(eq=False, slots=True)
 class _Flight:
-    """What an actor is busy with.
+    """A task in flight on an actor.
 
     A job, or building its worker. An overdue one no longer counts as a worker.
     """
@@ -146,7 +146,7 @@ class _Flight:
 
 
 class _Driver:
-    """Hands shards to actors until each is committed or given up.
+    """Scheduler of the Ray actors: until all shards are done or failed.
 
     Never more shards than workers are under way.
     """
@@ -211,7 +211,7 @@ class _Driver:
             self.flights[ref] = _Flight(actor, job, time.monotonic())
 
     def _land(self, flight: _Flight, ref: Any) -> None:
-        """Takes note of what became of a flight."""
+        """Handles the result of a finished task."""
         job = flight.job
         try:
             ray.get(ref)
@@ -239,7 +239,7 @@ class _Driver:
             ray.kill(actor)
 
     def _check_deadlines(self) -> None:
-        """Lets second workers try what first ones have had for too long.
+        """Speculative retry of tasks past their deadline.
 
         Whichever commits first wins.
         """

@@ -1,4 +1,4 @@
-"""Training on several workers.
+"""Distributed training with torchrun or Ray Train.
 
 Started by torchrun or by Ray Train, each runs the same function on its part.
 """
@@ -34,7 +34,7 @@ _POLL_S = 0.5
 
 @contextmanager
 def process_group(prepare: Callable[[], T]) -> Iterator[T]:
-    """Within, this process is one of those that the torch.distributed environment names, if it
+    """Context of the torch.distributed process group of the environment, if it
     names several.
 
     Args:
@@ -110,7 +110,7 @@ def train_on_ray(learn: Callable[[Config], object], config: Config) -> None:
         outcome = Path(folder) / "outcome.json"
         failures = FailureConfig(max_failures=attempts, controller_failure_limit=attempts)
         trainer = TorchTrainer(
-            partial(_from_here, learn, config, os.getcwd(), outcome),
+            partial(_run_worker, learn, config, os.getcwd(), outcome),
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=config.run.gpus > 0),
             run_config=RunConfig(storage_path=folder, failure_config=failures),
         )
@@ -130,10 +130,10 @@ _FINAL: dict[str, type[Exception]] = {
 """What no other attempt would mend."""
 
 
-def _from_here(
+def _run_worker(
     learn: Callable[[Config], object], config: Config, folder: str, outcome: Path
 ) -> None:
-    """Learns as one of the workers, and leaves word in the store of how the training ended, if it
+    """Trains as one of the workers, and records in the store how the training ended, if it
     ended for good.
 
     A worker that fails must raise, or the others would wait for it; Ray Train then starts all of

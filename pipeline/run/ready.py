@@ -1,4 +1,4 @@
-"""Checks before the first second of work: what a command needs and will only meet hours later."""
+"""Preflight checks of a command: packages, GPUs, files, memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Maps a worker over the shards of a stage, here or on Ray, and finishes the stage's artifact."""
+"""Runs a stage's worker over its scenes, locally or on Ray."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def run_stage(
     config: Config,
     gpu: bool = False,
 ) -> Artifact:
-    """Brings an artifact to completion.
+    """Runs a stage: makes the missing shards, then writes the manifest.
 
     Makes the shards that are not committed, then writes the manifest.
 

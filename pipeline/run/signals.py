@@ -1,4 +1,4 @@
-"""Signals that ask a run to end.
+"""Handling of SIGTERM and SIGINT.
 
 What is half written is removed, a training writes a checkpoint first.
 """
@@ -37,7 +37,7 @@ class Stopped(BaseException):
 
 @contextmanager
 def defer_signals() -> Iterator[Sequence[int]]:
-    """While this lasts the first SIGTERM or SIGINT is only written down, in the list given.
+    """Defers the first SIGTERM or SIGINT: it is appended to the list that the context gives.
 
     A second one acts as ever.
 
@@ -68,7 +68,7 @@ def defer_signals() -> Iterator[Sequence[int]]:
 
 @contextmanager
 def raise_on_sigterm(progress: str) -> Iterator[None]:
-    """While this lasts SIGTERM raises ``Stopped``.
+    """Within the context SIGTERM raises ``Stopped``.
 
     Its own answer would leave half-written folders behind.
 

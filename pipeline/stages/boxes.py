@@ -30,7 +30,7 @@ def make_boxes(config: Config, index: Artifact) -> Artifact:
 
     They are human labels. The index does not hold them, so that whatever reads the index never
     sees one; they are made when something is scored, and ``pipeline.stages.guard`` keeps this file
-    and the data set's own table closed while a student learns without labels.
+    and the data set's own table closed while a student is trained without labels.
 
     Raises:
         BadInput: the data set has no boxes, or, with ``on_bad=fail``, those of a frame are bad.

@@ -1,4 +1,4 @@
-"""The training data set.
+"""PyTorch training data set and loader.
 
 Point clouds with targets, augmented, voxelized and collated into batches.
 """
@@ -119,29 +119,29 @@ class TrainingFrames(Dataset[SweepSet | BadInput]):
             targets = self.targets(frame, cloud)
         except BadInput as error:
             return error
-        cube = self._cubes(cloud, targets)
+        voxel = self._voxel_ids(cloud, targets)
         passed = cloud.sweep // merged
         ends = np.cumsum(np.bincount(passed))
         parts = [
             slice(start, end) for start, end in zip([0, *ends], ends, strict=False) if start < end
         ]
-        sweeps = [self._voxels(frame, cloud, targets, cube, part, random) for part in parts]
+        sweeps = [self._voxels(frame, cloud, targets, voxel, part, random) for part in parts]
         return SweepSet(sweeps, targets.feature, tuple(map(str, left_out)))
 
-    def _cubes(self, cloud: Cloud, targets: Targets) -> Int64[np.ndarray, " m"] | None:
-        """The cube of each target, computed before any augmentation, numbered over all sweeps."""
+    def _voxel_ids(self, cloud: Cloud, targets: Targets) -> Int64[np.ndarray, " m"] | None:
+        """The voxel of each target, computed before any augmentation, numbered over all sweeps."""
         wanted = self.config.objectives.spatiotemporal
         if not wanted.weight:
             return None
-        _, cube = index_cells(cell_keys(cloud.xyz, wanted.cell_m)[targets.point])
-        return cube.astype(np.int64)
+        _, voxel = index_cells(cell_keys(cloud.xyz, wanted.cell_m)[targets.point])
+        return voxel.astype(np.int64)
 
     def _voxels(
         self,
         frame: Frame,
         cloud: Cloud,
         targets: Targets,
-        cube: Int64[np.ndarray, " m"] | None,
+        voxel: Int64[np.ndarray, " m"] | None,
         part: slice,
         random: np.random.Generator,
     ) -> Voxels:
@@ -155,7 +155,7 @@ class TrainingFrames(Dataset[SweepSet | BadInput]):
             pair_point=targets.point[mine] - part.start,
             pair_label=targets.label[mine],
             pair_pixel=None if targets.pixel is None else targets.pixel[mine],
-            voxel_id=None if cube is None else cube[mine],
+            voxel_id=None if voxel is None else voxel[mine],
         )
         model = self.config.model
         return voxelize(
@@ -257,7 +257,7 @@ def training_batches(
 def target_source(
     kind: str, pixels: Artifact, points: Artifact, config: Config
 ) -> Callable[[Frame, Cloud], Targets]:
-    """What the student learns from: the pairs of ``pixels`` or the fused ``points``."""
+    """Source of training targets: the pairs of ``pixels`` or the fused ``points``."""
     sources: dict[str, Callable[[Frame, Cloud], Targets]] = {
         "pixels": partial(pixel_targets, pixels, config),
         "points": partial(point_targets, points),

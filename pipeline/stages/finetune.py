@@ -1,4 +1,4 @@
-"""The fine-tuning stage: a student learns from a share of the human labels."""
+"""The fine-tuning stage: trains a student on a share of the human labels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from clipsweep.pipeline.run.ray_train import process_group, train_on_ray, wants_
 from clipsweep.pipeline.stages.dataset import truth_targets
 from clipsweep.pipeline.stages.fit import (
     READS_CLOUDS,
-    Lesson,
+    TrainingTask,
     check_same_network,
     finish_student,
     finished_student,
@@ -62,7 +62,7 @@ def make_finetuned(config: Config, source: str) -> Artifact:
     if config.labels.names:
         raise BadInput(
             "labels.names",
-            "has no labels to learn from",
+            "has no labels to train on",
             "fine-tune with the data set's own classes",
         )
     if config.finetune.linear_probe and source == "none":
@@ -116,7 +116,9 @@ def _finetune(config: Config, index: Artifact, student: Artifact, source: str) -
     network, text = _student_to_tune(config, _folder(source), len(space))
     targets = partial(truth_targets, space, config)
     terms = finetuning(network, config.objectives)
-    fitted = fit(config, student, Lesson(network, terms, text, subset, targets, used_labels=True))
+    fitted = fit(
+        config, student, TrainingTask(network, terms, text, subset, targets, used_labels=True)
+    )
     if rank() == 0:
         facts = {
             "used_labels": True,
@@ -147,7 +149,7 @@ def _student_to_tune(config: Config, source: str, classes: int) -> tuple[Student
     trained = load_student(finished_student(source).path)
     if trained.used_labels:
         raise BadInput(
-            source, "has learnt from labels already", "give the pre-trained one, or student=none"
+            source, "was trained on labels already", "give the pre-trained one, or student=none"
         )
     check_same_network(source, trained.model, config.model)
     network = new_student(config, trained.text.shape[1], classes)

@@ -1,4 +1,4 @@
-"""Trains a student into an artifact.
+"""Training run: checkpoints, log, weights, resuming.
 
 Checkpoints, log, weights; what pre-training and fine-tuning share.
 """
@@ -30,14 +30,14 @@ from clipsweep.distill.student.unet import ModelConfig, Student
 from clipsweep.distill.training.distributed import rank
 from clipsweep.distill.training.loop import Learner, NotFinite, Step, train
 from clipsweep.pipeline.artifacts.index import Skip
-from clipsweep.pipeline.artifacts.read import note_older
+from clipsweep.pipeline.artifacts.read import record_older_sweep
 from clipsweep.pipeline.artifacts.store import Artifact, digest_files, write_whole
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.labels import load_space
 from clipsweep.pipeline.run.signals import Stopped, defer_signals
 from clipsweep.pipeline.stages.dataset import Targets, training_batches, training_steps
 from clipsweep.pipeline.stages.index import scene_frames, scenes_of
-from clipsweep.pipeline.stages.log import TrainingLog, met_targets
+from clipsweep.pipeline.stages.log import TrainingLog, had_targets
 from clipsweep.pipeline.stages.pixels import device
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import Cloud, Frame
@@ -67,7 +67,7 @@ def training_frames(index: Artifact, config: Config) -> list[Frame]:
         frame for scene in scenes_of(index, "train") for frame in scene_frames(index, config, scene)
     ]
     if not frames:
-        raise BadInput("data.train", "no frame to learn from is left")
+        raise BadInput("data.train", "no frame to train on is left")
     return frames
 
 
@@ -122,14 +122,14 @@ def check_same_network(student: str, made: ModelConfig, wanted: ModelConfig) -> 
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Lesson:
-    """What a student learns.
+class TrainingTask:
+    """A training: frames, targets and loss of a student.
 
     Attributes:
         network: the student, on its device.
         terms: the losses of a batch.
         text: embeddings of the classes, stored beside the weights.
-        frames: the frames to learn from.
+        frames: the frames to train on.
         targets: labels or features of the points of a frame's cloud.
         used_labels: whether human labels are among the targets.
     """
@@ -155,7 +155,7 @@ class Fitted:
     older_sweeps: list[Skip]
 
 
-def fit(config: Config, out: Artifact, lesson: Lesson, resume: str = "") -> Fitted:
+def fit(config: Config, out: Artifact, task: TrainingTask, resume: str = "") -> Fitted:
     """Trains into an artifact, from its last checkpoint if it has one, else from ``resume``'s, else
     from the start.
 
@@ -166,49 +166,49 @@ def fit(config: Config, out: Artifact, lesson: Lesson, resume: str = "") -> Fitt
         NotFinite: steps without a finite loss, too many or all, or weights that are not.
         Stopped: by a signal, after a checkpoint.
     """
-    learner = Learner(lesson.network, config.train, "classifier.", config.finetune.head_lr)
+    learner = Learner(task.network, config.train, "classifier.", config.finetune.head_lr)
     if out.done("state", config.verify):
         load_learner(learner, out.shard("state"))
     elif resume:
-        _start_from(finished_student(resume), learner, config, len(lesson.frames))
+        _start_from(finished_student(resume), learner, config, len(task.frames))
     if rank() == 0:
         out.sweep_orphans()
-        _write_description(config, out, lesson)
-    older_sweeps = _train(config, out, lesson, learner)
+        _write_description(config, out, task)
+    older_sweeps = _train(config, out, task, learner)
     _check_training(out, learner)
     learner.keep_average()
-    if not all(value.isfinite().all() for value in lesson.network.state_dict().values()):
+    if not all(value.isfinite().all() for value in task.network.state_dict().values()):
         raise NotFinite(f"weights are not finite after step {learner.step}")
     if rank() == 0:
-        out.commit("model", student_bytes(lesson.network, lesson.text))
+        out.commit("model", student_bytes(task.network, task.text))
     return Fitted(learner.bad, older_sweeps)
 
 
-def _write_description(config: Config, out: Artifact, lesson: Lesson) -> None:
+def _write_description(config: Config, out: Artifact, task: TrainingTask) -> None:
     """Writes ``config.json``, which describes the network of the weights."""
     described = student_config(
-        lesson.network,
+        task.network,
         config.model,
         load_space(config.labels).names,
         config.data.sensor_height_m,
-        lesson.used_labels,
+        task.used_labels,
     )
     write_whole(out.path / "config.json", described)
 
 
-def _train(config: Config, out: Artifact, lesson: Lesson, learner: Learner) -> list[Skip]:
+def _train(config: Config, out: Artifact, task: TrainingTask, learner: Learner) -> list[Skip]:
     """Takes the steps that are left; gives the older sweeps that could not be read."""
-    steps = training_steps(config, len(lesson.frames))
+    steps = training_steps(config, len(task.frames))
     older_sweeps: list[Skip] = []
     with (
-        closing(training_batches(lesson.frames, lesson.targets, config, learner.step)) as batches,
+        closing(training_batches(task.frames, task.targets, config, learner.step)) as batches,
         defer_signals() as signals,
         _recorded(out, learner, steps, config) as on_step,
     ):
         train(
             learner,
-            lesson.terms,
-            _noting(batches, older_sweeps),
+            task.terms,
+            _record_left_out(batches, older_sweeps),
             steps,
             config.train,
             on_step,
@@ -222,19 +222,19 @@ def _train(config: Config, out: Artifact, lesson: Lesson, learner: Learner) -> l
 
 
 def _check_training(out: Artifact, learner: Learner) -> None:
-    """Refuses a training that taught nothing."""
+    """Refuses a training in which no step had a target."""
     if learner.bad == learner.step > 0:
         raise NotFinite(f"all {learner.step} steps were left out, because nothing was finite")
-    if rank() == 0 and learner.step and not met_targets(out.path):
+    if rank() == 0 and learner.step and not had_targets(out.path):
         problem = "no point of any frame has a target"
         raise BadInput("data.train", problem, "look at the labels with tools/view.py")
 
 
-def _noting(batches: Iterable[Batch], left_out: list[Skip]) -> Iterator[Batch]:
+def _record_left_out(batches: Iterable[Batch], left_out: list[Skip]) -> Iterator[Batch]:
     """The batches; the older sweeps that they lack are written down."""
     for batch in batches:
         for reason in batch.left_out:
-            note_older(left_out, "", reason)
+            record_older_sweep(left_out, "", reason)
         yield batch
 
 
@@ -270,7 +270,7 @@ def _start_from(source: Artifact, learner: Learner, config: Config, frames: int)
     """Takes up the training of another student after its last epoch."""
     trained = load_student(source.path)
     if trained.used_labels:
-        raise BadInput(source.path, "has learnt from labels", "resume a pre-trained student")
+        raise BadInput(source.path, "was trained on labels", "resume a pre-trained student")
     check_same_network(str(source.path), trained.model, config.model)
     if not source.done("state", verify=True):
         raise BadInput(

@@ -1,4 +1,4 @@
-"""Keeps human labels out of a training that must not see them."""
+"""Label leakage guard: refuses to open label files in annotation-free training."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ from tqdm import tqdm
 from clipsweep.distill.training.loop import Step
 
 
-def met_targets(folder: Path) -> bool:
-    """Whether any step that was logged in a student's folder learnt from a point."""
+def had_targets(folder: Path) -> bool:
+    """Whether any step that was logged in a student's folder had a target."""
     return any(
         json.loads(line)["points"] for line in (folder / "metrics.jsonl").read_text().splitlines()
     )

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from clipsweep.pipeline.artifacts.index import Skip
-from clipsweep.pipeline.artifacts.read import note_older, read_pixels
+from clipsweep.pipeline.artifacts.read import read_pixels, record_older_sweep
 from clipsweep.pipeline.artifacts.store import Artifact, Part, digest_of
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.labels import load_space
@@ -79,7 +79,9 @@ class FuseWorker:
             corrections=tuple(poses.alignment.corrections[row] for row in rows),
             fits=tuple(poses.alignment.fits[row] for row in rows),
         )
-        on_bad_sweep = partial(note_older, skipped, scene) if self.config.on_bad == "skip" else None
+        on_bad_sweep = (
+            partial(record_older_sweep, skipped, scene) if self.config.on_bad == "skip" else None
+        )
         return label_frames(
             frames,
             wanted,

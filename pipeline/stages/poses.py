@@ -71,7 +71,7 @@ class PoseWorker:
         reader = SweepReader(data.columns, data.ego_box_m, data.bad_share)
         grid_from_global = frames[0].sweeps[0].global_from_lidar.inverse()
         alignment = align_scene(frames, reader, self.config.fusion, grid_from_global)
-        counts = _tell_alignment(part.scene, alignment)
+        counts = _report_alignment(part.scene, alignment)
         arrays = {
             "corrections": np.stack([pose.matrix() for pose in alignment.corrections]),
             "fits": np.array(alignment.fits, np.uint8),
@@ -81,8 +81,8 @@ class PoseWorker:
         return Shard(arrays, skipped, counts, part.facts())
 
 
-def _tell_alignment(scene: str, alignment: Alignment) -> dict[str, int]:
-    """Tells how the poses of a scene were corrected.
+def _report_alignment(scene: str, alignment: Alignment) -> dict[str, int]:
+    """Logs how the poses of a scene were corrected.
 
     Counts scenes corrected and frames left alone.
     """

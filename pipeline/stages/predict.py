@@ -11,9 +11,9 @@ from jaxtyping import UInt8
 from clipsweep.distill.student.checkpoint import Trained, load_student
 from clipsweep.pipeline.artifacts.index import Skip
 from clipsweep.pipeline.artifacts.read import (
-    note_older,
     raw_rows,
     read_points,
+    record_older_sweep,
     skip_or_raise,
     usable_cloud,
 )
@@ -46,13 +46,13 @@ def open_student(config: Config, student: str) -> tuple[Trained, str]:
     if trained.names != names:
         raise BadInput(
             artifact.path,
-            f"knows the classes {', '.join(trained.names)}",
+            f"has the classes {', '.join(trained.names)}",
             f"labels has {', '.join(names)}",
         )
     if not len(trained.text) and trained.student.classifier is None:
         raise BadInput(
             artifact.path,
-            "has learnt features and no names",
+            "was trained on features, without class names",
             "fine-tune it first: tools/finetune.py",
         )
     trained.student.to(device())
@@ -103,7 +103,9 @@ class PredictWorker:
             if frame.id not in wanted:
                 continue
             try:
-                arrays[frame.id] = self.predict(frame, partial(note_older, skipped, part.scene))
+                arrays[frame.id] = self.predict(
+                    frame, partial(record_older_sweep, skipped, part.scene)
+                )
             except BadInput as error:
                 skipped.append(skip_or_raise(error, frame, self.config))
         counts = {"frames": len(arrays), "points": sum(map(len, arrays.values()))}

@@ -1,4 +1,4 @@
-"""The pre-training stage: a student learns from the teacher, without human labels."""
+"""The pre-training stage: trains a student on the teacher's labels, without human labels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from clipsweep.pipeline.run.ray_train import process_group, train_on_ray, wants_
 from clipsweep.pipeline.stages.dataset import target_source
 from clipsweep.pipeline.stages.fit import (
     READS_CLOUDS,
-    Lesson,
+    TrainingTask,
     finish_student,
     fit,
     is_complete,
@@ -41,7 +41,7 @@ PRETRAINED_BY = (
 
 
 def make_pretrained(config: Config, resume: str = "") -> Artifact:
-    """A student that learnt from the teacher, without any human label.
+    """The pre-trained student, without any human label.
 
     Makes the stages before it where missing.
 
@@ -70,12 +70,12 @@ def make_pretrained(config: Config, resume: str = "") -> Artifact:
 
 
 def _check_teacher(config: Config) -> None:
-    """Refuses objectives that the teacher has nothing to say to."""
+    """Refuses objectives that the teacher has no targets for."""
     teacher = config.teacher
     objectives = config.objectives
     if teacher.kind == "features" and objectives.needs_labels():
         raise BadInput(
-            "teacher.kind", "features names no class to learn", "see configs/pretrain/scalr.yaml"
+            "teacher.kind", "features has no classes to train on", "see configs/pretrain/scalr.yaml"
         )
     kept = not isinstance(teacher.own, MaskClipConfig) or teacher.own.keep_features
     if objectives.needs_features() and not kept:
@@ -85,7 +85,7 @@ def _check_teacher(config: Config) -> None:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Sources:
-    """What a student learns from."""
+    """Artifacts that pre-training reads: index, pixel labels, fused labels."""
 
     index: Artifact
     pixels: Artifact
@@ -128,8 +128,8 @@ def _pretrain(config: Config, sources: _Sources, student: Artifact, resume: str)
         network.text_head = "semantic" if config.objectives.semantic.weight else "local"
         terms = pretraining(network, text.to(device()), config.objectives)
         stripped = [dataclasses.replace(frame, labels=None) for frame in frames]
-        lesson = Lesson(network, terms, text, stripped, targets, used_labels=False)
-        fitted = fit(config, student, lesson, resume)
+        task = TrainingTask(network, terms, text, stripped, targets, used_labels=False)
+        fitted = fit(config, student, task, resume)
     if rank() == 0:
         skipped = [*points.skipped(), *fitted.older_sweeps]
         facts = {"used_labels": False, "bad_steps": fitted.bad_steps}

@@ -18,7 +18,7 @@ def labelled_subset(protocol: str, frames: Sequence[Frame]) -> list[Frame]:
     ``scene@k%`` takes every (100/k)-th scene whole (SLidR, Seal, SuperFlow, LiMoE), ``frame@k%``
     every (100/k)-th key frame (CLIP2Scene): ``index % (100/k) == 0`` in the official order of the
     split, so at least one. The two are not to be compared with each other: frames of all scenes are
-    easier to learn from than all frames of a few scenes.
+    easier to train on than all frames of a few scenes.
 
     Args:
         protocol: such as ``scene@1%``.

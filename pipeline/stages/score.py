@@ -134,7 +134,7 @@ def _protocol(predicted: Artifact, student: str) -> str:
 
 
 def _knowledge(labels: Artifact, student: str) -> list[str]:
-    """Human knowledge that went into labels beside true labels, as texts for a table."""
+    """Human priors used beside true labels, as texts for a table."""
     made = labels if labels.stage == "points" else Artifact.at(student, "student")
     settings = made.manifest()["config"]
     fused = made.stage == "points" or settings["objectives"]["semantic"]["targets"] == "points"

@@ -138,7 +138,7 @@ def one_of_two(rank: int, folder: Path) -> None:
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
     )
     torch.save(learn(), folder / f"{rank}.pt")
-    (folder / f"{rank}.txt").write_text(said_of_nan(rank))
+    (folder / f"{rank}.txt").write_text(message_of_nan(rank))
     distributed.destroy_process_group()
     threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
     assert not [name for name in threads if "gloo" in name], (
@@ -146,7 +146,7 @@ def one_of_two(rank: int, folder: Path) -> None:
     )
 
 
-def said_of_nan(rank: int) -> str:
+def message_of_nan(rank: int) -> str:
     """The message when one process alone has a loss that is not finite."""
     learner = Learner(new_student(), TrainConfig())
 

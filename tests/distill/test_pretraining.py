@@ -1,6 +1,6 @@
 """The terms of pre-training put together.
 
-Which heads learn from what, and when the student's own labels count.
+Which heads get which terms, and when the student's own labels replace the teacher's.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def student() -> Student:
     return make_student(MODEL, 4)
 
 
-def test_pixels_and_cubes_are_numbered_through(batch: Batch) -> None:
+def test_pixels_and_voxels_are_numbered_through(batch: Batch) -> None:
     assert batch.pixel is not None
     assert batch.pair_pixel is not None
     assert batch.voxel_id is not None
@@ -181,9 +181,9 @@ def test_the_reference_recipe_gives_the_published_values(student: Student, batch
     student.local.weight.mul_(100)
     text = torch.nn.functional.normalize(torch.randn(4, 4, generator=random), dim=1)
     # one pair in cube 0
-    cube = torch.cat([torch.arange(50), torch.randint(1, 50, (350,), generator=random)])
-    cube = cube[torch.randperm(400, generator=random)]
-    batch = replace(batch, voxel_id=cube)
+    voxel = torch.cat([torch.arange(50), torch.randint(1, 50, (350,), generator=random)])
+    voxel = voxel[torch.randperm(400, generator=random)]
+    batch = replace(batch, voxel_id=voxel)
     found = pretraining(student, text, objectives)(batch, EARLY)
 
     embedding = student(batch, points=batch.pair_point, heads=("semantic", "local"), unit=False)
@@ -195,11 +195,11 @@ def test_the_reference_recipe_gives_the_published_values(student: Student, batch
     for point, label in zip(points, labels, strict=True):
         logits = [inner(point, word) for word in words]
         entropy += math.log(sum(map(math.exp, logits))) - logits[label]
-    cubes: dict[int, list[int]] = {}
-    for pair, number in enumerate(cube.tolist()):
-        cubes.setdefault(number, []).append(pair)
+    voxels: dict[int, list[int]] = {}
+    for pair, number in enumerate(voxel.tolist()):
+        voxels.setdefault(number, []).append(pair)
     apart = 0.0
-    for pairs in cubes.values():
+    for pairs in voxels.values():
         slots = [local[pair] for pair in pairs[:8]]
         attention = [math.exp(inner(slot, words[labels[pairs[0]]])) for slot in slots]
         fused = [
@@ -208,9 +208,9 @@ def test_the_reference_recipe_gives_the_published_values(student: Student, batch
         ]
         slots += [[0.0] * 4] * (8 - len(slots))
         apart += sum(1 - 1 / (1 + math.exp(-inner(slot, fused))) for slot in slots)
-    expected = {"semantic": entropy / len(points), "spatiotemporal": apart / (8 * len(cubes))}
+    expected = {"semantic": entropy / len(points), "spatiotemporal": apart / (8 * len(voxels))}
 
-    sizes = Counter(map(len, cubes.values()))
+    sizes = Counter(map(len, voxels.values()))
     assert sizes[1] >= 1
     assert 5 < sum(count for size, count in sizes.items() if size > 8) < 45
     assert {name: value.item() for name, value in found.items()} == pytest.approx(

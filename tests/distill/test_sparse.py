@@ -256,7 +256,7 @@ def test_native_equals_spconv_on_cuda() -> None:
             torch.testing.assert_close(mine, other, atol=1e-3, rtol=1e-3)
 
 
-def test_missing_spconv_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_spconv_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
     def refuse(name: str, *args, **kwargs):

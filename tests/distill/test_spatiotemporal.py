@@ -1,4 +1,4 @@
-"""Spatio-temporal consistency against literal float64 loops, cube by cube."""
+"""Spatio-temporal consistency against literal float64 loops, voxel by voxel."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clipsweep.distill.objectives.spatiotemporal import SpatioTemporalConfig, sp
 
 M = 60
 D = 6
-CUBES = 9
+VOXELS = 9
 
 
 @pytest.fixture
@@ -26,18 +26,18 @@ def case() -> dict[str, torch.Tensor]:
     text = F.normalize(torch.randn(4, D, generator=g).double(), dim=1)[
         torch.randint(0, 4, (M,), generator=g)
     ]
-    # cube 0 has one pair, cube 1 more than eight
-    cube = torch.cat(
+    # voxel 0 has one pair, voxel 1 more than eight
+    voxel = torch.cat(
         [
             torch.tensor([0]),
             torch.ones(12, dtype=torch.int64),
-            torch.randint(2, CUBES, (M - 13,), generator=g),
+            torch.randint(2, VOXELS, (M - 13,), generator=g),
         ]
     )
     return {
         **{name: F.normalize(value, dim=1) for name, value in vectors.items()},
         "text": text,
-        "cube": cube,
+        "voxel": voxel,
     }
 
 
@@ -50,12 +50,12 @@ def weighted(parts: list[tuple[float, list]]) -> list:
 
 
 def members(case: dict) -> list[list[int]]:
-    cube = case["cube"].tolist()
-    return [[i for i in range(M) if cube[i] == n] for n in range(CUBES)]
+    voxel = case["voxel"].tolist()
+    return [[i for i in range(M) if voxel[i] == n] for n in range(VOXELS)]
 
 
 def loop(case: dict, config: SpatioTemporalConfig) -> float:
-    """Equations of the docstring, one cube after the other."""
+    """Equations of the docstring, one voxel after the other."""
     local, semantic, pixel, text = (
         case[name].tolist() for name in ("local", "semantic", "pixel", "text")
     )
@@ -84,11 +84,11 @@ def loop(case: dict, config: SpatioTemporalConfig) -> float:
                 sum(1 - value for value in cosines) / (len(own) if config.mean == "cubes" else 1)
             )
         pairs += len(own)
-    return sum(sums) / (pairs if not paper and config.mean == "pairs" else CUBES)
+    return sum(sums) / (pairs if not paper and config.mean == "pairs" else VOXELS)
 
 
 def loop_reference(case: dict) -> float:
-    """The published code with its dense packing of 8 slots, zeros where a cube has fewer."""
+    """The published code with its dense packing of 8 slots, zeros where a voxel has fewer."""
     local = case["local"].tolist()
     text = case["text"].tolist()
     total = 0.0
@@ -99,7 +99,7 @@ def loop_reference(case: dict) -> float:
         weights = [math.exp(score) if score != 0 else 0.0 for score in scores]
         fused = weighted([(w / sum(weights), slot) for w, slot in zip(weights, slots, strict=True)])
         total += sum(1 - 1 / (1 + math.exp(-inner(slot, fused))) for slot in slots)
-    return total / (8 * CUBES)
+    return total / (8 * VOXELS)
 
 
 @pytest.mark.parametrize(
@@ -127,15 +127,15 @@ def test_reference_equals_the_published_packing(case: dict) -> None:
 
 def test_ours_sends_gradients_to_the_local_head_alone(case: dict) -> None:
     leaves = {
-        name: value.clone().requires_grad_() for name, value in case.items() if name != "cube"
+        name: value.clone().requires_grad_() for name, value in case.items() if name != "voxel"
     }
-    spatiotemporal(**leaves, cube=case["cube"], config=SpatioTemporalConfig()).backward()
+    spatiotemporal(**leaves, voxel=case["voxel"], config=SpatioTemporalConfig()).backward()
     assert leaves["local"].grad is not None
     assert leaves["local"].grad.abs().sum() > 0
     assert leaves["semantic"].grad is None
 
 
-def test_a_cube_with_one_pair_hears_its_pixel(case: dict) -> None:
+def test_a_voxel_with_one_pair_is_compared_with_its_pixel(case: dict) -> None:
     one = {name: value[:1] for name, value in case.items()}
     wanted = 1 - inner(one["local"][0].tolist(), one["pixel"][0].tolist())
     assert spatiotemporal(**one, config=SpatioTemporalConfig()).item() == pytest.approx(
@@ -165,7 +165,7 @@ def test_parts_add_up(case: dict, kind: str, monkeypatch: pytest.MonkeyPatch) ->
     whole = value_and_slope()
     module = sys.modules[spatiotemporal.__module__]
     monkeypatch.setattr(module, "_PART", 7)
-    assert len(list(module._parts(case["cube"]))) > 3
+    assert len(list(module._parts(case["voxel"]))) > 3
     for parts, one in zip(value_and_slope(), whole, strict=True):
         torch.testing.assert_close(parts, one, atol=1e-6, rtol=1e-5)
     step = 1e-3 * torch.randn(M, D, generator=torch.Generator().manual_seed(1)).double()

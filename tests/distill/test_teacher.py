@@ -170,7 +170,7 @@ def test_kept_features_can_be_named_again(clip: str, cameras: list[Camera]) -> N
         teacher_of(clip, key_smoothing=0.5).relabel(feature)
 
 
-def test_digest_knows_all_that_decides_labels(clip: str, tmp_path: Path) -> None:
+def test_digest_covers_all_that_decides_labels(clip: str, tmp_path: Path) -> None:
     changes: list[dict[str, Any]] = [
         {}, {"prompts": [["car"], ["bus"], ["tree"]]}, {"negatives": []}, {"reading": "pure"},
         {"size_hw": (64, 64)},

@@ -85,7 +85,7 @@ def test_tiles_cover_the_image_with_the_overlap(side: int, overlap: float) -> No
 
 
 def network(images: torch.Tensor) -> Dense:
-    """Features that know their place in the tile.
+    """Features that encode their place in the tile.
 
     Mean colours of 8-pixel cells, and the cell's column.
     """

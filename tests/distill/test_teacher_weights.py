@@ -195,7 +195,7 @@ def test_unknown_names_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.usefixtures("empty_hub")
 def test_a_network_that_never_answers_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and says nothing
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and never answers
         monkeypatch.setattr(
             huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}"
         )

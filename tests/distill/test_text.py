@@ -73,7 +73,7 @@ def test_embeddings_of_a_custom_text_tower_follow_it_too(tmp_path: Path) -> None
     torch.testing.assert_close(ours, theirs)
 
 
-def test_words_that_a_model_has_never_learnt_are_warned_of_and_names_of_nothing_else_refused(
+def test_words_outside_the_vocabulary_give_a_warning_and_names_of_nothing_else_are_refused(
     tmp_path: Path,
 ) -> None:
     name = write_clip(tmp_path / "clip", VIT)
@@ -111,7 +111,7 @@ def test_names_are_grouped_in_order_and_negatives_stand_alone() -> None:
             group_names(prompts, [])
 
 
-def test_best_name_speaks_for_its_group() -> None:
+def test_best_name_counts_for_its_group() -> None:
     scores = torch.randn(2, 3, 5)
     best = group_max(scores, torch.tensor([0, 0, 1, 2, 2]), 3)
     expected = torch.stack([scores[..., :2].amax(-1), scores[..., 2], scores[..., 3:].amax(-1)], -1)

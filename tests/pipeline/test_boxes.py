@@ -250,7 +250,7 @@ def test_the_cars_own_returns_are_left_out(small_world: Path, tmp_path: Path) ->
 # --- label spaces ---------------------------------------------------------------------------------
 
 
-def test_the_table_has_the_classes_that_boxes_alone_tell() -> None:
+def test_the_table_has_the_classes_that_boxes_define() -> None:
     """Manmade is barriers, which have boxes, and buildings, which have none."""
     config = LabelsConfig(truth="boxes", eval="shared12")
     scoring = load_scoring(config, load_space(config), load_truth(config))
@@ -264,12 +264,12 @@ def test_the_table_has_the_classes_that_boxes_alone_tell() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"space": "semantickitti19"}, "does not say which class an annotated box is of"),
-        ({"names": "a red bus"}, r"labels\.names: does not say"),
+        ({"space": "semantickitti19"}, "has no class for annotated boxes"),
+        ({"names": "a red bus"}, r"labels\.names: has no class"),
         ({"eval": "ground.yaml"}, "no class of ground is annotated with boxes alone"),
     ],
 )
-def test_what_boxes_cannot_tell_is_refused(
+def test_classes_without_boxes_are_refused(
     tmp_path: Path,
     changes: dict[str, str],
     message: str,
@@ -448,7 +448,7 @@ def test_boxes_of_any_index_are_guarded(small_world: Path, tmp_path: Path) -> No
     index = make_index(two)
     guarded = label_folders(two.data, index)
     assert {other.path, boxes_artifact(index).path} <= set(guarded)
-    assert not boxes_artifact(index).path.exists()  # it may be made while the student learns
+    assert not boxes_artifact(index).path.exists()  # it may be made while the student is trained
     with no_labels(guarded):
         (small_world / "v1.0-mini/sample.json").read_bytes()
         with pytest.raises(LabelLeak):

@@ -123,7 +123,7 @@ def test_references_are_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
         ("teacher.size_hw=[8,8]", "teacher.precomputed.size_hw, teacher.maskclip.size_hw or"),
     ],
 )
-def test_an_old_key_tells_the_new_one(old: str, new: str) -> None:
+def test_an_old_key_names_the_new_one(old: str, new: str) -> None:
     key = old.split("=")[0]
     message = f"unknown key {key}; it stands below its kind: give {new}"
     with pytest.raises(BadInput, match=re.escape(message)):
@@ -215,7 +215,7 @@ def test_arguments_do_not_stand_in_files(tmp_path: Path) -> None:
         ("seed.x=1", "seed"),
         ("model.features=[]", "model.features"),
         ("model.features=[colour]", "intensity"),
-        ("objectives.semantic.weight=0", "nothing to learn from"),
+        ("objectives.semantic.weight=0", "nothing to train on"),
     ],
 )
 def test_wrong_keys_and_values_are_named(argument: str, message: str) -> None:

@@ -1,6 +1,6 @@
 """From artifacts to batches.
 
-Sweeps apart, pixels and cubes numbered through, and nothing that depends on order.
+Sweeps apart, pixels and voxels numbered through, and nothing that depends on order.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def test_batches_are_the_same_with_and_without_worker_processes(ready: tuple) ->
     assert not same(here[0], here[1])
 
 
-def test_sweeps_pass_apart_and_share_cubes(ready: tuple) -> None:
+def test_sweeps_pass_apart_and_share_voxels(ready: tuple) -> None:
     config, pixels, points, frames = ready
     objectives = ObjectivesConfig(spatiotemporal=SpatioTemporalConfig(weight=1.0, cell_m=0.5))
     config = replace(
@@ -118,9 +118,9 @@ def test_sweeps_pass_apart_and_share_cubes(ready: tuple) -> None:
     assert int(batch.coords[:, 0].max()) + 1 == len(batch.frames)
     assert batch.voxel_id is not None
     assert len(batch.voxel_id) == len(batch.pair_point) == len(batch.pair_label)
-    cubes = int(batch.voxel_id.max()) + 1
+    voxels = int(batch.voxel_id.max()) + 1
     shared = batch.voxel_id.bincount()
-    assert len(torch.unique(batch.voxel_id)) == cubes < len(batch.voxel_id)
+    assert len(torch.unique(batch.voxel_id)) == voxels < len(batch.voxel_id)
     assert (shared > 1).any()
 
 

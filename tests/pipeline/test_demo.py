@@ -21,7 +21,7 @@ from clipsweep.pipeline.demo import render as render_module
 from clipsweep.pipeline.demo import spin as spin_module
 from clipsweep.pipeline.demo.ground import DRIVEABLE, KERB_M, OTHER_FLAT, SIDEWALK, TERRAIN
 from clipsweep.pipeline.demo.lidar_kernels import BINS, EGO
-from clipsweep.pipeline.demo.parts import Thing, ball, box, pack, tube
+from clipsweep.pipeline.demo.parts import SceneObject, ball, box, pack, tube
 from clipsweep.pipeline.demo.ray_kernels import hit_part, normal
 from clipsweep.pipeline.demo.render import SKY, render
 from clipsweep.pipeline.demo.rig import SPIN_S, cameras, inverse, lidar, pose
@@ -108,7 +108,7 @@ def inside(name: str, p: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_ray_meets_a_shape_where_it_first_enters_it(name: str) -> None:
     rng = np.random.default_rng(0)
-    prims = pack([Thing((SHAPES[name],), 0, (1, 1, 1))])
+    prims = pack([SceneObject((SHAPES[name],), 0, (1, 1, 1))])
     steps = np.arange(0.0, 8.0, 2e-3)
     met = 0
     for _ in range(300):
@@ -196,7 +196,7 @@ def test_cameras_fire_as_the_spin_passes_their_axis() -> None:
 def test_a_projected_point_has_the_label_of_its_pixel(world: World) -> None:
     spinner = lidar(32, 1090)
     rig = cameras(480, 270)
-    still = np.array([thing.speed_mps == 0 for thing in world.things])
+    still = np.array([obj.speed_mps == 0 for obj in world.objects])
     right = total = 0
     for time_s in (0.1, 0.9):
         found = scan(world, spinner, time_s)

@@ -1,6 +1,6 @@
 """The embedded world's hills.
 
-Rays against dense marching, things on the ground, errors of poses.
+Rays against dense marching, objects on the ground, errors of poses.
 """
 
 from __future__ import annotations
@@ -140,31 +140,31 @@ def test_everything_stands_on_the_ground_at_its_place(world: World, time_s: floa
     hills = world.ground.hills
     boxes = world.boxes(time_s)
     prims = world.at(time_s)
-    first = np.cumsum([0, *(len(thing.parts) for thing in world.things)])
+    first = np.cumsum([0, *(len(obj.parts) for obj in world.objects)])
     tilted = 0
-    for i, thing in enumerate(world.things):
+    for i, obj in enumerate(world.objects):
         box = boxes[i]
-        half = np.array(thing.size_m) / 2
+        half = np.array(obj.size_m) / 2
         bottom = corners(half)[::2] @ box[:3, :3].T + box[:3, 3]
-        over_m = bottom[:, 2] - hills.height_m(bottom[:, 0]) - thing.z_m
+        over_m = bottom[:, 2] - hills.height_m(bottom[:, 0]) - obj.z_m
         middle = box[:3, 3] - half[2] * box[:3, 2]
-        assert middle[2] == pytest.approx(float(hills.height_m(middle[0])) + thing.z_m)
-        if thing.leans:
+        assert middle[2] == pytest.approx(float(hills.height_m(middle[0])) + obj.z_m)
+        if obj.leans:
             assert np.abs(over_m).max() < 0.08  # a bus on a crest
             tilted += abs(box[2, 2]) < 0.9995
         else:
             np.testing.assert_allclose(box[:3, 2], [0, 0, 1], atol=1e-12)
         own = range(first[i], first[i + 1])
-        if not thing.tracked and thing.parts[0].kind == BOX:  # houses, walls, hedges, shelters
+        if not obj.tracked and obj.parts[0].kind == BOX:  # houses, walls, hedges, shelters
             last = own[-1]
             foot = corners(prims.half_m[last]) @ prims.axes[last].T + prims.centre_m[last]
             low = foot[foot[:, 2] < foot[:, 2].mean()]
-            assert (low[:, 2] < hills.height_m(low[:, 0]) + thing.z_m).all()
+            assert (low[:, 2] < hills.height_m(low[:, 0]) + obj.z_m).all()
         lowest = []
         for part in own:
             at_m = prims.centre_m[part] + prims.velocity_mps[part] * time_s
             lowest.append(at_m[2] - np.abs(prims.axes[part, 2]) @ prims.half_m[part])
-        assert min(lowest) < float(hills.height_m(middle[0])) + thing.z_m + 0.3
+        assert min(lowest) < float(hills.height_m(middle[0])) + obj.z_m + 0.3
     assert tilted > 20
 
 
@@ -185,7 +185,7 @@ def test_the_car_stands_on_the_road_it_drives_on(world: World) -> None:
         np.testing.assert_allclose(rotation(heading, pitch, roll)[:, 2], expected, atol=1e-12)
 
 
-def test_a_moving_thing_is_between_two_moments_where_it_is_at_them(world: World) -> None:
+def test_a_moving_object_is_between_its_places_at_two_moments(world: World) -> None:
     """The LiDAR takes velocities as constant within a turn: less than its noise is lost."""
     early = world.at(1.0)
     late = world.at(1.05)

@@ -91,10 +91,10 @@ def test_the_reader_finds_all_of_it(frames: list[Frame]) -> None:
             assert (space.from_raw(raw(frame) & 0xFFFF, Path("x")) < len(space)).mean() > 0.97
 
 
-def test_points_lie_in_the_things_that_they_are_of(frames: list[Frame], world: World) -> None:
+def test_points_lie_in_the_boxes_of_their_instances(frames: list[Frame], world: World) -> None:
     """Poses, calibration and instances together.
 
-    Back in the street, points fill the boxes of their things.
+    Back in the street, points fill the boxes of their objects.
     """
     street = street_from_global(world)
     for i, frame in enumerate(frames[:3]):
@@ -105,14 +105,14 @@ def test_points_lie_in_the_things_that_they_are_of(frames: list[Frame], world: W
         assert len(np.unique(instance)) > 20
         boxes = world.boxes(i * SCAN_S)
         for number in np.unique(instance[instance > 0]):
-            thing = world.things[number - 1]
+            obj = world.objects[number - 1]
             mine = instance == number
             box = boxes[number - 1]
             local = (xyz[mine] - box[:3, 3]) @ box[:3, :3]
-            assert (np.abs(local) < np.array(thing.size_m) / 2 + 0.4).all()
+            assert (np.abs(local) < np.array(obj.size_m) / 2 + 0.4).all()
             predicted = set(ids[mine].tolist())
             assert len(predicted) == 1
-            assert (predicted <= {252, 253, 254, 255, 257, 258, 259}) == (thing.speed_mps > 0)
+            assert (predicted <= {252, 253, 254, 255, 257, 258, 259}) == (obj.speed_mps > 0)
     assert {252, 254} & set(
         np.unique([*raw(frames[0]) & 0xFFFF, *raw(frames[2]) & 0xFFFF]).tolist()
     )

@@ -1,6 +1,6 @@
 """The demo's teacher.
 
-Crops and captions tell the truth, training runs, the checkpoint is plain open_clip.
+Crops and captions match the rendered truth, training runs, the checkpoint is plain open_clip.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def test_words_are_one_list() -> None:
     assert [CLASS_OF_RAW[raw] for raw in (9, 14, 23, 24, 30, 0, 31)] == [0, 1, 9, 10, 15, SKY, 255]
 
 
-def test_boxes_of_things_are_tight(album: Album) -> None:
+def test_boxes_of_objects_are_tight(album: Album) -> None:
     for picture in album.pictures:
         for kind, u0, v0, u1, v1 in picture.boxes:
             inside = picture.label[v0:v1, u0:u1] == kind
@@ -72,11 +72,11 @@ def test_crops_show_what_they_are_about(album: Album) -> None:
 
 def test_captions_name_only_what_is_shown(album: Album) -> None:
     crops = draw_crops(album, np.random.default_rng(1), 32, 96)
-    words, named = teach.Speaker(0).captions(crops)
-    assert (named <= crops.shown).all()
-    assert named[np.arange(32), crops.target].all()
-    assert set(named.sum(1)) <= {1, 2, 3}
-    for caption, kinds in zip(words, named, strict=True):
+    words, mentioned = teach.CaptionSampler(0).captions(crops)
+    assert (mentioned <= crops.shown).all()
+    assert mentioned[np.arange(32), crops.target].all()
+    assert set(mentioned.sum(1)) <= {1, 2, 3}
+    for caption, kinds in zip(words, mentioned, strict=True):
         parts = caption.split(" and a ")
         allowed = {
             word for kind in np.flatnonzero(kinds) for word in (NAMES[kind], *SYNONYMS[kind])

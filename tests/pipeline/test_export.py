@@ -32,7 +32,7 @@ def frame(id: str) -> Frame:
 
 
 def official_scores(pairs: list[tuple[Path, Path]]) -> tuple[np.ndarray, list[float], float, float]:
-    """SemanticKITTI's evaluation of (truth, prediction) files, point by point as its formulas say.
+    """SemanticKITTI's evaluation of (truth, prediction) files, point by point by its formulas.
 
     Rows of the matrix are predictions and columns truth, 20 classes with 0 for what is ignored;
     truth 0 is dropped. Answers the matrix, IoU of classes 1..19, their mean, and the accuracy.

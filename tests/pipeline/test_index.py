@@ -1,4 +1,4 @@
-"""The index: what it says that it lacks, and how it is made anew when files change beside the
+"""The index: its warnings about missing files, and how it is made anew when files change beside the
 same tables.
 """
 
@@ -114,7 +114,7 @@ def world_index(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return make_index(load_config(settings(small_world, store))).shard("index").read_bytes()
 
 
-def test_scenes_that_a_split_lacks_are_counted_and_told(
+def test_scenes_that_a_split_lacks_are_counted_and_reported(
     given: list[str], world: Path, tool: Run
 ) -> None:
     assert tool("index", *given).err == ""  # a demo world has as many as it was configured with

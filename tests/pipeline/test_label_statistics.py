@@ -18,7 +18,7 @@ from clipsweep.pipeline.artifacts.read import key_cloud, read_pixels, read_point
 from clipsweep.pipeline.artifacts.store import Artifact
 from clipsweep.pipeline.config import Config, load_config
 from clipsweep.pipeline.labels import load_space
-from clipsweep.pipeline.reports import label_statistics as quality
+from clipsweep.pipeline.reports import label_statistics as statistics
 from clipsweep.pipeline.reports.label_statistics import label_statistics
 from clipsweep.pipeline.stages.index import make_index, scene_frames, scenes_of
 from clipsweep.pipeline.stages.pixels import make_pixels
@@ -115,7 +115,7 @@ def test_no_truth_of_training_scenes_is_opened(
     def watched(frame: Frame, *rest: object) -> None:
         opened.append(frame.scene)
 
-    monkeypatch.setattr(quality, "read_truth", watched)
+    monkeypatch.setattr(statistics, "read_truth", watched)
     found = label_statistics(*made)
     assert set(opened) == set(scenes_of(made[1], "eval")) < set(scenes_of(made[1]))
     assert found.points_truth.points == found.sure.sum() == 0
@@ -179,13 +179,13 @@ def test_boxes_that_a_data_set_does_not_have_are_refused_before_labelling(
     assert not list((tmp_path / "store").glob("pixels-*"))
 
 
-def moved(counts: dict[tuple[str, str], int]) -> quality.LabelStatistics:
+def moved(counts: dict[tuple[str, str], int]) -> statistics.LabelStatistics:
     space = load_space(Config().labels)
     table = np.zeros((len(space), len(space) + 2), np.int64)
     for (pixel, fused), count in counts.items():
         column = space.names.index(fused) if fused in space.names else len(space) + 1
         table[space.names.index(pixel), column] = count
-    none = quality._nothing(len(space))
+    none = statistics._nothing(len(space))
     return replace(none, moved=replace(none.moved, counts=table))
 
 
@@ -193,7 +193,7 @@ def test_road_that_becomes_cars_is_warned_of() -> None:
     road = "driveable surface"
     car = "car"
     found = moved({(road, road): 540, (road, car): 100, (road, "pedestrian"): 20, (road, ""): 340})
-    (warning,) = quality.statistics_warnings(found, load_space(Config().labels))
+    (warning,) = statistics.statistics_warnings(found, load_space(Config().labels))
     assert warning == (
         "driveable surface: 46 % of the points that pixels call so are not ground after fusion"
         " (34 % no label, 10 % car, 2 % pedestrian)"
@@ -204,14 +204,14 @@ def test_people_that_get_lost_are_warned_of() -> None:
     person = "pedestrian"
     wall = "manmade"
     found = moved({(person, wall): 374, (person, person): 3, (wall, wall): 1000})
-    (warning,) = quality.statistics_warnings(found, load_space(Config().labels))
+    (warning,) = statistics.statistics_warnings(found, load_space(Config().labels))
     assert (
         warning
         == "pedestrian: fusion leaves 1 % as many of the points that cameras see (99 % manmade)"
     )
 
 
-def test_nothing_is_said_of_labels_that_stay_or_are_few() -> None:
+def test_no_warning_for_labels_that_stay_or_are_few() -> None:
     road = "driveable surface"
     stay = moved({(road, road): 990, (road, "car"): 10, ("pedestrian", "manmade"): 60})
-    assert quality.statistics_warnings(stay, load_space(Config().labels)) == []
+    assert statistics.statistics_warnings(stay, load_space(Config().labels)) == []

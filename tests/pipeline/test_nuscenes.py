@@ -139,9 +139,9 @@ def test_a_cycle_of_sweeps_ends(world: Path) -> None:
 @pytest.mark.parametrize(
     ("following", "message"),
     [
-        ("", "its chain holds 1 samples, nbr_samples says 3"),
+        ("", "its chain holds 1 samples, nbr_samples is 3"),
         ("nowhere", "after 1 samples a row is missing or malformed"),
-        (None, "its chain holds over 3 samples, nbr_samples says 3"),
+        (None, "its chain holds over 3 samples, nbr_samples is 3"),
     ],
 )
 def test_a_broken_chain_of_samples_is_named(

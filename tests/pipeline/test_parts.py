@@ -72,7 +72,7 @@ def test_more_scenes_keep_those_that_are_there(given: list[str]) -> None:
         assert len(now) == len(kept) + 1
 
 
-def test_a_student_is_named_by_what_it_learns_from(given: list[str], tool: Run) -> None:
+def test_a_student_is_named_by_its_training_data(given: list[str], tool: Run) -> None:
     student = tool("pretrain", *given).path
     assert tool("pretrain", *given, "data.eval=scene-0061").path == student
     assert tool("pretrain", *given, "data.train=scene-0103").path != student

@@ -88,7 +88,7 @@ def test_the_guard_stops_any_way_of_opening(
         lambda: os.open("lidarseg/x_lidarseg.bin", os.O_RDONLY, dir_fd=above),
     ]
     with no_labels([labels.parent]):
-        (tmp_path / "other").write_text("is nobody's label")
+        (tmp_path / "other").write_text("is not a label of this data set")
         for attempt in attempts:
             with pytest.raises(LabelLeak, match="annotation-free"):
                 attempt()

@@ -17,7 +17,7 @@ RAY = ("run.executor=ray", "run.workers=2")
 
 
 def payloads(store: Path) -> dict[str, bytes]:
-    """Every shard of a store but the scores, which tell where their store is, by artifact and
+    """Every shard of a store but the scores, which contain the path of their store, by artifact and
     name.
     """
     found = {}

@@ -283,7 +283,7 @@ def test_a_worker_that_cannot_be_built_is_bad_input_as_it_is_locally(
         run_on_ray(Artifact.of(str(tmp_path), "s", {}), SCENES, cannot_build, RunConfig())
 
 
-def test_progress_tells_rate_and_remaining_time(
+def test_progress_shows_rate_and_remaining_time(
     nodes: Cluster, tmp_path: Path, worker: Faulty, capfd: pytest.CaptureFixture[str]
 ) -> None:
     on_ray(tmp_path, replace(worker, seconds=0.3), progress=True)
@@ -331,7 +331,7 @@ def test_a_killed_driver_leaves_nothing_running_and_its_work_is_taken_up(
     victim.kill()
     victim.wait()
     assert not psutil.wait_procs(set(family) - set(agents), timeout=30)[1]
-    for process in agents:  # they go too, after trying for a minute to tell what happened
+    for process in agents:  # they go too, after trying for a minute to report what happened
         process.kill()
     scenes = [f"scene-{i}" for i in range(12)]
     done = [scene for scene in scenes if artifact.done(scene)]

@@ -194,7 +194,7 @@ def test_only_a_named_cluster_is_joined(address: str) -> None:
         pass
 
 
-def test_without_ray_its_installation_is_told(
+def test_without_ray_the_message_names_its_installation(
     small_world: Path, tmp_path: Path, tool: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("ray", "ray.train", "ray.job_submission"):

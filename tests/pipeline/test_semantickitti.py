@@ -166,7 +166,7 @@ def test_splits_names_and_test_sequences(root: Path) -> None:
         rows(made(root, eval=("05",)))
 
 
-def test_sequences_that_a_split_lacks_are_told(
+def test_sequences_that_a_split_lacks_are_reported(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     index = make_index(
@@ -346,7 +346,7 @@ def test_a_missing_camera_names_those_there(root: Path) -> None:
     [
         ("calib.txt", "P0: 1 2 3", "has no P1"),
         ("poses.txt", "1 0 0 0\n", r"poses.txt:1: holds 4 numbers instead of 12"),
-        ("times.txt", "noon\n", "something else than numbers"),
+        ("times.txt", "noon\n", "text that is not a number"),
         ("times.txt", "0\n0.1\n", r"08: poses.txt has 13 rows, times.txt has 2"),
         ("calib.txt", "P0: 1\nP0: 2\n", "calib.txt: has P0 twice"),
         ("velodyne/scan.bin", "", "not named like a scan"),

@@ -28,7 +28,7 @@ ARRAYS = {"a": np.arange(5, dtype=np.int32)}
 
 
 class Counting:
-    """A worker that knows what it was asked for."""
+    """A worker that records its calls."""
 
     def __init__(self) -> None:
         self.scenes: list[str] = []

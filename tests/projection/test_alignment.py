@@ -123,7 +123,7 @@ def hilly(clouds, numbers, random):
         clouds[k][:, 2] += hills[cell[:, 0], cell[:, 1]].astype(np.float32)
 
 
-def test_frames_that_do_not_fit_are_told():
+def test_frames_that_do_not_fit_are_reported():
     random = np.random.default_rng(2)
     clouds, true, _ = drive(random, np.zeros((6, 3)), 6)
     hilly(clouds, range(6), random)

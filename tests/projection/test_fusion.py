@@ -70,7 +70,7 @@ def run(
     return {frame.id: labels for frame, labels in labelled}
 
 
-def test_every_row_of_the_file_is_covered_and_the_own_box_has_no_opinion(drive):
+def test_every_row_of_the_file_is_covered_and_the_own_box_has_no_label(drive):
     fused = run(drive)
     assert list(fused) == ["frame-0", "frame-1", "frame-2"]
     for labels in fused.values():
@@ -150,7 +150,7 @@ def with_points(sweep, xyz_global):
     return replace(sweep, points=write(path, np.concatenate([read_sweep(sweep, 5)[:, :3], xyz])))
 
 
-def test_blocks_hear_their_neighbours(drive, monkeypatch):
+def test_blocks_share_votes_with_their_neighbours(drive, monkeypatch):
     blind = [drive[0], replace(drive[1], cameras=()), drive[2]]
     read = lambda f: horizon(f) if f.cameras else []  # noqa: E731
     whole = run(blind, read)
@@ -202,9 +202,9 @@ def test_an_older_sweep_that_cannot_be_read(drive):
     assert len(run(broken)) == 3  # the key sweeps are all that is read
     with pytest.raises(BadInput, match=r"gone\.bin"):
         run(broken, vote_sweeps=2)
-    told = []
-    assert len(run(broken, on_bad_sweep=told.append, vote_sweeps=2)) == 3
-    assert [str(error.where) for error in told] == [str(gone.points.path)]
+    reported = []
+    assert len(run(broken, on_bad_sweep=reported.append, vote_sweeps=2)) == 3
+    assert [str(error.where) for error in reported] == [str(gone.points.path)]
 
 
 # --- streets that climb ------------------------------------------------------------------------
@@ -247,12 +247,12 @@ def test_a_street_that_climbs_while_poses_stay_level(tmp_path):
         label[45:] = ROAD
         return [pixels(label, 0.8)]
 
-    told = []
-    true = run(climbing(tmp_path, 0.08, flat_poses=False), read, on_alignment=told.append)
-    level = run(climbing(tmp_path, 0.08, flat_poses=True), read, on_alignment=told.append)
-    assert [alignment.corrected for alignment in told] == [False, True]
-    assert told[1].before_m > 0.2
-    assert told[1].after_m < 0.03
+    reported = []
+    true = run(climbing(tmp_path, 0.08, flat_poses=False), read, on_alignment=reported.append)
+    level = run(climbing(tmp_path, 0.08, flat_poses=True), read, on_alignment=reported.append)
+    assert [alignment.corrected for alignment in reported] == [False, True]
+    assert reported[1].before_m > 0.2
+    assert reported[1].after_m < 0.03
     crooked = run(climbing(tmp_path, 0.08, flat_poses=True), read, align=False)
 
     def agreeing(labels):
@@ -266,7 +266,7 @@ def test_a_street_that_climbs_while_poses_stay_level(tmp_path):
 def test_frames_that_do_not_fit_are_labelled_one_by_one(tmp_path):
     """Each sweep has hills of its own: no frame may vote for another."""
     frames = climbing(tmp_path, 0.0, flat_poses=False)
-    told = []
+    reported = []
     random = np.random.default_rng(2)
     bent = []
     for each in frames:
@@ -275,8 +275,8 @@ def test_frames_that_do_not_fit_are_labelled_one_by_one(tmp_path):
         xyz[:, 2] += random.uniform(-1.5, 1.5, (30, 30))[cell[:, 0], cell[:, 1]]
         points = write(tmp_path / f"bent-{each.id}.bin", xyz)
         bent.append(replace(each, sweeps=(replace(each.sweeps[0], points=points),)))
-    together = run(bent, on_alignment=told.append)
-    assert [alignment.fits for alignment in told] == [(False,) * 6]
+    together = run(bent, on_alignment=reported.append)
+    assert [alignment.fits for alignment in reported] == [(False,) * 6]
     grid = bent[0].sweeps[0].global_from_lidar.inverse()
     for each in bent:
         alone = run([each], grid=grid)[each.id]

@@ -101,7 +101,7 @@ def test_a_bridge_is_the_ground_of_those_who_drive_on_it():
     assert not heights(over, below).known.any()
 
 
-def test_things_are_as_high_as_what_they_are_part_of(ground):
+def test_objects_are_as_high_as_their_cluster(ground):
     xyz = np.array(
         [[5, 3, 0.7], [0, 10, 0.5], [-7, -4, 1.0], [-7, -4, 5.0], [20, 0, 0.0]], np.float32
     )

@@ -208,7 +208,7 @@ def test_labels_do_not_jump_at_the_walls_of_cells():
         assert 0.15 < change < 0.65
 
 
-def test_few_votes_of_a_thing_win_over_many_beside_it():
+def test_few_votes_of_an_object_win_over_many_beside_it():
     """A person's cluster 0.5 m from a wall: the coarse cell is the wall's, the cluster is not."""
     wall = places(np.column_stack([np.zeros(40), np.linspace(-1, 1, 40), np.ones(40)]), cluster=0)
     person = places([[0.5, 0, 1.0], [0.5, 0.1, 1.2]], cluster=1)

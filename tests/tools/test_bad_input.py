@@ -43,7 +43,7 @@ def empty_points(root: Path) -> str:
 def fewer_points(root: Path) -> str:
     path = key_sweep(root)
     path.write_bytes(path.read_bytes()[: -20 * 5])
-    return "lidarseg.bin"  # its length tells
+    return "lidarseg.bin"  # its length shows the damage
 
 
 def few_points(root: Path) -> str:

@@ -1,4 +1,4 @@
-"""The experiments' tables on a small world: every line is what the tools themselves would say."""
+"""The experiments' tables on a small world: every line equals the tools' own result."""
 
 from __future__ import annotations
 

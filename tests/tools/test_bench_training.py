@@ -17,15 +17,15 @@ def test_the_dense_packing_is_the_reference() -> None:
     local, pixel, text = (
         F.normalize(torch.randn(80, 5, generator=random), dim=1) for _ in range(3)
     )
-    cube = torch.cat(
+    voxel = torch.cat(
         [
             torch.arange(6),
             torch.zeros(12, dtype=torch.int64),
             torch.randint(0, 6, (62,), generator=random),
         ]
     )
-    ours = spatiotemporal(local, local, pixel, text, cube, SpatioTemporalConfig(kind="reference"))
-    torch.testing.assert_close(training._dense(local, pixel, text, cube), ours)
+    ours = spatiotemporal(local, local, pixel, text, voxel, SpatioTemporalConfig(kind="reference"))
+    torch.testing.assert_close(training._dense(local, pixel, text, voxel), ours)
 
 
 @pytest.mark.slow

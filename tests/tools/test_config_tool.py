@@ -27,11 +27,11 @@ def test_a_whole_key_a_group_and_all(capsys: pytest.CaptureFixture[str]) -> None
     assert all(f"{setting.name}={setting.default}\n" in everything for setting in describe())
 
 
-def test_choices_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_choices_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert config.run(["on_bad", "data.kind"]) == 0
-    told = capsys.readouterr().out
-    assert "\n    fail or skip\n" in told
-    assert "\n    nuscenes or semantickitti\n" in told
+    printed = capsys.readouterr().out
+    assert "\n    fail or skip\n" in printed
+    assert "\n    nuscenes or semantickitti\n" in printed
 
 
 def test_an_unknown_key_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,9 +50,9 @@ def test_every_argument_is_explained(capsys: pytest.CaptureFixture[str], tool: R
     assert len(ARGUMENTS) >= 12
     for name, setting in ARGUMENTS:
         assert config.run([setting.name]) == 0
-        told = capsys.readouterr().out
-        assert f"\n    {setting.text}\n" in told
-        assert f"argument of {name}\n" in told
+        printed = capsys.readouterr().out
+        assert f"\n    {setting.text}\n" in printed
+        assert f"argument of {name}\n" in printed
         lines = tool(name, "--help").out.splitlines()
         assert any(f"  {setting.name}={setting.default}" in line for line in lines)
 
@@ -60,11 +60,11 @@ def test_every_argument_is_explained(capsys: pytest.CaptureFixture[str], tool: R
 def test_every_key_that_a_tool_reads_is_explained_by_its_help(tool: Run) -> None:
     for name in (tool_name for tool_name in tool_names() if tool_name not in ("config", "submit")):
         keys = importlib.import_module(f"clipsweep.tools.{name}").KEYS
-        told = tool(name, "--help").out
+        printed = tool(name, "--help").out
         for setting in describe():
             if {setting.name, setting.name.split(".")[0]} & set(keys):
-                assert f"  {setting.name}={setting.default}" in told, (name, setting.name)
-                assert setting.text in told
+                assert f"  {setting.name}={setting.default}" in printed, (name, setting.name)
+                assert setting.text in printed
 
 
 def test_the_readme_has_a_row_for_every_group_and_key_of_the_top() -> None:

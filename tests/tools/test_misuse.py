@@ -95,7 +95,7 @@ def test_a_changed_student_is_not_taken_up(
     ("setting", "message"),
     [
         ("finetune.linear_probe=true", "leaves random weights"),
-        ("labels.names=car,truck", "no labels to learn from"),
+        ("labels.names=car,truck", "no labels to train on"),
     ],
 )
 def test_fine_tuning_on_nothing_is_refused(
@@ -106,10 +106,10 @@ def test_fine_tuning_on_nothing_is_refused(
     assert message in refused.err
 
 
-def test_steps_that_were_left_out_are_told(
+def test_steps_that_were_left_out_are_reported(
     given: list[str], tool: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One bad step of two is told; when all are bad there is no student."""
+    """One bad step of two is reported; when all are bad there is no student."""
     # a function goes by the same name
     module = importlib.import_module("clipsweep.distill.objectives.semantic")
     honest = module.cross_entropy
@@ -138,7 +138,7 @@ def test_a_picture_that_cannot_be_is_refused_first(
     assert not (tmp_path / "store").exists()
 
 
-def test_nothing_is_learnt_from_images_without_a_class(
+def test_training_on_images_without_a_class_is_refused(
     world: Path, tmp_path: Path, tool: Run
 ) -> None:
     for path in (world / "labels2d").rglob("*.png"):
@@ -149,29 +149,27 @@ def test_nothing_is_learnt_from_images_without_a_class(
         assert "no point of any frame has a target" in refused.err
 
 
-def test_nothing_is_learnt_when_all_frames_were_left_out(
-    world: Path, tmp_path: Path, tool: Run
-) -> None:
+def test_training_without_any_frame_is_refused(world: Path, tmp_path: Path, tool: Run) -> None:
     shutil.rmtree(world / "labels2d")
     refused = tool("pretrain", *settings(world, tmp_path / "store"), "on_bad=skip")
     assert (refused.status, refused.out) == (1, "")
     assert "all frames were left out, first: " in refused.err
 
 
-def test_labels_once_learnt_are_not_hidden_behind_a_smaller_protocol(
+def test_labels_once_used_are_not_hidden_behind_a_smaller_protocol(
     given: list[str], tool: Run
 ) -> None:
     student = tool("finetune", *given, "student=none", "protocol=scene@100%").path
     refused = tool("finetune", *given, f"student={student}", "protocol=frame@1%")
     assert refused.status == 1
-    assert "has learnt from labels already" in refused.err
+    assert "was trained on labels already" in refused.err
 
 
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
         (("teacher.kind=maskclip", "objectives.regression.weight=1"), "keep_features"),
-        (("teacher.kind=features", "teacher.features.model=test_vit"), "names no class"),
+        (("teacher.kind=features", "teacher.features.model=test_vit"), "has no classes"),
         (("objectives.regression.weight=1", "objectives.semantic.targets=points"), "no pixels"),
     ],
 )
@@ -223,7 +221,9 @@ def test_points_that_do_not_cover_a_scene_are_named(given: list[str], tool: Run)
     assert "does not cover scene-0103" in refused.err
 
 
-def test_why_nothing_is_scored_is_told(world: Path, tmp_path: Path, tool: Run) -> None:
+def test_the_reason_why_nothing_is_scored_is_reported(
+    world: Path, tmp_path: Path, tool: Run
+) -> None:
     given = [*settings(world, tmp_path / "store"), "on_bad=skip"]
     points = tool("label", *given).path
     for path in (world / "lidarseg/v1.0-mini").glob("*.bin"):

@@ -41,7 +41,7 @@ def test_from_logs_to_a_scored_student_and_its_export(
     assert "driveable surface" in scored.err
     scores = json.loads((scored.path / "scores.json").read_text())
     assert scores["frames"] == 3
-    assert scores["human_knowledge"] == []  # it learns from single pixels
+    assert scores["human_knowledge"] == []  # its targets are single pixels
     assert 0 <= scores["miou"] <= 1
     assert np.sum(scores["confusion"]) == scores["points"]
 
@@ -238,7 +238,7 @@ def test_a_student_of_other_classes_is_refused(
     student = tool("pretrain", *given).path
     refused = tool("evaluate", *given, f"student={student}", "labels.names=cat,dog")
     assert refused.status == 1
-    assert "knows the classes" in refused.err
+    assert "has the classes" in refused.err
 
 
 class Child:
@@ -289,7 +289,7 @@ def test_usage(tool: Run) -> None:
     assert tool("evaluate", "student=").status == 1
 
 
-def test_what_was_learnt_names_the_student(small_world: Path, tmp_path: Path, tool: Run) -> None:
+def test_the_training_names_the_student(small_world: Path, tmp_path: Path, tool: Run) -> None:
     given = settings(small_world, tmp_path / "store")
     plain = tool("pretrain", *given).path
     assert tool("pretrain", *given, "objectives.selftraining.probability=0.5").path != plain

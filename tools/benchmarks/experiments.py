@@ -106,7 +106,7 @@ def _lifting(config: Config, index: Artifact, pixels: Artifact, points: Artifact
     for scene in scenes_of(index, "eval"):
         for frame in scene_frames(index, config, scene):
             truth = _truth(frame, space, config)
-            one = lifted(config, pixels, frame)
+            one = surest_pixel_labels(config, pixels, frame)
             fused = read_points(points, frame).label
             common = np.where((one != NONE) & (fused != NONE), truth, np.uint8(NONE))
             for name, true, predicted in (
@@ -134,7 +134,7 @@ def _no_truth(frame: Frame) -> BadInput:
     return BadInput(frame.id, "has no labels to score against", cure)
 
 
-def lifted(config: Config, pixels: Artifact, frame: Frame) -> UInt8[np.ndarray, " n"]:
+def surest_pixel_labels(config: Config, pixels: Artifact, frame: Frame) -> UInt8[np.ndarray, " n"]:
     """Labels of a key sweep's raw rows without any fusion.
 
     Of the pixels that show a point, the surest one's.
@@ -187,10 +187,13 @@ def fusion(arguments: Sequence[str]) -> Iterator[Line]:
         "one pixel a point",
         config,
         index,
-        lambda frames: ((f, lifted(none, pixels, f)) for f in frames),
+        lambda frames: ((f, surest_pixel_labels(none, pixels, f)) for f in frames),
     )
     yield _score_frames(
-        "+ z-buffer", config, index, lambda frames: ((f, lifted(config, pixels, f)) for f in frames)
+        "+ z-buffer",
+        config,
+        index,
+        lambda frames: ((f, surest_pixel_labels(config, pixels, f)) for f in frames),
     )
     yield _score_frames("votes in 0.4 m cells", config, index, partial(plain_votes, config, pixels))
     for name, settings in FUSION:
@@ -225,8 +228,8 @@ def plain_votes(
         cell = cell_keys(cloud.xyz, PLAIN_CELL_M, pose)
         pairs = visible_pairs(frame, cloud.xyz, config.fusion)
         label, score = sample_pixel_labels(pairs, frame.cameras, read_pixels(pixels, frame))
-        named = label != NONE
-        read.append((cloud, cell, cell[pairs.point[named]], label[named], score[named]))
+        labelled = label != NONE
+        read.append((cloud, cell, cell[pairs.point[labelled]], label[labelled], score[labelled]))
     place, label, score = (np.concatenate([each[column] for each in read]) for column in (2, 3, 4))
     for frame, (cloud, cell, *_) in zip(frames, read, strict=True):
         full = np.full(raw_rows(frame, config), NONE, np.uint8)
@@ -337,7 +340,7 @@ def transfer(arguments: Sequence[str]) -> Iterator[Line]:
 
     The classes that they share.
     """
-    for learnt, recipe in RIGS.items():
+    for training_rig, recipe in RIGS.items():
         config = load_config([recipe, *arguments])
         student = make_pretrained(config).path
         for scored, other in RIGS.items():
@@ -348,7 +351,7 @@ def transfer(arguments: Sequence[str]) -> Iterator[Line]:
             index = make_index(there)
             predictions = make_predictions(there, index, str(student))
             tree = _score(there, index, predictions, str(student))
-            yield _line(f"{learnt}, scored on {scored}", [tree])
+            yield _line(f"{training_rig}, scored on {scored}", [tree])
 
 
 # --- one training ---------------------------------------------------------------------------------

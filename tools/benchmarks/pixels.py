@@ -108,12 +108,12 @@ def teacher_settings(arguments: Sequence[str]) -> Iterator[Line]:
         dense = Confusion.empty(len(space) + 1)
         lifted = Confusion.empty(len(space))
         for frame, of_frame in zip(frames, labels, strict=True):
-            lifted += _lifted(config, space, frame, of_frame)
+            lifted += _score_points(config, space, frame, of_frame)
             for camera, image in zip(frame.cameras, of_frame, strict=True):
                 dense += _dense(space, scenes[frame.scene][camera.name, camera.time_us], image)
-        named = 100 * (cells < len(space)).mean()
+        labelled = 100 * (cells < len(space)).mean()
         note = (
-            f"{named:.0f} % labelled, points {100 * lifted.miou():.1f}, "
+            f"{labelled:.0f} % labelled, points {100 * lifted.miou():.1f}, "
             f"{1e3 * spent_s / len(images):.1f} ms"
         )
         yield _line(setting.name, dense, space.names, note)
@@ -133,7 +133,7 @@ def _dense(
     return Confusion.of(truth.ravel(), predicted.ravel(), len(space) + 1)
 
 
-def _lifted(
+def _score_points(
     config: Config, space: LabelSpace, frame: Frame, images: Sequence[PixelLabels]
 ) -> Confusion:
     """The pixel of each point that a camera sees against the point's true class."""

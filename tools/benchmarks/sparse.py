@@ -4,7 +4,7 @@ Both have the same network and weights, and run interleaved in one process.
 
 spconv's backward pass asks for a CUDA stream, so it cannot train on a CPU; for the measurement that
 look-up is replaced. It runs as it is, with all threads, where its results are now and then wrong:
-the rows on errors say how far.
+the rows on errors give the deviation.
 """
 
 from __future__ import annotations

@@ -168,20 +168,22 @@ def _memory(batch: Batch) -> Row:
         F.normalize(torch.randn(pairs, _DIM, generator=random), dim=1) for _ in range(3)
     )
     local.requires_grad_()
-    words = text[batch.pair_label]
-    cube = batch.voxel_id
+    text_of_pair = text[batch.pair_label]
+    voxel = batch.voxel_id
 
     def ours() -> Tensor:
-        return spatiotemporal(local, semantic, pixel, words, cube, SpatioTemporalConfig(weight=1.0))
+        return spatiotemporal(
+            local, semantic, pixel, text_of_pair, voxel, SpatioTemporalConfig(weight=1.0)
+        )
 
     mine = _peak_mb(lambda: ours().backward())
-    theirs = _peak_mb(lambda: _dense(local, pixel, words, cube).backward())
+    theirs = _peak_mb(lambda: _dense(local, pixel, text_of_pair, voxel).backward())
     return Row(
         name=f"memory of the spatio-temporal objective, {pairs} pairs of 3 sweeps and 6 cameras, "
         f"{_DIM} dimensions",
         unit="MB",
         ours=mine,
-        peer_name=f"pairs packed densely, {int(cube.max()) + 1} cubes x {_SLOTS} x {2 * _DIM + 1}",
+        peer_name=f"packed densely, {int(voxel.max()) + 1} voxels x {_SLOTS} x {2 * _DIM + 1}",
         peer=theirs,
         ratio=theirs / mine,
         bar=10,
@@ -192,23 +194,25 @@ def _dense(
     local: Float[Tensor, "m d"],
     pixel: Float[Tensor, "m d"],
     text: Float[Tensor, "m d"],
-    cube: Int64[Tensor, " m"],
+    voxel: Int64[Tensor, " m"],
 ) -> Float[Tensor, ""]:
     """CLIP2Scene's loss as its code lays it out.
 
-    A tensor of 8 slots a cube of point, pixel and number side by side.
+    A tensor of 8 slots a voxel of point, pixel and number side by side.
     """
-    order = cube.argsort(stable=True)
-    counts = cube.bincount()
+    order = voxel.argsort(stable=True)
+    counts = voxel.bincount()
     first = counts.cumsum(0) - counts
-    slot = torch.arange(len(cube)) - first[cube[order]]
+    slot = torch.arange(len(voxel)) - first[voxel[order]]
     kept = order[slot < _SLOTS]
     slot = slot[slot < _SLOTS]
     rows = torch.cat([local[kept], pixel[kept], kept[:, None].float()], 1)
-    packed = local.new_zeros(len(counts), _SLOTS, rows.shape[1]).index_put((cube[kept], slot), rows)
+    packed = local.new_zeros(len(counts), _SLOTS, rows.shape[1]).index_put(
+        (voxel[kept], slot), rows
+    )
     point = packed[..., : local.shape[1]]
-    words = text[order[first]]
-    scores = (point @ words[:, :, None])[..., 0]
+    text_of_pair = text[order[first]]
+    scores = (point @ text_of_pair[:, :, None])[..., 0]
     share = scores.masked_fill(scores == 0, -torch.inf).softmax(1)
     fused = (share[:, :, None] * point).sum(1, keepdim=True)
     return (1 - torch.sigmoid((point * fused).sum(2))).mean()
