@@ -9,5 +9,7 @@ mypy
 pyright -p .src --pythonpath "$(command -v python)"
 python -m pytest -n 2 --dist worksteal -m "not slow" --cov=clipsweep.projection \
     --cov=clipsweep.distill --cov=clipsweep.pipeline --cov=clipsweep.tools \
+    --cov-report=
+python -m pytest -m slow --cov=clipsweep.projection --cov=clipsweep.distill \
+    --cov=clipsweep.pipeline --cov=clipsweep.tools --cov-append \
     --cov-report=term:skip-covered --cov-fail-under=90
-python -m pytest -m slow

@@ -85,8 +85,8 @@ def test_counts_are_those_of_plain_loops(made: tuple[Config, Artifact, Artifact,
                     frames[before[cell], label] += 1
                 if scene in scenes_of(index, "eval") and true[cloud.source[point]] != NONE:
                     truth[true[cloud.source[point]], label] += 1
-            for labels in seen.values():
-                for one, two in pairwise(labels):
+            for of_point in seen.values():
+                for one, two in pairwise(of_point):
                     cameras[one, two] += 1
                     cameras[two, one] += 1
             before = {
@@ -175,7 +175,7 @@ def test_boxes_that_a_data_set_does_not_have_are_refused_before_labelling(
     given = [*settings(small_world, tmp_path / "store"), f"report={tmp_path / 'report.png'}"]
     refused = tool("label", *given, "labels.truth=boxes", "labels.names=a bus, a tree")
     assert refused.status == 1
-    assert "which class an annotated box is of" in refused.err
+    assert "has no class for annotated boxes" in refused.err
     assert not list((tmp_path / "store").glob("pixels-*"))
 
 

@@ -167,12 +167,12 @@ def test_splits_names_and_test_sequences(root: Path) -> None:
 
 
 def test_sequences_that_a_split_lacks_are_reported(
-    root: Path, capsys: pytest.CaptureFixture[str]
+    root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     index = make_index(
         Config(data=made(root, train=("01",), eval=("test",)), store=str(root / "store"))
     )
-    assert "data.eval: 1 of 11 scenes of 'test' are there\n" in capsys.readouterr().err
+    assert "data.eval: 1 of 11 scenes of 'test' are there" in caplog.messages
     assert index.manifest()["counts"]["absent_eval"] == 10
 
 
