@@ -206,7 +206,7 @@ def test_a_hung_scene_is_overtaken_and_one_that_always_hangs_given_up(
 ) -> None:
     faults = {"scene-1": ("hung",), "scene-4": ("hung",) * 9}
     with pytest.raises(
-        Incomplete, match=r"1 of 6 scenes .* scene-4 after 2 attempt.*not done within 15 s"
+        Incomplete, match=r"1 of 6 shards .* scene-4 after 2 attempt.*not done within 15 s"
     ):
         on_ray(tmp_path, replace(worker, faults=faults), attempts=2, deadline_s=15.0)
     assert Artifact.of(str(tmp_path), "s", {}).done("scene-1", verify=True)
@@ -289,7 +289,7 @@ def test_progress_shows_rate_and_remaining_time(
     on_ray(tmp_path, replace(worker, seconds=0.3), progress=True)
     err = capfd.readouterr().err
     assert "6/6" in err
-    assert "scene/s]" in err or "s/scene]" in err
+    assert "shard/s]" in err or "s/shard]" in err
     assert "<00:0" in err
 
 
