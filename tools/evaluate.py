@@ -19,7 +19,7 @@ from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.labels import load_scoring, load_space, load_truth
 from clipsweep.pipeline.reports.tables import score_table
 from clipsweep.pipeline.stages.index import make_index
-from clipsweep.pipeline.stages.predict import make_predictions, open_points
+from clipsweep.pipeline.stages.predict import open_labels
 from clipsweep.pipeline.stages.score import make_scores
 
 KEYS = ("data", "labels", "run", "store", "on_bad", "verify", "absent_class")
@@ -39,10 +39,7 @@ class Arguments:
 def run(config: Config, arguments: Arguments) -> Made:
     load_scoring(config.labels, load_space(config.labels), load_truth(config.labels))  # at once
     index = make_index(config)
-    if arguments.points:
-        predicted = open_points(config, index, arguments.points)
-    else:
-        predicted = make_predictions(config, index, arguments.student)
+    predicted = open_labels(config, index, arguments.student, arguments.points)
     scores = make_scores(config, index, predicted, arguments.student)
     say(_table(json.loads(scores.shard("scores").read_text())))
     return Made(scores.path, scores.skipped())

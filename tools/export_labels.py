@@ -20,7 +20,7 @@ from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.datasets.export import FORMATS, Format, pseudo_labels, submission
 from clipsweep.pipeline.labels import load_space
 from clipsweep.pipeline.stages.index import make_index
-from clipsweep.pipeline.stages.predict import labelled_frames, make_predictions, open_points
+from clipsweep.pipeline.stages.predict import labelled_frames, open_labels
 from clipsweep.projection.errors import BadInput
 
 KEYS = ("data", "labels", "run", "store", "on_bad", "verify")
@@ -49,17 +49,15 @@ def run(config: Config, arguments: Arguments) -> Made:
     index = make_index(config)
     space = load_space(config.labels)
     split = config.data.eval[0] if len(config.data.eval) == 1 else "eval"
+    predicted = open_labels(config, index, arguments.student, arguments.points)
+    out = _folder(config, arguments, predicted)
     if arguments.points:
-        predicted = open_points(config, index, arguments.points)
         labels = (
             (frame, read_points(predicted, frame))
             for frame, _ in labelled_frames(config, index, predicted)
         )
-        out = _folder(config, arguments, predicted)
         pseudo_labels(chosen, out, split, space, labels)
     else:
-        predicted = make_predictions(config, index, arguments.student)
-        out = _folder(config, arguments, predicted)
         submission(chosen, out, split, space, labelled_frames(config, index, predicted))
         absent = index.manifest()["counts"].get("absent_eval", 0)
         if absent:

@@ -17,7 +17,7 @@ from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.labels import load_space
 from clipsweep.pipeline.reports.views import check_picture, draw_frame, save_figure
 from clipsweep.pipeline.stages.index import make_index
-from clipsweep.pipeline.stages.predict import labelled_frames, make_predictions, open_points
+from clipsweep.pipeline.stages.predict import labelled_frames, open_labels
 from clipsweep.projection.errors import BadInput
 
 KEYS = ("data", "labels", "fusion", "run", "store", "on_bad")
@@ -44,10 +44,7 @@ def run(config: Config, arguments: Arguments) -> Made:
         check_picture(Path(arguments.out))  # before hours of predicting
     index = make_index(config)
     space = load_space(config.labels)
-    if arguments.points:
-        predicted = open_points(config, index, arguments.points)
-    else:
-        predicted = make_predictions(config, index, arguments.student)
+    predicted = open_labels(config, index, arguments.student, arguments.points)
     labelled = labelled_frames(config, index, predicted)
     wanted = ((frame, label) for frame, label in labelled if arguments.frame in ("", frame.id))
     frame, label = next(wanted, (None, None))

@@ -1,10 +1,9 @@
-"""Artifacts: directories named by what went into them, written shard by shard, each shard whole or
-absent.
+"""Artifact store: directories named by what they are made from, written shard by shard.
 
-An artifact ``<store>/<stage>-<12 hex>/`` holds one payload file a shard, ``done/<shard>.json``
-markers and, when whole, ``manifest.json``. A payload is written to a temporary name, fsynced and
-renamed, then its marker likewise: the marker is the commit. A process may be killed at any point;
-the next one sees only what was committed.
+A shard is whole or absent. An artifact ``<store>/<stage>-<12 hex>/`` holds one payload file a
+shard, ``done/<shard>.json`` markers and, when whole, ``manifest.json``. A payload is written to a
+temporary name, fsynced and renamed, then its marker likewise: the marker is the commit. A process
+may be killed at any point; the next one sees only what was committed.
 
 The stages that work on scenes split them into parts of successive key frames, one shard each. Their
 directory is named by settings alone, each shard also by what its scene is made from, so that runs

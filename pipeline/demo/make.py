@@ -13,12 +13,12 @@ from clipsweep.pipeline.artifacts.store import write_whole
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.demo.kitti import write_kitti_demo
 from clipsweep.pipeline.demo.write import write_demo
+from clipsweep.pipeline.stages.index import DEMO_MARK
 from clipsweep.projection.errors import BadInput
 
 _log = logging.getLogger(__name__)
 
 _WRITERS = {"nuscenes": write_demo, "semantickitti": write_kitti_demo}
-_MARK = "demo.json"
 _POLL_S = 0.5
 
 
@@ -31,7 +31,7 @@ def make_demo(config: Config, root: Path) -> None:
     Raises:
         BadInput: something else is there, or a setting is out of its bounds.
     """
-    mark = root / _MARK
+    mark = root / DEMO_MARK
     wanted = {"kind": config.data.kind, **asdict(config.demo)}
     while os.environ.get("RANK", "0") != "0" and not mark.is_file():
         time.sleep(_POLL_S)

@@ -31,7 +31,8 @@ NAMED_BY = (
 )
 """Settings that decide what is in the index."""
 
-_DEMO_MARK = "demo.json"
+DEMO_MARK = "demo.json"
+"""File in the root of a demo world with its settings."""
 
 
 def make_index(config: Config) -> Artifact:
@@ -117,7 +118,7 @@ def _read_rows(config: Config, root: Path) -> _Rows:
         )
         _log.warning(f"{root}: {missing}; once they are there, run with verify=true")
     # whose splits have as many scenes as it was configured with
-    demo = (root / _DEMO_MARK).is_file()
+    demo = (root / DEMO_MARK).is_file()
     for role, scenes in seen.items():
         counts[f"absent_{role}"] = 0 if demo else _absent(config, role, scenes)
     return _Rows(parquet, digests, skipped, counts)
@@ -156,10 +157,7 @@ def scenes_of(index: Artifact, *roles: str) -> list[str]:
 
 
 def scene_digests(index: Artifact, *roles: str) -> dict[str, str]:
-    """Digest of the rows of each scene that has one of the roles.
-
-    Of all that the index holds of its frames.
-    """
+    """Digest of all that the index holds of each scene that has one of the roles."""
     digests = index.facts("index")["scenes"]
     return {scene: digests[scene] for scene in scenes_of(index, *roles)}
 
@@ -170,8 +168,7 @@ def split_scenes(
     frames: int | None = None,
     inputs_of: Callable[[str], str] = lambda scene: "",
 ) -> tuple[Part, ...]:
-    """Splits the scenes of some roles into parts of successive key frames, each with a shard of its
-    own.
+    """Splits scenes into parts of successive key frames, each with a shard of its own.
 
     A shard is named by its scene, by what it is made from and by its number in the scene.
 
@@ -193,8 +190,7 @@ def split_scenes(
 
 
 def find_parts(artifact: Artifact, index: Artifact, scenes: Sequence[str]) -> Artifact:
-    """The shards of a finished artifact, which a user named, that hold some scenes as the index has
-    them.
+    """Finds the shards of a finished artifact that hold some scenes as the index has them.
 
     Where a scene is there more than once, what the manifest lists is taken, else the latest.
 

@@ -40,9 +40,7 @@ def open_teacher(config: Config, space: LabelSpace) -> Teacher:
 
 
 class PixelWorker:
-    """Labels the images of a shard with the teacher that it owns, or reads kept features under
-    other names.
-    """
+    """Labels the images of a shard with its teacher, or kept features under other names."""
 
     def __init__(
         self, config: Config, index: Artifact, parts: Sequence[Part], kept: Artifact | None

@@ -1,7 +1,4 @@
-"""The poses stage.
-
-Corrects the key frames' poses of each scene where they disagree on the ground.
-"""
+"""The poses stage: corrects poses of key frames that disagree on the ground."""
 
 from __future__ import annotations
 

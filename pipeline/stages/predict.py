@@ -139,6 +139,25 @@ def make_predictions(config: Config, index: Artifact, student: str) -> Artifact:
     return run_stage(predictions, predictions.shards(), worker, config, gpu=True)
 
 
+def open_labels(config: Config, index: Artifact, student: str, points: str) -> Artifact:
+    """The labels to score, draw or export: a student's predictions, or fused points.
+
+    Args:
+        config: everything else.
+        index: of the frames; those of ``data.eval`` are labelled.
+        student: folder of a student, which predicts them now where it has not yet.
+        points: folder of fused points; one of the two is given.
+
+    Raises:
+        BadInput: both are given, or as ``open_points`` and ``open_student``.
+    """
+    if points and student:
+        raise BadInput("points", "is given, and student too", "give one of them")
+    return (
+        open_points(config, index, points) if points else make_predictions(config, index, student)
+    )
+
+
 def labelled_frames(
     config: Config, index: Artifact, predicted: Artifact
 ) -> Iterator[tuple[Frame, UInt8[np.ndarray, " n"]]]:

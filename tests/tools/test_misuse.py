@@ -57,6 +57,13 @@ def test_points_whose_classes_stand_in_another_order_are_not_scored(
     )
 
 
+@pytest.mark.parametrize("name", ["evaluate", "view", "export_labels"])
+def test_a_student_and_points_at_once_are_refused(given: list[str], tool: Run, name: str) -> None:
+    refused = tool(name, *given, "student=one", "points=other")
+    assert refused.status == 1
+    assert "points: is given, and student too; give one of them" in refused.err
+
+
 def test_points_that_were_changed_are_not_read(given: list[str], tool: Run) -> None:
     points = tool("label", *given).path
     for shard in points.glob("scene-0103*.safetensors"):
