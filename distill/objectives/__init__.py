@@ -24,7 +24,6 @@ from clipsweep.distill.objectives.selftraining import (
 from clipsweep.distill.objectives.semantic import SemanticConfig, semantic
 from clipsweep.distill.objectives.spatiotemporal import SpatioTemporalConfig, spatiotemporal
 from clipsweep.distill.student.batch import Batch
-from clipsweep.distill.student.heads import Embeddings, HeadName
 from clipsweep.distill.student.unet import Student
 
 
@@ -109,64 +108,63 @@ def pretraining(student: Student, text: Float[Tensor, "c d"], config: Objectives
 
     def terms(batch: Batch, moment: Moment) -> dict[str, Tensor]:
         own = switched(config.selftraining, moment.progress, moment.coin)
-        everywhere = own and config.selftraining.unpaired
         weights = config.weights(moment.progress)
-        heads: list[HeadName] = (
-            ["semantic", "local"] if weights.keys() - {"semantic"} else ["semantic"]
-        )
-        embeddings = student(
-            batch, points=None if everywhere else batch.pair_point, heads=heads, unit=False
-        )
-        pairs = _select(embeddings, batch.pair_point) if everywhere else embeddings
+        everywhere = own and config.selftraining.unpaired
+        feats = student.features(batch, None if everywhere else batch.pair_point)
+        pairs = feats[batch.pair_point] if everywhere else feats
+        local = student.local(pairs) if weights.keys() - {"semantic"} else None
         found = {}
         # products of unit vectors are too fine for 8 bits
         with torch.autocast(text.device.type, enabled=False):
             if "semantic" in weights:
-                found["semantic"] = _semantic(embeddings, pairs, batch, text, config, own)
-            if "local" in heads:
-                found |= _with_pixels(pairs, batch, text, config, weights)
+                unpaired = feats if everywhere else None
+                found["semantic"] = _semantic(student, pairs, unpaired, batch, text, config, own)
+            if local is not None:
+                found |= _with_pixels(student, pairs, local, batch, text, config, weights)
         return {name: weights[name] * value for name, value in found.items()}
 
     return terms
 
 
 def _semantic(
-    embeddings: Embeddings,
-    pairs: Embeddings,
+    student: Student,
+    pairs: Float[Tensor, "m c"],
+    everywhere: Float[Tensor, "n c"] | None,
     batch: Batch,
     text: Tensor,
     config: ObjectivesConfig,
     own: bool,
 ) -> Tensor:
-    """Point-text consistency under the teacher's labels, or the student's ``own``."""
+    """Point-text consistency under the teacher's labels, or the student's ``own``.
+
+    With ``everywhere``, the features of all points, also that of points without a pair.
+    """
     part = config.semantic
     selftraining = config.selftraining
     unit = part.kind != "ce_reference"
-    vectors = _prepare(pairs.semantic, unit)
+    scale = part.scale if unit else 1.0
+    cosine = student.semantic.cosines(pairs, text, unit)
     label = batch.pair_label
     if own:
-        label = replaced(
-            label,
-            vectors @ text.T.to(vectors),
-            part.scale if unit else 1.0,
-            selftraining.min_confidence,
-        )
-    value = semantic(vectors, label, text, part)
-    if own and selftraining.unpaired:
-        vectors_of_all = _prepare(embeddings.semantic, unit)
-        rest = torch.ones(len(vectors_of_all), dtype=torch.bool, device=vectors_of_all.device)
+        label = replaced(label, cosine, scale, selftraining.min_confidence)
+    value = semantic(cosine, label, part)
+    if everywhere is not None:
+        rest = torch.ones(len(everywhere), dtype=torch.bool, device=everywhere.device)
         rest[batch.pair_point] = False
-        label, sure = own_labels(
-            vectors_of_all @ text.T.to(vectors_of_all),
-            part.scale if unit else 1.0,
-            selftraining.min_confidence,
-        )
-        value = value + semantic(vectors_of_all[rest & sure], label[rest & sure], text, part)
+        cosine = student.semantic.cosines(everywhere[rest], text, unit)
+        label, sure = own_labels(cosine, scale, selftraining.min_confidence)
+        value = value + semantic(cosine[sure], label[sure], part)
     return value
 
 
 def _with_pixels(
-    pairs: Embeddings, batch: Batch, text: Tensor, config: ObjectivesConfig, wanted: Container[str]
+    student: Student,
+    pairs: Float[Tensor, "m c"],
+    local: Float[Tensor, "m d"],
+    batch: Batch,
+    text: Tensor,
+    config: ObjectivesConfig,
+    wanted: Container[str],
 ) -> dict[str, Tensor]:
     """The terms that compare points with pixels.
 
@@ -178,38 +176,28 @@ def _with_pixels(
         pixel = text[batch.pair_label]
     found = {}
     if "regression" in wanted:
-        found["regression"] = regression(_prepare(pairs.local, True), pixel)
+        found["regression"] = regression(F.normalize(local, dim=1), pixel)
     if "spatiotemporal" in wanted:
         assert batch.voxel_id is not None
-        local = _prepare(pairs.local, config.spatiotemporal.kind != "reference")
-        text_of_pair = text[batch.pair_label]
-        semantic_of = _prepare(pairs.semantic, True)
+        if config.spatiotemporal.kind != "reference":
+            local = F.normalize(local, dim=1)
         found["spatiotemporal"] = spatiotemporal(
-            local, semantic_of, pixel, text_of_pair, batch.voxel_id, config.spatiotemporal
+            local,
+            student.semantic(pairs, unit=True),
+            pixel,
+            text[batch.pair_label],
+            batch.voxel_id,
+            config.spatiotemporal,
         )
     return found
-
-
-def _select(embeddings: Embeddings, rows: Tensor) -> Embeddings:
-    return Embeddings(
-        *(
-            None if value is None else value[rows]
-            for value in (embeddings.semantic, embeddings.local)
-        )
-    )
-
-
-def _prepare(vectors: Tensor | None, unit: bool) -> Tensor:
-    assert vectors is not None
-    return F.normalize(vectors.float(), dim=1) if unit else vectors.float()
 
 
 def finetuning(student: Student, config: ObjectivesConfig) -> Terms:
     """Fine-tuning loss of a classifier on human labels."""
 
     def terms(batch: Batch, moment: Moment) -> dict[str, Tensor]:
-        logits = student(batch, points=batch.pair_point, heads=("classifier",)).logits
-        assert logits is not None
+        assert student.classifier is not None
+        logits = student.classifier(student.features(batch, batch.pair_point))
         return segmentation(logits, batch.pair_label, config.segmentation)
 
     return terms

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from jaxtyping import Float, Int64
 from pydantic import Field
 from torch import Tensor
 
+from clipsweep.distill.sparse.threads import share
 from clipsweep.distill.training.distributed import all_rows, share_of_mean, world_size
 
 
@@ -27,6 +28,44 @@ class SegmentationConfig:
         float,
         Field(ge=0, le=1e9, description="weight of Lovasz-softmax, which stands for the mean IoU"),
     ] = 1.0
+
+
+class _Lovasz(torch.autograd.Function):
+    """The Lovasz extension with its gradient in closed form.
+
+    The loss is linear in the errors while their order lasts, so the gradient of an error is its
+    weight ``J_i - J_{i-1}``. Automatic differentiation of sixteen sorts took four times as long.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, probability: Tensor, label: Tensor) -> Tensor:
+        classes = label.unique()
+        truth = label == classes[:, None]
+        scores = probability.T[classes]
+        errors = torch.where(truth, 1 - scores, scores)
+        order = _falling(errors)
+        weight = errors.new_empty(errors.shape)
+        weight.scatter_(1, order, _steps_of_jaccard(truth.gather(1, order).to(errors.dtype)))
+        loss = torch.linalg.vecdot(errors, weight).mean()
+        slope = torch.where(truth, -weight, weight) / len(classes)
+        ctx.save_for_backward(slope, classes)
+        ctx.shape = probability.shape
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+        slope, classes = ctx.saved_tensors
+        gradient = slope.new_zeros(ctx.shape)
+        gradient[:, classes] = (slope * grads[0]).T
+        return gradient, None
+
+
+def _steps_of_jaccard(truth: Float[Tensor, "c m"]) -> Float[Tensor, "c m"]:
+    """``J_i - J_{i-1}`` of each class, from its truth in falling order of the errors."""
+    own = truth.sum(1, keepdim=True)
+    missed = own - truth.cumsum(1)
+    either = own + (1 - truth).cumsum(1)
+    return torch.diff(1 - missed / either, dim=1, prepend=truth.new_zeros(len(truth), 1))
 
 
 def lovasz_softmax(
@@ -48,18 +87,7 @@ def lovasz_softmax(
     """
     if not len(label):
         return probability.sum() * 0.0
-    terms = []
-    for c in label.unique().tolist():
-        truth = (label == c).to(probability.dtype)
-        errors = (truth - probability[:, c]).abs()
-        order = _falling(errors)
-        errors = errors[order]
-        truth = truth[order]
-        missed = truth.sum() - truth.cumsum(0)
-        either = truth.sum() + (1 - truth).cumsum(0)
-        jaccard = 1 - missed / either
-        terms.append(errors @ torch.diff(jaccard, prepend=jaccard.new_zeros(1)))
-    return torch.stack(terms).mean()
+    return _Lovasz.apply(probability, label)
 
 
 def lovasz_share(
@@ -72,18 +100,18 @@ def lovasz_share(
     return lovasz_softmax(all_rows(probability), all_rows(label)) / world_size()
 
 
-def _falling(values: Float[Tensor, " m"]) -> Int64[Tensor, " m"]:
-    """Indices from the largest value to the least, of values that are not negative.
+def _falling(values: Float[Tensor, "c m"]) -> Int64[Tensor, "c m"]:
+    """Indices of each row from its largest value to its least, of values that are not negative.
 
     Such floats are in the order of their bits. On the CPU NumPy sorts 64-bit keys of bits and
     index, 22 times as fast as torch sorts floats (16 x 70,000, one thread with AVX-512).
     """
     if values.device.type != "cpu":
-        return values.argsort(descending=True)
-    bits = values.detach().float().numpy().view(np.int32).astype(np.int64)
-    keys = bits << 32 | np.arange(len(bits))
-    keys.sort()
-    return torch.from_numpy(keys[::-1] & 0xFFFFFFFF)
+        return values.argsort(1, descending=True)
+    bits = values.float().numpy().view(np.int32).astype(np.int64)
+    keys = bits << 32 | np.arange(bits.shape[1])
+    share(len(keys), lambda first, last: keys[first:last].sort(1))
+    return torch.from_numpy(keys[:, ::-1] & 0xFFFFFFFF)
 
 
 def segmentation(

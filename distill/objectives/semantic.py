@@ -102,10 +102,7 @@ def cross_entropy(
 
 
 def semantic(
-    embedding: Float[Tensor, "m d"],
-    label: Int64[Tensor, " m"],
-    text: Float[Tensor, "c d"],
-    config: SemanticConfig,
+    cosine: Float[Tensor, "m c"], label: Int64[Tensor, " m"], config: SemanticConfig
 ) -> Float[Tensor, ""]:
     """This process's share of the configured term.
 
@@ -115,13 +112,11 @@ def semantic(
     as it comes and no temperature.
 
     Args:
-        embedding: embeddings of the labelled points; unit length, but as they come for
-            ``ce_reference``.
+        cosine: ``<p_i, t_c>`` of the labelled points' unit embeddings and the unit embedding of
+            each class; for ``ce_reference`` of the points' embeddings as they come.
         label: their classes.
-        text: unit embedding of each class.
         config: which term, and its constants.
     """
-    cosine = embedding @ text.T.to(embedding.dtype)
     if config.kind.startswith("infonce"):
         return infonce(all_rows(cosine), all_rows(label), config.tau, config.kind) / world_size()
     scale = 1.0 if config.kind == "ce_reference" else config.scale

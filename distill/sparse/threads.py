@@ -29,7 +29,7 @@ def share(tasks: int, work: Callable[[int, int], None]) -> None:
     if threads < 2:
         work(0, tasks)
         return
-    step = max(1, tasks // (8 * threads))
+    step = max(1, tasks // (4 * threads))
     begins = iter(range(0, tasks, step))
 
     def drain() -> None:

@@ -17,6 +17,7 @@ from clipsweep.distill.student.batch import Batch
 
 HeadName = Literal["semantic", "local", "classifier"]
 _EPS = 1e-12
+"""Least length of a vector that is brought to unit length, and least square of it."""
 
 
 class _Unit(torch.autograd.Function):
@@ -56,6 +57,27 @@ class Head(nn.Linear):
             product = nn.functional.linear(feats, self.weight)
         return _Unit.apply(product.float(), self.bias) if unit else product.float() + self.bias
 
+    def cosines(
+        self, feats: Float[Tensor, "m c"], text: Float[Tensor, "k d"], unit: bool = True
+    ) -> Float[Tensor, "m k"]:
+        """Cosine of each point's embedding and each class's, without making the embedding.
+
+        With ``p = W f + b`` the product ``<p, t>`` is linear in ``f`` and ``|p|^2`` is quadratic in
+        it, and ``f`` has a few dozen channels where ``p`` has 512. In float32.
+
+        Args:
+            feats: features of the points.
+            text: unit embedding of each class.
+            unit: divide by ``|p|``; without it the products ``<p, t>`` are given.
+        """
+        feats = feats.float()
+        product = nn.functional.linear(feats, text @ self.weight, text @ self.bias)
+        if not unit:
+            return product
+        across = torch.addmm(2 * (self.bias @ self.weight), feats, self.weight.T @ self.weight)
+        squared = torch.linalg.vecdot(across, feats) + self.bias @ self.bias
+        return product / squared.clamp_min(_EPS).sqrt().unsqueeze(1)
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Embeddings:
@@ -64,7 +86,7 @@ class Embeddings:
     None where a head was not asked or is not there.
 
     Attributes:
-        semantic: vectors in the space of the class names, of unit length unless asked otherwise.
+        semantic: unit vectors in the space of the class names.
         local: such vectors for the consistency in space and time.
         logits: scores of the classes by the fine-tuned classifier.
     """

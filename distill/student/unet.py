@@ -240,7 +240,6 @@ class Student(nn.Module):
         batch: Batch,
         points: Int64[Tensor, " m"] | None = None,
         heads: Collection[HeadName] = ("semantic", "local", "classifier"),
-        unit: bool = True,
     ) -> Embeddings:
         """Embeddings and logits of some points of a batch.
 
@@ -248,16 +247,21 @@ class Student(nn.Module):
             batch: the frames.
             points: rows among the batch's points; all when None.
             heads: which to compute; a classifier that is not there is passed over.
-            unit: bring embeddings to unit length.
         """
-        feats = at_points(self.voxel_features(batch), batch, points)
+        feats = self.features(batch, points)
         return Embeddings(
-            self.semantic(feats, unit) if "semantic" in heads else None,
-            self.local(feats, unit) if "local" in heads else None,
+            self.semantic(feats, unit=True) if "semantic" in heads else None,
+            self.local(feats, unit=True) if "local" in heads else None,
             self.classifier(feats)
             if self.classifier is not None and "classifier" in heads
             else None,
         )
+
+    def features(
+        self, batch: Batch, points: Int64[Tensor, " m"] | None = None
+    ) -> Float[Tensor, "m c"]:
+        """The U-Net's features at some points of a batch, at all when ``points`` is None."""
+        return at_points(self.voxel_features(batch), batch, points)
 
     def voxel_features(self, batch: Batch) -> Float[Tensor, "v c"]:
         """The U-Net's features of each voxel."""

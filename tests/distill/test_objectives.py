@@ -62,7 +62,7 @@ def test_equals_the_loop(case: tuple, kind: str) -> None:
         wanted = loop_infonce(*lists, 0.5, kind)
     else:
         wanted = loop_ce(*lists, 16.0 if kind == "ce" else 1.0)
-    assert semantic(points.double(), label, text.double(), config).item() == pytest.approx(
+    assert semantic(points.double() @ text.double().T, label, config).item() == pytest.approx(
         wanted, rel=1e-6
     )
 
@@ -74,14 +74,15 @@ def test_descent_brings_points_to_their_class(case: tuple, kind: str) -> None:
     optimizer = torch.optim.Adam([free], 0.05)
     for _ in range(200):
         optimizer.zero_grad()
-        semantic(F.normalize(free, dim=1), label, text, SemanticConfig(kind=kind)).backward()
+        semantic(F.normalize(free, dim=1) @ text.T, label, SemanticConfig(kind=kind)).backward()
         optimizer.step()
     assert ((F.normalize(free.detach(), dim=1) @ text.T).argmax(1) == label).float().mean() > 0.9
 
 
 def test_without_labels_it_is_zero_with_a_gradient() -> None:
     points = torch.zeros(0, D, requires_grad=True)
-    loss = semantic(points, torch.zeros(0, dtype=torch.int64), torch.eye(D)[:C], SemanticConfig())
+    label = torch.zeros(0, dtype=torch.int64)
+    loss = semantic(points @ torch.eye(D)[:C].T, label, SemanticConfig())
     loss.backward()
     assert loss.item() == 0
     assert points.grad is not None
@@ -89,7 +90,7 @@ def test_without_labels_it_is_zero_with_a_gradient() -> None:
 
 def test_paper_infonce_of_one_class_alone_has_nothing_to_say(case: tuple) -> None:
     points, label, text = case
-    loss = semantic(points, torch.zeros_like(label), text, SemanticConfig(kind="infonce_paper"))
+    loss = semantic(points @ text.T, torch.zeros_like(label), SemanticConfig(kind="infonce_paper"))
     assert loss.item() == 0
 
 

@@ -158,7 +158,7 @@ def test_unpaired_points_that_are_sure_add_a_term_of_their_own(
     unpaired = torch.tensor(sorted({*range(len(embedding))} - {*batch.pair_point.tolist()}))
     confidence, own = (16.0 * embedding[unpaired] @ TEXT.T).softmax(1).max(1)
     sure = confidence >= confidence.median()
-    expected = semantic(embedding[unpaired][sure], own[sure], TEXT, SemanticConfig())
+    expected = semantic(embedding[unpaired][sure] @ TEXT.T, own[sure], SemanticConfig())
 
     def value(unpaired: bool) -> float:
         config = SelfTrainingConfig(
@@ -186,9 +186,9 @@ def test_the_reference_recipe_gives_the_published_values(student: Student, batch
     batch = replace(batch, voxel_id=voxel)
     found = pretraining(student, text, objectives)(batch, EARLY)
 
-    embedding = student(batch, points=batch.pair_point, heads=("semantic", "local"), unit=False)
-    points = embedding.semantic.tolist()
-    local = embedding.local.tolist()
+    feats = student.features(batch, batch.pair_point)
+    points = student.semantic(feats).tolist()
+    local = student.local(feats).tolist()
     words = text.tolist()
     labels = batch.pair_label.tolist()
     entropy = 0.0

@@ -41,6 +41,36 @@ def test_equals_the_definition() -> None:
     assert lovasz_softmax(probability, label).item() == pytest.approx(wanted, rel=1e-9)
 
 
+def by_autograd(probability: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    """The loss in plain torch, its gradient by automatic differentiation."""
+    terms = []
+    for c in label.unique().tolist():
+        truth = (label == c).to(probability.dtype)
+        errors = (truth - probability[:, c]).abs()
+        errors, order = errors.sort(descending=True)
+        truth = truth[order]
+        missed = truth.sum() - truth.cumsum(0)
+        either = truth.sum() + (1 - truth).cumsum(0)
+        jaccard = 1 - missed / either
+        terms.append(errors @ torch.diff(jaccard, prepend=jaccard.new_zeros(1)))
+    return torch.stack(terms).mean()
+
+
+def test_gradient_is_that_of_automatic_differentiation() -> None:
+    g = torch.Generator().manual_seed(2)
+    logits = torch.randn(3000, 6, generator=g, requires_grad=True)
+    label = torch.randint(1, 5, (3000,), generator=g)
+    found = lovasz_softmax(logits.softmax(1), label)
+    wanted = by_autograd(logits.softmax(1), label)
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
+    torch.testing.assert_close(
+        torch.autograd.grad(3 * found, logits)[0],
+        torch.autograd.grad(3 * wanted, logits)[0],
+        atol=1e-8,
+        rtol=1e-4,
+    )
+
+
 def test_hard_predictions_give_the_jaccard_loss() -> None:
     label = torch.tensor([0, 0, 1, 1])
     predicted = torch.tensor([0, 1, 1, 1])

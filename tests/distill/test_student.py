@@ -86,10 +86,6 @@ def test_only_the_heads_asked_for() -> None:
     assert out.semantic is None
     assert out.logits is None
     assert out.local is not None
-    raw = student.eval()(batch, heads=("semantic",), unit=False).semantic
-    torch.testing.assert_close(
-        functional.normalize(raw, dim=1), student(batch, heads=("semantic",)).semantic
-    )
 
 
 @pytest.mark.parametrize("trilinear", [False, True])
@@ -145,6 +141,36 @@ def test_head_is_a_linear_map() -> None:
             torch.autograd.grad(out, leaves, upstream, retain_graph=True) for out in (ours, theirs)
         ]
         torch.testing.assert_close(*grads, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("unit", [True, False])
+def test_cosines_are_those_of_the_embeddings(unit: bool) -> None:
+    head = Head(20, 512)
+    feats = torch.randn(50, 20, requires_grad=True)
+    text = functional.normalize(torch.randn(7, 512), dim=1)
+    plain = functional.linear(feats, head.weight, head.bias)
+    expected = (functional.normalize(plain, dim=1) if unit else plain) @ text.T
+    found = head.cosines(feats, text, unit)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    upstream = torch.randn(50, 7)
+    leaves = [feats, head.weight, head.bias]
+    torch.testing.assert_close(
+        torch.autograd.grad(found, leaves, upstream),
+        torch.autograd.grad(expected, leaves, upstream),
+        atol=1e-5,
+        rtol=1e-4,
+    )
+
+
+def test_cosines_of_a_point_without_features_are_finite() -> None:
+    head = Head(20, 16)
+    torch.nn.init.zeros_(head.bias)
+    feats = torch.zeros(3, 20, requires_grad=True)
+    found = head.cosines(feats, torch.eye(16)[:4])
+    found.sum().backward()
+    assert found.isfinite().all()
+    assert feats.grad is not None
+    assert feats.grad.isfinite().all()
 
 
 # --- the same from run to run, by any number of threads, with less memory -------------------------
