@@ -1,37 +1,38 @@
-"""Runs benchmarks and experiments, and writes bench.json.
+"""Benchmarks and experiments: one JSON line a row, and the tables of tools/RESULTS.md.
 
-Benchmarks are ratios to peers measured in the same run.
+Benchmarks are ratios to peers measured in the same run. A row that is in the results for this code
+and these settings is not measured again, so a stopped run goes on.
 
-usage: python tools/bench.py projection|sparse|teacher|input|ray [out=bench.json]
+usage: python tools/bench.py projection|sparse|teacher|input|ray [out=FOLDER]
        python tools/bench.py demo|fusion|ablation|shares|pixels [DATA.yaml ...] [key=value ...]
-           [out=bench.json]
-       python tools/bench.py transfer [key=value ...] [out=bench.json]
+           [out=FOLDER] [smoke=true]
+       python tools/bench.py transfer [key=value ...] [out=FOLDER]
+       python tools/bench.py tables
 
 projection, sparse and input need the sample data (CLIPSWEEP_DATA, default ../shared/data). The
 experiments take any data set with truth, and configs/demo.yaml when none is named (ablation:
-configs/ablation.yaml); what is trained already is not trained again. demo: labels before and after
-fusion, the student, and the lines below and above it. fusion: its steps. ablation: CLIP2Scene's
-own. shares: fine-tuning on 1 to 100 % of the labels against training from scratch. transfer:
-students of the demo's two rigs on the streets of both. pixels: settings of the teacher, on every
-pixel of the demo's images.
+configs/ablation.yaml). demo: labels before and after fusion, the student, and the lines below and
+above it. fusion: its steps. ablation: CLIP2Scene's own. shares: fine-tuning on 1 to 100 % of the
+labels against training from scratch. transfer: students of the demo's two rigs on the streets of
+both. pixels: settings of the teacher, on every pixel of the demo's images. smoke=true: the same on
+two streets and for one epoch, to see that it runs. tables: writes the tables of tools/RESULTS.md
+from the published rows; out=tools/benchmarks/results publishes.
 """
 
-import json
 import os
-import platform
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
 
 from clipsweep.pipeline.artifacts.store import write_whole
 from clipsweep.pipeline.cli import Made, argument_names, main, say, without
-from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.config import Config, load_config
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.sweeps import merge
 from clipsweep.tools.benchmarks import (
@@ -41,10 +42,11 @@ from clipsweep.tools.benchmarks import (
     projection,
     samples,
     sparse,
+    tables,
     teacher,
     training,
 )
-from clipsweep.tools.benchmarks.experiments import Line
+from clipsweep.tools.benchmarks.results import Job, Results, machine
 from clipsweep.tools.benchmarks.row import Row
 
 KEYS: tuple[str, ...] = ()
@@ -52,53 +54,53 @@ KEYS: tuple[str, ...] = ()
 
 @dataclass(frozen=True)
 class Arguments:
-    """Where to write."""
+    """Where to write, and how much to measure."""
 
-    out: Annotated[str, Field(description="file of the rows to write")] = "bench.json"
+    out: Annotated[str, Field(description="folder of the results, one file a benchmark")] = "bench"
+    smoke: Annotated[bool, Field(description="a small world and one epoch")] = False
 
 
 def run(name: str, settings: Sequence[str], config: Config, arguments: Arguments) -> Made:
+    if name == "tables":
+        return _tables()
     if name not in BENCHES and name not in EXPERIMENTS:
-        raise BadInput(
-            name, "is no benchmark", f"choose from {', '.join([*BENCHES, *EXPERIMENTS])}"
-        )
-    say(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python "
-        f"{platform.python_version()}"
-    )
-    out = Path(arguments.out)
-    if not out.parent.is_dir():
-        raise BadInput(out.parent, "is no folder", "make it first")
-    rows = _ratios(name) if name in BENCHES else _table(name, settings)
-    write_whole(out, json.dumps(rows, indent=1).encode())
-    return Made(out)
-
-
-def _ratios(name: str) -> list[Row]:
-    rows: list[Row] = []
-    for row in BENCHES[name]():
-        bar = "" if row["bar"] is None else f", bar {row['bar']:g}"
-        peer = f"{row['peer_name']} {row['peer']:.4g}"
-        say(
-            f"{row['name']}: {row['ours']:.4g} {row['unit']}, {peer}: ratio {row['ratio']:.3g}{bar}"
-        )
-        rows.append(row)
-    return rows
-
-
-def _table(name: str, arguments: Sequence[str]) -> list[dict[str, Any]]:
-    """Runs an experiment, saying each line of its Markdown table when it is done."""
+        known = ", ".join([*BENCHES, *EXPERIMENTS, "tables"])
+        raise BadInput(name, "is no benchmark", f"choose from {known}")
+    say(machine())
+    results = Results(Path(arguments.out), name)
+    if name in BENCHES:
+        for row in results.ratios(BENCHES[name]):
+            say(tables.ratio(row))
+        return Made(results.path)
     experiment, recipe = EXPERIMENTS[name]
-    named = any("=" not in argument for argument in arguments)
-    lines: list[Line] = []
-    for line in experiment(
-        [*([] if named or not recipe else [recipe]), "run.progress=false", *arguments]
-    ):
-        if not lines:
-            say(experiments.head(line))
-        say(str(line))
-        lines.append(line)
-    return [asdict(line) for line in lines]
+    named = any("=" not in setting for setting in settings)
+    given = [*([] if named or not recipe else [recipe]), "run.progress=false", *settings]
+    given += _smoke(name, given) if arguments.smoke else []
+    for row in results.rows(experiment(given)):
+        say(tables.score(row))
+    return Made(results.path)
+
+
+def _smoke(name: str, given: Sequence[str]) -> list[str]:
+    """Settings of a short run: one epoch, and of the demo a world of two streets beside its own.
+
+    Raises:
+        BadInput: the experiment is of two worlds.
+    """
+    if not EXPERIMENTS[name][1]:
+        raise BadInput("smoke", f"is true, which {name} does not offer", "leave it out")
+    config = load_config(given)
+    if not config.make_demo:
+        return ["train.epochs=1"]
+    world = ["demo.train_scenes=1", "demo.val_scenes=1", f"data.root={config.data.root}-smoke"]
+    mini = ["data.nuscenes.version=v1.0-mini", "data.train=mini_train", "data.eval=mini_val"]
+    return ["train.epochs=1", *world, *mini]
+
+
+def _tables() -> Made:
+    page = tables.PAGE
+    write_whole(page, tables.filled(page.read_text()).encode())
+    return Made(page)
 
 
 def _data() -> Path:
@@ -126,13 +128,13 @@ BENCHES: dict[str, Callable[[], Iterable[Row]]] = {
     "ray": fleet.rows,
 }
 
-EXPERIMENTS: dict[str, tuple[Callable[[Sequence[str]], Iterator[Line]], str]] = {
-    "demo": (experiments.steps, "configs/demo.yaml"),
-    "fusion": (experiments.fusion, "configs/demo.yaml"),
-    "ablation": (experiments.ablation, "configs/ablation.yaml"),
-    "shares": (experiments.shares, "configs/demo.yaml"),
+EXPERIMENTS: dict[str, tuple[Callable[[Sequence[str]], Iterator[Job]], str]] = {
+    "demo": (experiments.steps, "demo"),
+    "fusion": (experiments.fusion, "demo"),
+    "ablation": (experiments.ablation, "ablation"),
+    "shares": (experiments.shares, "demo"),
     "transfer": (experiments.transfer, ""),
-    "pixels": (pixels.teacher_settings, "configs/demo.yaml"),
+    "pixels": (pixels.teacher_settings, "demo"),
 }
 
 if __name__ == "__main__":

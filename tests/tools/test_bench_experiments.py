@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from clipsweep.pipeline.artifacts.store import Artifact
-from clipsweep.tools.benchmarks import experiments
+from clipsweep.tools.benchmarks import experiments, tables
 from clipsweep.tools.benchmarks.experiments import Line
 from tests.helpers import Run, settings
 
@@ -18,7 +19,7 @@ def test_the_fusion_table_ends_where_the_tools_do(
     small_world: Path, tmp_path: Path, tool: Run
 ) -> None:
     given = settings(small_world, tmp_path / "store")
-    lines = {line.name: line for line in experiments.fusion(given)}
+    lines = {job.name: job.make() for job in experiments.fusion(given)}
     scored = tool("evaluate", *given, f"points={tool('label', *given).path}").path
     covered = json.loads((scored / "scores.json").read_text())["covered"]
     default = lines["default"]
@@ -40,10 +41,10 @@ def test_the_demo_table_scores_what_the_tools_make(
     small_world: Path, tmp_path: Path, tool: Run
 ) -> None:
     given = settings(small_world, tmp_path / "store")
-    lines = {line.name: line for line in experiments.steps(given)}
+    lines = {job.name: job.make() for job in experiments.steps(given)}
     scored = tool("evaluate", *given, f"student={tool('pretrain', *given).path}").path
     student = json.loads((scored / "scores.json").read_text())
-    assert lines["student, annotation-free"].miou == [pytest.approx(student["miou"])]
+    assert lines["student, annotation-free"].miou[0] == pytest.approx(student["miou"])
     assert lines["student, random weights"].miou != lines["student, annotation-free"].miou
     one = lines["one pixel a point, common points"]
     fused = lines["fused labels, common points"]
@@ -57,10 +58,11 @@ def test_an_ablation_line_is_the_mean_of_its_seeds(
 ) -> None:
     given = settings(small_world, tmp_path / "store")
     monkeypatch.setattr(experiments, "ABLATION", (("two", ("train.sweeps=1",), (0, 1)),))
-    (line,) = experiments.ablation(given)
+    (job,) = experiments.ablation(given)
+    line = job.make()
     assert len(set(line.miou)) == 2
-    assert f"| two | {100 * np.mean(line.miou):.1f} | {100 * min(line.miou):.1f}-" in str(line)
-    assert experiments.head(line).count("|") == 2 * str(line).count("|")
+    wanted = f"mIoU {100 * np.mean(line.miou):.1f} ({100 * min(line.miou):.1f}-"
+    assert wanted in tables.score(dataclasses.asdict(line))
 
 
 @pytest.mark.slow
@@ -71,7 +73,8 @@ def test_transfer_scores_on_what_two_rigs_share(
     recipe = tmp_path / "rig.yaml"
     recipe.write_text("seed: 3\n")
     monkeypatch.setattr(experiments, "RIGS", {"here": str(recipe)})
-    (line,) = experiments.transfer(given)
+    (job,) = experiments.transfer(given)
+    line = job.make()
     student = tool("pretrain", str(recipe), *given).path
     scored = tool(
         "evaluate", str(recipe), *given, f"student={student}", "labels.eval=shared12"
@@ -86,7 +89,8 @@ def test_shares_start_from_the_same_seed(
 ) -> None:
     monkeypatch.setattr(experiments, "SHARES", {"100": 1})
     monkeypatch.setattr(experiments, "SEEDS", (0,))
-    scratch, tuned = experiments.shares(settings(small_world, tmp_path / "store"))
+    jobs = experiments.shares(settings(small_world, tmp_path / "store"))
+    scratch, tuned = [job.make() for job in jobs]
     assert (scratch.name, tuned.name) == ("scene@100%, random weights", "scene@100%, pre-trained")
     students = [Artifact(path).manifest() for path in (tmp_path / "store").glob("student-*")]
     pretrained = next(student for student in students if not student["used_labels"])

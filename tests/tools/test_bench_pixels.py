@@ -35,7 +35,7 @@ def test_lines_are_scored_on_every_pixel(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(
         pixels, "SETTINGS", (Setting("as configured"), Setting("no negatives", (), ()))
     )
-    configured, without = teacher_settings(given)
+    configured, without = (job.make() for job in teacher_settings(given))
 
     config = load_config(given)
     index = make_index(config)

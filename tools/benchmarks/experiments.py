@@ -8,10 +8,12 @@ Every line is a training of its own, kept as an artifact: a stopped experiment g
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ from clipsweep.pipeline.artifacts.read import (
 )
 from clipsweep.pipeline.artifacts.store import Artifact
 from clipsweep.pipeline.config import Config, load_config
+from clipsweep.pipeline.demo.make import make_demo
 from clipsweep.pipeline.labels import LabelSpace, load_scoring, load_space, load_truth
 from clipsweep.pipeline.stages.finetune import make_finetuned
 from clipsweep.pipeline.stages.index import make_index, scene_frames, scenes_of
@@ -41,13 +44,14 @@ from clipsweep.projection.frames import NONE, Frame
 from clipsweep.projection.fusion import label_scene, visible_pairs
 from clipsweep.projection.grid import cell_keys
 from clipsweep.projection.votes import vote_in_cells
+from clipsweep.tools.benchmarks.results import Job
 
 SEEDS = (0, 1, 2)
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of a table.
+    """Scores of a row.
 
     mIoU and accuracy of each seed, and the IoU of each class, mean over the seeds.
     """
@@ -58,46 +62,54 @@ class Line:
     iou: dict[str, float | None]
     note: str = ""
 
-    def __str__(self) -> str:
-        """As a line of a Markdown table: the mean, and the least and the most of several seeds."""
-        low = 100 * min(self.miou)
-        high = 100 * max(self.miou)
-        spread = f"{low:.1f}-{high:.1f}" if len(self.miou) > 1 else ""
-        cells = [f"{100 * np.mean(self.miou):.1f}", spread, f"{100 * np.mean(self.accuracy):.1f}"]
-        classes = ["-" if value is None else f"{100 * value:.0f}" for value in self.iou.values()]
-        return f"| {' | '.join([self.name, *cells, *classes, self.note])} |"
 
-
-def head(line: Line) -> str:
-    """The head of the table that a line belongs to."""
-    names = ["", "mIoU", "of the seeds", "accuracy", *line.iou, "note"]
-    return f"| {' | '.join(names)} |\n|{'---|' * len(names)}"
+def _open(arguments: Sequence[str]) -> Config:
+    """A configuration whose data are there: the demo world is written first."""
+    config = load_config(arguments)
+    if config.make_demo:
+        make_demo(config, Path(config.data.root))
+    return config
 
 
 # --- the steps of the method ----------------------------------------------------------------------
 
 
-def steps(arguments: Sequence[str]) -> Iterator[Line]:
+def steps(arguments: Sequence[str]) -> Iterator[Job]:
     """Point labels before and after fusion, the student, and the lines below and above it."""
-    config = load_config(arguments)
+
+    @functools.cache
+    def lifted() -> dict[str, Line]:
+        return {line.name: line for line in _lifting(_open(arguments))}
+
+    def labels(name: str) -> Line:
+        return lifted()[name]
+
+    for name in LIFTED:
+        yield Job(name, arguments, partial(labels, name))
+    for name, overrides, seeds in (
+        ("student, random weights", ["train.epochs=0"], SEEDS[:1]),
+        ("student, annotation-free", [], SEEDS),
+    ):
+        yield _trained(name, [*arguments, *overrides], seeds, _pretrained)
+    supervised = partial(_finetuned, before=None)
+    yield _trained(
+        "student, all true labels", [*arguments, "protocol=scene@100%"], SEEDS[:1], supervised
+    )
+
+
+LIFTED = (
+    "one pixel a point, common points",
+    "fused labels, common points",
+    "one pixel a point, all points",
+    "fused labels, all points",
+)
+
+
+def _lifting(config: Config) -> Iterator[Line]:
+    """One pixel for each point against fused labels, on all points and on those both label."""
     index = make_index(config)
     pixels = make_pixels(config, index)
     points = make_points(config, index, pixels)
-    yield from _lifting(config, index, pixels, points)
-    yield _line("fused labels, all points", [_score(config, index, points)])
-    for name, overrides in (
-        ("student, random weights", ("train.epochs=0",)),
-        ("student, annotation-free", ()),
-    ):
-        yield _line(name, [_pretrained([*arguments, *overrides])])
-    supervised = _finetuned([*arguments, "protocol=scene@100%"], "none")
-    yield _line("student, all true labels", [supervised])
-
-
-def _lifting(config: Config, index: Artifact, pixels: Artifact, points: Artifact) -> Iterator[Line]:
-    """One pixel for each point against the fused labels, on the points that both label and on
-    all.
-    """
     space = load_space(config.labels)
     counts = {
         name: Confusion.empty(len(space))
@@ -117,9 +129,10 @@ def _lifting(config: Config, index: Artifact, pixels: Artifact, points: Artifact
             ):
                 counts[name] += Confusion.of(true, predicted, len(space))
     share = f"{100 * counts['one, common'].points / counts['one'].points:.1f} % of the points"
-    yield _counted("one pixel a point, common points", counts["one, common"], space.names, share)
-    yield _counted("fused labels, common points", counts["fused, common"], space.names, share)
-    yield _counted("one pixel a point, all points", counts["one"], space.names, "no label is wrong")
+    yield _counted(LIFTED[0], counts["one, common"], space.names, share)
+    yield _counted(LIFTED[1], counts["fused, common"], space.names, share)
+    yield _counted(LIFTED[2], counts["one"], space.names, "no label is wrong")
+    yield _counted(LIFTED[3], counts["fused"], space.names, "no label is wrong")
 
 
 def _truth(frame: Frame, space: LabelSpace, config: Config) -> UInt8[np.ndarray, " n"]:
@@ -156,68 +169,66 @@ def _counted(name: str, counts: Confusion, names: Sequence[str], note: str) -> L
 
 # --- the steps of the fusion ----------------------------------------------------------------------
 
-_FAR = 1e9
-FUSION: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("default, without limits of classes", {"limits": False}),
-    ("the same without clusters", {"limits": False, "cluster_share": 0.0}),
-    ("default", {}),
-    ("default, poses not aligned", {"align": False}),
-    ("default, without clusters", {"cluster_share": 0.0}),
-    ("default, clusters weigh .3", {"cluster_share": 0.3}),
-    ("default, without z-buffer", {"occlusion_m": _FAR}),
-    ("default, unclear views left out", {"unclear_weight": 0.0}),
-    ("default, own frame alone", {"window_s": 0.0}),
-    ("default, window 1 s", {"window_s": 1.0}),
-    ("default, three sweeps vote", {"vote_sweeps": 3}),
-    ("default, cells 0.2 m", {"cell_m": 0.2}),
-    ("default, coarse cells 0.8 m", {"coarse_cell_m": 0.8}),
-    ("default, coarse cells 1.6 m", {"coarse_cell_m": 1.6}),
-    ("default, agreement of .7", {"min_agreement": 0.7}),
+_NO_LIMITS = "fusion.limits=false"
+_NO_CLUSTERS = "fusion.cluster_share=0"
+_NO_Z_BUFFER = "fusion.occlusion_m=1e9"
+FUSION: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("default, without limits of classes", (_NO_LIMITS,)),
+    ("the same without clusters", (_NO_LIMITS, _NO_CLUSTERS)),
+    ("default", ()),
+    ("default, poses not aligned", ("fusion.align=false",)),
+    ("default, without clusters", (_NO_CLUSTERS,)),
+    ("default, clusters weigh .3", ("fusion.cluster_share=0.3",)),
+    ("default, without z-buffer", (_NO_Z_BUFFER,)),
+    ("default, unclear views left out", ("fusion.unclear_weight=0",)),
+    ("default, own frame alone", ("fusion.window_s=0",)),
+    ("default, window 1 s", ("fusion.window_s=1",)),
+    ("default, three sweeps vote", ("fusion.vote_sweeps=3",)),
+    ("default, cells 0.2 m", ("fusion.cell_m=0.2",)),
+    ("default, coarse cells 0.8 m", ("fusion.coarse_cell_m=0.8",)),
+    ("default, coarse cells 1.6 m", ("fusion.coarse_cell_m=1.6",)),
+    ("default, agreement of .7", ("fusion.min_agreement=0.7",)),
 )
 """Name and settings of the fusion; all but those named so use the limits of classes."""
 
 
-def fusion(arguments: Sequence[str]) -> Iterator[Line]:
+def fusion(arguments: Sequence[str]) -> Iterator[Job]:
     """What each step of the fusion gives, on the points of ``data.eval`` that get a label."""
-    config = load_config(arguments)
-    index = make_index(config)
-    pixels = make_pixels(config, index)
-    none = dataclasses.replace(config, fusion=dataclasses.replace(config.fusion, occlusion_m=_FAR))
-    yield _score_frames(
-        "one pixel a point",
-        config,
-        index,
-        lambda frames: ((f, surest_pixel_labels(none, pixels, f)) for f in frames),
+    table: tuple[tuple[str, tuple[str, ...], FrameLabels], ...] = (
+        ("one pixel a point", (_NO_Z_BUFFER,), _surest),
+        ("+ z-buffer", (), _surest),
+        ("votes in 0.4 m cells", (), plain_votes),
+        *((name, overrides, _fused) for name, overrides in FUSION),
     )
-    yield _score_frames(
-        "+ z-buffer",
-        config,
-        index,
-        lambda frames: ((f, surest_pixel_labels(config, pixels, f)) for f in frames),
-    )
-    yield _score_frames("votes in 0.4 m cells", config, index, partial(plain_votes, config, pixels))
-    for name, settings in FUSION:
-        yield _score_frames(name, config, index, partial(_fused, config, pixels, settings))
+    for name, overrides, label in table:
+        given = [*arguments, *overrides]
+        yield Job(name, given, partial(_score_frames, name, given, label))
 
 
-def _fused(
-    config: Config, pixels: Artifact, settings: dict[str, Any], frames: list[Frame]
-) -> Iterator[tuple[Frame, UInt8[np.ndarray, " n"]]]:
+LabelledFrame = tuple[Frame, UInt8[np.ndarray, " n"]]
+FrameLabels = Callable[[Config, Artifact, list[Frame]], Iterable[LabelledFrame]]
+"""Labels the key sweeps of a scene, from pixel labels."""
+
+
+def _surest(config: Config, pixels: Artifact, frames: list[Frame]) -> Iterator[LabelledFrame]:
+    return ((frame, surest_pixel_labels(config, pixels, frame)) for frame in frames)
+
+
+def _fused(config: Config, pixels: Artifact, frames: list[Frame]) -> Iterator[LabelledFrame]:
     space = load_space(config.labels)
     data = config.data
     reading = data.columns, data.ego_box_m, data.bad_share
-    chosen = dataclasses.replace(config.fusion, **settings)
     read = partial(read_pixels, pixels)
-    for frame, labels in label_scene(frames, read, chosen, len(space), *reading, space.limits):
+    for frame, labels in label_scene(
+        frames, read, config.fusion, len(space), *reading, space.limits
+    ):
         yield frame, labels.label
 
 
 PLAIN_CELL_M = 0.4
 
 
-def plain_votes(
-    config: Config, pixels: Artifact, frames: list[Frame]
-) -> Iterator[tuple[Frame, UInt8[np.ndarray, " n"]]]:
+def plain_votes(config: Config, pixels: Artifact, frames: list[Frame]) -> Iterator[LabelledFrame]:
     """The usual baseline: majority of all key frames' pixels in cells of 0.4 m, no more."""
     classes = len(load_space(config.labels))
     read = []
@@ -237,13 +248,11 @@ def plain_votes(
         yield frame, full
 
 
-def _score_frames(
-    name: str,
-    config: Config,
-    index: Artifact,
-    label: Callable[[list[Frame]], Iterable[tuple[Frame, UInt8[np.ndarray, " n"]]]],
-) -> Line:
+def _score_frames(name: str, arguments: Sequence[str], label: FrameLabels) -> Line:
     """Scores labels of the scenes to be scored, on the points that have one."""
+    config = _open(arguments)
+    index = make_index(config)
+    pixels = make_pixels(config, index)
     space = load_space(config.labels)
     truths = load_truth(config.labels)
     scoring = load_scoring(config.labels, space, truths)
@@ -252,7 +261,7 @@ def _score_frames(
     truth_of = truth_reader(config, index, truths, scoring)
     counts = Confusion.empty(len(scoring.names))
     for scene in scenes_of(index, "eval"):
-        for frame, fused in label(scene_frames(index, config, scene)):
+        for frame, fused in label(config, pixels, scene_frames(index, config, scene)):
             truth = truth_of(frame)
             if truth is None:
                 raise _no_truth(frame)
@@ -298,10 +307,10 @@ The lines of CLIP2Scene's own ablation, and the readings of its losses.
 """
 
 
-def ablation(arguments: Sequence[str]) -> Iterator[Line]:
+def ablation(arguments: Sequence[str]) -> Iterator[Job]:
     """CLIP2Scene's ablation, annotation-free, after the recipe that ``arguments`` name."""
     for name, overrides, seeds in ABLATION:
-        yield _line(name, [_pretrained([*arguments, *overrides, f"seed={seed}"]) for seed in seeds])
+        yield _trained(name, [*arguments, *overrides], seeds, _pretrained)
 
 
 # --- shares of the labels -------------------------------------------------------------------------
@@ -312,7 +321,7 @@ pre-training.
 """
 
 
-def shares(arguments: Sequence[str]) -> Iterator[Line]:
+def shares(arguments: Sequence[str]) -> Iterator[Job]:
     """Fine-tuning from the pre-trained student against training from random weights.
 
     Three seeds at 1 and 100 %.
@@ -321,49 +330,65 @@ def shares(arguments: Sequence[str]) -> Iterator[Line]:
         for unit in ("frame", "scene") if share != "100" else ("scene",):
             given = [*arguments, f"protocol={unit}@{share}%", f"train.epochs={epochs}"]
             seeds = SEEDS if share in {"1", "100"} else SEEDS[:1]
-            for name, pretrained in (("random weights", False), ("pre-trained", True)):
-                trees = []
-                for seed in seeds:
-                    own = [*arguments, f"seed={seed}"]
-                    student = make_pretrained(load_config(own)).path if pretrained else "none"
-                    trees.append(_finetuned([*given, f"seed={seed}"], str(student)))
-                yield _line(f"{unit}@{share}%, {name}", trees)
+            for name, before in (("random weights", None), ("pre-trained", arguments)):
+                tune = partial(_finetuned, before=before)
+                yield _trained(f"{unit}@{share}%, {name}", given, seeds, tune)
 
 
 # --- another rig ----------------------------------------------------------------------------------
 
-RIGS = {"nuScenes-like": "configs/demo.yaml", "KITTI-like": "configs/demo_kitti.yaml"}
+RIGS = {"nuScenes-like": "demo", "KITTI-like": "demo_kitti"}
 
 
-def transfer(arguments: Sequence[str]) -> Iterator[Line]:
+def transfer(arguments: Sequence[str]) -> Iterator[Job]:
     """A student of each demo rig, annotation-free, on the held-out streets of both.
 
     The classes that they share.
     """
     for training_rig, recipe in RIGS.items():
-        config = load_config([recipe, *arguments])
-        student = make_pretrained(config).path
         for scored, other in RIGS.items():
-            there = load_config([other, *arguments, "labels.eval=shared12"])
-            truth = "" if there.labels.space == config.labels.space else there.labels.space
-            labels = dataclasses.replace(config.labels, eval=there.labels.eval, truth=truth)
-            there = dataclasses.replace(there, labels=labels)
-            index = make_index(there)
-            predictions = make_predictions(there, index, str(student))
-            tree = _score(there, index, predictions, str(student))
-            yield _line(f"{training_rig}, scored on {scored}", [tree])
+            name = f"{training_rig}, scored on {scored}"
+            there = [other, *arguments, "labels.eval=shared12"]
+            yield Job(name, there, partial(_transferred, name, [recipe, *arguments], there))
+
+
+def _transferred(name: str, trained_on: Sequence[str], scored_on: Sequence[str]) -> Line:
+    config = _open(trained_on)
+    student = make_pretrained(config).path
+    there = _open(scored_on)
+    truth = "" if there.labels.space == config.labels.space else there.labels.space
+    labels = dataclasses.replace(config.labels, eval=there.labels.eval, truth=truth)
+    there = dataclasses.replace(there, labels=labels)
+    index = make_index(there)
+    predictions = make_predictions(there, index, str(student))
+    return _line(name, [_score(there, index, predictions, str(student))])
 
 
 # --- one training ---------------------------------------------------------------------------------
 
 
+def _trained(
+    name: str,
+    arguments: Sequence[str],
+    seeds: Sequence[int],
+    train: Callable[[Sequence[str]], dict[str, Any]],
+) -> Job:
+    """A line of trainings, one a seed."""
+    of_seed = [[*arguments, f"seed={seed}"] for seed in seeds]
+    return Job(name, arguments, lambda: _line(name, [train(each) for each in of_seed]))
+
+
 def _pretrained(arguments: Sequence[str]) -> dict[str, Any]:
-    config = load_config(arguments)
+    config = _open(arguments)
     return _scored(config, make_pretrained(config))
 
 
-def _finetuned(arguments: Sequence[str], source: str) -> dict[str, Any]:
-    config = load_config(arguments)
+def _finetuned(arguments: Sequence[str], before: Sequence[str] | None) -> dict[str, Any]:
+    """Scores of a fine-tuning that starts from what ``before`` pre-trains, with the same seed."""
+    config = _open(arguments)
+    source = "none"
+    if before is not None:
+        source = str(make_pretrained(_open([*before, f"seed={config.seed}"])).path)
     return _scored(config, make_finetuned(config, source))
 
 

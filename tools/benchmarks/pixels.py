@@ -5,9 +5,11 @@ after another.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,7 @@ from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import Frame, PixelLabels
 from clipsweep.projection.fusion import visible_pairs
 from clipsweep.tools.benchmarks.experiments import Line
+from clipsweep.tools.benchmarks.results import Job
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,7 @@ SETTINGS = (
 )
 
 
-def teacher_settings(arguments: Sequence[str]) -> Iterator[Line]:
+def teacher_settings(arguments: Sequence[str]) -> Iterator[Job]:
     """A line for each of `SETTINGS`.
 
     mIoU over the classes on all pixels of the scenes to be scored.
@@ -88,35 +91,56 @@ def teacher_settings(arguments: Sequence[str]) -> Iterator[Line]:
         raise BadInput(
             "make_demo", "is false", "pixels have exact truth in the demo alone: configs/demo.yaml"
         )
-    make_demo(given, Path(given.data.root))
-    index = make_index(given)
-    scenes = {scene: true_pixels(given.demo, scene) for scene in scenes_of(index, "eval")}
-    frames = [frame for scene in scenes for frame in scene_frames(index, given, scene)]
+    truth = functools.cache(lambda: _Truth.render(given))
     for setting in SETTINGS:
-        config = load_config([*arguments, *setting.overrides])
-        space = load_space(config.labels)
-        if setting.negatives is not None:
-            space = dataclasses.replace(space, negatives=setting.negatives)
-        inputs = TeacherInputs(space, Path(config.data.root), Path(config.store), device().type)
-        teacher = make_teacher(config.teacher, inputs)
-        teacher(frames[0].cameras)  # builds the networks and the text
-        start = time.process_time()
-        labels = [teacher(frame.cameras) for frame in frames]
-        spent_s = time.process_time() - start
-        images = [image for of_frame in labels for image in of_frame]
-        cells = np.concatenate([image.label.ravel() for image in images])
-        dense = Confusion.empty(len(space) + 1)
-        lifted = Confusion.empty(len(space))
-        for frame, of_frame in zip(frames, labels, strict=True):
-            lifted += _score_points(config, space, frame, of_frame)
-            for camera, image in zip(frame.cameras, of_frame, strict=True):
-                dense += _dense(space, scenes[frame.scene][camera.name, camera.time_us], image)
-        labelled = 100 * (cells < len(space)).mean()
-        note = (
-            f"{labelled:.0f} % labelled, points {100 * lifted.miou():.1f}, "
-            f"{1e3 * spent_s / len(images):.1f} ms"
-        )
-        yield _line(setting.name, dense, space.names, note)
+        its = [*arguments, *setting.overrides]
+        yield Job(setting.name, its, partial(_measured, setting, its, truth))
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Truth:
+    """Frames to be scored, and the true raw class of each pixel of their images."""
+
+    frames: list[Frame]
+    pixels: dict[str, dict[tuple[str, int], UInt8[np.ndarray, "height width"]]]
+
+    @classmethod
+    def render(cls, config: Config) -> _Truth:
+        make_demo(config, Path(config.data.root))
+        index = make_index(config)
+        scenes = scenes_of(index, "eval")
+        pixels = {scene: true_pixels(config.demo, scene) for scene in scenes}
+        frames = [frame for scene in scenes for frame in scene_frames(index, config, scene)]
+        return cls(frames, pixels)
+
+
+def _measured(setting: Setting, arguments: Sequence[str], rendered: Callable[[], _Truth]) -> Line:
+    truth = rendered()
+    config = load_config(arguments)
+    space = load_space(config.labels)
+    if setting.negatives is not None:
+        space = dataclasses.replace(space, negatives=setting.negatives)
+    inputs = TeacherInputs(space, Path(config.data.root), Path(config.store), device().type)
+    teacher = make_teacher(config.teacher, inputs)
+    teacher(truth.frames[0].cameras)  # builds the networks and the text
+    start = time.process_time()
+    labels = [teacher(frame.cameras) for frame in truth.frames]
+    spent_s = time.process_time() - start
+    images = [image for of_frame in labels for image in of_frame]
+    cells = np.concatenate([image.label.ravel() for image in images])
+    dense = Confusion.empty(len(space) + 1)
+    lifted = Confusion.empty(len(space))
+    for frame, of_frame in zip(truth.frames, labels, strict=True):
+        lifted += _score_points(config, space, frame, of_frame)
+        for camera, image in zip(frame.cameras, of_frame, strict=True):
+            raw = truth.pixels[frame.scene][camera.name, camera.time_us]
+            dense += _dense(space, raw, image)
+    labelled = 100 * (cells < len(space)).mean()
+    note = (
+        f"{labelled:.0f} % labelled, points {100 * lifted.miou():.1f}, "
+        f"{1e3 * spent_s / len(images):.1f} ms"
+    )
+    return _line(setting.name, dense, space.names, note)
 
 
 def _dense(
