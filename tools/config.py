@@ -1,9 +1,10 @@
 """Explains configuration keys and tools' arguments: default, allowed values, and what they mean.
 
 usage: python tools/config.py [KEY ...]
+       python tools/config.py --table
 
 A KEY may be whole (fusion.limits, student), a group (fusion) or a part of one; without any, all
-keys are listed.
+keys are listed. --table writes the keys as the Markdown tables of configs/README.md.
 """
 
 import sys
@@ -48,8 +49,30 @@ def _text(setting: Setting, tool: str) -> str:
     return "\n".join([*lines, ""])
 
 
+ESCAPED = "\\|"
+
+
+def tables() -> str:
+    """Every key of the configuration in Markdown: a table for each group."""
+    lines: list[str] = []
+    group = None
+    for setting in describe():
+        first = setting.name.partition(".")[0] if "." in setting.name else ""
+        if first != group:
+            group = first
+            lines += ["", f"### {f'`{group}.*`' if group else 'Without a group'}", ""]
+            lines += ["| key | default | allowed | meaning |", "|---|---|---|---|"]
+        key = setting.name.removeprefix(f"{group}.")
+        default = f"`{setting.default}`" if setting.default else ""
+        cells = [f"`{key}`", default, setting.allowed, setting.text]
+        lines.append(f"| {' | '.join(cell.replace('|', ESCAPED) for cell in cells)} |")
+    return "\n".join([*lines, ""])
+
+
 if __name__ == "__main__":
     if {"-h", "--help"} & set(sys.argv[1:]):
         sys.stdout.write(__doc__ or "")
+    elif sys.argv[1:] == ["--table"]:
+        sys.stdout.write(tables())
     else:
         sys.exit(run(sys.argv[1:]))

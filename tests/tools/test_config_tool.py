@@ -74,3 +74,9 @@ def test_the_readme_has_a_row_for_every_group_and_key_of_the_top() -> None:
     for setting in describe():
         group = setting.name.split(".")[0]
         assert f"`{setting.name}`" in rows or f"`{group}." in rows, setting.name
+
+
+def test_the_readmes_tables_of_keys_are_those_of_the_code() -> None:
+    page = (CONFIGS / "README.md").read_text()
+    shown = page.partition("<!-- keys -->\n")[2]
+    assert shown == config.tables().lstrip("\n"), "run: python tools/config.py --table"
