@@ -215,9 +215,9 @@ def visible(
     absolute: float, dilate_cells: int,
     keep: Any,
 ) -> None:  # fmt: skip
-    """Marks the pairs that no nearer pair of the same image cell, or of ``dilate_cells`` cells
-    around it, hides (a z-buffer).
+    """Z-buffer test: marks the pairs that no nearer pair of the same image hides.
 
+    A pair hides what is deeper in its own image cell and in ``dilate_cells`` cells around it.
     ``grid_hw (k,2)`` is each image's number of cells of ``cell_px`` pixels; ``keep (m,) bool`` is
     written.
     """
@@ -228,26 +228,51 @@ def visible(
         width = max(width, grid_hw[c, 1])
     nearest = np.full((grid_hw.shape[0], height, width), np.inf, np.float32)
     scale = np.float32(1.0 / cell_px)
-    for i in range(len(depth)):
-        c = camera[i]
-        row = int(uv[i, 1] * scale)
-        column = int(uv[i, 0] * scale)
-        nearest[c, row, column] = min(nearest[c, row, column], depth[i])
+    lower_to_pairs(camera, uv, depth, scale, nearest)
     if dilate_cells > 0:
-        own = nearest.copy()
-        for c in range(grid_hw.shape[0]):
-            for row in range(height):
-                for column in range(width):
-                    for a in range(max(0, row - dilate_cells), min(height, row + dilate_cells + 1)):
-                        for b in range(
-                            max(0, column - dilate_cells), min(width, column + dilate_cells + 1)
-                        ):
-                            nearest[c, row, column] = min(nearest[c, row, column], own[c, a, b])
+        spread_nearest(nearest, dilate_cells)
     for i in range(len(depth)):
         c = camera[i]
         row = int(uv[i, 1] * scale)
         column = int(uv[i, 0] * scale)
         keep[i] = depth[i] <= nearest[c, row, column] * (1.0 + relative) + absolute
+
+
+@jit
+def lower_to_pairs(camera: Any, uv: Any, depth: Any, scale: Any, nearest: Any) -> None:
+    """Lowers the cells of z-buffers ``nearest (k,h,w)`` to the depths of the pairs in them."""
+    for i in range(len(depth)):
+        c = camera[i]
+        row = int(uv[i, 1] * scale)
+        column = int(uv[i, 0] * scale)
+        nearest[c, row, column] = min(nearest[c, row, column], depth[i])
+
+
+@jit
+def spread_nearest(nearest: Any, reach: int) -> None:
+    """Minimum filter of z-buffers ``(k,h,w)``, in place, over windows of ``2 reach + 1`` cells.
+
+    Along the rows, then along the columns: the minimum over a square is separable.
+    """
+    height = nearest.shape[1]
+    own = nearest.copy()
+    for c in range(nearest.shape[0]):
+        for row in range(height):
+            for step in range(1, min(reach, nearest.shape[2] - 1) + 1):
+                lower_to(own[c, row, step:], nearest[c, row, :-step])
+                lower_to(own[c, row, :-step], nearest[c, row, step:])
+    own = nearest.copy()
+    for c in range(nearest.shape[0]):
+        for row in range(height):
+            for other in range(max(0, row - reach), min(height, row + reach + 1)):
+                lower_to(own[c, other], nearest[c, row])
+
+
+@jit
+def lower_to(other: Any, line: Any) -> None:
+    """Lowers each element of ``line`` to that of ``other`` where this is less."""
+    for i in range(len(line)):
+        line[i] = min(line[i], other[i])
 
 
 # --- grid -----------------------------------------------------------------------------------------
