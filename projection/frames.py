@@ -157,17 +157,6 @@ class Pairs:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Cells:
-    """A voxelized cloud.
-
-    Their integer coordinates, in order of first point, and each point's voxel.
-    """
-
-    coords: Int32[np.ndarray, "v 3"]
-    inverse: Int32[np.ndarray, " n"]
-
-
-@dataclass(frozen=True, eq=False, slots=True)
 class PixelLabels:
     """Pixel labels of one image by the teacher, on its own grid stretched over the image.
 

@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import Float32, Int32, Int64, Integer, UInt64
 
 from clipsweep.projection import kernels
-from clipsweep.projection.frames import Cells
 from clipsweep.projection.pose import Pose
 
 
@@ -73,16 +72,6 @@ def cell_keys(
             f"a point is not finite or lies beyond {2**18 * size_m:.0f} m from the grid's origin"
         )
     return keys
-
-
-def cut(xyz: Float32[np.ndarray, "n 3"], size_m: float) -> Cells:
-    """Voxelizes a cloud with voxels of ``size_m`` metres.
-
-    Raises:
-        ValueError: see ``cell_keys``.
-    """
-    index, inverse = index_cells(cell_keys(xyz, size_m))
-    return Cells(np.ascontiguousarray(index.coords()[:, 1:]), inverse)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -16,11 +16,11 @@ from clipsweep.projection import jit, kernels
 WORK = """
 import sys
 import numpy as np
-from clipsweep.projection.grid import cut
+from clipsweep.projection.grid import cell_keys, index_cells
 xyz = np.random.default_rng(0).random((1000, 3)).astype(np.float32)
 xyz = np.asfortranarray(xyz) if int(sys.argv[1]) % 2 else xyz  # two signatures of the same kernels
-cells = cut(xyz, 0.1)
-assert (cells.coords[cells.inverse] == np.floor(xyz.astype(np.float64) / 0.1)).all()
+index, inverse = index_cells(cell_keys(xyz, 0.1))
+assert (index.coords()[inverse, 1:] == np.floor(xyz.astype(np.float64) / 0.1)).all()
 """
 
 
