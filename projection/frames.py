@@ -74,10 +74,7 @@ class Sweep:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Camera:
-    """One undistorted image.
-
-    Its time [us], its pose at that time, pinhole ``K`` [px] and size (height, width) [px].
-    """
+    """One undistorted image: time [us], pose then, pinhole ``K`` [px] and size [px]."""
 
     name: str
     time_us: int

@@ -1,4 +1,4 @@
-"""Colours of surfaces, ground and sky, computed at the hit point."""
+"""Procedural textures: colours of surfaces, ground and sky at the hit point."""
 
 import math
 from typing import Any
@@ -78,7 +78,7 @@ def accented(
 ) -> Any:
     """Share of the accent colour, 0..1, at a surface point of a part's own axes.
 
-    ``hx, hy, hz`` are half the part's sides [m], ``p0, p1, p2`` its pattern (looks: see parts).
+    `hx`, `hy`, `hz` are half the part's sides [m], `p0`, `p1`, `p2` its pattern (looks: see parts).
     """
     u, half = (y, hy) if face == 0 else (x, hx)
     if look == WINDOWS:
@@ -108,7 +108,7 @@ def _in_accent(
 ) -> Any:
     """Whether a point has the accent colour, by the looks that do not blend two colours.
 
-    ``u`` is its place along the face, -``half``..``half`` [m], ``v`` its height, 0..1.
+    `u` is its place along the face, -`half`..`half` [m], `v` its height, 0..1.
     """
     if look == BANDS:
         return face != 2 and (p1 < v < p1 + p0 or p2 < v < p2 + p0)
