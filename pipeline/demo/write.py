@@ -39,6 +39,7 @@ from clipsweep.pipeline.demo.tables import (
 from clipsweep.pipeline.demo.world import World, build_world
 from clipsweep.pipeline.settings import validated
 from clipsweep.projection.errors import BadInput
+from clipsweep.projection.pose import Pose
 
 MINI_TRAIN = (
     "scene-0061",
@@ -285,5 +286,5 @@ def _count(
 ) -> Int64[np.ndarray, "objects"]:
     """Points of a sweep in each object's box at the sweep's time."""
     street_from_lidar = plan.world.drive.street_from_ego(time_s) @ plan.lidar.ego_from_lidar
-    xyz = xyz_m.astype(np.float64) @ street_from_lidar[:3, :3].T + street_from_lidar[:3, 3]
+    xyz = Pose(street_from_lidar[:3, :3], street_from_lidar[:3, 3]).apply(xyz_m)
     return count_in_boxes(xyz, plan.world.boxes(time_s), plan.world.places.size_m / 2)
