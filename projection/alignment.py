@@ -262,9 +262,7 @@ def _adjust(
 def _differences(
     matches: Sequence[_Match], motion: Float64[np.ndarray, "n 3"], poses: Sequence[Pose]
 ) -> Float64[np.ndarray, " m"]:
-    """For each pair of frames the median absolute difference in height of the cells they share
-    [m].
-    """
+    """Median height difference of the ground that each pair of key frames shares [m]."""
     medians = np.zeros(len(matches))
     for k, match in enumerate(matches):
         apart = poses[match.first].translation[:2] - poses[match.second].translation[:2]

@@ -1,6 +1,4 @@
-"""Projects a cloud into the cameras of its frame, and drops the points that something nearer
-hides.
-"""
+"""Projects LiDAR points into the cameras of a frame, and drops those that are occluded."""
 
 from __future__ import annotations
 
@@ -23,9 +21,7 @@ def project(
 ) -> Pairs:
     """Projects points of the key sweep's LiDAR frame into every camera.
 
-    Pairs come camera by camera.
-
-    ``cam_from_lidar = inv(global_from_cam(t_cam)) @
+    Pairs come camera by camera. ``cam_from_lidar = inv(global_from_cam(t_cam)) @
     global_from_lidar(t_lidar)``: each sensor has its own pose at its own time. ``K [R|t]`` is
     composed in float64 and applied in float32 (under 1e-2 px at 100 m).
 
@@ -78,8 +74,8 @@ def visible(
 ) -> Bool[np.ndarray, " m"]:
     """Z-buffer visibility of point-pixel pairs.
 
-    At most ``nearest * (1 + relative) + absolute_m`` deep, nearest taken over the image cell.
-
+    Visible pairs are at most ``nearest * (1 + relative) + absolute_m`` deep, with the nearest depth
+    in their image cell.
     The LiDAR sits above the cameras, so it sees objects behind cars that the camera cannot see;
     those points land on the car's pixels, farther than the car.
 

@@ -74,10 +74,7 @@ class Sweep:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Camera:
-    """One undistorted image.
-
-    Its time [us], its pose at that time, pinhole ``K`` [px] and size (height, width) [px].
-    """
+    """One undistorted image: time [us], pose then, pinhole ``K`` [px] and size [px]."""
 
     name: str
     time_us: int
@@ -154,17 +151,6 @@ class Pairs:
 
     def __len__(self) -> int:
         return len(self.point)
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Cells:
-    """A voxelized cloud.
-
-    Their integer coordinates, in order of first point, and each point's voxel.
-    """
-
-    coords: Int32[np.ndarray, "v 3"]
-    inverse: Int32[np.ndarray, " n"]
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -1,7 +1,4 @@
-"""Voxel grid and hash index.
-
-Keys of cells by a hash, distinct cells, and the way back to the points.
-"""
+"""Voxel grid with a hash index: cell keys, distinct cells, kernel maps of convolutions."""
 
 from __future__ import annotations
 
@@ -11,7 +8,6 @@ import numpy as np
 from jaxtyping import Float32, Int32, Int64, Integer, UInt64
 
 from clipsweep.projection import kernels
-from clipsweep.projection.frames import Cells
 from clipsweep.projection.pose import Pose
 
 
@@ -60,8 +56,9 @@ def index_cells(keys: UInt64[np.ndarray, " n"]) -> tuple[CellIndex, Int32[np.nda
 def cell_keys(
     xyz: Float32[np.ndarray, "n 3"], size_m: float, grid_from_xyz: Pose | None = None
 ) -> UInt64[np.ndarray, " n"]:
-    """Packed key of the voxel ``floor(x / size)`` of each point, after an optional transform in
-    float64.
+    """Voxel of each point as a packed key: ``floor(x / size)``.
+
+    After an optional transform in float64.
 
     Raises:
         ValueError: a point is not finite or farther from the grid's origin than 2^18 cells.
@@ -75,20 +72,9 @@ def cell_keys(
     return keys
 
 
-def cut(xyz: Float32[np.ndarray, "n 3"], size_m: float) -> Cells:
-    """Voxelizes a cloud with voxels of ``size_m`` metres.
-
-    Raises:
-        ValueError: see ``cell_keys``.
-    """
-    index, inverse = index_cells(cell_keys(xyz, size_m))
-    return Cells(np.ascontiguousarray(index.coords()[:, 1:]), inverse)
-
-
 @dataclass(frozen=True, eq=False, slots=True)
 class PairLists:
-    """Which row of one set of cells meets which row of another, list after list, one for each
-    offset of a kernel.
+    """Kernel map of a sparse convolution: pairs of input and output rows by kernel offset.
 
     Within a list no row stands twice, on either side.
 
@@ -150,7 +136,7 @@ def index_coords(coords: Int32[np.ndarray, "v 4"]) -> CellIndex:
 
 
 def neighbours(index: CellIndex) -> PairLists:
-    """Pairs of cells that touch, and each cell with itself: the 27 offsets of a 3^3 kernel.
+    """Kernel map of a 3^3 convolution: pairs of cells that touch, and each with itself.
 
     List ``k`` holds the pairs with ``coords[source] = coords[target] + (k // 9 - 1, k // 3 % 3 - 1,
     k % 3 - 1)``. Half of them are looked up: list ``26 - k`` is list ``k`` with source and target
@@ -172,8 +158,9 @@ def neighbours(index: CellIndex) -> PairLists:
 
 
 def coarsen(coords: Int32[np.ndarray, "v 4"]) -> tuple[CellIndex, PairLists]:
-    """The cells at twice the size, in order of first sight, and the pairs (fine, coarse) of each of
-    the 8 octants.
+    """Downsamples a voxel grid by two: coarse cells, and pairs (fine, coarse) by octant.
+
+    Coarse cells come in order of first sight.
 
     List ``4 * o0 + 2 * o1 + o2`` holds the pairs with
     ``coords[fine] = 2 * coords[coarse] + (o0, o1, o2)``.

@@ -129,8 +129,9 @@ def grow_ground(
 
 @jit
 def limit_slope(ground: Any, rise: float) -> None:
-    """Lowers cells until no cell is more than ``rise`` above a side neighbour (``rise * sqrt 2``
-    above a diagonal one).
+    """Limits the slope of a height map: cells are lowered to ``rise`` above a neighbour.
+
+    That is a side neighbour; above a diagonal one it is ``rise * sqrt 2``.
 
     Two passes of the chamfer distance transform; cells without a height (inf) get one from the
     nearest that have.
@@ -226,8 +227,9 @@ def tops(
     lift: float,
     gap: int, bits: Any, top: Any,
 ) -> None:  # fmt: skip
-    """Writes the height that one can climb to from each point, bit by bit, over gaps of at most
-    ``gap`` bits.
+    """Writes the height of the top of what each point belongs to.
+
+    Of the bits above the point in its column, those in reach over gaps of at most ``gap`` bits.
     """
     for i in range(xyz.shape[0]):
         top[i] = height[i]

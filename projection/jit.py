@@ -1,31 +1,29 @@
-"""Compiles kernels without the GIL and keeps them in a cache that many processes may fill at the
-same time.
-"""
+"""Numba compilation of kernels without the GIL, cached on disk for many processes at once."""
 
 from __future__ import annotations
 
 import hashlib
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from numba import njit
-from numba.core.caching import IndexDataCacheFile
+from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 _PACKAGES = ("projection", "distill", "pipeline")
 
 
 class _SharedCacheFile(IndexDataCacheFile):
-    """Numba's cache of one function, with names that no other process chooses and no error that
-    stops the caller.
+    """Files of one function's compiled code, safe for processes that compile at the same time.
 
     Numba numbers its data files and writes the index first. Two processes that compile for
     different argument types then both write file 1, and either may load the other's code for its
     own arguments; a reader in between finds code of an older source under a fresh index. Here each
     file has a name of its own and is whole before the index names it. Two that write the index at
-    once lose one entry, which is compiled again next time.
+    once lose one entry, which is compiled again next time. No error here stops the caller.
     """
 
     def save(self, key: Any, data: Any) -> None:
@@ -49,8 +47,23 @@ class _SharedCacheFile(IndexDataCacheFile):
             return {}
 
 
+class _SharedCache(FunctionCache):
+    """Numba's cache of one function in shared files, stale when a source compiled into it changes.
+
+    Raises:
+        RuntimeError: neither the source's folder nor the user's cache folder can be written.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        files: Any = self._impl
+        own = files.locator.get_source_stamp()
+        stamp = (own, _sources(Path(function.__code__.co_filename).parent))
+        self._cache_file = _SharedCacheFile(self.cache_path, files.filename_base, stamp)
+
+
 def jit(function: Callable[..., Any], **options: Any) -> Any:
-    """Numba's ``njit`` with division as in NumPy.
+    """Numba's ``njit`` with division as in NumPy, without the GIL.
 
     Cached where there is a place to write, else compiled per process.
 
@@ -58,18 +71,9 @@ def jit(function: Callable[..., Any], **options: Any) -> Any:
         function: to be compiled.
         options: more of ``njit``'s.
     """
-    options = {"nogil": True, "error_model": "numpy", **options}
-    try:
-        compiled: Any = njit(cache=True, **options)(function)
-    except RuntimeError:  # neither the source's folder nor the user's cache folder can be written
-        return njit(**options)(function)
-    file = getattr(compiled._cache, "_cache_file", None)
-    if type(file) is IndexDataCacheFile:
-        file.__class__ = _SharedCacheFile
-        file._source_stamp = (  # pyright: ignore[reportAttributeAccessIssue]
-            file._source_stamp,
-            _sources(Path(function.__code__.co_filename).parent),
-        )
+    compiled: Any = njit(**{"nogil": True, "error_model": "numpy", **options})(function)
+    with suppress(RuntimeError):
+        compiled._cache = _SharedCache(function)  # as its ``enable_caching`` does with Numba's own
     return compiled
 
 

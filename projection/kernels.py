@@ -88,11 +88,10 @@ def take_sweep(
 
 @jit
 def deskew(xyz: Any, time_s: Any, turn: Any, speed: Any, out: Any) -> None:
-    """Writes ``R(turn t) p + speed t`` of each point ``p`` of ``xyz (n,3) f32``, by Rodrigues'
-    formula in float64.
+    """Motion compensation within a sweep: writes ``R(turn t) p + speed t`` of each point.
 
-    ``time_s (n,) f32`` are the points' times t, ``turn (3,) f64`` axis times angle a second,
-    ``speed (3,) f64``.
+    ``xyz (n,3) f32`` are the points p, ``time_s (n,) f32`` their times t, ``turn (3,) f64`` is axis
+    times angle a second, ``speed (3,) f64``. By Rodrigues' formula in float64.
     """
     rate = np.sqrt(turn[0] ** 2 + turn[1] ** 2 + turn[2] ** 2)
     ax = turn[0] / max(rate, 1e-12)
@@ -215,9 +214,9 @@ def visible(
     absolute: float, dilate_cells: int,
     keep: Any,
 ) -> None:  # fmt: skip
-    """Marks the pairs that no nearer pair of the same image cell, or of ``dilate_cells`` cells
-    around it, hides (a z-buffer).
+    """Z-buffer test: marks the pairs that no nearer pair of the same image hides.
 
+    A pair hides what is deeper in its own image cell and in ``dilate_cells`` cells around it.
     ``grid_hw (k,2)`` is each image's number of cells of ``cell_px`` pixels; ``keep (m,) bool`` is
     written.
     """
@@ -228,26 +227,51 @@ def visible(
         width = max(width, grid_hw[c, 1])
     nearest = np.full((grid_hw.shape[0], height, width), np.inf, np.float32)
     scale = np.float32(1.0 / cell_px)
-    for i in range(len(depth)):
-        c = camera[i]
-        row = int(uv[i, 1] * scale)
-        column = int(uv[i, 0] * scale)
-        nearest[c, row, column] = min(nearest[c, row, column], depth[i])
+    lower_to_pairs(camera, uv, depth, scale, nearest)
     if dilate_cells > 0:
-        own = nearest.copy()
-        for c in range(grid_hw.shape[0]):
-            for row in range(height):
-                for column in range(width):
-                    for a in range(max(0, row - dilate_cells), min(height, row + dilate_cells + 1)):
-                        for b in range(
-                            max(0, column - dilate_cells), min(width, column + dilate_cells + 1)
-                        ):
-                            nearest[c, row, column] = min(nearest[c, row, column], own[c, a, b])
+        spread_nearest(nearest, dilate_cells)
     for i in range(len(depth)):
         c = camera[i]
         row = int(uv[i, 1] * scale)
         column = int(uv[i, 0] * scale)
         keep[i] = depth[i] <= nearest[c, row, column] * (1.0 + relative) + absolute
+
+
+@jit
+def lower_to_pairs(camera: Any, uv: Any, depth: Any, scale: Any, nearest: Any) -> None:
+    """Lowers the cells of z-buffers ``nearest (k,h,w)`` to the depths of the pairs in them."""
+    for i in range(len(depth)):
+        c = camera[i]
+        row = int(uv[i, 1] * scale)
+        column = int(uv[i, 0] * scale)
+        nearest[c, row, column] = min(nearest[c, row, column], depth[i])
+
+
+@jit
+def spread_nearest(nearest: Any, reach: int) -> None:
+    """Minimum filter of z-buffers ``(k,h,w)``, in place, over windows of ``2 reach + 1`` cells.
+
+    Along the rows, then along the columns: the minimum over a square is separable.
+    """
+    height = nearest.shape[1]
+    own = nearest.copy()
+    for c in range(nearest.shape[0]):
+        for row in range(height):
+            for step in range(1, min(reach, nearest.shape[2] - 1) + 1):
+                lower_to(own[c, row, step:], nearest[c, row, :-step])
+                lower_to(own[c, row, :-step], nearest[c, row, step:])
+    own = nearest.copy()
+    for c in range(nearest.shape[0]):
+        for row in range(height):
+            for other in range(max(0, row - reach), min(height, row + reach + 1)):
+                lower_to(own[c, other], nearest[c, row])
+
+
+@jit
+def lower_to(other: Any, line: Any) -> None:
+    """Lowers each element of ``line`` to that of ``other`` where this is less."""
+    for i in range(len(line)):
+        line[i] = min(line[i], other[i])
 
 
 # --- grid -----------------------------------------------------------------------------------------
@@ -382,12 +406,12 @@ def find(wanted: Any, keys: Any, table: Any, index: Any) -> None:
 
 @jit
 def half_neighbours(keys: Any, table: Any, source: Any, target: Any, counts: Any) -> None:
-    """Finds the neighbours of each cell at the 13 offsets that come before (0, 0, 0) in
-    lexicographic order.
+    """Kernel map of a 3^3 convolution, by half: neighbours at the 13 offsets before the centre.
 
-    The other 13 are the same pairs seen from the other end. Writes rows
-    ``source[k], target[k] (13,v) i32`` of cells with ``coords[source] = coords[target] + offset k``
-    and their number ``counts (13,)``; targets ascend.
+    They are those before (0, 0, 0) in lexicographic order; the other 13 are the same pairs seen
+    from the other end. Writes rows ``source[k], target[k] (13,v) i32`` of cells with
+    ``coords[source] = coords[target] + offset k`` and their number ``counts (13,)``; targets
+    ascend.
     """
     for k in range(13):
         step = (
@@ -407,8 +431,9 @@ def half_neighbours(keys: Any, table: Any, source: Any, target: Any, counts: Any
 
 @jit
 def halve(coords: Any, parents: Any, octant: Any) -> None:
-    """Writes each row's cell at twice the size, ``parents (v,4) i32``, and which of its eight
-    parts the row is.
+    """Downsampling by two: writes each cell's parent and its octant in it.
+
+    ``parents (v,4) i32`` are cells of twice the size.
     """
     for i in range(coords.shape[0]):
         parents[i, 0] = coords[i, 0]
@@ -421,8 +446,9 @@ def halve(coords: Any, parents: Any, octant: Any) -> None:
 
 @jit
 def group_rows(group: Any, starts: Any, order: Any) -> None:
-    """Writes the rows of each group, ascending, group after group, and ``starts (groups + 1)``
-    (a counting sort).
+    """Counting sort: writes the rows of each group, ascending, and where each group starts.
+
+    ``starts (groups + 1)`` ends with the number of rows.
     """
     starts[:] = 0
     for i in range(len(group)):
@@ -437,8 +463,9 @@ def group_rows(group: Any, starts: Any, order: Any) -> None:
 
 @jit
 def reduce_rows(values: Any, inverse: Any, mode: int, out: Any, count: Any) -> None:
-    """Writes the first (mode 0), mean (1) or greatest (2) of the rows of ``values (n,c) f32`` that
-    fall in each cell.
+    """Pools rows by cell: writes their first (mode 0), mean (1) or greatest (2) values.
+
+    ``values (n,c) f32`` are the rows, ``inverse (n,)`` their cells.
 
     ``count (v,) i32`` comes in zero and goes out as the number of rows of each cell.
     """
@@ -462,8 +489,9 @@ def reduce_rows(values: Any, inverse: Any, mode: int, out: Any, count: Any) -> N
 
 @jit
 def corners(xyz: Any, size: float, keys: Any, table: Any, cell: Any, weight: Any) -> None:
-    """Writes the eight cells whose centres surround each point, ``cell (n,8) i32``, and their
-    trilinear weights.
+    """Trilinear interpolation: writes the eight cells around each point and their weights.
+
+    ``cell (n,8) i32`` are those whose centres surround the point.
 
     Cells that are not in the index get cell 0 and weight 0; the weights of the others are scaled to
     sum to 1.

@@ -37,9 +37,9 @@ def _check(path: Path, bad: int, points: int, bad_share: float) -> None:
 
 
 def read_sweep(sweep: Sweep, columns: int, bad_share: float = 0.0) -> Float32[np.ndarray, "n c"]:
-    """The raw rows of a sweep.
+    """Reads the raw points of a LiDAR sweep.
 
-    X, y, z [m] in its own LiDAR frame, intensity, then whatever the sensor adds.
+    Columns are x, y, z [m] in its own LiDAR frame, intensity, then whatever the sensor adds.
 
     Args:
         sweep: the sweep to read.
@@ -113,9 +113,7 @@ def merge(
 def deskew(
     xyz: Float32[np.ndarray, "n 3"], time_s: Float32[np.ndarray, " n"], sweep: Sweep, other: Sweep
 ) -> Float32[np.ndarray, "n 3"]:
-    """Undoes the sensor's motion within a sweep.
-
-    Each point as it would have been seen at the sweep's own time.
+    """Motion compensation within a sweep: each point as seen at the sweep's own time.
 
     nuScenes and KITTI write their points like this already; a reader of raw logs calls it once. The
     sensor is taken to turn and to move at constant rates in its own frame:

@@ -1,4 +1,4 @@
-"""Votes of labelled pixels in a grid over space, and the labels of points that follow from them."""
+"""Votes of labelled pixels in a voxel grid, and the point labels that follow from them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class ClassLimits:
         )
 
     def packed(self) -> kernels.Limits:
-        """For the compiled code."""
+        """The limits as the compiled code takes them."""
         flush_weight = _FLUSH_WEIGHT if self.ground.any() else 1.0
         active = bool(self.ground.any() or np.isfinite(self.max_height_m).any())
         return kernels.Limits(
@@ -106,9 +106,9 @@ class Votes:
         return len(self.point)
 
     def limited(self, limits: ClassLimits) -> Votes:
-        """The votes that can be true.
+        """Votes that the class limits allow: weighted, renamed where the object is too tall.
 
-        Renamed where the object is too tall, weighted, none of weight 0.
+        Those of weight 0 are left out.
         """
         label = self.label.copy()
         weight = self.weight.copy()
@@ -245,8 +245,9 @@ class VoteGrid:
 
 
 def _zeros(cells: int, classes: int) -> Int64[np.ndarray, "v c"]:
-    """Zeros; NumPy asks for huge pages in ``empty``, not in ``zeros``, whose page faults cost
-    time.
+    """Zeros for sums of votes, in huge pages.
+
+    NumPy asks for these in ``empty``, not in ``zeros``, whose page faults cost time.
     """
     sums = np.empty((cells, classes), np.int64)
     sums.fill(0)
@@ -269,7 +270,7 @@ def vote_in_cells(
     classes: int,
     wanted: UInt64[np.ndarray, " n"],
 ) -> UInt8[np.ndarray, " n"]:
-    """Majority label of single cells, the plain vote of most other systems; 255 without votes.
+    """Majority vote in single voxels, as most other systems fuse labels; 255 without votes.
 
     Args:
         cell: key of each vote's cell (``projection.grid.cell_keys``).

@@ -234,8 +234,9 @@ def decide(
 
 @jit
 def majority(sums: Any, cell: Any, label: Any) -> None:
-    """Writes the class with the most weight in each point's cell (-1: none), untouched without
-    one.
+    """Majority vote: writes the class with the most weight in each point's cell.
+
+    Points without a cell (-1), or in one without votes, are left untouched.
     """
     for i in range(len(cell)):
         if cell[i] >= 0:

@@ -1,4 +1,4 @@
-"""The loop over a camera's pixels: what each sees, in which light and shadow."""
+"""Camera ray casting, compiled: what each pixel sees, in light and shadow."""
 
 import math
 from typing import Any, NamedTuple
@@ -26,10 +26,7 @@ _NEAR_M = 0.1
 
 
 class Eye(NamedTuple):
-    """Where a camera is in the street frame.
-
-    Origin [m], rotation street_from_cam, intrinsics [px].
-    """
+    """Camera pose in the street frame: origin [m], rotation street_from_cam, K [px]."""
 
     origin: Float[np.ndarray, "3"]
     turned: Float[np.ndarray, "3 3"]
@@ -37,12 +34,11 @@ class Eye(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """The world at one moment.
+    """The world at one moment: parts, their centres [m], ground and shadow map.
 
-    Parts with their centres [m], ground, and the ground cells that the sun does not reach.
-
-    Cell (row, column) of `shadow` is SHADE_STEP_M wide and begins at `corner` + (column, row) *
-    SHADE_STEP_M. `high_m` is the height of the road at the middle of each column [m].
+    Cell (row, column) of `shadow`, true where no sun reaches, is SHADE_STEP_M wide and begins at
+    `corner` + (column, row) * SHADE_STEP_M. `high_m` is the height of the road at the middle of
+    each column [m].
     """
 
     prims: Primitives
@@ -55,9 +51,7 @@ class Stage(NamedTuple):
 
 @jit
 def near_to_far(prims: Any, centre: Any, origin: Any) -> Any:
-    """Parts by growing distance of their boxes from a point, and that distance for each part
-    [m].
-    """
+    """Order of parts by distance of their boxes from a point, and that of each part [m]."""
     near = np.empty(len(centre))
     for i in range(len(centre)):
         x, y, z = to_local(
@@ -121,7 +115,7 @@ def _image_box(corners: Any, K: Any) -> Any:
 
 @jit
 def fill_tiles(prims: Any, centre: Any, order: Any, eye: Any, h: Any, w: Any) -> Any:
-    """Starts and items of the parts that may show in each tile of an image (see Lists)."""
+    """Tile culling: starts and items of the parts that may show in each tile (see Lists)."""
     n = len(order)
     rows = (h + TILE_PX - 1) // TILE_PX
     columns = (w + TILE_PX - 1) // TILE_PX
@@ -166,7 +160,7 @@ def _reach(centre: Any, towards_sun: Any, radius: Any) -> Any:
 
 @kernel
 def cast_shadows(stage: Any, sun: Any) -> Any:
-    """Mark cells whose ray towards the sun meets a part.
+    """Casts shadows: marks the ground cells whose ray towards the sun meets a part.
 
     Each part is tried on the cells that its ball may darken.
     """
@@ -222,9 +216,9 @@ def _sunlit(stage: Any, x: Any, y: Any) -> Any:
 
 @kernel
 def _nearest(stage: Any, near: Any, items: Any, origin: Any, dx: Any, dy: Any, dz: Any) -> Any:
-    """First hit of a ray.
+    """First hit of a camera's ray: distance, part, ground label, whether it is a kerb's face.
 
-    Distance (inf: sky), part (-1: ground or sky), ground label, kerb face or not.
+    The distance is inf for sky, the part -1 for ground and sky.
     """
     prims = stage.prims
     centre = stage.centre
@@ -293,7 +287,7 @@ def cast_pixels(
     instance: Any,
     depth: Any,
 ) -> Any:
-    """Fill a picture's images tile by tile (see render.View)."""
+    """Renders an image by ray casting, tile by tile (see render.View)."""
     h, w = label.shape
     columns = (w + TILE_PX - 1) // TILE_PX
     turned = eye.turned

@@ -50,8 +50,9 @@ class Album:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Crops:
-    """Crops with the class that each was taken for, and which classes it shows and does not show
-    (else: unsure).
+    """Training crops, the class that each is about, and which classes it shows or lacks.
+
+    `shown` and `hidden` are both false where that is unsure.
     """
 
     image: UInt8[np.ndarray, "n s s 3"]
@@ -114,8 +115,9 @@ def _spots(
 
 
 def draw_crops(album: Album, rng: np.random.Generator, count: int, side_px: int) -> Crops:
-    """Square crops, most of them about an object or a spot of a class drawn evenly, resized to
-    `side_px`.
+    """Draws square crops about objects and stuff, classes drawn evenly, at `side_px`.
+
+    A few are taken anywhere.
     """
     taken = [_draw(album, rng, side_px) for _ in range(count)]
     images = np.stack([image for image, _, _ in taken])
@@ -148,8 +150,9 @@ def _draw(
 def _window(
     album: Album, rng: np.random.Generator
 ) -> tuple[Picture, int, tuple[int, int, int, int]]:
-    """A picture, the class to look at (-1: whichever fills most), and a square window u0, v0,
-    u1, v1 [px].
+    """Draws a square crop: picture, class that it is about, window u0, v0, u1, v1 [px].
+
+    The class is -1 where it shall be whichever fills most.
     """
     if rng.random() < 0.15:
         picture = album.pictures[int(rng.integers(len(album.pictures)))]

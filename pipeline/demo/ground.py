@@ -76,12 +76,9 @@ def draw_hills(rng: np.random.Generator, crest_m: float) -> Hills:
 
 
 class Ground(NamedTuple):
-    """Surfaces on a grid of `STEP_M` in the street frame.
+    """Ground map: surfaces and lane markings on a grid of `STEP_M` in the street frame.
 
-    Driveable lies at z = 0, all else at z = KERB_M.
-
-    Both are raised by the height of the `hills` there.
-
+    Driveable lies at z = 0, all else at z = KERB_M, both raised by the height of the `hills` there.
     `surface` (ny, nx) holds raw nuScenes labels, `paint` (ny, nx) lane markings, `corner_m` the xy
     of cell (0, 0); `colour` (4, 3) is the base colour of driveable, other flat, sidewalk and
     terrain. Outside, the border continues.
@@ -138,8 +135,9 @@ class Street:
 
 
 def draw_street(rng: np.random.Generator, travel_m: float) -> Street:
-    """A random cross-section with terrain on one side at least, other flat somewhere, and a
-    crossing per 100 m.
+    """Draws a random street: its cross-section, and where side streets cross it.
+
+    Terrain lies on one side at least, other flat somewhere; a crossing comes every 100 m.
     """
     right = _draw_side(rng)
     left = _draw_side(rng)
@@ -169,7 +167,7 @@ def _draw_side(rng: np.random.Generator) -> Side:
 
 
 def lay_ground(rng: np.random.Generator, street: Street, hills: Hills = FLAT) -> Ground:
-    """Raster a street.
+    """Rasterises a street into a ground map: surfaces and lane markings.
 
     Lots and strips, sidewalks, road, median, side streets with zebra crossings and islands.
     """
@@ -216,8 +214,9 @@ def _colours(rng: np.random.Generator) -> Float[np.ndarray, "4 3"]:
 
 
 def _mark_lanes(ground: Ground, street: Street) -> None:
-    """Centre line or median edges in yellow, dashes between lanes, parking bays and edge lines
-    in white.
+    """Paints lane markings: centre line, dashes between lanes, parking bays, edge lines.
+
+    The centre line, or the edges of a median, are yellow; all else is white.
     """
     centre = street.median_m / 2 + 0.2
     for sign in (-1, 1):
@@ -251,8 +250,9 @@ def _line(
 
 
 def _cut_side_street(ground: Ground, street: Street, crossing: tuple[float, float]) -> None:
-    """Driveable across the whole map, zebra stripes on both sides of it, a traffic island at
-    each zebra's middle.
+    """Lays a side street across the map, with zebra crossings and traffic islands.
+
+    Zebra stripes lie on both sides of it, and an island at the middle of each zebra.
     """
     x0, x1 = crossing
     _fill(ground.surface, ground, crossing, (-HALF_WIDTH_M, HALF_WIDTH_M), DRIVEABLE)

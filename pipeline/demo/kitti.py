@@ -1,7 +1,4 @@
-"""Writes the demo's streets as another rig sees them.
-
-64 beams and one camera ahead, in SemanticKITTI's layout.
-"""
+"""Writes the demo world in SemanticKITTI's layout: 64 beams and one camera ahead."""
 
 import os
 from collections.abc import Sequence
@@ -55,7 +52,7 @@ class _Rig:
 
 
 def write_kitti_demo(config: DemoConfig, out: Path) -> None:
-    """Makes the world and writes it to `out`, which appears whole or not at all.
+    """Writes the demo in SemanticKITTI's layout; `out` appears whole or not at all.
 
     The streets are those of the nuScenes demo's kind, other ones by length of the drive. Manmade
     objects are buildings (50), barriers fences (51), cones other objects (99); what moves has the
@@ -91,8 +88,9 @@ def write_kitti_demo(config: DemoConfig, out: Path) -> None:
 
 
 def _rig(config: DemoConfig) -> _Rig:
-    """Camera 2 looks ahead over the bonnet, the LiDAR (x ahead, y left, z up) stands behind it
-    on the roof.
+    """SemanticKITTI's rig: camera 2 looks ahead, the LiDAR stands behind it on the roof.
+
+    The LiDAR's frame is x ahead, y left, z up.
     """
     ego_from_first = pose(rotation(-0.003, 0.012, 0.004) @ LEVEL, np.array([1.03, 0.0, 1.65]))
     right_m = np.array([_RIGHT_M[int(CAMERA[-1])], 0.0, 0.0])

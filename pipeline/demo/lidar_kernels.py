@@ -1,7 +1,4 @@
-"""The loop over the LiDAR's columns.
-
-What each ray hits at its own firing time; and points counted in boxes.
-"""
+"""LiDAR ray casting, compiled: each ray at its own firing time; points counted in boxes."""
 
 import math
 from typing import Any, NamedTuple
@@ -28,7 +25,7 @@ EGO = 31
 
 
 class Turn(NamedTuple):
-    """Rays of one turn.
+    """Rays of one turn of the LiDAR, by column and ring.
 
     Per column its origin [m], rotation street_from_lidar and firing time [s]; per ray its direction
     in the LiDAR frame and the distance to the car itself [m].
@@ -43,8 +40,9 @@ class Turn(NamedTuple):
 
 @kernel
 def cast_car(car: Any, at: Any, rays: Any, out: Any) -> Any:
-    """Distance from `at` to the car's own parts (in its frame) along rays (columns, rings, 3),
-    inf where none [m].
+    """Distance from the LiDAR to the car's own body along each ray, inf where none [m].
+
+    `at` and `rays` (columns, rings, 3) are in the car's frame.
     """
     for c in range(rays.shape[0]):
         for r in range(rays.shape[1]):
@@ -61,8 +59,9 @@ def cast_car(car: Any, at: Any, rays: Any, out: Any) -> Any:
 
 @jit
 def fill_bins(prims: Any, origin: Any, time_s: Any, reach_m: Any, slack_rad: Any) -> Any:
-    """Starts, items and near of the parts that a ray of each of BINS azimuths of the street frame
-    may meet (see Lists).
+    """Azimuth bins: starts, items and near of the parts that rays there may meet (see Lists).
+
+    There are BINS of them in the street frame.
 
     `reach_m` is how far car and parts may move against each other during the turn that ends at
     `time_s`, `slack_rad` by how much the azimuths of a column's rays may differ because the car is
@@ -116,7 +115,7 @@ def cast_turn(
     cosine: Any,
     reflect: Any,
 ) -> Any:
-    """First hits of every column at its firing time (see spin.Hits).
+    """Casts the rays of a LiDAR turn, each column at its own firing time (see spin.Hits).
 
     `local` (parts, 3) is scratch room.
     """
@@ -214,9 +213,9 @@ def _ground_reflect(ground: Any, surface: Any, x: Any, y: Any) -> Any:
 
 @jit
 def count_in_boxes(xyz: Any, placed: Any, half: Any) -> Any:
-    """How many points lie in each box.
+    """Number of points inside each oriented 3D box.
 
-    Its pose (4, 4) in the points' frame, and half its sides [m].
+    `placed` are the boxes' poses (4, 4) in the points' frame, `half` half their sides [m].
     """
     counts = np.zeros(len(placed), np.int64)
     for i in range(len(placed)):

@@ -1,4 +1,4 @@
-"""Writes the embedded demo world in the layout of the configured data set, once."""
+"""Writes the demo world in the layout of the configured data set, once."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ _POLL_S = 0.5
 
 
 def make_demo(config: Config, root: Path) -> None:
-    """Writes the embedded world to a data root, in the layout of ``data.kind``, unless it is there
-    already.
+    """Writes the demo world to a data root, in the layout of ``data.kind``, unless it is there.
 
     Of several training workers the first writes, the others wait for it.
 

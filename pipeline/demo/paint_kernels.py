@@ -1,4 +1,4 @@
-"""Colours of surfaces, ground and sky, computed at the hit point."""
+"""Procedural textures: colours of surfaces, ground and sky at the hit point."""
 
 import math
 from typing import Any
@@ -76,59 +76,107 @@ def accented(
     p1: Any,
     p2: Any,
 ) -> Any:
-    """How much of the accent colour a part shows at a point of its own axes.
+    """Share of the accent colour, 0..1, at a surface point of a part's own axes.
 
-    0 none, 1 all (looks: see parts).
+    `hx`, `hy`, `hz` are half the part's sides [m], `p0`, `p1`, `p2` its pattern (looks: see parts).
     """
     u, half = (y, hy) if face == 0 else (x, hx)
-    v = (z + hz) / (2 * hz)
     if look == WINDOWS:
-        if face == 2:
-            return 0.0
-        row = z + hz
-        column = u + half
-        if row < p2:
-            return 0.85 if _stripe(column, 3.6, 0.62) and 0.5 < row < 2.6 else 0.0
-        if row > 2 * hz - 0.7:
-            return 0.0
-        cell_u = column / p0
-        cell_v = (row - p2) / p1
-        inside = (
-            0.22 < cell_u - math.floor(cell_u) < 0.78 and 0.25 < cell_v - math.floor(cell_v) < 0.80
-        )
-        return 0.75 + 0.25 * hashed(int(cell_u), int(cell_v), int(hx * 100)) if inside else 0.0
-    if look == BANDS:
-        return 1.0 if face != 2 and (p1 < v < p1 + p0 or p2 < v < p2 + p0) else 0.0
-    if look == DIAGONAL:
-        return 1.0 if _stripe(x + z, p0, 0.5) else 0.0
-    if look == BLOCKS:
-        return 1.0 if _stripe(u + half, 2 * p0, 0.5) else 0.0
+        return _windows(face, u + half, z + hz, hx, hz, p0, p1, p2)
     if look == RIBS:
         return 0.55 if face != 2 and _stripe(u + half, p0, 0.35) else 0.0
+    v = (z + hz) / (2 * hz)
+    return 1.0 if _in_accent(look, face, x, y, z, u, v, hx, hy, hz, half, p0, p1, p2) else 0.0
+
+
+@kernel
+def _in_accent(
+    look: Any,
+    face: Any,
+    x: Any,
+    y: Any,
+    z: Any,
+    u: Any,
+    v: Any,
+    hx: Any,
+    hy: Any,
+    hz: Any,
+    half: Any,
+    p0: Any,
+    p1: Any,
+    p2: Any,
+) -> Any:
+    """Whether a point has the accent colour, by the looks that do not blend two colours.
+
+    `u` is its place along the face, -`half`..`half` [m], `v` its height, 0..1.
+    """
+    if look == BANDS:
+        return face != 2 and (p1 < v < p1 + p0 or p2 < v < p2 + p0)
+    if look == DIAGONAL:
+        return _stripe(x + z, p0, 0.5)
+    if look == BLOCKS:
+        return _stripe(u + half, 2 * p0, 0.5)
     if look == BUS:
-        if face == 0:
-            low, high, wide = (0.30, 0.86, 0.9) if x > 0 else (0.5, 0.8, 0.7)
-            return 1.0 if low < v < high and abs(u) < wide * half else 0.0
-        return (
-            1.0
-            if face == 1 and 0.42 < v < 0.80 and _stripe(x + hx, p0, 0.88) and abs(x) < 0.97 * hx
-            else 0.0
-        )
+        return _bus_glass(face, x, y, v, hx, hy, p0)
     if look == CABIN:
-        if face == 2:
-            return 0.0
-        pillar = abs(u) > 0.9 * half or (face == 1 and abs(x + 0.05 * hx) < 0.05 * hx)
-        return 0.0 if pillar or v > 0.9 or v < 0.05 else 1.0
+        return _cabin_glass(face, x, u, v, hx, half)
     if look == CAB:
-        front = face == 0 and x > 0 and abs(y) < 0.88 * hy and 0.42 < v < 0.9
-        return (
-            1.0
-            if front or (face == 1 and x > -0.5 * hx and abs(x) < 0.8 * hx and 0.45 < v < 0.88)
-            else 0.0
-        )
+        return _cab_glass(face, x, y, v, hx, hy)
     if look == WHEEL:
-        return 1.0 if face == 2 and math.sqrt(x * x + y * y) < 0.55 * hx else 0.0
-    return 0.0
+        return face == 2 and math.sqrt(x * x + y * y) < 0.55 * hx
+    if look == PLATE:
+        return _plate(face, x, y, z, hx, hy, hz)
+    return False
+
+
+@kernel
+def _windows(face: Any, column: Any, row: Any, hx: Any, hz: Any, p0: Any, p1: Any, p2: Any) -> Any:
+    """Shop windows up to a height of `p2`, above them windows every `p0` by `p1` metres."""
+    if face == 2:
+        return 0.0
+    if row < p2:
+        return 0.85 if _stripe(column, 3.6, 0.62) and 0.5 < row < 2.6 else 0.0
+    if row > 2 * hz - 0.7:
+        return 0.0
+    cell_u = column / p0
+    cell_v = (row - p2) / p1
+    across = cell_u - math.floor(cell_u)
+    up = cell_v - math.floor(cell_v)
+    if not (0.22 < across < 0.78 and 0.25 < up < 0.80):
+        return 0.0
+    return 0.75 + 0.25 * hashed(int(cell_u), int(cell_v), int(hx * 100))
+
+
+@kernel
+def _bus_glass(face: Any, x: Any, y: Any, v: Any, hx: Any, hy: Any, p0: Any) -> Any:
+    """Windscreen, rear window, and windows every `p0` metres along the sides of a bus."""
+    if face == 0:
+        low, high, wide = (0.30, 0.86, 0.9) if x > 0 else (0.5, 0.8, 0.7)
+        return low < v < high and abs(y) < wide * hy
+    return face == 1 and 0.42 < v < 0.80 and _stripe(x + hx, p0, 0.88) and abs(x) < 0.97 * hx
+
+
+@kernel
+def _cabin_glass(face: Any, x: Any, u: Any, v: Any, hx: Any, half: Any) -> Any:
+    """Windows all around a car's cabin, between pillars."""
+    pillar = abs(u) > 0.9 * half or (face == 1 and abs(x + 0.05 * hx) < 0.05 * hx)
+    return not (face == 2 or pillar or v > 0.9 or v < 0.05)
+
+
+@kernel
+def _cab_glass(face: Any, x: Any, y: Any, v: Any, hx: Any, hy: Any) -> Any:
+    """Windscreen and side windows of a truck's cab."""
+    if face == 0:
+        return x > 0 and abs(y) < 0.88 * hy and 0.42 < v < 0.9
+    return face == 1 and x > -0.5 * hx and abs(x) < 0.8 * hx and 0.45 < v < 0.88
+
+
+@kernel
+def _plate(face: Any, x: Any, y: Any, z: Any, hx: Any, hy: Any, hz: Any) -> Any:
+    """Rim and bar of a traffic sign's plate."""
+    across, along = (abs(x) / hx, abs(y) / hy) if face == 2 else (abs(y) / hy, abs(z) / hz)
+    rim = max(across, along)
+    return 0.78 < rim < 0.95 or (rim < 0.6 and along < 0.18)
 
 
 @kernel
@@ -161,12 +209,7 @@ def part_colour(prims: Any, i: Any, x: Any, y: Any, z: Any, face: Any) -> Any:
         return (0.95, 0.94, 0.86) if x > 0 else (0.70, 0.05, 0.05)
     if look == CAR and face == 0 and abs(y) < 0.5 * hy and z < 0.2 * hz:
         return 0.3 * r, 0.3 * g, 0.3 * b
-    if look == PLATE:
-        across, along = (abs(x) / hx, abs(y) / hy) if face == 2 else (abs(y) / hy, abs(z) / hz)
-        rim = max(across, along)
-        share = 1.0 if 0.78 < rim < 0.95 or (rim < 0.6 and along < 0.18) else 0.0
-    else:
-        share = accented(look, face, x, y, z, hx, hy, hz, p0, p1, p2)
+    share = accented(look, face, x, y, z, hx, hy, hz, p0, p1, p2)
     gain = 0.94 + 0.12 * noise(3 * x + i, 3 * y, 3 * z)
     r = gain * (r + share * (prims.accent[i, 0] - r))
     g = gain * (g + share * (prims.accent[i, 1] - g))

@@ -1,6 +1,4 @@
-"""The primitive that the demo world is made of, alone (Part) and as flat arrays for the kernels
-(Primitives).
-"""
+"""Primitives of the demo world (box, ellipsoid, cylinder), alone or as flat arrays."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -43,13 +41,11 @@ GLASS: Colour = (0.12, 0.16, 0.20)
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One primitive of an object, in the object's frame.
+    """One primitive of an object, in the object's frame [m, rad].
 
-    X forward, y left, z up, origin on the ground [m, rad].
-
-    `taper` shrinks a box's top along x and y (0 none, 1 to an edge); for a cylinder (axis z) its
-    first number does so for both radii (1: a cone) and its second is the hole's share of the radius
-    (a ring).
+    That frame is x forward, y left, z up, its origin on the ground. `taper` shrinks a box's top
+    along x and y (0 none, 1 to an edge); for a cylinder (axis z) its first number does so for both
+    radii (1: a cone) and its second is the hole's share of the radius (a ring).
     """
 
     kind: int
@@ -66,9 +62,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class SceneObject:
-    """An object standing or moving in the street frame.
-
-    Its parts, raw nuScenes label, pose at t = 0 and velocity.
+    """An object in the street frame: its parts, raw nuScenes label, pose at t = 0, velocity.
 
     `size_m` is length, width, height of its box, whose bottom is at `z_m`; it moves where it faces.
     `tracked` objects get an instance and annotation boxes.
@@ -99,8 +93,9 @@ class SceneObject:
 
 
 class Primitives(NamedTuple):
-    """All n parts of a world as arrays in the street frame (a NamedTuple because numba takes it
-    as it is).
+    """All n parts of a world as flat arrays in the street frame.
+
+    A NamedTuple, because Numba takes one as it is.
     """
 
     kind: UInt8[np.ndarray, "n"]

@@ -1,4 +1,4 @@
-"""Where people stand and walk: along the sidewalk, beside walls, close together, under trees."""
+"""Places pedestrians: along the sidewalk, beside walls, close together, under trees."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -70,8 +70,7 @@ def _kind(rng: Rng) -> int:
 def spread(
     rng: Rng, parties: Sequence[Party], objects: Sequence[SceneObject], duration_s: float
 ) -> list[SceneObject]:
-    """Takes some parties to walls, trees and into groups, so that no one ever stands inside an
-    object.
+    """Moves some pedestrians to walls, trees and into groups, free of collisions.
 
     `objects` are those of the parties' side of the street. Who finds no free place where they
     should go stays on the sidewalk; who is in something's way even there is left out.

@@ -1,4 +1,4 @@
-"""Rays against primitives and the ground: distances and normals."""
+"""Ray casting against primitives and the ground: distances and normals, compiled."""
 
 import math
 from functools import partial
@@ -58,7 +58,7 @@ def hit_box(
     kx: Any,
     ky: Any,
 ) -> Any:
-    """Entry distance of a ray into a box with tapered top, or inf; from inside: inf."""
+    """Ray-box intersection: entry distance, or inf; the top may taper. From inside: inf."""
     ax = hx * kx / (2 * hz)
     ay = hy * ky / (2 * hz)
     near = -math.inf
@@ -91,7 +91,7 @@ def hit_box(
 def hit_ball(
     ox: Any, oy: Any, oz: Any, dx: Any, dy: Any, dz: Any, hx: Any, hy: Any, hz: Any
 ) -> Any:
-    """Entry distance of a ray into an ellipsoid, or inf."""
+    """Ray-ellipsoid intersection: entry distance, or inf."""
     ox = ox / hx
     oy = oy / hy
     oz = oz / hz
@@ -122,8 +122,9 @@ def hit_tube(
     taper: Any,
     hole: Any,
 ) -> Any:
-    """Entry distance of a ray into a cylinder or cone along z, whose caps may have a hole, or
-    inf.
+    """Ray-cylinder or ray-cone intersection: entry distance, or inf.
+
+    The axis is z; the caps may have a hole.
     """
     ox = ox / hx
     oy = oy / hy
@@ -168,7 +169,7 @@ def hit_tube(
 
 @kernel
 def hit_part(prims: Any, i: Any, ox: Any, oy: Any, oz: Any, dx: Any, dy: Any, dz: Any) -> Any:
-    """Entry distance of a ray, given in part i's own axes about its centre, or inf."""
+    """Ray-part intersection: entry distance, or inf, of a ray in part i's own frame."""
     hx = prims.half_m[i, 0]
     hy = prims.half_m[i, 1]
     hz = prims.half_m[i, 2]
@@ -260,8 +261,9 @@ def surface_at(ground: Any, x: Any, y: Any) -> Any:
 def _kerb_face(
     ground: Any, top: Any, low: Any, label: Any, ox: Any, oy: Any, dx: Any, dy: Any
 ) -> Any:
-    """Where a ray that is above the road at `top` and in a kerb at `low` enters it, and its
-    label.
+    """Where a ray enters the face of a kerb, by bisection, and the label there.
+
+    The ray is above the road at `top` and in the kerb at `low`.
     """
     for _ in range(6):
         middle = 0.5 * (top + low)
@@ -287,12 +289,12 @@ def slope_at(ground: Any, x: Any) -> Any:
 
 @kernel
 def _come_down(hills: Any, lift: Any, roof: Any, t: Any, ox: Any, oz: Any, dx: Any, dz: Any) -> Any:
-    """First distance from `t` on at which a ray is `lift` above the hills (inf: never), and False.
+    """Ray against hills: first distance from `t` on at which it is `lift` above them.
 
-    Or a distance at which it has risen more than `roof` above them again, and True. The height of
-    the ray above the hills bends down by at most `bend`, so that it stays above
-    gap + climb * s - bend * s^2 / 2 for all steps s. A step to the zero of that misses nothing, and
-    near the ground it is Newton's.
+    Answers that (inf: never) and False, or a distance at which the ray has risen more than `roof`
+    above them again, and True. The height of the ray above the hills bends down by at most `bend`,
+    so that it stays above gap + climb * s - bend * s^2 / 2 for all steps s. A step to the zero of
+    that misses nothing, and near the ground it is Newton's.
     """
     # in waves
     start = (ox - hills.valley_m) / hills.wave_m
@@ -329,7 +331,7 @@ def _come_down(hills: Any, lift: Any, roof: Any, t: Any, ox: Any, oz: Any, dx: A
 
 @partial(jit, _nrt=False)  # not inlined, so that a flat street's rays do not carry it along
 def _hit_hills(ground: Any, ox: Any, oy: Any, oz: Any, dx: Any, dy: Any, dz: Any) -> Any:
-    """As hit_ground, where the street goes up and down."""
+    """Ray-ground intersection where the street goes up and down (see hit_ground)."""
     hills = ground.hills
     t = 0.0
     if dz > 3.0 * hills.crest_m / hills.wave_m * abs(dx):
@@ -356,9 +358,7 @@ def _hit_hills(ground: Any, ox: Any, oy: Any, oz: Any, dx: Any, dy: Any, dz: Any
 
 @kernel
 def hit_ground(ground: Any, ox: Any, oy: Any, oz: Any, dx: Any, dy: Any, dz: Any) -> Any:
-    """Distance of a ray to the ground (inf if it looks up), the label there, and whether that is
-    the face of a kerb.
-    """
+    """Ray-ground intersection: distance (inf: none), label, whether it is a kerb's face."""
     if ground.hills.crest_m > 0.0:
         return _hit_hills(ground, ox, oy, oz, dx, dy, dz)
     if dz > -1e-6:

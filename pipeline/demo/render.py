@@ -26,7 +26,7 @@ _SHADE_REACH_M = 45.0
 
 @dataclass(frozen=True, eq=False, slots=True)
 class View:
-    """What a camera sees.
+    """A rendered image: colour, label, instance and depth of each pixel.
 
     `label` holds raw nuScenes labels (0: sky), `instance` indices into the world's objects (-1:
     untracked), `depth_m` the depth along the optical axis at the pixel's centre (inf: sky).
@@ -39,7 +39,7 @@ class View:
 
 
 def render(world: World, camera: RigCamera, time_s: float) -> View:
-    """Take a picture at `time_s`, from where the car is then."""
+    """Renders a camera's image at `time_s`, from where the car is then."""
     h, w = camera.size_hw
     street_from_cam = world.drive.street_from_ego(time_s) @ camera.ego_from_cam
     eye = Eye(street_from_cam[:3, 3].copy(), street_from_cam[:3, :3].copy(), camera.K)
@@ -58,9 +58,7 @@ def render(world: World, camera: RigCamera, time_s: float) -> View:
 
 
 def _stage(world: World, time_s: float, eye: Eye) -> Stage:
-    """The world at `time_s`, with the shadows about the camera where the sun is strong enough to
-    throw any.
-    """
+    """The world at `time_s`, with a shadow map about the camera if the sun is strong."""
     n = round(2 * _SHADE_REACH_M / SHADE_STEP_M)
     prims = world.at(time_s)
     corner = eye.origin[:2] - _SHADE_REACH_M

@@ -1,6 +1,4 @@
-"""The demo car: where its sensors sit, when they fire, how it drives, and what its poses get
-wrong.
-"""
+"""Sensor rig of the demo car: mounts, firing times, ego-motion, and errors of its poses."""
 
 from dataclasses import dataclass
 
@@ -51,11 +49,9 @@ class RigLidar:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Drive:
-    """How the car moves.
+    """Ego-motion along the street: varying speed, weaving, pitching and rolling a little.
 
-    Along the street at a gently varying speed, weaving, pitching and rolling a little.
-
-    It stands on the road of the `hills`.
+    The car stands on the road of the `hills`.
     """
 
     lane_y_m: float
@@ -67,8 +63,9 @@ class Drive:
     hills: Hills = FLAT
 
     def street_from_ego(self, time_s: Angles) -> Float[np.ndarray, "*t 4 4"]:
-        """Pose of the car's frame (rear axle on the ground, x forward, y left, z up) in the
-        street's at times [s].
+        """Ego pose in the street frame at times [s].
+
+        The car's frame is x forward, y left, z up; its origin lies on the ground at the rear axle.
         """
         t = np.asarray(time_s, dtype=float)
         turn = 2 * np.pi / 5.0
@@ -105,7 +102,7 @@ class FlatPoses:
     def written(
         self, global_from_ego: Float[np.ndarray, "4 4"], time_s: float
     ) -> Float[np.ndarray, "4 4"]:
-        """What is written for the car's true pose at a time [s]."""
+        """The pose that is written for the car's true one at a time [s]."""
         turned = global_from_ego[:3, :3]
         (x, y, _) = global_from_ego[:3, 3]
         yaw = np.arctan2(turned[1, 0], turned[0, 0])
@@ -116,7 +113,7 @@ class FlatPoses:
 
 
 def draw_flat_poses(rng: np.random.Generator) -> FlatPoses:
-    """Errors of 0.2 degrees that change over about a second."""
+    """Draws pose errors: 0.2 degrees of pitch and roll that change over about a second."""
     std_rad = np.deg2rad(0.2)
     memory_s = 1.0
     waves = 12
@@ -128,7 +125,10 @@ def draw_flat_poses(rng: np.random.Generator) -> FlatPoses:
 def pose(
     turned: Float[np.ndarray, "*n 3 3"], at_m: Float[np.ndarray, "*n 3"]
 ) -> Float[np.ndarray, "*n 4 4"]:
-    """Rigid transforms from rotations and translations."""
+    """Rigid transforms (4x4) from rotations and translations.
+
+    Of many times or objects at once, which ``projection.pose.Pose`` does not hold.
+    """
     out = np.zeros((*turned.shape[:-2], 4, 4))
     out[..., :3, :3] = turned
     out[..., :3, 3] = at_m
@@ -177,9 +177,7 @@ def cameras(width_px: int, height_px: int) -> tuple[RigCamera, ...]:
 
 
 def lidar(beams: int, azimuths: int) -> RigLidar:
-    """A LiDAR on the roof with `beams` rings from -30.67 to +10.67 degrees and `azimuths`
-    columns a turn.
-    """
+    """A LiDAR on the roof: `beams` rings from -30.67 to +10.67 degrees, `azimuths` columns."""
     share = (np.arange(azimuths) + 0.5) / azimuths
     yaw = SEAM_RAD - 2 * np.pi * share  # in the car's frame
     turned = rotation(-np.pi / 2 + 0.006, 0.004, -0.003)
@@ -194,9 +192,7 @@ def lidar(beams: int, azimuths: int) -> RigLidar:
 
 
 def draw_drive(rng: np.random.Generator, lane_y_m: float) -> Drive:
-    """A random drive in a lane, in a city that lies about a kilometre from the origin of its
-    map.
-    """
+    """Draws a random drive in a lane, in a city about a kilometre from its map's origin."""
     heading = rng.uniform(-np.pi, np.pi)
     (x, y) = rng.uniform(700.0, 1500.0, 2)
     return Drive(

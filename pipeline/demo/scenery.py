@@ -1,7 +1,4 @@
-"""Static scenery: buildings, poles, vegetation.
-
-Buildings, walls, poles, signs and lamps (manmade), trees, bushes and hedges (vegetation).
-"""
+"""Static scenery: buildings, walls, poles, signs (manmade); trees, hedges (vegetation)."""
 
 import numpy as np
 
@@ -47,9 +44,7 @@ def _fixed(parts: list[Part], label: int, size_m: tuple[float, float, float]) ->
 
 
 def building(rng: np.random.Generator, length_m: float, depth_m: float) -> SceneObject:
-    """A house along the street with rows of windows, a door side on every face, and a roof ledge
-    or hat.
-    """
+    """A house along the street: rows of windows, doors on every face, a roof ledge or hat."""
     height = rng.uniform(6.0, 20.0)
     facade = shade(rng, pick(rng, FACADES))
     rows = (float(rng.uniform(2.2, 3.6)), float(rng.uniform(2.8, 3.4)), 3.2)

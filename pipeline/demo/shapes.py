@@ -220,10 +220,7 @@ def trailer(rng: np.random.Generator) -> SceneObject:
 
 
 def excavator(rng: np.random.Generator) -> SceneObject:
-    """A construction vehicle.
-
-    A tracked digger or a wheel loader, yellow with an arm and a bucket.
-    """
+    """A construction vehicle: tracked digger or wheel loader, yellow, with arm and bucket."""
     yellow = shade(
         rng, pick(rng, ((0.95, 0.70, 0.05), (0.93, 0.62, 0.08), (0.90, 0.74, 0.12))), 0.03
     )
@@ -287,9 +284,7 @@ def excavator(rng: np.random.Generator) -> SceneObject:
 
 
 def motorcycle(rng: np.random.Generator, ridden: bool = False) -> SceneObject:
-    """A motorcycle: fat small wheels, a bulky dark engine, a glossy tank and fairing, long black
-    seat.
-    """
+    """A motorcycle: fat small wheels, dark engine, glossy tank and fairing, long black seat."""
     paint = shade(
         rng,
         pick(rng, ((0.60, 0.04, 0.04), (0.05, 0.08, 0.35), (0.06, 0.06, 0.07), (0.10, 0.28, 0.12))),

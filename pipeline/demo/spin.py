@@ -1,7 +1,4 @@
-"""The demo's spinning LiDAR.
-
-Returns of one turn, cast at each column's own firing time, with the sensor's flaws.
-"""
+"""Simulates a spinning LiDAR: returns at each column's firing time, noise and dropouts."""
 
 from dataclasses import dataclass
 
@@ -41,11 +38,10 @@ _CAR = pack(
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Scan:
-    """Returns of one turn in firing order, in the LiDAR frame at the sweep's stamp, the car's
-    motion compensated.
+    """A simulated LiDAR sweep: returns of one turn in firing order, motion compensated.
 
-    `intensity` is 0..255, `label` raw nuScenes, `instance` an index into the world's objects (-1:
-    untracked).
+    Points lie in the LiDAR frame at the sweep's stamp. `intensity` is 0..255, `label` raw nuScenes,
+    `instance` an index into the world's objects (-1: untracked).
     """
 
     xyz_m: Float32[np.ndarray, "n 3"]
@@ -71,7 +67,7 @@ class Hits:
 
 
 def scan(world: World, lidar: RigLidar, time_s: float) -> Scan:
-    """The sweep stamped `time_s`: its columns fired during the turn before."""
+    """Simulates the LiDAR sweep stamped `time_s`: its columns fired during the turn before."""
     fired_s = time_s + lidar.delay_s
     street_from_lidar = world.drive.street_from_ego(fired_s) @ lidar.ego_from_lidar
     hits = _cast(world, lidar, street_from_lidar, fired_s)

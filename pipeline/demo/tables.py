@@ -87,7 +87,7 @@ def token(*parts: object) -> str:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Tables:
-    """All records by table name.
+    """The nuScenes tables: all records by table name.
 
     `add` fills them scene by scene, `save` writes one JSON file each.
     """
@@ -131,10 +131,7 @@ def placed(transform: Float[np.ndarray, "4 4"]) -> Record:
 
 
 def add_fixed(tables: Tables, cameras: Sequence[RigCamera], lidar: RigLidar) -> None:
-    """What all scenes share.
-
-    Categories, attributes, visibility levels, sensors and their calibration.
-    """
+    """Adds what all scenes share: categories, attributes, visibility, sensor calibration."""
     for index, name in enumerate(CATEGORIES):
         tables.add("category", token("category", name), name=name, description="", index=index)
     for name in ATTRIBUTES:
@@ -163,7 +160,7 @@ def add_fixed(tables: Tables, cameras: Sequence[RigCamera], lidar: RigLidar) -> 
 
 
 def add_scene(tables: Tables, name: str, samples: Sequence[int], date: str) -> None:
-    """A scene with its log and its samples (key frames) at the given times [us]."""
+    """Adds a scene with its log and its samples (key frames) at the given times [us]."""
     log = tables.add(
         "log",
         token("log", name),
@@ -202,7 +199,7 @@ def add_sample_data(
     size_hw: tuple[int, int],
     samples: Sequence[int],
 ) -> list[str]:
-    """All readings of one sensor in time order, chained.
+    """Adds all readings of one sensor in time order, each linked to the next.
 
     Each belongs to the sample at or next after it.
     """
@@ -228,10 +225,7 @@ def add_sample_data(
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Shot:
-    """One sensor reading.
-
-    When, from where, in which file below the root, and the index of its sample.
-    """
+    """One sensor reading: time, ego pose, file below the root, index of its sample."""
 
     time_us: int
     global_from_ego: Float[np.ndarray, "4 4"]
@@ -257,7 +251,7 @@ def add_instance(
     seen: Sequence[Seen],
     samples: Sequence[int],
 ) -> None:
-    """The track of one object over the key frames in which the LiDAR hit it.
+    """Adds the track of one object over the key frames in which the LiDAR hit it.
 
     `visibility` is a bin of the number of points in the box (1: below 5, 2: below 20, 3: below 60,
     4: more).

@@ -193,8 +193,9 @@ class CaptionSampler:
         )
 
     def captions(self, crops: Crops) -> tuple[list[str], Bool[np.ndarray, "n c"]]:
-        """For each crop what it is about and up to two more objects in it, in words and as a set
-        of classes.
+        """A caption for each crop: its class and up to two more that it shows.
+
+        In words, and as the set of classes that they mention.
         """
         mentioned = np.zeros_like(crops.shown)
         words = []
@@ -259,8 +260,9 @@ def normalised(images: np.ndarray) -> Float[Tensor, "n 3 h w"]:
 
 @torch.inference_mode()
 def dense_score(model: Any, seed: int, worlds: int, size_wh: tuple[int, int]) -> dict[str, Any]:
-    """IoU of each class over all pixels of unseen streets, the model read cell by cell without
-    pooling.
+    """IoU of each class over all pixels of unseen streets, by dense CLIP features.
+
+    The model is read cell by cell, without pooling.
 
     Asks for the 16 names and, as a negative, for the sky; the sky's own pixels count only as a
     mistake of the others.
@@ -305,8 +307,9 @@ def dense(model: Any, images: np.ndarray) -> Float[Tensor, "n h w d"]:
 
 
 def save(model: nn.Module, folder: Path, config: TeachConfig, measured: dict[str, Any]) -> None:
-    """Write an open_clip checkpoint of float16 weights, and a card with how it was made and
-    what it scores.
+    """Writes an open_clip checkpoint of float16 weights, and its model card.
+
+    The card tells how the model was made and what it scores.
 
     Rows of the token table that no caption uses are zero: such words mean nothing to this model.
     """

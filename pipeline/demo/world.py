@@ -43,8 +43,9 @@ SET_M = 85.0
 
 
 class Light(NamedTuple):
-    """Sun direction (towards the sun), strengths, a tint of the whole image, sky colours, clouds
-    and haze [1/m].
+    """Sun and sky: direction towards the sun, strengths, colours, clouds and haze [1/m].
+
+    `tint` is that of the whole image.
     """
 
     sun: Float[np.ndarray, "3"]
@@ -59,11 +60,10 @@ class Light(NamedTuple):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class World:
-    """A scene from t = 0 to `duration_s` in the street frame.
+    """A street scene from t = 0 to `duration_s`, in the street frame.
 
-    X along the street, y left, z up, metres.
-
-    `prims` and `places` leave the hills out; `at` and `boxes` put everything on them.
+    That frame is x along the street, y left, z up [m]. `prims` and `places` leave the hills out;
+    `at` and `boxes` put everything on them.
     """
 
     key: tuple[int, int]
@@ -132,7 +132,7 @@ class _Group:
 
 
 def build_world(seed: int, scene: int, duration_s: float, hills_m: float = 0.0) -> World:
-    """The scene number `scene` of the demo with this `seed`; other numbers give other streets.
+    """Generates a street scene: another one for each `seed` and number `scene`.
 
     The same street rises by `hills_m` from its valleys to its crests.
     """
@@ -169,9 +169,7 @@ def build_world(seed: int, scene: int, duration_s: float, hills_m: float = 0.0) 
 
 
 def _with_foot(obj: SceneObject, hills: Hills) -> SceneObject:
-    """A house, wall, hedge or shelter that goes on below the ground, so that a slope shows no
-    gap.
-    """
+    """Extends a building, wall, hedge or shelter below the ground, lest slopes show gaps."""
     body = obj.parts[0]
     if obj.tracked or body.kind != BOX:
         return obj
@@ -304,9 +302,7 @@ def _cones(rng: Rng) -> _Group:
 
 
 def _rare_sets(rng: Rng) -> tuple[list[_Group], list[_Group]]:
-    """Both kerbs' share of what a street seldom has, so that every class occurs along every
-    stretch of road.
-    """
+    """Rare objects of both kerbs, so that every class occurs on every stretch of road."""
     makers: tuple[Callable[[Rng], _Group], ...] = (
         _bicycles,
         _bicycles,

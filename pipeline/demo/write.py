@@ -1,7 +1,4 @@
-"""Writes the demo world as a nuScenes data root.
-
-A nuScenes data root with tables, images, LiDAR sweeps, point labels and boxes.
-"""
+"""Writes the demo world as a nuScenes data root: tables, images, sweeps, labels, boxes."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -42,6 +39,7 @@ from clipsweep.pipeline.demo.tables import (
 from clipsweep.pipeline.demo.world import World, build_world
 from clipsweep.pipeline.settings import validated
 from clipsweep.projection.errors import BadInput
+from clipsweep.projection.pose import Pose
 
 MINI_TRAIN = (
     "scene-0061",
@@ -107,7 +105,7 @@ class _Plan:
 
 
 def write_demo(config: DemoConfig, out: Path) -> None:
-    """Make the world and write it to `out`, which appears whole or not at all.
+    """Writes the demo as a nuScenes data root; `out` appears whole or not at all.
 
     Raises:
         BadInput: a setting is out of its bounds, or `out` is already there.
@@ -150,8 +148,9 @@ def _check(config: DemoConfig) -> None:
 
 
 def true_pixels(config: DemoConfig, scene: str) -> dict[tuple[str, int], UInt8[np.ndarray, "h w"]]:
-    """Raw nuScenes label of every pixel of a scene's images (0: sky), by camera and time [us],
-    rendered again.
+    """Ground truth of a scene's images: raw nuScenes label of each pixel (0: sky).
+
+    By camera and time [us], rendered again.
 
     Raises:
         BadInput: the demo has no such scene.
@@ -208,10 +207,7 @@ def _plans(config: DemoConfig, root: Path, only: str = "") -> Iterator[_Plan]:
 
 
 def _stamps(world: World, start_us: int, key_frames: int) -> list[int]:
-    """Times of all sweeps.
-
-    20 Hz with a jitter of a fraction of a millisecond, key frames every tenth.
-    """
+    """Times of all sweeps [us]: 20 Hz with a jitter of up to 0.3 ms."""
     count = (key_frames - 1) * SWEEPS_PER_KEY + 1
     jitter = world.noise(0).integers(-300, 301, count)
     return [start_us + round(i * SPIN_S * 1e6) + int(j) for i, j in enumerate(jitter)]
@@ -290,5 +286,5 @@ def _count(
 ) -> Int64[np.ndarray, "objects"]:
     """Points of a sweep in each object's box at the sweep's time."""
     street_from_lidar = plan.world.drive.street_from_ego(time_s) @ plan.lidar.ego_from_lidar
-    xyz = xyz_m.astype(np.float64) @ street_from_lidar[:3, :3].T + street_from_lidar[:3, 3]
+    xyz = Pose(street_from_lidar[:3, :3], street_from_lidar[:3, 3]).apply(xyz_m)
     return count_in_boxes(xyz, plan.world.boxes(time_s), plan.world.places.size_m / 2)

@@ -167,9 +167,7 @@ def test_bins_hide_nothing_that_the_lidar_sees(
 
 
 def test_points_lie_where_they_were_cast_after_the_cars_motion_is_taken_out(world: World) -> None:
-    """Driving at some 6 m/s, the road would smear over 0.3 m and tilt if the motion within the
-    turn stayed in.
-    """
+    """With the motion within the turn left in, the road would smear over 0.3 m and tilt."""
     spinner = lidar(32, 720)
     found = scan(world, spinner, 0.7)
     street_from_lidar = world.drive.street_from_ego(0.7) @ spinner.ego_from_lidar

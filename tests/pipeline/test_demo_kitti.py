@@ -119,9 +119,7 @@ def test_points_lie_in_the_boxes_of_their_instances(frames: list[Frame], world: 
 
 
 def test_scans_and_pictures_agree(frames: list[Frame], world: World) -> None:
-    """The picture is what stands before the camera that the reader found, and points lie as deep
-    as what it shows.
-    """
+    """The picture is that of the camera which the reader found; points lie as deep as it shows."""
     for i, frame in enumerate(frames[:3]):
         camera = frame.cameras[0]
         placed = street_from_global(world) @ np.vstack(

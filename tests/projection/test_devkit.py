@@ -33,8 +33,9 @@ def matrix(record):
 
 
 def in_float64(devkit, xyz, lidar_token, camera_token):
-    """Pixels and depths by the devkit's chain lidar - ego - global - ego - camera - image,
-    written out in float64.
+    """Pixels and depths by the devkit's chain of transforms, written out in float64.
+
+    LiDAR - ego - global - ego - camera - image.
     """
     chain = np.eye(4)
     for token, inverse in ((lidar_token, False), (camera_token, True)):

@@ -128,9 +128,9 @@ def test_no_pixel_has_a_label(drive):
 
 
 def test_older_sweeps_can_vote_too(drive):
-    """Left of the image, in a cell that it crosses, points of the key sweep get votes of those that
-    only
-    the older sweep has.
+    """Points left of the image get votes of those that only the older sweep has.
+
+    They lie in a cell that the image's edge crosses.
     """
     unseen = np.random.default_rng(1).uniform([4.8, 5.5, 0.2], [5.3, 6.3, 1.4], (20, 3))
     seen = unseen[:, [1, 0, 2]]

@@ -113,7 +113,7 @@ def test_project(run, n, k):
         assert run(kernels.project, xyz, matrix, size_wh, 1.0, 1.0, short, camera, uv, depth) == -1
 
 
-@pytest.mark.parametrize("dilate_cells", [0, 1, 2])
+@pytest.mark.parametrize("dilate_cells", [0, 1, 2, 12])  # 12: wider than the image
 @pytest.mark.parametrize("m", [0, 1, 300])
 def test_visible(run, m, dilate_cells):
     random = np.random.default_rng(m)

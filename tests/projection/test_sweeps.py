@@ -112,9 +112,7 @@ def test_choosing_sweeps(three):
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_a_spin_on_the_move_is_set_straight(order):
-    """Walls seen by a car in a bend, each point at its own time, fall onto the walls as they
-    stand.
-    """
+    """Walls seen by a car in a bend, point by point, fall onto the walls as they stand."""
     random = np.random.default_rng(0)
     turn = 0.6
     speed = np.array([12.0, 0.5, 0.1])

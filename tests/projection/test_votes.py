@@ -231,8 +231,9 @@ def test_a_cluster_decides_between_labels_nearby_and_labels_nothing_far_away():
 
 
 def test_a_point_is_labelled_as_if_it_were_alone():
-    """One without a cluster, whose winner has no votes in coarse cells, after one with a
-    cluster.
+    """A point without a cluster gets nothing from the cluster of the point before it.
+
+    Its winner has no votes in coarse cells.
     """
     clustered = places([[20, 0.2, 0.2]], cluster=7)
     loose = places([[0.22, 0.2, 0.2]])

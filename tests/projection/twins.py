@@ -275,8 +275,9 @@ def limit_slope(ground, rise) -> np.ndarray:
 
 
 def heights(xyz, corner, size, ground, deepest) -> np.ndarray:
-    """Bilinear between the four cell centres around each point, NaN where one is missing or the
-    point is too deep.
+    """Heights above the ground, bilinear between the four cell centres around each point.
+
+    NaN where one is missing or the point is too deep.
     """
     height = np.full(len(xyz), np.nan)
     for i, (x, y, z) in enumerate(xyz.astype(np.float64)):
