@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from clipsweep.pipeline.artifacts.index import read_label_files
@@ -42,7 +43,10 @@ def _meant(name: str) -> Iterator[str]:
             yield os.path.realpath(f"{_OPEN_FILES}/{number}/{name}")
 
 
-sys.addaudithook(_watch)
+@cache
+def _install() -> None:
+    """Adds the audit hook to this process, once: Python has no call that removes one again."""
+    sys.addaudithook(_watch)
 
 
 def label_folders(data: DataConfig, index: Artifact) -> list[Path]:
@@ -64,13 +68,15 @@ def label_folders(data: DataConfig, index: Artifact) -> list[Path]:
 
 @contextmanager
 def no_labels(places: Iterable[Path]) -> Iterator[None]:
-    """While this lasts, opening any of these files, or one in any of these folders, is refused.
+    """Label leakage guard: while this lasts, no file at or in these places may be opened.
 
-    It raises ``LabelLeak``, in worker processes too.
+    Opening one raises ``LabelLeak``, in worker processes too.
 
     It is an audit hook of the interpreter: whichever Python code opens the file is noticed, a
-    library that opens it in C or Rust by itself is not.
+    library that opens it in C or Rust by itself is not. The first guard of a process installs the
+    hook, which Python cannot remove: it stays, and lets every file pass while no guard is open.
     """
+    _install()
     names = {name(place) for place in places for name in (os.path.abspath, os.path.realpath)}
     _forbidden.update(names)
     try:
