@@ -120,7 +120,7 @@ def main(
     if made.skipped:
         first = made.skipped[0]
         say(
-            f"left out {len(made.skipped)} frame(s), first {first.frame} of {first.scene}: "
+            f"left out {len(made.skipped)} frame(s), first {first.name} of {first.scene}: "
             f"{first.reason}"
         )
     return 0

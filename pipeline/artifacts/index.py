@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -27,13 +27,37 @@ MAX_SWEEPS = 11
 """Sweeps of a frame in the index: the key sweep and up to ten earlier ones."""
 
 
+_OLDER_SWEEP = "(an older sweep)"  # stands in manifests and messages in place of a frame's id
+
+
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """A frame that was left out, and why."""
+    """A frame that was left out, or an older sweep of frames that stay, and why.
 
-    frame: str
+    Attributes:
+        frame: id of the frame; None of an older sweep, which several frames share.
+        scene: name of its scene; empty where it is not known.
+        reason: what is wrong with it.
+    """
+
+    frame: str | None
     scene: str
     reason: str
+
+    @property
+    def name(self) -> str:
+        """What was left out, as messages name it."""
+        return _OLDER_SWEEP if self.frame is None else self.frame
+
+    def row(self) -> dict[str, str]:
+        """Its entry in markers and manifests."""
+        return {"frame": self.name, "scene": self.scene, "reason": self.reason}
+
+    @staticmethod
+    def of_row(row: Mapping[str, str]) -> Skip:
+        """The record of an entry in a marker or manifest."""
+        frame = None if row["frame"] == _OLDER_SWEEP else row["frame"]
+        return Skip(frame, row["scene"], row["reason"])
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -117,7 +117,7 @@ def skip_or_raise(error: BadInput, frame: Frame, config: Config) -> Skip:
 def record_older_sweep(skipped: list[Skip], scene: str, error: BadInput | str) -> None:
     """Writes an older sweep down that was left out; several frames share it."""
     if all(str(error) != skip.reason for skip in skipped):
-        skipped.append(Skip("(an older sweep)", scene, str(error)))
+        skipped.append(Skip(None, scene, str(error)))
 
 
 def key_cloud(frame: Frame, config: Config, ego_box_m: float, sweeps: int = 1) -> Cloud:

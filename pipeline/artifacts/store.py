@@ -22,7 +22,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -235,9 +235,9 @@ class Artifact:
     def skipped(self) -> list[Skip]:
         """Frames that this artifact lacks, those lost in its inputs included."""
         if not self.parts:
-            return [Skip(**row) for row in self.manifest()["skipped"]]
+            return [Skip.of_row(row) for row in self.manifest()["skipped"]]
         rows = (row for part in self.parts for row in self.facts(part.shard)["skipped"])
-        return [*self.lost, *(Skip(**row) for row in rows)]
+        return [*self.lost, *(Skip.of_row(row) for row in rows)]
 
     def holding(self, parts: Sequence[Part], lost: Sequence[Skip] = ()) -> Artifact:
         """The same directory, of which a run uses some parts.
@@ -325,7 +325,7 @@ class Artifact:
         """
         write_whole(self.shard(name), payload)
         marker = {"bytes": len(payload), "sha256": hashlib.sha256(payload).hexdigest(), **facts}
-        write_whole(self._marker(name), json.dumps(marker, default=asdict).encode())
+        write_whole(self._marker(name), json.dumps(marker, default=Skip.row).encode())
 
     def commit_arrays(self, name: str, arrays: Mapping[str, np.ndarray], **facts: Any) -> None:
         """Commits a shard of named arrays as safetensors."""
@@ -394,7 +394,7 @@ class Artifact:
             facts: more entries of the manifest.
         """
         markers = {name: json.loads(self._marker(name).read_bytes()) for name in shards}
-        skipped = [asdict(skip) for skip in inherited]
+        skipped = [skip.row() for skip in inherited]
         counts: dict[str, int] = {}
         for marker in markers.values():
             skipped += marker.pop("skipped", [])
