@@ -114,6 +114,11 @@ def skip_or_raise(error: BadInput, frame: Frame, config: Config) -> Skip:
     return Skip(frame.id, frame.scene, str(error))
 
 
+def all_left_out(where: str, skipped: Sequence[Skip], kind: str = "frames") -> BadInput:
+    """The error of a stage that has no frame left to work on."""
+    return BadInput(where, f"all {kind} were left out, first: {skipped[0].reason}")
+
+
 def record_older_sweep(skipped: list[Skip], scene: str, error: BadInput | str) -> None:
     """Writes an older sweep down that was left out; several frames share it."""
     if all(str(error) != skip.reason for skip in skipped):

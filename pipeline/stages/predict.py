@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 from clipsweep.distill.student.checkpoint import Trained, load_student
 from clipsweep.pipeline.artifacts.index import Skip
 from clipsweep.pipeline.artifacts.read import (
+    all_left_out,
     raw_rows,
     read_points,
     record_older_sweep,
@@ -166,15 +167,16 @@ def labelled_frames(
     Raises:
         BadInput: all frames were left out.
     """
-    lost = {skip.frame: skip.reason for skip in predicted.skipped()}
+    skipped = predicted.skipped()
+    lost = {skip.frame for skip in skipped}
     some = False
     for scene in scenes_of(index, "eval"):
         for frame in scene_frames(index, config, scene):
             if frame.id not in lost:
                 some = True
                 yield frame, _read_labels(predicted, frame)
-    if lost and not some:
-        raise BadInput("data.eval", f"all frames were left out, first: {next(iter(lost.values()))}")
+    if skipped and not some:
+        raise all_left_out("data.eval", skipped)
 
 
 def _read_labels(labels: Artifact, frame: Frame) -> UInt8[np.ndarray, " n"]:

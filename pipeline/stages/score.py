@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from clipsweep.distill.metrics import OTHER, Confusion
-from clipsweep.pipeline.artifacts.read import read_truth, skip_or_raise
+from clipsweep.pipeline.artifacts.read import all_left_out, read_truth, skip_or_raise
 from clipsweep.pipeline.artifacts.store import Artifact
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.labels import (
@@ -94,7 +94,7 @@ def make_scores(
         confusion += Confusion.of(truth, table_class[label], len(scoring.names))
         frames += 1
     if not confusion.points and skipped:
-        raise BadInput("data.eval", f"all frames were left out, first: {skipped[0].reason}")
+        raise all_left_out("data.eval", skipped)
     if not confusion.points and config.labels.truth == BOXES:
         problem = "no point lies in an annotated box of a scored class"
         raise BadInput("data.eval", problem, "score annotated scenes")
