@@ -29,7 +29,7 @@ from clipsweep.pipeline.labels import BOXES, LabelSpace, load_space, load_truth
 from clipsweep.pipeline.reports.tables import score_table
 from clipsweep.pipeline.stages.boxes import BoxTruth, make_boxes
 from clipsweep.pipeline.stages.index import scene_frames, scenes_of
-from clipsweep.projection.cameras import sample_pixel_labels
+from clipsweep.projection.cameras import sample_pixel_labels, surest_labels
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import NONE, Cloud, Frame, Pairs, PixelLabels
 from clipsweep.projection.fusion import visible_pairs
@@ -199,6 +199,7 @@ def _unchecked(
     """What a frame's labels show without truth, and beside those of the key frame before."""
     label = np.concatenate([image.label.ravel() for image in images])
     score = np.concatenate([image.score.ravel() for image in images])
+    surest = surest_labels(labelled.pairs, labelled.label, labelled.score, len(fused))
     earlier = np.full_like(labelled.label, NONE)
     if before is not None:
         earlier = vote_in_cells(before.cell, before.label, before.score, classes, labelled.cell)
@@ -209,7 +210,7 @@ def _unchecked(
         confidence=_by_confidence(score[label != NONE]),
         cameras=_both(*labelled.overlaps(), classes),
         frames=_both(labelled.label, earlier, classes),
-        moved=Confusion.of(labelled.of_points(len(fused)), fused, classes),
+        moved=Confusion.of(surest, fused, classes),
     )
 
 
@@ -243,13 +244,6 @@ class _LabelledPairs:
     label: UInt8[np.ndarray, " m"]
     score: Float32[np.ndarray, " m"]
     cell: UInt64[np.ndarray, " m"]
-
-    def of_points(self, points: int) -> UInt8[np.ndarray, " n"]:
-        """Label of each point's surest pixel, 255 where no pixel has one."""
-        label = np.full(points, NONE, np.uint8)
-        order = np.argsort(self.score, kind="stable")  # the surest is written last
-        label[self.pairs.point[order]] = self.label[order]
-        return label
 
     def overlaps(self) -> tuple[UInt8[np.ndarray, " k"], UInt8[np.ndarray, " k"]]:
         """Labels of points in two images: one camera's and the next one's."""
