@@ -32,7 +32,7 @@ BOXES = "boxes"
 
 @dataclass(frozen=True)
 class LabelsConfig:
-    """Which classes there are."""
+    """Label settings (``labels.*``): classes, prompts, mapping and truth to score with."""
 
     space: Annotated[
         str,
@@ -69,7 +69,7 @@ class LabelsConfig:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class LabelSpace:
-    """Classes 0..C-1 and what they are called inside and outside.
+    """Label space: classes 0..C-1, their prompts, ids in label files, colours, limits.
 
     Attributes:
         name: short name of the space.
@@ -138,7 +138,7 @@ class Scoring:
 
 
 def load_space(config: LabelsConfig) -> LabelSpace:
-    """The label space of a configuration.
+    """Loads the label space of a configuration.
 
     Raises:
         BadInput: the file is missing or malformed; the text names the class and the key.
@@ -352,7 +352,7 @@ def _checked_words(path: Path, key: str, words: Any) -> tuple[str, ...]:
 
 
 def _free_text(text: str, rivals: Sequence[tuple[Sequence[str], Sequence[str]]]) -> LabelSpace:
-    """Free-text classes, against all other classes of the label space.
+    """Open-vocabulary label space of free-text classes, against the space's other classes.
 
     Without rivals every pixel would look most like something that is asked for. A rival that is
     asked for itself is left out: one that has a word or phrase of its own within a name.
@@ -392,7 +392,7 @@ def _free_text(text: str, rivals: Sequence[tuple[Sequence[str], Sequence[str]]])
 
 
 def load_truth(config: LabelsConfig) -> LabelSpace:
-    """The label space of the truth: that of ``labels.truth``, or the one that is predicted.
+    """Loads the label space of the ground truth: ``labels.truth``, or the one predicted.
 
     Raises:
         BadInput: the file is missing or malformed, or lacks `boxes` with ``labels.truth=boxes``.
@@ -408,7 +408,7 @@ def load_truth(config: LabelsConfig) -> LabelSpace:
 
 
 def load_scoring(config: LabelsConfig, space: LabelSpace, truth: LabelSpace) -> Scoring:
-    """The classes to score with: the space's own, or those of ``labels.eval``.
+    """Loads the label mapping to score with: the space's own classes, or ``labels.eval``.
 
     The mapping's ``from`` gives a class's name in the table, as ``class: name`` or, for
     several label spaces, as ``space: {class: name}``. Names are all that two data sets must share
@@ -464,7 +464,7 @@ def _boxed(scoring: Scoring, truth: LabelSpace) -> Scoring:
 
 
 def load_teacher_map(name: str, space: LabelSpace) -> UInt8[np.ndarray, "256"]:
-    """Class of each id of a teacher's label images, 255 = none.
+    """Loads the class of each id of a teacher's label images, 255 = none.
 
     Such a mapping is ``configs/labels/cityscapes19.yaml``.
 

@@ -75,7 +75,7 @@ def command(tool: str, arguments: Sequence[str]) -> str:
 
 
 def left_out(config: Config) -> list[str]:
-    """What of this folder is not sent, as lines of a .gitignore."""
+    """Files of this folder that are not sent with the job, as lines of a .gitignore."""
     folders = [Path(folder).resolve() for folder in (config.store, config.data.root)]
     return [
         *_LEFT_OUT,
@@ -84,7 +84,7 @@ def left_out(config: Config) -> list[str]:
 
 
 def _follow(address: str, job: str, excludes: list[str]) -> tuple[int, str]:
-    """The exit status of a job, and its log."""
+    """Submits a job to Ray and follows its log; gives its exit status and log."""
     with needs_ray("tools/submit.py"):
         from ray.job_submission import JobStatus, JobSubmissionClient
 

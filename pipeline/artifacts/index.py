@@ -1,4 +1,4 @@
-"""The index of key frames: rows, parquet schema, reading.
+"""Data set index of key frames: rows, Parquet schema, reading.
 
 What a reader yields, how it is stored, and how frames come back from it.
 """
@@ -143,7 +143,7 @@ def _columns(row: Row, frame: Frame, root: Path) -> dict[str, Any]:
 
 
 def to_parquet(rows: Iterable[Row], root: Path) -> tuple[bytes, dict[str, str]]:
-    """The bytes of index.parquet, one row group a scene, and a digest of each scene's rows.
+    """Writes an index as Parquet, one row group a scene, with a digest of each scene's rows.
 
     The digest is of all that a row holds of its frame; the roles ``train`` and ``eval`` are not in
     it. Rows of one scene must follow each other.
@@ -167,7 +167,7 @@ def to_parquet(rows: Iterable[Row], root: Path) -> tuple[bytes, dict[str, str]]:
 
 
 def within(root: Path, name: str) -> Path:
-    """The path of a file named in a table.
+    """Safe path of a file that a table names, below the data root.
 
     Raises:
         BadInput: the name leaves the data root, by dots, as an absolute path or through a link, or
@@ -224,7 +224,7 @@ def undamaged(index: Path) -> Iterator[None]:
 
 
 def read_index(index: Path, root: Path, scene: str) -> list[Frame]:
-    """The frames of one scene in time order, paths resolved under the data root.
+    """Frames of a scene in order of time, with paths below the data root.
 
     Raises:
         BadInput: the index is damaged, as for the functions below, or names a file outside of the

@@ -1,4 +1,4 @@
-"""Statistics of labels before they are trained on.
+"""Quality report of pseudo-labels, before a student is trained on them.
 
 Coverage, balance, confidence, agreement, truth where there is.
 """
@@ -45,7 +45,7 @@ _BOXES = "annotated boxes"
 
 @dataclass(frozen=True, eq=False, slots=True)
 class LabelStatistics:
-    """Counts of labels.
+    """Counts of pixel labels and point labels, and of their agreement.
 
     Agreement is counted in both directions, so that a class's IoU there is the share of those that
     either side calls by its name which both do.
@@ -112,9 +112,7 @@ class _Truth:
 
 
 def truth_source(config: Config, index: Artifact) -> str:
-    """What the report takes for the truth.
-
-    ``label files``, ``annotated boxes``, or nothing (empty).
+    """Ground truth of the report: ``label files``, ``annotated boxes``, or none (empty).
 
     Boxes are taken with ``labels.truth=boxes``, or where no frame of ``data.eval`` has labels.
 
@@ -155,7 +153,7 @@ def _open_truth(config: Config, index: Artifact, space: LabelSpace) -> _Truth:
 def label_statistics(
     config: Config, index: Artifact, pixels: Artifact, points: Artifact
 ) -> LabelStatistics:
-    """Counts the labels of all scenes.
+    """Statistics of the pseudo-labels of all scenes.
 
     Files with true labels are opened for scenes of ``data.eval`` only.
     """
@@ -196,7 +194,7 @@ def _unchecked(
     labelled: _LabelledPairs,
     before: _LabelledPairs | None,
 ) -> LabelStatistics:
-    """What a frame's labels show without truth, and beside those of the key frame before."""
+    """Statistics of a frame's labels without truth, and against the key frame before."""
     label = np.concatenate([image.label.ravel() for image in images])
     score = np.concatenate([image.score.ravel() for image in images])
     surest = surest_labels(labelled.pairs, labelled.label, labelled.score, len(fused))
@@ -221,7 +219,7 @@ def _checked(
     labelled: _LabelledPairs,
     cloud: Cloud,
 ) -> LabelStatistics:
-    """What a frame's labels show beside the true classes of its key sweep's raw rows."""
+    """Statistics of a frame's labels against ground truth."""
     classes = len(opened.scored)
     true = truth[cloud.source[labelled.pairs.point]]
     known = true < OTHER
@@ -269,7 +267,7 @@ def _label_pairs(
 
 
 def _both(one: UInt8[np.ndarray, " k"], two: UInt8[np.ndarray, " k"], classes: int) -> Confusion:
-    """Two labellings of the same points compared with each other, where both have a label."""
+    """Confusion of two labellings of the same points, both ways, where both have a label."""
     return Confusion.of(one, two, classes).covered() + Confusion.of(two, one, classes).covered()
 
 
@@ -289,7 +287,7 @@ _CLASS_LOST = 0.5
 
 
 def statistics_warnings(statistics: LabelStatistics, space: LabelSpace) -> list[str]:
-    """Warnings about labels that are suspicious to train on.
+    """Warnings about pseudo-labels that are suspicious to train on.
 
     Fusion may well be right against the pixels (a fence that they call road). That it moves so
     many labels is worth a look at the pictures of ``tools/view.py`` in any case.
@@ -336,7 +334,7 @@ def _percent(part: int, whole: int) -> str:
 
 
 def statistics_table(statistics: LabelStatistics, space: LabelSpace, title: str) -> str:
-    """A line a class: shares of the labels, agreement, IoU; then totals."""
+    """Table of label statistics: share, agreement and IoU of each class, then totals."""
     shares = {"pixels": statistics.pixels, "points": statistics.points}
     columns: dict[str, Mapping[str, float | None]] = {
         name: {
@@ -372,9 +370,7 @@ def _labelled(counts: Int64[np.ndarray, " c1"]) -> float:
 
 
 def draw_statistics(statistics: LabelStatistics, space: LabelSpace, title: str) -> Figure:
-    """The table as a picture, with the histogram of confidence, and how often which confidence
-    is right.
-    """
+    """Figure of label statistics: class balance, agreement, IoU, confidence calibration."""
     figure = Figure(figsize=(16, 10), layout="constrained", dpi=110)
     figure.suptitle(title)
     axes: Any = figure.subplots(2, 2)

@@ -39,9 +39,7 @@ from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import Frame
 
 FINETUNED_BY = ("model", "train", "finetune", "protocol", "seed", "objectives.segmentation")
-"""Settings that decide a fine-tuned student, beside clouds, labels and the student it starts
-from.
-"""
+"""Settings that decide a fine-tuned student, beside clouds, labels and the pre-trained student."""
 
 
 def make_finetuned(config: Config, source: str) -> Artifact:

@@ -31,7 +31,7 @@ def _watch(event: str, arguments: tuple[object, ...]) -> None:
 
 
 def _meant(name: str) -> Iterator[str]:
-    """Every file that a name may stand for.
+    """Every path that a file name of an audit event may stand for.
 
     The audit event has no ``dir_fd``, so a relative name that is not there from here may lie
     below any folder that is open.
@@ -50,7 +50,7 @@ def _install() -> None:
 
 
 def label_folders(data: DataConfig, index: Artifact) -> list[Path]:
-    """The folders and files that hold human labels of any split.
+    """Folders and files of ground-truth labels, of any split.
 
     They are those of the data set's layout, those that the index names, and the stored boxes of
     this and of any other index beside it, which ``labels.truth=boxes`` scores against.
