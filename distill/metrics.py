@@ -14,7 +14,7 @@ from jaxtyping import Float64, Int64, UInt8
 Absent = Literal["nan", "one", "zero"]
 _ABSENT: dict[Absent, float] = {"nan": float("nan"), "one": 1.0, "zero": 0.0}
 OTHER = 254
-"""A class that the table does not have.
+"""Label of a class that the table of scores does not have.
 
 As a prediction it is wrong, but not missing. As the truth it makes every prediction of a class of
 the table a false positive, and is scored in no other way.
@@ -48,8 +48,8 @@ class Confusion:
         """Counts a cloud; points whose truth is 255 are left out.
 
         Args:
-            truth: true class, 254 = none of the table's, 255 = ignored.
-            predicted: class, 254 = one that the table does not have, 255 = none.
+            truth: true class, ``OTHER`` = none of the table's, 255 = ignored.
+            predicted: class, ``OTHER`` = one that the table does not have, 255 = none.
             classes: number of classes.
 
         Raises:

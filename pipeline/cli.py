@@ -1,6 +1,6 @@
-"""Command line: key=value arguments, help, exit status, error messages.
+"""Command line of the tools: key=value arguments, help, exit status, error messages.
 
-Arguments, help, one path on stdout, one line for bad input, the exit status.
+A tool writes one path to stdout, and one line to stderr for bad input.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Made:
 
 
 def say(text: str) -> None:
-    """Writes to the terminal; stdout is kept for the one path."""
+    """Message to stderr; stdout is kept for the one path of the result."""
     sys.stderr.write(text + "\n")
 
 
@@ -47,7 +47,7 @@ def report_bad_steps(student: Artifact) -> None:
 
 @contextmanager
 def _messages(level: int) -> Iterator[None]:
-    """While this lasts, messages of the stages from a level on appear on stderr."""
+    """Context in which log messages from a level on appear on stderr."""
     handler = logging.StreamHandler(sys.stderr)
     logger = logging.getLogger("clipsweep")
     before = logger.level
@@ -70,7 +70,7 @@ def main(
     own: type | None = None,
     arguments: Sequence[str] | None = None,
 ) -> int:
-    """Runs a tool; answers its exit status.
+    """Runs a tool from the command line, and gives its exit status.
 
     0 is a whole result, 1 bad input, 2 wrong usage, 128 + n signal n.
 
@@ -120,7 +120,7 @@ def main(
     if made.skipped:
         first = made.skipped[0]
         say(
-            f"left out {len(made.skipped)} frame(s), first {first.frame} of {first.scene}: "
+            f"left out {len(made.skipped)} frame(s), first {first.name} of {first.scene}: "
             f"{first.reason}"
         )
     return 0

@@ -1,6 +1,4 @@
-"""Label spaces: class names, their prompts, ids in official files, colours, and mappings between
-spaces.
-"""
+"""Label spaces: class names, prompts, ids of label files, colours, mappings between spaces."""
 
 from __future__ import annotations
 
@@ -19,7 +17,14 @@ from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import NONE
 from clipsweep.projection.votes import ClassLimits
 
-_UNKNOWN = 254  # in the table of raw ids: neither a class nor ignored
+UNKNOWN_ID = 254
+"""A raw id of label files that a label space does not list, in ``LabelSpace.class_of_raw`` alone.
+
+``LabelSpace.from_raw`` refuses such ids, so that no point ever gets this value as its label. Among
+labels 254 is ``distill.metrics.OTHER``, a class that the table of scores does not have.
+"""
+MAX_CLASSES = 253
+"""Most classes of a label space or a table of scores: 254 and 255 are no classes."""
 _RAW_IDS = 1 << 16
 BOXES = "boxes"
 """The value of ``labels.truth`` that scores against annotated 3D boxes."""
@@ -27,7 +32,7 @@ BOXES = "boxes"
 
 @dataclass(frozen=True)
 class LabelsConfig:
-    """Which classes there are."""
+    """Label settings (``labels.*``): classes, prompts, mapping and truth to score with."""
 
     space: Annotated[
         str,
@@ -64,7 +69,7 @@ class LabelsConfig:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class LabelSpace:
-    """Classes 0..C-1 and what they are called inside and outside.
+    """Label space: classes 0..C-1, their prompts, ids in label files, colours, limits.
 
     Attributes:
         name: short name of the space.
@@ -74,7 +79,8 @@ class LabelSpace:
         min_score: confidence that a label of a class needs, 0..1, where it is not
             ``teacher.min_score``.
         colors: RGB of each class.
-        class_of_raw: class of each raw id of the official label files; 255 ignored, 254 unknown.
+        class_of_raw: class of each raw id of the official label files; 255 ignored,
+            ``UNKNOWN_ID`` not listed.
         export: official id of each class in a submission, or None for free text.
         limits: where points of each class can be.
         boxes: class of each category of annotated 3D boxes, 255 = ignored; empty if not known.
@@ -105,8 +111,8 @@ class LabelSpace:
             BadInput: an id is neither a class nor ignored; named with its count.
         """
         label = self.class_of_raw[raw]
-        if (label == _UNKNOWN).any():
-            ids, counts = np.unique(raw[label == _UNKNOWN], return_counts=True)
+        if (label == UNKNOWN_ID).any():
+            ids, counts = np.unique(raw[label == UNKNOWN_ID], return_counts=True)
             seen = ", ".join(f"{i} ({n} points)" for i, n in zip(ids[:5], counts[:5], strict=True))
             raise BadInput(
                 where, f"label ids unknown to {self.name}: {seen}", "add them to the label space"
@@ -116,8 +122,13 @@ class LabelSpace:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Scoring:
-    """The classes that a table has, and the class in it (255 = none) of each class predicted and
-    of each true one.
+    """Label mapping for scores: classes of the table, and the one of each predicted and true class.
+
+    Attributes:
+        name: short name of the mapping.
+        names: class names of the table.
+        of_class: class in the table of each predicted class, 255 = none.
+        of_truth: class in the table of each true class, 255 = none.
     """
 
     name: str
@@ -127,7 +138,7 @@ class Scoring:
 
 
 def load_space(config: LabelsConfig) -> LabelSpace:
-    """The label space of a configuration.
+    """Loads the label space of a configuration.
 
     Raises:
         BadInput: the file is missing or malformed; the text names the class and the key.
@@ -135,8 +146,8 @@ def load_space(config: LabelsConfig) -> LabelSpace:
     path = resolve_name("labels", config.space)
     tree = _read(path, "classes", "ignored", "negatives", "boxes")
     classes = tree.get("classes")
-    if not isinstance(classes, list) or not 0 < len(classes) < _UNKNOWN:
-        raise BadInput(path, "needs `classes`, a list of 1 to 253 classes")
+    if not isinstance(classes, list) or not 0 < len(classes) <= MAX_CLASSES:
+        raise BadInput(path, f"needs `classes`, a list of 1 to {MAX_CLASSES} classes")
     for row in classes:
         _check_class(path, row)
     ignored = tree.get("ignored", [])
@@ -153,7 +164,7 @@ def load_space(config: LabelsConfig) -> LabelSpace:
             *(((word,), (word,)) for word in words.negatives),
         ]
         return _free_text(config.names, rivals)
-    class_of_raw = np.full(_RAW_IDS, _UNKNOWN, np.uint8)
+    class_of_raw = np.full(_RAW_IDS, UNKNOWN_ID, np.uint8)
     class_of_raw[np.asarray(ignored, np.int64)] = NONE
     for index, row in enumerate(classes):
         class_of_raw[np.asarray(row["raw"], np.int64)] = index
@@ -341,7 +352,7 @@ def _checked_words(path: Path, key: str, words: Any) -> tuple[str, ...]:
 
 
 def _free_text(text: str, rivals: Sequence[tuple[Sequence[str], Sequence[str]]]) -> LabelSpace:
-    """Free-text classes, against all other classes of the label space.
+    """Open-vocabulary label space of free-text classes, against the space's other classes.
 
     Without rivals every pixel would look most like something that is asked for. A rival that is
     asked for itself is left out: one that has a word or phrase of its own within a name.
@@ -354,10 +365,9 @@ def _free_text(text: str, rivals: Sequence[tuple[Sequence[str], Sequence[str]]])
     names = tuple(split_texts(text))
     # a CLIP model does not separate them
     alike = {" ".join(name.casefold().split()) for name in names}
-    if not 0 < len(names) < _UNKNOWN or len(alike) < len(names):
-        raise BadInput(
-            "labels.names", f"{text!r} gives {len(names)} names; 1 to 253 different ones are needed"
-        )
+    if not 0 < len(names) <= MAX_CLASSES or len(alike) < len(names):
+        problem = f"{text!r} gives {len(names)} names; 1 to {MAX_CLASSES} different ones are needed"
+        raise BadInput("labels.names", problem)
     asked = [set(name.lower().split()) for name in names]
     negatives = [
         word
@@ -382,7 +392,7 @@ def _free_text(text: str, rivals: Sequence[tuple[Sequence[str], Sequence[str]]])
 
 
 def load_truth(config: LabelsConfig) -> LabelSpace:
-    """The label space of the truth: that of ``labels.truth``, or the one that is predicted.
+    """Loads the label space of the ground truth: ``labels.truth``, or the one predicted.
 
     Raises:
         BadInput: the file is missing or malformed, or lacks `boxes` with ``labels.truth=boxes``.
@@ -398,7 +408,7 @@ def load_truth(config: LabelsConfig) -> LabelSpace:
 
 
 def load_scoring(config: LabelsConfig, space: LabelSpace, truth: LabelSpace) -> Scoring:
-    """The classes to score with: the space's own, or those of ``labels.eval``.
+    """Loads the label mapping to score with: the space's own classes, or ``labels.eval``.
 
     The mapping's ``from`` gives a class's name in the table, as ``class: name`` or, for
     several label spaces, as ``space: {class: name}``. Names are all that two data sets must share
@@ -425,7 +435,7 @@ def _scoring(config: LabelsConfig, space: LabelSpace, truth: LabelSpace) -> Scor
         return Scoring(space.name, space.names, own, own)
     path = resolve_name("labels", config.eval)
     tree = _read(path, "names", "from")
-    names = _table(path, tree, _UNKNOWN - 1)
+    names = _table(path, tree, MAX_CLASSES)
     mapping = tree.get("from")
 
     def of(space: LabelSpace) -> UInt8[np.ndarray, " classes"]:
@@ -454,8 +464,9 @@ def _boxed(scoring: Scoring, truth: LabelSpace) -> Scoring:
 
 
 def load_teacher_map(name: str, space: LabelSpace) -> UInt8[np.ndarray, "256"]:
-    """Class of each id of a teacher's label images (``configs/labels/cityscapes19.yaml``), 255 =
-    none.
+    """Loads the class of each id of a teacher's label images, 255 = none.
+
+    Such a mapping is ``configs/labels/cityscapes19.yaml``.
 
     Raises:
         BadInput: the file is malformed or has no map to this label space, or the map names an

@@ -1,7 +1,4 @@
-"""Safe YAML loading: size limit, no aliases, includes.
-
-Safe types only, capped, no aliases, includes relative to the file.
-"""
+"""Safe YAML loading: plain types, a size limit, no aliases, no key given twice."""
 
 from __future__ import annotations
 
@@ -17,8 +14,9 @@ _BYTES_MAX = 1 << 20
 
 
 class _Loader(yaml.SafeLoader):
-    """A safe loader that refuses aliases (a few lines of them can expand to gigabytes) and a key
-    given twice.
+    """YAML loader without arbitrary objects, aliases and duplicate keys.
+
+    A few lines of aliases can expand to gigabytes.
     """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
@@ -78,8 +76,9 @@ def split_texts(text: str) -> list[str]:
 
 
 def resolve_name(folder: str, name: str) -> Path:
-    """The file of a short name (``nuscenes16`` is ``configs/labels/nuscenes16.yaml``) or of a path
-    ending in .yaml.
+    """Path of a configuration file that is given by its short name or as a path.
+
+    ``nuscenes16`` is ``configs/labels/nuscenes16.yaml``; a path ends in .yaml.
 
     Raises:
         BadInput: there is no such file; the text lists the short names.

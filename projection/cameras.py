@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8
 
 from clipsweep.projection import kernels
-from clipsweep.projection.frames import Camera, Pairs, PixelLabels
+from clipsweep.projection.frames import NONE, Camera, Pairs, PixelLabels
 from clipsweep.projection.pose import Pose
 
 
@@ -139,3 +139,23 @@ def sample_pixel_labels(
     rows = pixel_rows(pairs, cameras, [image.label.shape for image in pixels])
     label = np.concatenate([image.label.ravel() for image in pixels])[rows]
     return label, np.concatenate([image.score.ravel() for image in pixels])[rows].astype(np.float32)
+
+
+def surest_labels(
+    pairs: Pairs, label: UInt8[np.ndarray, " m"], score: Float32[np.ndarray, " m"], points: int
+) -> UInt8[np.ndarray, " n"]:
+    """Label of each point's pixel of highest score, 255 where no pixel has a label.
+
+    Of equal scores the later pair's counts.
+
+    Args:
+        pairs: of point and pixel.
+        label: of each pair's pixel, 255 = none.
+        score: of the same.
+        points: number of points of the cloud.
+    """
+    found = np.full(points, NONE, np.uint8)
+    labelled = np.flatnonzero(label != NONE)
+    order = labelled[np.argsort(score[labelled], kind="stable")]
+    found[pairs.point[order]] = label[order]  # the highest score is written last
+    return found

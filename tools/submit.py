@@ -28,10 +28,11 @@ from clipsweep.tools import arguments_of, tool_names
 KEYS = ("run", "store", "data")
 ROOT = Path(__file__).resolve().parents[1]
 _LEFT_OUT = (".git", ".venv*", "__pycache__", "*.egg-info", "/artifacts", "/demo-*/")
+_RESULT = "result: "
 _POLL_S = 0.5
 
 
-def run(tool: str, arguments: Sequence[str], config: Config, own: object = None) -> Made:
+def run(tool: str, arguments: Sequence[str], config: Config, _own: object = None) -> Made:
     address = config.run.address or os.environ.get("RAY_ADDRESS", "")
     if not address.startswith(("http://", "https://")):
         cure = "give run.address=http://HEAD:8265, or set RAY_ADDRESS"
@@ -40,18 +41,18 @@ def run(tool: str, arguments: Sequence[str], config: Config, own: object = None)
     status, log = _follow(address, command(tool, arguments), left_out(config))
     if status:
         raise SystemExit(status)  # the log has the reason
-    store = os.path.normpath(config.store)
-    places = (f"{store}/", getattr(own, "out", "") or f"{store}/")
-    made = [line for line in log.splitlines() if line.startswith(places)]
-    if not made:
-        raise BadInput(
-            tool, "ended well, but its log names nothing below store", "look for its result there"
-        )
-    return Made(Path(made[-1]))
+    _, named, made = log.rpartition(_RESULT)
+    if not named:
+        raise BadInput(tool, "ended well, but its log has no result", "look for it in the store")
+    return Made(Path(made.strip()))
 
 
 def command(tool: str, arguments: Sequence[str]) -> str:
-    """What the shell of the job runs.
+    """Shell command of the Ray job: runs the tool and marks its result in the job's log.
+
+    Ray gives back a job's status and its log, in which stdout and stderr are mixed, and this
+    machine need not see the store. So the shell takes what the tool writes to stdout, one path,
+    and writes it last, after ``result:``.
 
     Raises:
         BadInput: there is no such tool, or a configuration file is not among what is sent.
@@ -69,11 +70,12 @@ def command(tool: str, arguments: Sequence[str]) -> str:
             argument = str(file.relative_to(ROOT))
         if not argument.startswith("run.address="):
             words.append(argument)
-    return shlex.join([*words, "run.executor=ray"]) + ' run.address="${RAY_ADDRESS:?}"'
+    call = shlex.join([*words, "run.executor=ray"]) + ' run.address="${RAY_ADDRESS:?}"'
+    return f'made=$({call}) && printf "{_RESULT}%s\\n" "$made"'
 
 
 def left_out(config: Config) -> list[str]:
-    """What of this folder is not sent, as lines of a .gitignore."""
+    """Files of this folder that are not sent with the job, as lines of a .gitignore."""
     folders = [Path(folder).resolve() for folder in (config.store, config.data.root)]
     return [
         *_LEFT_OUT,
@@ -82,7 +84,7 @@ def left_out(config: Config) -> list[str]:
 
 
 def _follow(address: str, job: str, excludes: list[str]) -> tuple[int, str]:
-    """The exit status of a job, and its log."""
+    """Submits a job to Ray and follows its log; gives its exit status and log."""
     with needs_ray("tools/submit.py"):
         from ray.job_submission import JobStatus, JobSubmissionClient
 

@@ -1,4 +1,4 @@
-"""The index of key frames: rows, parquet schema, reading.
+"""Data set index of key frames: rows, Parquet schema, reading.
 
 What a reader yields, how it is stored, and how frames come back from it.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -27,13 +27,37 @@ MAX_SWEEPS = 11
 """Sweeps of a frame in the index: the key sweep and up to ten earlier ones."""
 
 
+_OLDER_SWEEP = "(an older sweep)"  # stands in manifests and messages in place of a frame's id
+
+
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """A frame that was left out, and why."""
+    """A frame that was left out, or an older sweep of frames that stay, and why.
 
-    frame: str
+    Attributes:
+        frame: id of the frame; None of an older sweep, which several frames share.
+        scene: name of its scene; empty where it is not known.
+        reason: what is wrong with it.
+    """
+
+    frame: str | None
     scene: str
     reason: str
+
+    @property
+    def name(self) -> str:
+        """What was left out, as messages name it."""
+        return _OLDER_SWEEP if self.frame is None else self.frame
+
+    def row(self) -> dict[str, str]:
+        """Its entry in markers and manifests."""
+        return {"frame": self.name, "scene": self.scene, "reason": self.reason}
+
+    @staticmethod
+    def of_row(row: Mapping[str, str]) -> Skip:
+        """The record of an entry in a marker or manifest."""
+        frame = None if row["frame"] == _OLDER_SWEEP else row["frame"]
+        return Skip(frame, row["scene"], row["reason"])
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -119,7 +143,7 @@ def _columns(row: Row, frame: Frame, root: Path) -> dict[str, Any]:
 
 
 def to_parquet(rows: Iterable[Row], root: Path) -> tuple[bytes, dict[str, str]]:
-    """The bytes of index.parquet, one row group a scene, and a digest of each scene's rows.
+    """Writes an index as Parquet, one row group a scene, with a digest of each scene's rows.
 
     The digest is of all that a row holds of its frame; the roles ``train`` and ``eval`` are not in
     it. Rows of one scene must follow each other.
@@ -143,7 +167,7 @@ def to_parquet(rows: Iterable[Row], root: Path) -> tuple[bytes, dict[str, str]]:
 
 
 def within(root: Path, name: str) -> Path:
-    """The path of a file named in a table.
+    """Safe path of a file that a table names, below the data root.
 
     Raises:
         BadInput: the name leaves the data root, by dots, as an absolute path or through a link, or
@@ -200,7 +224,7 @@ def undamaged(index: Path) -> Iterator[None]:
 
 
 def read_index(index: Path, root: Path, scene: str) -> list[Frame]:
-    """The frames of one scene in time order, paths resolved under the data root.
+    """Frames of a scene in order of time, with paths below the data root.
 
     Raises:
         BadInput: the index is damaged, as for the functions below, or names a file outside of the

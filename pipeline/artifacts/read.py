@@ -1,7 +1,4 @@
-"""Reads a frame's pixel labels, point labels, truth and point cloud.
-
-Pixel labels, point labels, truth, point clouds.
-"""
+"""Readers of a frame: pixel labels, point labels, ground truth, point cloud."""
 
 from __future__ import annotations
 
@@ -52,7 +49,7 @@ def read_points(points: Artifact, frame: Frame) -> PointLabels:
 
 
 def read_truth(frame: Frame, space: LabelSpace, config: Config) -> UInt8[np.ndarray, " n"] | None:
-    """True class of every raw row of a frame's key sweep, 255 = ignored.
+    """Ground-truth class of every raw point of a key sweep, 255 = ignored.
 
     None where the frame has no labels.
 
@@ -69,7 +66,7 @@ def read_truth(frame: Frame, space: LabelSpace, config: Config) -> UInt8[np.ndar
 def read_box_truth(
     frame: Frame, boxes: Sequence[Box], class_of: Mapping[str, int], config: Config
 ) -> UInt8[np.ndarray, " n"]:
-    """True class of every raw row of a frame's key sweep, as ``box_truth`` finds it from boxes.
+    """Ground-truth class of every raw point of a key sweep, from annotated 3D boxes.
 
     The car's own returns (``data.ego_box_m``), and rows that are no points, are ignored (255).
 
@@ -84,7 +81,7 @@ def read_box_truth(
 
 
 def raw_rows(frame: Frame, config: Config) -> int:
-    """Number of raw rows in the file of a frame's key sweep."""
+    """Number of raw points in the file of a frame's key sweep."""
     return frame.sweeps[0].points.bytes // (4 * config.data.columns)
 
 
@@ -108,20 +105,25 @@ def readable(
 
 
 def skip_or_raise(error: BadInput, frame: Frame, config: Config) -> Skip:
-    """Applies ``on_bad`` to a frame that cannot be used: a record of it, or its error raised."""
+    """Handles a bad frame as ``on_bad`` asks: gives a record of it, or raises its error."""
     if config.on_bad == "fail":
         raise error
     return Skip(frame.id, frame.scene, str(error))
 
 
+def all_left_out(where: str, skipped: Sequence[Skip], kind: str = "frames") -> BadInput:
+    """The error of a stage that has no frame left to work on."""
+    return BadInput(where, f"all {kind} were left out, first: {skipped[0].reason}")
+
+
 def record_older_sweep(skipped: list[Skip], scene: str, error: BadInput | str) -> None:
-    """Writes an older sweep down that was left out; several frames share it."""
+    """Records an older sweep that was left out, once, as several frames share it."""
     if all(str(error) != skip.reason for skip in skipped):
-        skipped.append(Skip("(an older sweep)", scene, str(error)))
+        skipped.append(Skip(None, scene, str(error)))
 
 
 def key_cloud(frame: Frame, config: Config, ego_box_m: float, sweeps: int = 1) -> Cloud:
-    """The key sweep of a frame, with older ones merged into it if so many are asked for."""
+    """Point cloud of a frame: its key sweep, with as many older sweeps merged as asked for."""
     data = config.data
     return merge(frame, sweeps, data.columns, data.intensity_scale, ego_box_m, data.bad_share)
 
@@ -133,9 +135,9 @@ def usable_cloud(
     sweeps: int,
     left_out: Callable[[BadInput], None],
 ) -> Cloud:
-    """As ``key_cloud``.
+    """Multi-sweep point cloud of a frame without older sweeps that are bad.
 
-    With ``on_bad=skip`` without the older sweeps that are bad, which are passed to ``left_out``.
+    As ``key_cloud``; with ``on_bad=skip`` the bad older sweeps are passed to ``left_out``.
 
     Raises:
         BadInput: the key sweep is bad, or an older one is and ``on_bad=fail``.

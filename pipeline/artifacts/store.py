@@ -1,4 +1,4 @@
-"""Artifact store: directories named by what they are made from, written shard by shard.
+"""Artifact store: resumable, content-addressed results of the stages, in atomic shards.
 
 A shard is whole or absent. An artifact ``<store>/<stage>-<12 hex>/`` holds one payload file a
 shard, ``done/<shard>.json`` markers and, when whole, ``manifest.json``. A payload is written to a
@@ -22,7 +22,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -81,9 +81,7 @@ def digest_files(paths: Sequence[Path]) -> str:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Atomic write: the name shows the whole file or nothing, whenever the process or machine
-    dies.
-    """
+    """Atomic file write: after a crash the name shows the whole file or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # nodes share folders, and numbers of processes
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
@@ -105,7 +103,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
-    """Lets ``fill`` write into a folder that gets its name when it is whole.
+    """Atomic folder write: what ``fill`` writes gets its name when it is whole.
 
     Raises:
         BadInput: there is something of that name.
@@ -155,7 +153,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Artifact:
-    """One stage's output, addressed by its configuration and inputs.
+    """Result of a stage, addressed by its configuration and inputs.
 
     Attributes:
         path: its directory.
@@ -191,7 +189,7 @@ class Artifact:
 
     @staticmethod
     def at(path: str, stage: str) -> Artifact:
-        """A finished artifact that a user named.
+        """Opens a finished artifact of a stage in a folder that a user named.
 
         Raises:
             BadInput: there is none of that stage at the path, or it is not whole.
@@ -221,7 +219,7 @@ class Artifact:
         return (self.path / "manifest.json").is_file()
 
     def manifest(self) -> dict[str, Any]:
-        """What the run that finished this artifact wrote about it."""
+        """Manifest of a finished artifact: digest, key, inputs, counts, skips, settings."""
         try:
             tree = json.loads((self.path / "manifest.json").read_text())
         except (OSError, ValueError) as error:
@@ -235,12 +233,12 @@ class Artifact:
     def skipped(self) -> list[Skip]:
         """Frames that this artifact lacks, those lost in its inputs included."""
         if not self.parts:
-            return [Skip(**row) for row in self.manifest()["skipped"]]
+            return [Skip.of_row(row) for row in self.manifest()["skipped"]]
         rows = (row for part in self.parts for row in self.facts(part.shard)["skipped"])
-        return [*self.lost, *(Skip(**row) for row in rows)]
+        return [*self.lost, *(Skip.of_row(row) for row in rows)]
 
     def holding(self, parts: Sequence[Part], lost: Sequence[Skip] = ()) -> Artifact:
-        """The same directory, of which a run uses some parts.
+        """This artifact with the parts that a run uses.
 
         The index lacks the frames ``lost``.
         """
@@ -287,7 +285,7 @@ class Artifact:
         return {path.stem: self.facts(path.stem) for path in markers}
 
     def shard(self, name: str) -> Path:
-        """Where a shard's payload lies."""
+        """Path of a shard's payload."""
         if not _NAME.fullmatch(name) or name.startswith("."):
             raise BadInput(
                 name,
@@ -300,8 +298,9 @@ class Artifact:
         return self.path / "done" / f"{name}.json"
 
     def done(self, name: str, verify: bool = False) -> bool:
-        """Whether a shard is committed and its payload has the committed size, and digest if
-        asked to verify.
+        """Whether a shard is committed and whole.
+
+        Its payload must have the committed size and, with ``verify``, the committed digest.
         """
         try:
             marker = json.loads(self._marker(name).read_bytes())
@@ -313,7 +312,7 @@ class Artifact:
         return not verify or hashlib.sha256(payload.read_bytes()).hexdigest() == marker["sha256"]
 
     def commit(self, name: str, payload: bytes, **facts: Any) -> None:
-        """Commits a shard.
+        """Commits a shard: its payload, then its marker.
 
         Committing it again, even from two processes at once, leaves one whole copy.
 
@@ -325,7 +324,7 @@ class Artifact:
         """
         write_whole(self.shard(name), payload)
         marker = {"bytes": len(payload), "sha256": hashlib.sha256(payload).hexdigest(), **facts}
-        write_whole(self._marker(name), json.dumps(marker, default=asdict).encode())
+        write_whole(self._marker(name), json.dumps(marker, default=Skip.row).encode())
 
     def commit_arrays(self, name: str, arrays: Mapping[str, np.ndarray], **facts: Any) -> None:
         """Commits a shard of named arrays as safetensors."""
@@ -334,7 +333,7 @@ class Artifact:
         )
 
     def payload(self, name: str) -> Path:
-        """Where a shard's payload lies, compared with its sha256 at the first call of each process.
+        """Path of a shard's payload, checked against its sha256 once in each process.
 
         Raises:
             BadInput: the shard is not committed, or is another one than was committed.
@@ -354,7 +353,7 @@ class Artifact:
         return path
 
     def arrays(self, name: str) -> Any:
-        """An open safetensors file of a shard.
+        """Opens a shard as a safetensors file.
 
         ``keys()``, ``get_tensor(key)``; arrays are read when asked for.
 
@@ -367,7 +366,7 @@ class Artifact:
             raise _damaged(self.shard(name), error) from None
 
     def sweep_orphans(self) -> None:
-        """Removes temporary files that killed writers left behind.
+        """Cleanup of temporary files that killed processes left behind.
 
         Young ones may be another run's, at work.
         """
@@ -394,7 +393,7 @@ class Artifact:
             facts: more entries of the manifest.
         """
         markers = {name: json.loads(self._marker(name).read_bytes()) for name in shards}
-        skipped = [asdict(skip) for skip in inherited]
+        skipped = [skip.row() for skip in inherited]
         counts: dict[str, int] = {}
         for marker in markers.values():
             skipped += marker.pop("skipped", [])

@@ -1,4 +1,4 @@
-"""Statistics of labels before they are trained on.
+"""Quality report of pseudo-labels, before a student is trained on them.
 
 Coverage, balance, confidence, agreement, truth where there is.
 """
@@ -29,7 +29,7 @@ from clipsweep.pipeline.labels import BOXES, LabelSpace, load_space, load_truth
 from clipsweep.pipeline.reports.tables import score_table
 from clipsweep.pipeline.stages.boxes import BoxTruth, make_boxes
 from clipsweep.pipeline.stages.index import scene_frames, scenes_of
-from clipsweep.projection.cameras import sample_pixel_labels
+from clipsweep.projection.cameras import sample_pixel_labels, surest_labels
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import NONE, Cloud, Frame, Pairs, PixelLabels
 from clipsweep.projection.fusion import visible_pairs
@@ -45,7 +45,7 @@ _BOXES = "annotated boxes"
 
 @dataclass(frozen=True, eq=False, slots=True)
 class LabelStatistics:
-    """Counts of labels.
+    """Counts of pixel labels and point labels, and of their agreement.
 
     Agreement is counted in both directions, so that a class's IoU there is the share of those that
     either side calls by its name which both do.
@@ -112,9 +112,7 @@ class _Truth:
 
 
 def truth_source(config: Config, index: Artifact) -> str:
-    """What the report takes for the truth.
-
-    ``label files``, ``annotated boxes``, or nothing (empty).
+    """Ground truth of the report: ``label files``, ``annotated boxes``, or none (empty).
 
     Boxes are taken with ``labels.truth=boxes``, or where no frame of ``data.eval`` has labels.
 
@@ -155,7 +153,7 @@ def _open_truth(config: Config, index: Artifact, space: LabelSpace) -> _Truth:
 def label_statistics(
     config: Config, index: Artifact, pixels: Artifact, points: Artifact
 ) -> LabelStatistics:
-    """Counts the labels of all scenes.
+    """Statistics of the pseudo-labels of all scenes.
 
     Files with true labels are opened for scenes of ``data.eval`` only.
     """
@@ -196,9 +194,10 @@ def _unchecked(
     labelled: _LabelledPairs,
     before: _LabelledPairs | None,
 ) -> LabelStatistics:
-    """What a frame's labels show without truth, and beside those of the key frame before."""
+    """Statistics of a frame's labels without truth, and against the key frame before."""
     label = np.concatenate([image.label.ravel() for image in images])
     score = np.concatenate([image.score.ravel() for image in images])
+    surest = surest_labels(labelled.pairs, labelled.label, labelled.score, len(fused))
     earlier = np.full_like(labelled.label, NONE)
     if before is not None:
         earlier = vote_in_cells(before.cell, before.label, before.score, classes, labelled.cell)
@@ -209,7 +208,7 @@ def _unchecked(
         confidence=_by_confidence(score[label != NONE]),
         cameras=_both(*labelled.overlaps(), classes),
         frames=_both(labelled.label, earlier, classes),
-        moved=Confusion.of(labelled.of_points(len(fused)), fused, classes),
+        moved=Confusion.of(surest, fused, classes),
     )
 
 
@@ -220,7 +219,7 @@ def _checked(
     labelled: _LabelledPairs,
     cloud: Cloud,
 ) -> LabelStatistics:
-    """What a frame's labels show beside the true classes of its key sweep's raw rows."""
+    """Statistics of a frame's labels against ground truth."""
     classes = len(opened.scored)
     true = truth[cloud.source[labelled.pairs.point]]
     known = true < OTHER
@@ -243,13 +242,6 @@ class _LabelledPairs:
     label: UInt8[np.ndarray, " m"]
     score: Float32[np.ndarray, " m"]
     cell: UInt64[np.ndarray, " m"]
-
-    def of_points(self, points: int) -> UInt8[np.ndarray, " n"]:
-        """Label of each point's surest pixel, 255 where no pixel has one."""
-        label = np.full(points, NONE, np.uint8)
-        order = np.argsort(self.score, kind="stable")  # the surest is written last
-        label[self.pairs.point[order]] = self.label[order]
-        return label
 
     def overlaps(self) -> tuple[UInt8[np.ndarray, " k"], UInt8[np.ndarray, " k"]]:
         """Labels of points in two images: one camera's and the next one's."""
@@ -275,7 +267,7 @@ def _label_pairs(
 
 
 def _both(one: UInt8[np.ndarray, " k"], two: UInt8[np.ndarray, " k"], classes: int) -> Confusion:
-    """Two labellings of the same points compared with each other, where both have a label."""
+    """Confusion of two labellings of the same points, both ways, where both have a label."""
     return Confusion.of(one, two, classes).covered() + Confusion.of(two, one, classes).covered()
 
 
@@ -295,7 +287,7 @@ _CLASS_LOST = 0.5
 
 
 def statistics_warnings(statistics: LabelStatistics, space: LabelSpace) -> list[str]:
-    """Warnings about labels that are suspicious to train on.
+    """Warnings about pseudo-labels that are suspicious to train on.
 
     Fusion may well be right against the pixels (a fence that they call road). That it moves so
     many labels is worth a look at the pictures of ``tools/view.py`` in any case.
@@ -342,7 +334,7 @@ def _percent(part: int, whole: int) -> str:
 
 
 def statistics_table(statistics: LabelStatistics, space: LabelSpace, title: str) -> str:
-    """A line a class: shares of the labels, agreement, IoU; then totals."""
+    """Table of label statistics: share, agreement and IoU of each class, then totals."""
     shares = {"pixels": statistics.pixels, "points": statistics.points}
     columns: dict[str, Mapping[str, float | None]] = {
         name: {
@@ -378,9 +370,7 @@ def _labelled(counts: Int64[np.ndarray, " c1"]) -> float:
 
 
 def draw_statistics(statistics: LabelStatistics, space: LabelSpace, title: str) -> Figure:
-    """The table as a picture, with the histogram of confidence, and how often which confidence
-    is right.
-    """
+    """Figure of label statistics: class balance, agreement, IoU, confidence calibration."""
     figure = Figure(figsize=(16, 10), layout="constrained", dpi=110)
     figure.suptitle(title)
     axes: Any = figure.subplots(2, 2)

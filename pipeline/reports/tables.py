@@ -1,4 +1,4 @@
-"""Score tables as text."""
+"""Tables of IoU per class, as text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 def score_table(
     title: str, columns: Mapping[str, Mapping[str, float | None]], rows: Sequence[str]
 ) -> str:
-    """A table of percentages with one line a class.
+    """Table of IoU and other percentages, with one line a class.
 
     Args:
         title: its head line.

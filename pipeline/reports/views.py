@@ -1,6 +1,6 @@
-"""Visualization of labelled points on images and from above.
+"""Visualization of labelled points: on the camera images, and in bird's-eye view.
 
-Labelled points on the camera images, and the scene from above beside truth and errors.
+The view from above stands beside the truth and the errors.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def draw_frame(
     fusion: FusionConfig,
     title: str,
 ) -> Figure:
-    """A figure of one frame.
+    """Figure of a labelled frame: points on its camera images, and bird's-eye views.
 
-    Its cameras with the visible points coloured by label, and views from above.
+    Points that a camera sees are coloured by label.
 
     Args:
         frame: the frame.
@@ -144,7 +144,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def check_picture(path: Path) -> None:
-    """Makes the folder of a picture that is to be written.
+    """Checks the name of a picture that is to be written, and makes its folder.
 
     Raises:
         BadInput: it cannot be written there, or is no picture.

@@ -1,4 +1,4 @@
-"""Scenes on a Ray cluster: retries, deadlines, report.
+"""Distributed labelling and inference on Ray: retries, deadlines, report.
 
 Placement is Ray's; retries, deadlines, giving up and the report are ours.
 
@@ -38,11 +38,10 @@ _BACK_OFF_S = 0.5
 
 @contextmanager
 def ray_cluster(run: RunConfig) -> Iterator[None]:
-    """Joins the cluster at ``run.address``, or starts one on this machine, and leaves or ends it
-    afterwards.
+    """Ray cluster of a run: joins the one at ``run.address``, or starts one on this machine.
 
-    It never joins a cluster that was not named, whatever runs on the machine or stands in
-    ``RAY_ADDRESS``.
+    Afterwards it is left, or ended. It never joins a cluster that was not named, whatever runs on
+    the machine or stands in ``RAY_ADDRESS``.
 
     Raises:
         BadInput: the cluster cannot be joined, or the address names none.
@@ -88,7 +87,7 @@ def ray_cluster(run: RunConfig) -> Iterator[None]:
 
 
 def check_room(workers: int, gpu: bool) -> None:
-    """Refuses a training that the cluster, as it is now, has no room for.
+    """Refuses a training with more workers than the Ray cluster has CPUs or GPUs for.
 
     Ray would wait for room and log nothing.
 
@@ -106,7 +105,7 @@ def check_room(workers: int, gpu: bool) -> None:
 
 
 class _Actor:
-    """A process with a worker of its own."""
+    """Ray actor: a process with a worker of its own."""
 
     def build(self, make_worker: Callable[[], Worker]) -> None:
         self._worker = make_worker()
@@ -117,7 +116,7 @@ class _Actor:
 
 @dataclass(eq=False, slots=True)
 class _Job:
-    """A shard that is not made yet.
+    """Shard to be made, with its attempts.
 
     Attributes:
         name: its name.
@@ -134,7 +133,7 @@ class _Job:
 
 @dataclass(eq=False, slots=True)
 class _Flight:
-    """A task in flight on an actor.
+    """Ray task in flight on an actor.
 
     A job, or building its worker. An overdue one no longer counts as a worker.
     """
@@ -146,7 +145,7 @@ class _Flight:
 
 
 class _Driver:
-    """Scheduler of the Ray actors: until all shards are done or failed.
+    """Scheduler of Ray actors, until all shards are done or given up.
 
     Never more shards than workers are under way.
     """
@@ -239,7 +238,7 @@ class _Driver:
             ray.kill(actor)
 
     def _check_deadlines(self) -> None:
-        """Speculative retry of tasks past their deadline.
+        """Speculative retry of shards past their deadline.
 
         Whichever commits first wins.
         """
@@ -303,7 +302,7 @@ class _Driver:
         self._forget(job)
 
     def _forget(self, job: _Job) -> None:
-        """Ends what else is under way for a job."""
+        """Cancels what else is under way for a job."""
         for ref in [ref for ref, flight in self.flights.items() if flight.job is job]:
             ray.kill(self.flights.pop(ref).actor)
         if job in self.queue:
@@ -340,7 +339,7 @@ def run_on_ray(
     tick: Callable[[], Any] = lambda: None,
     kept: int = 0,
 ) -> None:
-    """Makes shards on ``run.workers`` actors.
+    """Makes the shards of a stage on ``run.workers`` Ray actors.
 
     ``report.json`` in the artifact lists the outcome of each.
 

@@ -34,8 +34,7 @@ _POLL_S = 0.5
 
 @contextmanager
 def process_group(prepare: Callable[[], T]) -> Iterator[T]:
-    """Context of the torch.distributed process group of the environment, if it
-    names several.
+    """torch.distributed process group of the environment, if that names several processes.
 
     Args:
         prepare: makes what the training needs; called by the first process while the others wait,
@@ -72,10 +71,11 @@ def wants_ray(config: Config) -> bool:
 
 
 def train_on_ray(learn: Callable[[Config], object], config: Config) -> None:
-    """Runs a training on Ray Train, on ``run.workers`` workers but no more than a batch has frames.
+    """Data-parallel training on Ray Train with ``run.workers`` workers.
 
-    When a worker is lost, all are started anew up to ``run.attempts`` times and go on from the last
-    checkpoint. What another attempt would not mend ends the training at once.
+    There are no more workers than a batch has frames. When a worker is lost, all are started anew
+    up to ``run.attempts`` times and go on from the last checkpoint. What another attempt would not
+    mend ends the training at once.
 
     Args:
         learn: the training; its result is an artifact in the store, which all workers see.
@@ -127,14 +127,13 @@ def train_on_ray(learn: Callable[[Config], object], config: Config) -> None:
 _FINAL: dict[str, type[Exception]] = {
     kind.__name__: kind for kind in (BadInput, NotFinite, LabelLeak)
 }
-"""What no other attempt would mend."""
+"""Errors of a worker that no other attempt would mend."""
 
 
 def _run_worker(
     learn: Callable[[Config], object], config: Config, folder: str, outcome: Path
 ) -> None:
-    """Trains as one of the workers, and records in the store how the training ended, if it
-    ended for good.
+    """Trains as one of the workers, and records in the store how a training ended for good.
 
     A worker that fails must raise, or the others would wait for it; Ray Train then starts all of
     them once more.
@@ -152,7 +151,7 @@ def _run_worker(
 
 
 def _raise_final(outcome: Path) -> None:
-    """Raises what a worker raised, if it did."""
+    """Raises the recorded error of a worker, if there is one."""
     failure = json.loads(outcome.read_text())
     if failure:
         kind, arguments = failure

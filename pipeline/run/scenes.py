@@ -1,4 +1,4 @@
-"""Runs a stage's worker over its scenes, locally or on Ray."""
+"""Resumable execution of a stage over its scenes, locally or on Ray."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ INSTALL_RAY = 'pip install -e ".[ray]"'
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Shard:
-    """What a worker made.
+    """Result of a worker for one shard, before it is committed.
 
     Named arrays, frames left out, counts to be added up, and facts for the marker.
     """
@@ -37,7 +37,7 @@ class Shard:
 
 @runtime_checkable
 class Worker(Protocol):
-    """Makes one shard; owns its model and whatever else outlives a shard."""
+    """Worker of a stage: makes one shard a call, and owns its model between calls."""
 
     def __call__(self, name: str) -> Shard:
         """What becomes the shard of that name."""
@@ -45,14 +45,14 @@ class Worker(Protocol):
 
 
 class Incomplete(RuntimeError):
-    """Some shards could not be made.
+    """Error of a run in which some shards could not be made.
 
     The rest is committed, and the same command tries the missing ones again.
     """
 
 
 def make_shard(artifact: Artifact, worker: Worker, name: str, attempt: int = 1) -> None:
-    """Has a worker make a shard and commits it, unless another one has committed it meanwhile."""
+    """Makes and commits a shard, unless another worker has committed it meanwhile."""
     begun = time.time()
     shard = worker(name)
     if not artifact.done(name, verify=True):  # an altered shard has the right size too
@@ -68,9 +68,7 @@ def run_stage(
     config: Config,
     gpu: bool = False,
 ) -> Artifact:
-    """Runs a stage: makes the missing shards, then writes the manifest.
-
-    Makes the shards that are not committed, then writes the manifest.
+    """Runs a stage, locally or on Ray: makes the missing shards, then writes the manifest.
 
     Args:
         artifact: the stage's output.
@@ -123,7 +121,7 @@ def needs_ray(where: str) -> Iterator[None]:
 
 
 def check_shared(config: Config) -> None:
-    """Refuses relative folders.
+    """Refuses relative paths of data and store on a cluster.
 
     Each node of a cluster would take them from where its own processes started.
     """

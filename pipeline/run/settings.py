@@ -1,4 +1,4 @@
-"""Settings of how the work is carried out."""
+"""Execution settings: local or Ray, workers, GPUs, retries, loaders, checkpoints."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import Field
 
 @dataclass(frozen=True)
 class RunConfig:
-    """How the work is carried out; never changes what comes out."""
+    """Execution settings (``run.*``); they never change the results."""
 
     executor: Annotated[
         Literal["local", "ray"],

@@ -13,7 +13,7 @@ from types import FrameType
 
 
 class Stopped(BaseException):
-    """A signal ended the work early; what was done is kept.
+    """Raised when SIGTERM or SIGINT ends the work early; what was done is kept.
 
     Like ``KeyboardInterrupt`` it may come out of any line, so nothing that expects errors may catch
     it.
@@ -37,9 +37,9 @@ class Stopped(BaseException):
 
 @contextmanager
 def defer_signals() -> Iterator[Sequence[int]]:
-    """Defers the first SIGTERM or SIGINT: it is appended to the list that the context gives.
+    """Context that defers the first SIGTERM or SIGINT, so that a training can write a checkpoint.
 
-    A second one acts as ever.
+    The signal is appended to the list that the context gives. A second one acts as ever.
 
     Outside of the main thread, where Python receives no signals, nothing changes.
     """
@@ -68,7 +68,7 @@ def defer_signals() -> Iterator[Sequence[int]]:
 
 @contextmanager
 def raise_on_sigterm(progress: str) -> Iterator[None]:
-    """Within the context SIGTERM raises ``Stopped``.
+    """Context in which SIGTERM raises ``Stopped``.
 
     Its own answer would leave half-written folders behind.
 

@@ -1,4 +1,4 @@
-"""Annotated 3D boxes to score against, in an artifact that no training without labels may open."""
+"""Boxes stage: annotated 3D boxes as ground truth, closed to training without labels."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from clipsweep.projection.frames import Frame
 
 
 def boxes_artifact(index: Artifact) -> Artifact:
-    """The boxes of an index, beside it in the store, whether they exist or not."""
+    """Artifact of the boxes of an index, beside it in the store, whether it exists or not."""
     key = {"index": index.facts("index")["sha256"]}
     return Artifact.of(str(index.path.parent), "boxes", key, [index], suffix=".parquet")
 
 
 def make_boxes(config: Config, index: Artifact) -> Artifact:
-    """Reads the annotated boxes of the frames of ``data.eval``: ``boxes-<id>/boxes.parquet``.
+    """Reads the annotated 3D boxes of ``data.eval`` into ``boxes-<id>/boxes.parquet``.
 
     They are human labels. The index does not hold them, so that whatever reads the index never
     sees one; they are made when something is scored, and ``pipeline.stages.guard`` keeps this file
@@ -69,7 +69,7 @@ def make_boxes(config: Config, index: Artifact) -> Artifact:
 
 
 class BoxTruth:
-    """True classes of the points of key sweeps, from annotated boxes, frame by frame."""
+    """Ground-truth class of each point of a key sweep, from annotated 3D boxes."""
 
     def __init__(self, config: Config, boxes: Artifact, class_of: Mapping[str, int]) -> None:
         """Opens the boxes.

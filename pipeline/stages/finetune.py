@@ -15,7 +15,7 @@ from clipsweep.distill.student.checkpoint import (
 from clipsweep.distill.student.unet import Student
 from clipsweep.distill.training.distributed import rank
 from clipsweep.pipeline.artifacts.index import Skip
-from clipsweep.pipeline.artifacts.read import key_cloud, readable
+from clipsweep.pipeline.artifacts.read import all_left_out, key_cloud, readable
 from clipsweep.pipeline.artifacts.store import Artifact
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.labels import LabelSpace, load_space
@@ -39,9 +39,7 @@ from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import Frame
 
 FINETUNED_BY = ("model", "train", "finetune", "protocol", "seed", "objectives.segmentation")
-"""Settings that decide a fine-tuned student, beside clouds, labels and the student it starts
-from.
-"""
+"""Settings that decide a fine-tuned student, beside clouds, labels and the pre-trained student."""
 
 
 def make_finetuned(config: Config, source: str) -> Artifact:
@@ -109,9 +107,7 @@ def _finetune(config: Config, index: Artifact, student: Artifact, source: str) -
     if config.on_bad == "skip":
         subset, skipped = readable(subset, config, partial(_labelled_cloud, space, config))
         if not subset:
-            raise BadInput(
-                "data.train", f"all labelled frames were left out, first: {skipped[0].reason}"
-            )
+            raise all_left_out("data.train", skipped, "labelled frames")
     started = time.time()
     network, text = _student_to_tune(config, _folder(source), len(space))
     targets = partial(truth_targets, space, config)

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from clipsweep.pipeline.artifacts.index import read_label_files
@@ -30,7 +31,7 @@ def _watch(event: str, arguments: tuple[object, ...]) -> None:
 
 
 def _meant(name: str) -> Iterator[str]:
-    """Every file that a name may stand for.
+    """Every path that a file name of an audit event may stand for.
 
     The audit event has no ``dir_fd``, so a relative name that is not there from here may lie
     below any folder that is open.
@@ -42,11 +43,14 @@ def _meant(name: str) -> Iterator[str]:
             yield os.path.realpath(f"{_OPEN_FILES}/{number}/{name}")
 
 
-sys.addaudithook(_watch)
+@cache
+def _install() -> None:
+    """Adds the audit hook to this process, once: Python has no call that removes one again."""
+    sys.addaudithook(_watch)
 
 
 def label_folders(data: DataConfig, index: Artifact) -> list[Path]:
-    """The folders and files that hold human labels of any split.
+    """Folders and files of ground-truth labels, of any split.
 
     They are those of the data set's layout, those that the index names, and the stored boxes of
     this and of any other index beside it, which ``labels.truth=boxes`` scores against.
@@ -64,13 +68,15 @@ def label_folders(data: DataConfig, index: Artifact) -> list[Path]:
 
 @contextmanager
 def no_labels(places: Iterable[Path]) -> Iterator[None]:
-    """While this lasts, opening any of these files, or one in any of these folders, is refused.
+    """Label leakage guard: while this lasts, no file at or in these places may be opened.
 
-    It raises ``LabelLeak``, in worker processes too.
+    Opening one raises ``LabelLeak``, in worker processes too.
 
     It is an audit hook of the interpreter: whichever Python code opens the file is noticed, a
-    library that opens it in C or Rust by itself is not.
+    library that opens it in C or Rust by itself is not. The first guard of a process installs the
+    hook, which Python cannot remove: it stays, and lets every file pass while no guard is open.
     """
+    _install()
     names = {name(place) for place in places for name in (os.path.abspath, os.path.realpath)}
     _forbidden.update(names)
     try:

@@ -125,8 +125,9 @@ def _read_rows(config: Config, root: Path) -> _Rows:
 
 
 def _absent(config: Config, role: str, present: set[str]) -> int:
-    """Number of scenes of the official splits in ``data.train`` or ``data.eval`` that are not
-    there; reports it.
+    """Number of scenes of an official split that the data root lacks; logs it.
+
+    The splits are those that ``data.train`` or ``data.eval`` names.
     """
     official = DATASETS[config.data.kind].splits()
     absent = 0

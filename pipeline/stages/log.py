@@ -1,4 +1,4 @@
-"""Log of a training: a progress bar, metrics.jsonl and TensorBoard scalars."""
+"""Training log: progress bar, metrics.jsonl and TensorBoard scalars."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from clipsweep.distill.training.loop import Step
 
 
 def had_targets(folder: Path) -> bool:
-    """Whether any step that was logged in a student's folder had a target."""
+    """Whether any logged step of a training had a point with a target."""
     return any(
         json.loads(line)["points"] for line in (folder / "metrics.jsonl").read_text().splitlines()
     )
 
 
 class TrainingLog:
-    """Writes each step beside the student.
+    """Training log: writes each step beside the student.
 
     On resuming, what was logged after the checkpoint is forgotten.
 
@@ -42,7 +42,7 @@ class TrainingLog:
         self._bar = tqdm(total=steps, initial=done, desc="train", unit="step", disable=not progress)
 
     def __call__(self, step: Step) -> None:
-        """Writes a step down."""
+        """Logs a training step."""
         self._file.write(json.dumps(asdict(step)) + "\n")
         self._file.flush()
         for name, value in {"loss": step.loss, "lr": step.lr, **step.terms}.items():

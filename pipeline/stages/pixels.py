@@ -1,4 +1,4 @@
-"""The pixels stage: the teacher labels the images of the index."""
+"""Pixels stage: semantic labels of the camera images by the 2D teacher."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ FRAMES = 32
 
 
 def device() -> torch.device:
-    """CUDA where there is one."""
+    """Device of the networks: CUDA where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def open_teacher(config: Config, space: LabelSpace) -> Teacher:
-    """The teacher of a configuration."""
+    """Builds the 2D teacher of a configuration on the device."""
     inputs = TeacherInputs(space, Path(config.data.root), Path(config.store), device().type)
     return make_teacher(config.teacher, inputs)
 
 
 class PixelWorker:
-    """Labels the images of a shard with its teacher, or kept features under other names."""
+    """Worker that labels the images of a shard, or its kept features with other class names."""
 
     def __init__(
         self, config: Config, index: Artifact, parts: Sequence[Part], kept: Artifact | None
@@ -87,10 +87,11 @@ class PixelWorker:
 
 
 def make_pixels(config: Config, index: Artifact) -> Artifact:
-    """Labels every image of the index; the shard ``_text`` holds the classes' embeddings.
+    """Pixel labels of every image of the index by the 2D teacher.
 
-    The teacher and the classes name the artifact. Where features of the same model were kept before
-    and only the names differ, the images are not read again.
+    The shard ``_text`` holds the text embeddings of the classes. The teacher and the classes name
+    the artifact. Where features of the same model were kept before and only the names differ, the
+    images are not read again.
     """
     space = load_space(config.labels)
     own = config.teacher.own
@@ -125,8 +126,9 @@ def _all_done(artifact: Artifact, shards: Sequence[str], config: Config) -> bool
 
 
 def _kept_features(config: Config, pixels: Artifact, features: str) -> Artifact | None:
-    """A finished artifact with the same model's dense features of all these images, no frame
-    left out.
+    """Finished artifact with dense features of all these images by the same model.
+
+    No frame may be left out of it.
     """
     for manifest in sorted(Path(config.store).glob("pixels-*/manifest.json")):
         other = Artifact(manifest.parent).holding(pixels.parts, pixels.lost)

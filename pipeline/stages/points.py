@@ -1,4 +1,4 @@
-"""The points stage: fuses pixel labels into labels of the key sweeps' points."""
+"""Points stage: multi-sweep fusion of pixel labels into pseudo-labels of LiDAR points."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FRAMES = 64
 
 
 class FuseWorker:
-    """Fuses the pixel labels of a scene into labels of some of its key sweeps' points."""
+    """Worker that fuses the pixel labels of a scene into labels of some of its key sweeps."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class FuseWorker:
     def _fuse(
         self, scene: str, frames: list[Frame], wanted: range, skipped: list[Skip]
     ) -> Iterator[tuple[Frame, PointLabels]]:
-        """Labels of some rows of a scene's frames; bad older sweeps are added to ``skipped``."""
+        """Fused labels of some of a scene's frames; bad older sweeps are added to ``skipped``."""
         data = self.config.data
         poses = read_poses(self.poses, scene)
         assert poses is not None  # as there are frames
@@ -96,7 +96,7 @@ class FuseWorker:
 
 
 def make_points(config: Config, index: Artifact, pixels: Artifact) -> Artifact:
-    """Fuses pixel labels into point labels, scene by scene: ``points-<id>/``."""
+    """Multi-sweep fusion of pixel labels into point labels, scene by scene: ``points-<id>/``."""
     space = load_space(config.labels)
     limits = space.limits
     poses = make_poses(config, index)

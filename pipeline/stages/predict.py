@@ -1,4 +1,4 @@
-"""The prediction stage: a student gives every raw point of the key sweeps a class."""
+"""Inference stage: semantic class of every raw LiDAR point of the key sweeps, by a student."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 from clipsweep.distill.student.checkpoint import Trained, load_student
 from clipsweep.pipeline.artifacts.index import Skip
 from clipsweep.pipeline.artifacts.read import (
+    all_left_out,
     raw_rows,
     read_points,
     record_older_sweep,
@@ -31,7 +32,7 @@ from clipsweep.projection.frames import Frame
 
 
 def open_student(config: Config, student: str) -> tuple[Trained, str]:
-    """The student in a folder, on the device, and its digest.
+    """Loads a trained student from its folder onto the device, with its digest.
 
     Raises:
         BadInput: it is not whole, or was made for other classes than ``labels`` has.
@@ -60,7 +61,7 @@ def open_student(config: Config, student: str) -> tuple[Trained, str]:
 
 
 def open_points(config: Config, index: Artifact, folder: str) -> Artifact:
-    """The fused points of the scenes of ``data.eval`` in a folder.
+    """Opens fused pseudo-labels of the scenes of ``data.eval`` from their folder.
 
     Raises:
         BadInput: they are not whole, or their classes are not those of ``labels``.
@@ -83,7 +84,7 @@ FRAMES = 64
 
 
 class PredictWorker:
-    """Gives every raw point of some key sweeps of a scene a class."""
+    """Worker of inference: class of every raw point of some key sweeps of a scene."""
 
     def __init__(
         self, config: Config, index: Artifact, student: str, parts: Sequence[Part]
@@ -94,7 +95,7 @@ class PredictWorker:
         self.trained, _ = open_student(config, student)
 
     def __call__(self, name: str) -> Shard:
-        """The predictions of a part's key sweeps."""
+        """Predicts the key sweeps of a part."""
         part = self.parts[name]
         wanted = set(part.frames)
         arrays: dict[str, np.ndarray] = {}
@@ -114,7 +115,7 @@ class PredictWorker:
     def predict(
         self, frame: Frame, left_out: Callable[[BadInput], None]
     ) -> UInt8[np.ndarray, " n"]:
-        """Class of every raw row.
+        """Predicted class of every raw point of a key sweep.
 
         Rows that are no points (``data.bad_share``) get the frame's most frequent one.
         """
@@ -128,7 +129,7 @@ class PredictWorker:
 
 
 def make_predictions(config: Config, index: Artifact, student: str) -> Artifact:
-    """Predicts the frames of ``data.eval`` with the student in a folder."""
+    """Inference on the frames of ``data.eval`` with the student in a folder."""
     _, digest = open_student(config, student)
     key = {"student": digest, **config.values(*READS_CLOUDS)}
     parts = split_scenes(index, "eval", frames=FRAMES)
@@ -140,7 +141,7 @@ def make_predictions(config: Config, index: Artifact, student: str) -> Artifact:
 
 
 def open_labels(config: Config, index: Artifact, student: str, points: str) -> Artifact:
-    """The labels to score, draw or export: a student's predictions, or fused points.
+    """Labels to score, draw or export: predictions of a student, or fused pseudo-labels.
 
     Args:
         config: everything else.
@@ -161,20 +162,21 @@ def open_labels(config: Config, index: Artifact, student: str, points: str) -> A
 def labelled_frames(
     config: Config, index: Artifact, predicted: Artifact
 ) -> Iterator[tuple[Frame, UInt8[np.ndarray, " n"]]]:
-    """The frames of ``data.eval`` with the labels that predictions or fused points give them.
+    """Frames of ``data.eval``, each with its predicted or fused label of every raw point.
 
     Raises:
         BadInput: all frames were left out.
     """
-    lost = {skip.frame: skip.reason for skip in predicted.skipped()}
+    skipped = predicted.skipped()
+    lost = {skip.frame for skip in skipped}
     some = False
     for scene in scenes_of(index, "eval"):
         for frame in scene_frames(index, config, scene):
             if frame.id not in lost:
                 some = True
                 yield frame, _read_labels(predicted, frame)
-    if lost and not some:
-        raise BadInput("data.eval", f"all frames were left out, first: {next(iter(lost.values()))}")
+    if skipped and not some:
+        raise all_left_out("data.eval", skipped)
 
 
 def _read_labels(labels: Artifact, frame: Frame) -> UInt8[np.ndarray, " n"]:

@@ -12,6 +12,7 @@ import torch
 from clipsweep.distill.objectives import pretraining
 from clipsweep.distill.teacher.maskclip import MaskClipConfig
 from clipsweep.distill.training.distributed import rank
+from clipsweep.pipeline.artifacts.read import all_left_out
 from clipsweep.pipeline.artifacts.store import Artifact
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.run.ray_train import process_group, train_on_ray, wants_ray
@@ -117,9 +118,7 @@ def _pretrain(config: Config, sources: _Sources, student: Artifact, resume: str)
     lost = {skip.frame for skip in points.skipped()}
     frames = [frame for frame in training_frames(sources.index, config) if frame.id not in lost]
     if not frames:
-        raise BadInput(
-            "data.train", f"all frames were left out, first: {points.skipped()[0].reason}"
-        )
+        raise all_left_out("data.train", points.skipped())
     text = torch.from_numpy(pixels.arrays("_text").get_tensor("text"))
     started = time.time()
     targets = target_source(config.objectives.semantic.targets, pixels, points, config)

@@ -1,4 +1,4 @@
-"""Label fractions: which frames of the training split may be used with their labels."""
+"""Label fractions for fine-tuning (1 %, 10 %, ...): which training frames keep their labels."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ _FORM = re.compile(r"(scene|frame)@([0-9]{1,3}(?:\.[0-9]{1,9})?)%")
 
 
 def labelled_subset(protocol: str, frames: Sequence[Frame]) -> list[Frame]:
-    """The frames whose labels a protocol gives; by rule, so that it is the same everywhere.
+    """Label-efficient subset: the training frames whose labels a protocol gives.
 
-    ``scene@k%`` takes every (100/k)-th scene whole (SLidR, Seal, SuperFlow, LiMoE), ``frame@k%``
-    every (100/k)-th key frame (CLIP2Scene): ``index % (100/k) == 0`` in the official order of the
-    split, so at least one. The two are not to be compared with each other: frames of all scenes are
-    easier to train on than all frames of a few scenes.
+    It is drawn by rule, without a random state, so that it is the same everywhere. ``scene@k%``
+    takes every (100/k)-th scene whole (SLidR, Seal, SuperFlow, LiMoE), ``frame@k%`` every
+    (100/k)-th key frame (CLIP2Scene): ``index % (100/k) == 0`` in the official order of the split,
+    so at least one. The two are not to be compared with each other: frames of all scenes are easier
+    to train on than all frames of a few scenes.
 
     Args:
         protocol: such as ``scene@1%``.

@@ -1,4 +1,4 @@
-"""The scoring stage: predictions, or fused point labels, against the truth of data.eval."""
+"""Evaluation stage: mIoU of predictions, or fused point labels, against ground truth."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from clipsweep.distill.metrics import OTHER, Confusion
-from clipsweep.pipeline.artifacts.read import read_truth, skip_or_raise
+from clipsweep.pipeline.artifacts.read import all_left_out, read_truth, skip_or_raise
 from clipsweep.pipeline.artifacts.store import Artifact
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.labels import (
@@ -34,9 +34,9 @@ from clipsweep.projection.frames import NONE, Frame
 def make_scores(
     config: Config, index: Artifact, predicted: Artifact, student: str = ""
 ) -> Artifact:
-    """Scores predictions or fused points against the truth of ``data.eval``.
+    """mIoU, IoU and accuracy of predictions or fused labels against the truth of ``data.eval``.
 
-    ``scores-<id>/scores.json``.
+    They are written to ``scores-<id>/scores.json``.
 
     With ``labels.truth=boxes`` the truth of a class is the points in its annotated boxes. Points in
     no box have no class; those that are labelled as one of the table's count against it. Objects
@@ -94,7 +94,7 @@ def make_scores(
         confusion += Confusion.of(truth, table_class[label], len(scoring.names))
         frames += 1
     if not confusion.points and skipped:
-        raise BadInput("data.eval", f"all frames were left out, first: {skipped[0].reason}")
+        raise all_left_out("data.eval", skipped)
     if not confusion.points and config.labels.truth == BOXES:
         problem = "no point lies in an annotated box of a scored class"
         raise BadInput("data.eval", problem, "score annotated scenes")
@@ -111,7 +111,7 @@ def make_scores(
 def truth_reader(
     config: Config, index: Artifact, truths: LabelSpace, scoring: Scoring
 ) -> Callable[[Frame], UInt8[np.ndarray, " n"] | None]:
-    """Reads a frame's true classes of the table, from annotated boxes or from its label file."""
+    """Reader of a frame's ground truth, from annotated 3D boxes or from its label file."""
     of_truth = np.full(256, NONE, np.uint8)
     of_truth[: len(truths)] = scoring.of_truth
     if config.labels.truth == BOXES:
@@ -126,7 +126,7 @@ def truth_reader(
 
 
 def _protocol(predicted: Artifact, student: str) -> str:
-    """How many human labels went into what is scored."""
+    """Label protocol of what is scored: annotation-free, or the share of labels used."""
     if predicted.stage == "points":
         return "annotation-free"
     manifest = Artifact.at(student, "student").manifest()

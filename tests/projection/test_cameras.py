@@ -8,7 +8,13 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipsweep.projection.cameras import pixel_rows, project, sample_pixel_labels, visible
+from clipsweep.projection.cameras import (
+    pixel_rows,
+    project,
+    sample_pixel_labels,
+    surest_labels,
+    visible,
+)
 from clipsweep.projection.frames import Pairs
 from clipsweep.projection.pose import Pose
 from tests.projection.scenes import camera, pixels, pose, shift
@@ -114,6 +120,14 @@ def test_the_teachers_grid_is_stretched_over_the_image():
     )
     np.testing.assert_array_equal(found, [0, 1, 2, 3, 4, 5])
     np.testing.assert_array_equal(score, np.full(6, 0.5))
+
+
+def test_the_pixel_of_highest_score_gives_its_label():
+    pairs = replace(pairs_at(np.ones((6, 2)), np.ones(6)), point=np.int32([3, 1, 3, 1, 0, 0]))
+    label = np.array([7, 2, 8, 4, 5, 255], np.uint8)
+    score = np.array([0.5, 0.6, 0.5, 0.2, 0.1, 0.9], np.float32)
+    found = surest_labels(pairs, label, score, 5)
+    np.testing.assert_array_equal(found, [5, 2, 255, 8, 255])
 
 
 def test_pixel_rows_equal_a_loop():

@@ -155,8 +155,9 @@ def test_the_command_names_files_as_the_job_finds_them_and_quotes(tmp_path: Path
         "data.root=/a b",
         "run.address=http://127.0.0.1:1",
     ]
-    expected = "python tools/label.py configs/data/nuscenes.yaml 'data.root=/a b' run.executor=ray "
-    assert submit.command("label", given) == expected + 'run.address="${RAY_ADDRESS:?}"'
+    call = "python tools/label.py configs/data/nuscenes.yaml 'data.root=/a b' run.executor=ray "
+    call += 'run.address="${RAY_ADDRESS:?}"'
+    assert submit.command("label", given) == f'made=$({call}) && printf "result: %s\\n" "$made"'
     with pytest.raises(BadInput, match="is not below"):
         submit.command("label", [str(tmp_path / "mine.yaml")])
     for wrong in ("", "submit", "lable", "../setup"):

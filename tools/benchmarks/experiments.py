@@ -38,7 +38,7 @@ from clipsweep.pipeline.stages.points import make_points
 from clipsweep.pipeline.stages.predict import make_predictions
 from clipsweep.pipeline.stages.pretrain import make_pretrained
 from clipsweep.pipeline.stages.score import make_scores, truth_reader
-from clipsweep.projection.cameras import sample_pixel_labels
+from clipsweep.projection.cameras import sample_pixel_labels, surest_labels
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import NONE, Frame
 from clipsweep.projection.fusion import label_scene, visible_pairs
@@ -155,10 +155,8 @@ def surest_pixel_labels(config: Config, pixels: Artifact, frame: Frame) -> UInt8
     cloud = key_cloud(frame, config, config.data.ego_box_m)
     pairs = visible_pairs(frame, cloud.xyz, config.fusion)
     label, score = sample_pixel_labels(pairs, frame.cameras, read_pixels(pixels, frame))
-    # the surest is written last
-    order = np.argsort(np.where(label == NONE, -1, score), kind="stable")
-    full = np.full(frame.sweeps[0].points.bytes // (4 * config.data.columns), NONE, np.uint8)
-    full[cloud.source[pairs.point[order]]] = label[order]
+    full = np.full(raw_rows(frame, config), NONE, np.uint8)
+    full[cloud.source] = surest_labels(pairs, label, score, len(cloud.xyz))
     return full
 
 
