@@ -53,6 +53,22 @@ def sentences(name: str) -> tuple[str, ...]:
     return sets[name]
 
 
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """Prompts of zero-shot segmentation: the names of each class, and negatives.
+
+    Attributes:
+        classes: for each class, its names; the best-scoring one counts for the class.
+        negatives: names whose patches get no label.
+        min_score: confidence that a label of each class needs, 0..1; None: that of the teacher's
+            settings.
+    """
+
+    classes: Sequence[Sequence[str]]
+    negatives: Sequence[str] = ()
+    min_score: Sequence[float] | None = None
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Vocabulary:
     """All names that an image is asked for.

@@ -161,10 +161,7 @@ class VitFeatures:
     """A vision-only teacher: unit patch features for feature regression, no labels.
 
     Args:
-        model: timm name with tag, such as ``vit_small_patch14_dinov2.lvd142m``.
-        weights: local checkpoint; empty takes the tag's.
-        size_hw: input size of the network [px]; (0, 0) takes 224 x 416, rounded to whole patches.
-        batch: images per forward pass.
+        config: the model and its input.
         device: where the network runs.
         threads: JPEG decoders; 0 takes the machine's cores, at most 16.
 
@@ -173,19 +170,10 @@ class VitFeatures:
             patch.
     """
 
-    def __init__(
-        self,
-        *,
-        model: str,
-        weights: str = "",
-        size_hw: tuple[int, int] = (0, 0),
-        batch: int = 16,
-        device: str = "cpu",
-        threads: int = 0,
-    ) -> None:
-        self._source = find_vit(model, weights)
-        self._size_hw = input_size(size_hw, self._source.patch, "teacher.features.size_hw")
-        self._batch = at_least_one(batch)
+    def __init__(self, config: VitFeaturesConfig, *, device: str = "cpu", threads: int = 0) -> None:
+        self._source = find_vit(config.model, config.weights)
+        self._size_hw = input_size(config.size_hw, self._source.patch, "teacher.features.size_hw")
+        self._batch = at_least_one(config.batch)
         self._device = torch.device(device)
         self._threads = decoders(threads)
 
