@@ -26,7 +26,7 @@ _INFONCE = {
 
 @dataclass(frozen=True)
 class SemanticConfig:
-    """Point-text consistency."""
+    """Semantic (point-text) consistency loss."""
 
     weight: Annotated[
         float,

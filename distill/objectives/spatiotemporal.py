@@ -26,7 +26,7 @@ _PART = 1024
 
 @dataclass(frozen=True)
 class SpatioTemporalConfig:
-    """Consistency over voxels of the merged, un-augmented cloud."""
+    """Spatio-temporal consistency over voxels of the merged, un-augmented sweeps."""
 
     weight: Annotated[
         float,
@@ -91,7 +91,7 @@ def spatiotemporal(
 
 
 class _InParts(torch.autograd.Function):
-    """The sum over all voxels, some whole voxels at a time.
+    """The loss summed over all voxels, computed in parts to spare memory.
 
     No tensor of all pairs is kept but the gradient.
     """

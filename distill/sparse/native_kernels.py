@@ -222,14 +222,14 @@ FLOAT = (types.float32, np.dtype(np.float32))
 
 @jit
 def round_bits(bits: Any) -> Any:
-    """The bits of a float32 as those of the nearest bfloat16, ties to even; NaN stays NaN."""
+    """Rounds a float32's bits to the nearest bfloat16's, ties to even; NaN stays NaN."""
     if (bits & 0x7FFFFFFF) > 0x7F800000:
         return np.int16(0x7FC0)
     return np.int16((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16)
 
 
 def _put(sums: Any, rows: int, out: Any, begin: int) -> None:
-    """Writes finished sums to ``out`` in its own type."""
+    """Writes finished sums to ``out``, rounded to its own type."""
     _put_as(sums, rows, out, begin)(sums, rows, out, begin)
 
 

@@ -45,9 +45,9 @@ _recomputation = _Recomputation()
 
 @contextlib.contextmanager
 def recomputing() -> Iterator[None]:
-    """Gradient checkpointing: the second forward pass of a block, in which norms learn nothing.
+    """Gradient checkpointing: a block's second forward pass, which keeps running statistics.
 
-    Else the running statistics would count a batch twice.
+    Else they would count a batch twice.
     """
     _recomputation.active = True
     try:
@@ -89,10 +89,10 @@ def _chunks(rows: int) -> int:
 def _moments(
     x: Tensor, everywhere: bool
 ) -> tuple[float, Float64[np.ndarray, " c"], Float64[np.ndarray, " c"]]:
-    """Number of rows, mean and sum of squared deviations, of all processes or of this one.
+    """Moments of each channel: number of rows, mean and sum of squared deviations.
 
-    Chunks of rows are summed apart and merged in order (Chan et al. 1979), so that the result does
-    not depend on the number of threads.
+    Of the rows of all processes or of this one. Chunks of rows are summed apart and merged in order
+    (Chan et al. 1979), so that the result does not depend on the number of threads.
     """
     chunks = _chunks(len(x))
     width = x.shape[1]

@@ -26,7 +26,7 @@ Everywhere, as there was no ReLU; where ``(x - mean) * scale + bias`` is positiv
 
 
 def _load(x: Any, row: int, column: int) -> Any:
-    """An element as float32."""
+    """Reads an element as float32."""
     return _load_as(x, row, column)(x, row, column)
 
 

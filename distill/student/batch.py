@@ -31,7 +31,7 @@ class SweepSet:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Batch:
-    """Frames put one after the other, for the student.
+    """A batch of voxelized frames for the sparse network, put one after the other.
 
     Attributes:
         coords: frame's place in the batch and coordinates of each voxel.

@@ -1,6 +1,4 @@
-"""MaskCLIP: an image-text model read densely, so that every patch of an image gets the class
-that it looks like.
-"""
+"""MaskCLIP: zero-shot 2D segmentation with CLIP's dense features, as a teacher."""
 
 from __future__ import annotations
 
@@ -60,7 +58,7 @@ _ARTICLES = ("a", "an", "the")
 
 @dataclass(frozen=True)
 class MaskClipConfig:
-    """A CLIP model and how it is read."""
+    """Zero-shot teacher: a CLIP model and how its dense features are read."""
 
     model: Annotated[
         str,
@@ -257,9 +255,7 @@ class MaskClip:
         )
 
     def features(self, images: UInt8[np.ndarray, "n height width 3"]) -> Float[Tensor, "n h w d"]:
-        """Unit dense features of RGB images of the size that images are stretched to, on the
-        device.
-        """
+        """Unit dense features of RGB images of the network's input size, on the device."""
         return self._dense(images).feature
 
     @torch.inference_mode()
@@ -269,7 +265,7 @@ class MaskClip:
 
     @torch.inference_mode()
     def relabel(self, feature: Float16[np.ndarray, "h w d"]) -> PixelLabels:
-        """Labels under this teacher's names of an image whose dense features were kept.
+        """Labels an image again from its kept dense features, under this teacher's names.
 
         Raises:
             BadInput: key smoothing is on; keys are not kept.
@@ -342,7 +338,7 @@ class MaskClip:
 
 
 def _floor(prompts: Prompts, min_score: float) -> Float32[np.ndarray, " groups"]:
-    """The confidence that each class needs; no confidence makes a negative a label."""
+    """Confidence threshold of each class; infinite for negatives, which are no labels."""
     classes = len(prompts.classes)
     asked = min_score if prompts.min_score is None else prompts.min_score
     own = np.asarray(asked, np.float32)

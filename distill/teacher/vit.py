@@ -1,6 +1,6 @@
 """Patch features of timm vision transformers (DINOv2 and others).
 
-Patch features of timm ViTs, as a teacher of their own and as CLIP's proxy.
+As a teacher of their own and as CLIP's proxy.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class VitSource:
 
 
 def find_vit(name: str, weights: str = "") -> VitSource:
-    """The source of a timm ViT.
+    """Finds a timm ViT: its patch size, preprocessing and weights.
 
     Args:
         name: timm name with tag, such as ``vit_base_patch8_224.dino`` or
@@ -179,7 +179,7 @@ class VitFeatures:
 
     @property
     def text(self) -> Float32[np.ndarray, "0 d"]:
-        """No classes, in the width of the features."""
+        """Text embeddings of no classes, in the width of the features."""
         return np.zeros((0, self._network.network.num_features), np.float32)
 
     def digest(self) -> str:
