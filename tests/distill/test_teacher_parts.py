@@ -217,6 +217,6 @@ def test_feature_teacher_says_what_is_wrong(tmp_path: Path, vit: Path) -> None:
     with pytest.raises(BadInput, match="timm has no such model"):
         VitFeatures(VitFeaturesConfig("vit_of_nobody", str(vit)))
     with pytest.raises(BadInput, match="does not fit"):
-        VitFeatures(VitFeaturesConfig("test_vit2", str(vit))).text  # noqa: B018 - builds the network
+        VitFeatures(VitFeaturesConfig("test_vit2", str(vit))).text  # noqa: B018 - builds it
     with pytest.raises(BadInput, match=r"none\.safetensors.* is no file"):
         VitFeatures(VitFeaturesConfig("test_vit", str(tmp_path / "none.safetensors")))
