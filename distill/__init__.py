@@ -1,4 +1,4 @@
-"""From images and names to a 3D network: teachers, student, objectives, training."""
+"""Distillation from 2D to 3D: image teachers, the point cloud student, objectives, training."""
 
 import os
 

@@ -1,7 +1,4 @@
-"""Scores of a segmentation.
-
-One int64 confusion matrix over all points, and what follows from it.
-"""
+"""Segmentation metrics: IoU, mIoU and accuracy from a confusion matrix over all points."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ the table a false positive, and is scored in no other way.
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Confusion:
-    """Counts of points.
+    """Confusion matrix of points.
 
     A row for each true class, a column for each predicted one, then one for other, one for none.
 
@@ -38,14 +35,14 @@ class Confusion:
 
     @staticmethod
     def empty(classes: int) -> Confusion:
-        """Counts of no point."""
+        """A confusion matrix of no points."""
         return Confusion(np.zeros((classes, classes + 2), np.int64), np.zeros(classes, np.int64))
 
     @staticmethod
     def of(
         truth: UInt8[np.ndarray, " n"], predicted: UInt8[np.ndarray, " m"], classes: int
     ) -> Confusion:
-        """Counts a cloud; points whose truth is 255 are left out.
+        """Confusion matrix of a point cloud; points whose truth is 255 are left out.
 
         Args:
             truth: true class, ``OTHER`` = none of the table's, 255 = ignored.
@@ -73,19 +70,19 @@ class Confusion:
         return Confusion(self.counts + other.counts, self.background + other.background)
 
     def covered(self) -> Confusion:
-        """The same without the points that were predicted none."""
+        """The confusion matrix of the points that got a prediction."""
         counts = self.counts.copy()
         counts[:, -1] = 0
         return Confusion(counts, self.background)
 
     @property
     def points(self) -> int:
-        """Number of points that have a true class."""
+        """Number of labelled points."""
         return int(self.counts.sum())
 
     @property
     def accuracy(self) -> float:
-        """Share of the points with a true class that are right; nan without points."""
+        """Overall accuracy: share of the labelled points that are right; nan without points."""
         right = np.trace(self.counts)
         return float(right / self.points) if self.points else float("nan")
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from clipsweep.distill.teacher.maskclip import MaskClip, MaskClipConfig
 from clipsweep.distill.teacher.precomputed import Precomputed, PrecomputedConfig
 from clipsweep.distill.teacher.protocol import Teacher, TeacherConfig
+from clipsweep.distill.teacher.text import Prompts
 from clipsweep.distill.teacher.vit import VitFeatures, VitFeaturesConfig
 from clipsweep.pipeline.labels import LabelSpace, load_teacher_map
 
@@ -56,35 +57,16 @@ def _precomputed(own: PrecomputedConfig, inputs: TeacherInputs) -> Teacher:
 
 
 def _features(own: VitFeaturesConfig, inputs: TeacherInputs) -> Teacher:
-    return VitFeatures(
-        model=own.model,
-        weights=own.weights,
-        size_hw=own.size_hw,
-        batch=own.batch,
-        device=inputs.device,
-    )
+    return VitFeatures(own, device=inputs.device)
 
 
 def _maskclip(own: MaskClipConfig, inputs: TeacherInputs) -> Teacher:
     space = inputs.space
+    min_score = [space.min_score.get(name, own.min_score) for name in space.names]
     return MaskClip(
-        model=_bundled(own.model),
-        weights=own.weights,
-        prompts=space.prompts,
-        negatives=space.negatives,
-        reading=own.reading,
-        proxy=own.proxy,
-        proxy_weights=own.proxy_weights,
-        size_hw=own.size_hw,
-        tile_hw=own.tile_hw,
-        tile_overlap=own.tile_overlap,
-        templates=own.templates,
-        min_score=[space.min_score.get(name, own.min_score) for name in space.names],
-        key_smoothing=own.key_smoothing,
-        denoising=own.denoising,
-        batch=own.batch,
+        replace(own, model=_bundled(own.model)),
+        Prompts(space.prompts, space.negatives, min_score),
         device=inputs.device,
-        keep_features=own.keep_features,
         cache=inputs.store / "text",
     )
 

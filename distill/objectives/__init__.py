@@ -1,4 +1,4 @@
-"""Training objectives and their weights.
+"""Training objectives (losses) and their weights.
 
 One file an objective, and the weighted terms of those that are switched on.
 """
@@ -38,7 +38,7 @@ class ObjectivesConfig:
     segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
 
     def __post_init__(self) -> None:
-        """Refuses objectives whose weights are all 0."""
+        """Refuses weights that are all 0, and terms that need pixels where there are none."""
         if not self.weights(0.0):
             raise ValueError(
                 "objectives: every weight is 0 at the start, there is nothing to train on"
@@ -63,13 +63,11 @@ class ObjectivesConfig:
         }
 
     def needs_pairs(self) -> bool:
-        """Whether the local head is trained: an objective compares points with points or
-        pixels.
-        """
+        """Whether an objective compares points with points or pixels, by the local head."""
         return self.spatiotemporal.weight > 0 or self.regression.weight > 0
 
     def needs_features(self) -> bool:
-        """Whether the features of pixels are wanted.
+        """Whether an objective needs the image features of pixels.
 
         The published code's consistency does without.
         """
@@ -78,7 +76,7 @@ class ObjectivesConfig:
         )
 
     def needs_labels(self) -> bool:
-        """Whether pixels must have a class."""
+        """Whether an objective needs the class labels of pixels."""
         return self.semantic.weight > 0 or self.spatiotemporal.weight > 0
 
 
@@ -135,7 +133,7 @@ def _semantic(
     config: ObjectivesConfig,
     own: bool,
 ) -> Tensor:
-    """Point-text consistency under the teacher's labels, or the student's ``own``.
+    """Semantic consistency under the teacher's labels, or the student's ``own``.
 
     With ``everywhere``, the features of all points, also that of points without a pair.
     """
@@ -166,7 +164,7 @@ def _with_pixels(
     config: ObjectivesConfig,
     wanted: Container[str],
 ) -> dict[str, Tensor]:
-    """The terms that compare points with pixels.
+    """Feature regression and spatio-temporal consistency: points against pixels.
 
     Where a teacher has no features, its class's text stands for them.
     """

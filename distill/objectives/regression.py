@@ -1,4 +1,4 @@
-"""Feature regression: a point's embedding shall be its pixel's feature (ScaLR)."""
+"""Feature regression: distils image features of pixels into points (ScaLR)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clipsweep.distill.training.distributed import share_of_mean
 
 @dataclass(frozen=True)
 class RegressionConfig:
-    """Point features drawn to pixel features."""
+    """Feature regression from pixels to points."""
 
     weight: Annotated[
         float,
@@ -27,7 +27,9 @@ class RegressionConfig:
 
 
 def regression(local: Float[Tensor, "m d"], pixel: Float[Tensor, "m d"]) -> Float[Tensor, ""]:
-    """``mean_i |p_i - x_i|`` on unit vectors (ScaLR, CVPR 2024, eq. 1): this process's share of it.
+    """Feature regression loss ``mean_i |p_i - x_i|`` on unit vectors (ScaLR, CVPR 2024, eq. 1).
+
+    This process's share of it.
 
     Args:
         local: unit embeddings of the pairs' points.

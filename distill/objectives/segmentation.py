@@ -18,7 +18,7 @@ from clipsweep.distill.training.distributed import all_rows, share_of_mean, worl
 
 @dataclass(frozen=True)
 class SegmentationConfig:
-    """Learning from labels of points."""
+    """Supervised segmentation losses on labelled points."""
 
     cross_entropy: Annotated[
         float,
@@ -31,7 +31,7 @@ class SegmentationConfig:
 
 
 class _Lovasz(torch.autograd.Function):
-    """The Lovasz extension with its gradient in closed form.
+    """Lovasz-softmax with its gradient in closed form.
 
     The loss is linear in the errors while their order lasts, so the gradient of an error is its
     weight ``J_i - J_{i-1}``. Automatic differentiation of sixteen sorts took four times as long.
@@ -71,8 +71,7 @@ def _steps_of_jaccard(truth: Float[Tensor, "c m"]) -> Float[Tensor, "c m"]:
 def lovasz_softmax(
     probability: Float[Tensor, "m c"], label: Int64[Tensor, " m"]
 ) -> Float[Tensor, ""]:
-    """Mean over the classes present of the Lovasz extension of the Jaccard loss (Berman et al.,
-    CVPR 2018, eq. 8-11).
+    """Lovasz-softmax loss (Berman et al., CVPR 2018, eq. 8-11), averaged over the classes present.
 
     For class c with errors ``e_i = |[y_i=c] - p_ic|`` in falling order, the loss is
     ``sum_i e_i (J_i - J_{i-1})`` where ``J_i`` is the Jaccard loss when the i points of largest
@@ -93,15 +92,15 @@ def lovasz_softmax(
 def lovasz_share(
     probability: Float[Tensor, "m c"], label: Int64[Tensor, " m"]
 ) -> Float[Tensor, ""]:
-    """This process's share of the Lovasz-softmax over the points of all.
+    """Lovasz-softmax over the points of all processes: this process's share of it.
 
-    It depends on their common order.
+    It depends on the common order of their errors.
     """
     return lovasz_softmax(all_rows(probability), all_rows(label)) / world_size()
 
 
 def _falling(values: Float[Tensor, "c m"]) -> Int64[Tensor, "c m"]:
-    """Indices of each row from its largest value to its least, of values that are not negative.
+    """Argsort of each row in falling order, of values that are not negative.
 
     Such floats are in the order of their bits. On the CPU NumPy sorts 64-bit keys of bits and
     index, 22 times as fast as torch sorts floats (16 x 70,000, one thread with AVX-512).
@@ -117,7 +116,7 @@ def _falling(values: Float[Tensor, "c m"]) -> Int64[Tensor, "c m"]:
 def segmentation(
     logits: Float[Tensor, "m c"], label: Int64[Tensor, " m"], config: SegmentationConfig
 ) -> dict[str, Tensor]:
-    """This process's shares of the weighted terms.
+    """Supervised segmentation loss: this process's shares of the weighted terms.
 
     Zero, with a gradient of zero, when nothing is labelled.
     """

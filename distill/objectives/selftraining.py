@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class SelfTrainingConfig:
-    """When the student's own prediction is the label (CLIP2Scene section 3.3)."""
+    """Switchable self-training: when the student's prediction is the label (CLIP2Scene 3.3)."""
 
     probability: Annotated[
         float,
@@ -50,7 +50,7 @@ class SelfTrainingConfig:
 
 
 def switched(config: SelfTrainingConfig, progress: float, coin: float) -> bool:
-    """Whether a step takes the student's own labels.
+    """Whether a training step takes the student's own pseudo-labels.
 
     Args:
         config: probability and warm-up.
@@ -63,7 +63,7 @@ def switched(config: SelfTrainingConfig, progress: float, coin: float) -> bool:
 def own_labels(
     cosine: Float[Tensor, "m c"], scale: float, min_confidence: float
 ) -> tuple[Int64[Tensor, " m"], Bool[Tensor, " m"]]:
-    """The student's best class of each point, and whether it is sure enough of it."""
+    """Pseudo-labels: the student's best class of each point, and whether it is confident."""
     confidence, label = (cosine.detach().float() * scale).softmax(1).max(1)
     return label, confidence >= min_confidence
 
@@ -71,6 +71,6 @@ def own_labels(
 def replaced(
     label: Int64[Tensor, " m"], cosine: Float[Tensor, "m c"], scale: float, min_confidence: float
 ) -> Int64[Tensor, " m"]:
-    """The labels with the student's own where it is sure."""
+    """The labels, replaced by the student's own where it is confident."""
     own, sure = own_labels(cosine, scale, min_confidence)
     return torch.where(sure, own, label)

@@ -8,19 +8,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from pydantic import Field
 from torch import Tensor
 
+from clipsweep.distill.objectives import published
 from clipsweep.distill.objectives.segmentation import lovasz_share
 from clipsweep.distill.training.distributed import all_rows, share_of_mean, world_size
+
+_INFONCE = {
+    "infonce": published.infonce,
+    "infonce_mean": published.infonce_mean,
+    "infonce_paper": published.infonce_paper,
+}
 
 
 @dataclass(frozen=True)
 class SemanticConfig:
-    """Point-text consistency."""
+    """Semantic (point-text) consistency loss."""
 
     weight: Annotated[
         float,
@@ -57,46 +63,12 @@ class SemanticConfig:
     ] = 0.0
 
 
-def infonce(
-    cosine: Float[Tensor, "m c"], label: Int64[Tensor, " m"], tau: float, kind: str = "infonce"
-) -> Float[Tensor, ""]:
-    """Class-wise InfoNCE, summed over the classes present.
-
-    ``sum_c -log( sum_{i: y_i=c} exp(<t_c,p_i>/tau) / sum_j exp(<t_c,p_j>/tau) )``: CLIP2Scene eq. 1
-    with the positives in the denominator too. ``infonce_paper`` is as printed, over the points that
-    are not of class c alone: it has no lower bound. ``infonce_mean`` takes the mean over i of the
-    logs instead of the log of the sum, in which points that are right already drown the others.
-
-    Args:
-        cosine: ``<p_i, t_c>`` of unit embeddings.
-        label: class of each point.
-        tau: temperature.
-        kind: which of the three.
-
-    Returns:
-        The loss; zero, with a gradient of zero, without points.
-    """
-    if not len(label):
-        return cosine.sum() * 0.0
-    logits = cosine.float() / tau
-    own = F.one_hot(label, logits.shape[1]).bool()
-    present = own.any(0)
-    against = logits.masked_fill(own, -torch.inf) if kind == "infonce_paper" else logits
-    present &= against.amax(0) > -torch.inf
-    log_normalizer = torch.logsumexp(against[:, present], 0)
-    if kind == "infonce_mean":
-        positives = (logits.masked_fill(~own, 0).sum(0) / own.sum(0).clamp(min=1))[present]
-    else:
-        positives = torch.logsumexp(logits.masked_fill(~own, -torch.inf)[:, present], 0)
-    return (log_normalizer - positives).sum()
-
-
 def cross_entropy(
     cosine: Float[Tensor, "m c"], label: Int64[Tensor, " m"], scale: float
 ) -> Float[Tensor, ""]:
-    """``mean_i -log softmax_c(scale <p_i, t_c>)[y_i]`` on unit embeddings.
+    """Cross-entropy over a point's classes, ``mean_i -log softmax_c(scale <p_i, t_c>)[y_i]``.
 
-    This process's share of it.
+    This process's share of it, on unit embeddings.
     """
     return share_of_mean(F.cross_entropy(cosine.float() * scale, label, reduction="none"))
 
@@ -104,12 +76,10 @@ def cross_entropy(
 def semantic(
     cosine: Float[Tensor, "m c"], label: Int64[Tensor, " m"], config: SemanticConfig
 ) -> Float[Tensor, ""]:
-    """This process's share of the configured term.
+    """Point-text consistency loss of the configured kind: this process's share of it.
 
-    Zero, with a gradient of zero, when nothing is labelled.
-
-    ``ce_reference`` is what CLIP2Scene's published code computes: cross-entropy of ``p T^T`` with p
-    as it comes and no temperature.
+    Zero, with a gradient of zero, when nothing is labelled. Every kind but ``ce`` is a function of
+    that name in published.py.
 
     Args:
         cosine: ``<p_i, t_c>`` of the labelled points' unit embeddings and the unit embedding of
@@ -117,10 +87,17 @@ def semantic(
         label: their classes.
         config: which term, and its constants.
     """
-    if config.kind.startswith("infonce"):
-        return infonce(all_rows(cosine), all_rows(label), config.tau, config.kind) / world_size()
-    scale = 1.0 if config.kind == "ce_reference" else config.scale
-    value = cross_entropy(cosine, label, scale)
+    if config.kind in _INFONCE:
+        cosine = all_rows(cosine)
+        if not len(cosine):
+            return cosine.sum() * 0.0
+        return _INFONCE[config.kind](cosine, all_rows(label), config.tau) / world_size()
+    if config.kind == "ce_reference":
+        scale = 1.0
+        value = published.ce_reference(cosine, label)
+    else:
+        scale = config.scale
+        value = cross_entropy(cosine, label, scale)
     if config.lovasz:
         value = value + config.lovasz * lovasz_share((cosine.float() * scale).softmax(1), label)
     return value

@@ -16,9 +16,9 @@ from jaxtyping import Float, Int64
 from pydantic import Field
 from torch import Tensor
 
+from clipsweep.distill.objectives import published
 from clipsweep.distill.training.distributed import all_reduce_sum
 
-_SLOTS = 8  # pairs of a voxel that the published code uses
 # pairs are looked at in so many parts, but none smaller than that
 _PARTS = 32
 _PART = 1024
@@ -26,7 +26,7 @@ _PART = 1024
 
 @dataclass(frozen=True)
 class SpatioTemporalConfig:
-    """Consistency over voxels of the merged, un-augmented cloud."""
+    """Spatio-temporal consistency over voxels of the merged, un-augmented sweeps."""
 
     weight: Annotated[
         float,
@@ -55,17 +55,6 @@ class SpatioTemporalConfig:
     cell_m: Annotated[float, Field(ge=0.002, le=100, description="side of a voxel [m]")] = 0.1
 
 
-def segment_softmax(
-    scores: Float[Tensor, "m k"], voxel: Int64[Tensor, " m"], voxels: int
-) -> Float[Tensor, "m k"]:
-    """``exp(s_ik) / Z`` with ``Z`` the sum over all rows and columns of the row's voxel."""
-    top = scores.new_full((voxels,), -torch.inf)
-    top = top.scatter_reduce(0, voxel, scores.detach().amax(1), "amax")
-    weight = (scores - top[voxel, None]).exp()
-    total = scores.new_zeros(voxels).index_add(0, voxel, weight.sum(1))
-    return weight / total[voxel, None]
-
-
 def spatiotemporal(
     local: Float[Tensor, "m d"],
     semantic: Float[Tensor, "m d"],
@@ -74,7 +63,7 @@ def spatiotemporal(
     voxel: Int64[Tensor, " m"],
     config: SpatioTemporalConfig,
 ) -> Float[Tensor, ""]:
-    """This process's share of the configured term over point-pixel pairs.
+    """Spatio-temporal consistency loss over point-pixel pairs: this process's share of it.
 
     Zero, with a gradient of zero, without pairs.
 
@@ -82,8 +71,7 @@ def spatiotemporal(
     kinds over voxel n), the fused feature is ``f_n = sum_i a_i x_i + b_i p_i``; ``ours`` is the
     mean of ``1 - cos(p_i, f_n)``. Nothing flows back through a, b and the p inside f, else the term
     agrees with itself, and a voxel with one pair is compared with its pixel alone.
-    ``paper`` takes T = 1, lets gradients flow and sums ``1 - sigmoid(<p_i,f_n>)`` over a voxel's
-    pairs, averaged over voxels. ``reference`` uses points only, see ``reference``.
+    ``paper`` and ``reference`` are CLIP2Scene's, see published.py; both are averaged over voxels.
 
     Args:
         local: the student's local embedding of each pair's point; unit length, but as it comes for
@@ -103,7 +91,7 @@ def spatiotemporal(
 
 
 class _InParts(torch.autograd.Function):
-    """The sum over all voxels, some whole voxels at a time.
+    """The loss summed over all voxels, computed in parts to spare memory.
 
     No tensor of all pairs is kept but the gradient.
     """
@@ -141,8 +129,10 @@ class _InParts(torch.autograd.Function):
 
 
 def _parts(voxel: Int64[Tensor, " m"]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows of whole voxels in their order, about as many a time, and their voxels numbered from
-    0."""
+    """Splits pairs into parts of whole voxels, about equally large.
+
+    Yields the rows of each part, and their voxels numbered from 0.
+    """
     size = max(_PART, len(voxel) // _PARTS)
     order = voxel.argsort(stable=True)
     ends = voxel.bincount().cumsum(0)
@@ -161,45 +151,17 @@ def _part(
     voxel: Int64[Tensor, " m"],
     config: SpatioTemporalConfig,
 ) -> Float[Tensor, ""]:
-    """The sum over some voxels, numbered from 0."""
+    """The loss summed over some voxels, numbered from 0."""
     voxels = int(voxel.max()) + 1
     if config.kind == "reference":
-        return reference(local, text, voxel, voxels) * voxels
-    temperature = config.temperature if config.kind == "ours" else 1.0
-    # the paper has one feature
-    value, query = (local, local) if config.kind == "paper" else (local.detach(), semantic)
-    scores = torch.stack([(pixel * text).sum(1), (query * text).sum(1)], 1) / temperature
-    pairs = voxel.bincount(minlength=voxels)
-    if config.kind == "ours":
-        scores[:, 1] = scores[:, 1].masked_fill(pairs[voxel] == 1, -torch.inf)
-    share = segment_softmax(scores, voxel, voxels)
-    fused = local.new_zeros(voxels, local.shape[1])
-    fused = fused.index_add(0, voxel, share[:, :1] * pixel + share[:, 1:] * value)
+        return published.spatiotemporal_reference(local, text, voxel, voxels) * voxels
     if config.kind == "paper":
-        return (1 - torch.sigmoid((local * fused[voxel]).sum(1))).sum()
+        return published.spatiotemporal_paper(local, pixel, text, voxel, voxels)
+    scores = torch.stack([(pixel * text).sum(1), (semantic * text).sum(1)], 1) / config.temperature
+    pairs = voxel.bincount(minlength=voxels)
+    scores[:, 1] = scores[:, 1].masked_fill(pairs[voxel] == 1, -torch.inf)
+    share = published.segment_softmax(scores, voxel, voxels)
+    fused = local.new_zeros(voxels, local.shape[1])
+    fused = fused.index_add(0, voxel, share[:, :1] * pixel + share[:, 1:] * local.detach())
     apart = 1 - F.cosine_similarity(local, fused[voxel], dim=1)
     return apart.sum() if config.mean == "pairs" else (apart / pairs[voxel]).sum()
-
-
-def reference(
-    local: Float[Tensor, "m d"], text: Float[Tensor, "m d"], voxel: Int64[Tensor, " m"], voxels: int
-) -> Float[Tensor, ""]:
-    """What CLIP2Scene's published code computes, for comparison; its flaws are kept.
-
-    The first 8 pairs of a voxel count, all against the text of the voxel's first pair; attention is
-    a softmax over ``<p_i, t>``; the loss is the mean of ``1 - sigmoid(<p_i, f>)`` over 8 slots a
-    voxel, where an empty slot is a zero vector and so counts 0.5. Pixel features play no part, and
-    nothing is detached. (Its sort is unstable; ours is stable, one of the orders that it may give.)
-    """
-    order = voxel.argsort(stable=True)
-    counts = voxel.bincount(minlength=voxels)
-    first = counts.cumsum(0) - counts
-    slot = torch.arange(len(voxel), device=voxel.device) - first[voxel[order]]
-    kept = order[slot < _SLOTS]
-    voxel_of = voxel[kept]
-    point = local[kept]
-    scores = (point * text[order[first]][voxel_of]).sum(1, keepdim=True)
-    share = segment_softmax(scores, voxel_of, voxels)
-    fused = local.new_zeros(voxels, local.shape[1]).index_add(0, voxel_of, share * point)
-    apart = (1 - torch.sigmoid((point * fused[voxel_of]).sum(1))).sum()
-    return (apart + 0.5 * (_SLOTS * voxels - len(kept))) / (_SLOTS * voxels)

@@ -1,4 +1,4 @@
-"""Sparse convolution without spconv, with a backward pass written by hand.
+"""Sparse convolution on the CPU without spconv, with a backward pass written by hand.
 
 Output rows are split into tiles, and a tile is computed by one thread from first to last, offset by
 offset: no two threads write one row, and the order of every sum is the same for any number of
@@ -30,8 +30,7 @@ _CACHE = 1 << 20  # bytes of rows that a core keeps at hand
 
 @dataclass(frozen=True, eq=False)
 class KernelMap:
-    """Kernel map (rulebook): input and output row of each pair at each kernel offset, in the orders
-    that the passes need.
+    """Kernel map (rulebook): input and output row of each pair at each kernel offset.
 
     Attributes:
         pairs: the pairs, offset by offset.
@@ -47,12 +46,12 @@ class KernelMap:
 
     @cached_property
     def forward(self) -> PairLists:
-        """Sorted by tile of output rows."""
+        """Kernel map of the forward pass: sorted by tile of output rows."""
         return self.pairs.tile(self.outputs, TILE_ROWS)
 
     @cached_property
     def backward(self) -> PairLists:
-        """Turned round and sorted by tile of input rows.
+        """Kernel map of the backward pass: turned round, sorted by tile of input rows.
 
         Of a mirrored map with the offsets in opposite order.
         """
@@ -60,7 +59,7 @@ class KernelMap:
 
     @cached_property
     def reverse(self) -> KernelMap:
-        """The map of the inverse op."""
+        """Kernel map of the inverse (transposed) convolution."""
         turned = KernelMap(self.pairs.reverse(), self.outputs, self.inputs)
         turned.__dict__["forward"] = self.backward
         turned.__dict__["backward"] = self.forward
@@ -68,12 +67,12 @@ class KernelMap:
 
 
 def bits(values: Float[Tensor, "..."]) -> NDArray[Any]:
-    """The same memory as a NumPy array, bfloat16 as int16."""
+    """A tensor's memory as a NumPy array, bfloat16 as int16."""
     return (values.view(torch.int16) if values.dtype == torch.bfloat16 else values).detach().numpy()
 
 
 def _rows(feats: Float[Tensor, "v c"]) -> NDArray[Any]:
-    """Rows as the kernels read them: float32, or pairs of bfloat16 in an int32."""
+    """Feature rows as the kernels read them: float32, or pairs of bfloat16 in an int32."""
     if feats.dtype == torch.float32:
         return bits(feats)
     even = torch.nn.functional.pad(feats, (0, 1)) if feats.shape[1] % 2 else feats
@@ -81,7 +80,7 @@ def _rows(feats: Float[Tensor, "v c"]) -> NDArray[Any]:
 
 
 def _room(rows: int, columns: int, like: Tensor, *before: int) -> Tensor:
-    """Room for ``rows`` packed rows.
+    """An empty packed matrix of so many rows.
 
     Columns up to whole vectors, zero there, and two rows of bfloat16 in one.
     """
@@ -97,7 +96,7 @@ def _room(rows: int, columns: int, like: Tensor, *before: int) -> Tensor:
 def _convolve(
     feats: Tensor, weight: NDArray[Any], tiles: PairLists, outputs: int
 ) -> Float[Tensor, "w o"]:
-    """Sums ``feats[source] @ weight[k]`` into the target rows.
+    """Gather, multiply, scatter: sums ``feats[source] @ weight[k]`` into the target rows.
 
     ``weight (k,i,o) f32`` may have any strides.
     """
@@ -117,7 +116,7 @@ def _convolve(
 
 
 def _pieces(pairs: PairLists, count: int) -> list[tuple[int, int]]:
-    """Ranges of offsets with about a ``count``-th of the pairs each, those with most first."""
+    """Splits kernel offsets into ranges with about equally many pairs, those with most first."""
     offsets = len(pairs.starts) - 1
     part = pairs.starts * count // max(1, pairs.starts[-1])
     ends = [k for k in range(1, offsets) if part[k] != part[k - 1]] + [offsets]
@@ -156,8 +155,9 @@ def _weight_gradient(
 
 
 class _Convolution(torch.autograd.Function):
-    """``out[target] += feats[source] @ weight[:, k].T`` over the offsets ``k`` of a map, on the
-    CPU.
+    """Sparse convolution on the CPU: ``out[target] += feats[source] @ weight[:, k].T``.
+
+    Over the offsets ``k`` of a kernel map.
     """
 
     @staticmethod
@@ -185,8 +185,9 @@ class _Convolution(torch.autograd.Function):
 def _by_torch(
     feats: Tensor, weight: Float[Tensor, "o k i"], pairs: KernelMap
 ) -> Float[Tensor, "w o"]:
-    """The same in plain torch, for other devices and types, and as the twin that the tests hold
-    the kernels against.
+    """Sparse convolution in plain torch, for other devices and types.
+
+    The tests compare the kernels with it.
     """
     out = feats.new_zeros((pairs.outputs, weight.shape[0]))
     source, target = (
@@ -199,7 +200,7 @@ def _by_torch(
 
 
 def same(rows: int) -> KernelMap:
-    """The map of the 1^3 op: each row meets itself."""
+    """Kernel map of a pointwise (1^3) convolution: each row meets itself."""
     row = np.arange(rows, dtype=np.int32)
     return KernelMap(PairLists(row, row, np.array([0, rows])), rows, rows, mirrored=True)
 
@@ -207,7 +208,7 @@ def same(rows: int) -> KernelMap:
 def convolve(
     feats: Float[Tensor, "v i"], weight: Float[Tensor, "o *k i"], pairs: KernelMap
 ) -> Float[Tensor, "w o"]:
-    """A sparse convolution.
+    """Sparse convolution over a kernel map, with gradients.
 
     Under ``torch.autocast`` in bfloat16, rows are bfloat16 and products of bfloat16; sums and the
     weight's gradient are float32 still.

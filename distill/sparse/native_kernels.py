@@ -1,16 +1,30 @@
-"""Compiled matrix products over gathered rows, the inside of the native sparse convolution.
+"""CPU kernels of the sparse convolution: gather rows, multiply by a weight, scatter the sums.
 
-One primitive does all the arithmetic: a block of ``ROWS`` rows, anywhere in memory, times a panel
-of a matrix, its sums kept in registers. It is written as vector instructions because no compiler
-finds them in loops, and because the general products at hand (BLAS, oneDNN) want their rows copied
-together first and choose their order of summation by the number of threads. Operands are float32,
-or pairs of bfloat16 in an int32 (then sums are float32 still).
+What is done. ``multiply`` takes ``ROWS`` gathered rows at a time, each anywhere in memory, times
+two vectors of a weight's columns, and keeps all these sums in registers over the depth (the outer
+product micro-kernel of matrix libraries). ``convolve`` and ``weight_gradient`` are loops of it over
+a kernel map.
+
+Why not BLAS or oneDNN. They want rows copied together first, and choose the order of their sums by
+the number of threads; here it is fixed, so that results are the same on any number.
+
+Why LLVM instructions. Numba compiles Python loops, but LLVM does not find the micro-kernel in
+them. So ``_block`` builds it with llvmlite, as Numba itself does, and each call of it is replaced
+by these instructions. Two of them llvmlite lacks, so they are called by the name that LLVM gives
+them: the fused multiply-add of vectors, and AVX-512's dot product of bfloat16 pairs.
+
+The types. NumPy and Numba have no bfloat16, so arrays hold its bits:
+- float32: rows, packed weights, all sums;
+- int16: one bfloat16, as torch stores it (``native.bits``);
+- int32: two bfloat16 that follow each other along the depth, as the dot product takes them;
+- ``_BFloat``: LLVM's own bfloat16, in the signature of the dot product only.
+``@overload`` chooses a loop by the type of its arrays when Numba compiles the caller.
 """
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -38,7 +52,7 @@ ROWS = 8 if _AVX512 else 6
 CHUNK = 256
 """Pairs gathered at a time for the gradient of a weight; even."""
 
-# --- the primitive --------------------------------------------------------------------------------
+# --- the micro-kernel -----------------------------------------------------------------------------
 
 _F32 = ir.FloatType()
 _I32 = ir.IntType(32)
@@ -60,55 +74,60 @@ class _BFloat(ir.Type):
         return hash("bfloat")
 
 
-def _call(b: Any, name: str, result: Any, *operands: Any) -> Any:
-    signature = ir.FunctionType(result, [operand.type for operand in operands])
+def _call(b: Any, name: str, *operands: Any) -> Any:
+    """Calls an LLVM function by name; it gives a vector of floats."""
+    signature = ir.FunctionType(_FLOATS, [operand.type for operand in operands])
     return b.call(cgutils.get_or_insert_function(b.module, signature, name), operands)
 
 
 def _fma(b: Any, x: Any, y: Any, total: Any) -> Any:
+    """``total + x * y`` of vectors of floats."""
     if _FMA:
-        return _call(b, f"llvm.fma.v{LANES}f32", _FLOATS, x, y, total)
+        return _call(b, f"llvm.fma.v{LANES}f32", x, y, total)
     return b.fadd(total, b.fmul(x, y))
 
 
 def _dot_pairs(b: Any, x: Any, y: Any, total: Any) -> Any:
-    """``total + x.low * y.low + x.high * y.high``; by one instruction where there is one."""
+    """``total + x.low * y.low + x.high * y.high`` of vectors of bfloat16 pairs.
+
+    By one instruction where there is one, else by widening each half to float32.
+    """
     if _BF16:
         halves = ir.VectorType(_BFloat(), 2 * LANES)
         x = b.bitcast(x, halves)
         y = b.bitcast(y, halves)
-        return _call(b, "llvm.x86.avx512bf16.dpbf16ps.512", _FLOATS, total, x, y)
-    shift, mask = (ir.Constant(_PAIRS, [value] * LANES) for value in (16, -65536))
+        return _call(b, "llvm.x86.avx512bf16.dpbf16ps.512", total, x, y)
+    shift = ir.Constant(_PAIRS, [16] * LANES)
+    mask = ir.Constant(_PAIRS, [-65536] * LANES)
     low = [b.bitcast(b.shl(side, shift), _FLOATS) for side in (x, y)]
     high = [b.bitcast(b.and_(side, mask), _FLOATS) for side in (x, y)]
     return _fma(b, high[0], high[1], _fma(b, low[0], low[1], total))
 
 
 def _splat(b: Any, scalar: Any, vector: Any) -> Any:
+    """A vector of one value."""
     nothing = ir.Constant(vector, ir.Undefined)
     first = b.insert_element(nothing, scalar, _I32(0))
     return b.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES))
 
 
-def _emit(
-    b: Any,
-    vectors: int,
-    vector: Any,
-    dot: Callable[..., Any],
-    arrays: list[Any],
-    numbers: list[Any],
-) -> None:
-    """The instructions of ``multiply_wide``.
+def _emit(b: Any, vectors: int, is_float: bool, arrays: Sequence[Any], numbers: Any) -> None:
+    """Builds the instructions of a block; for the arguments see ``_block``.
 
-    Sums in registers over the depth, then added to memory row by row.
+    Sums stay in registers over the depth, then are added to memory row by row.
     """
     a, at_a, mat, c, at_c = arrays
     first, step_a, at_b, step_b, depth, column, rows = numbers
+    vector = _FLOATS if is_float else _PAIRS
+    dot = _fma if is_float else _dot_pairs
+    zero = ir.Constant(_FLOATS, [0.0] * LANES)
     offsets = [b.add(first, _I64(r)) for r in range(ROWS)]
     row = [b.gep(a, [b.load(b.gep(at_a, [offset]))]) for offset in offsets]
+    # LLVM turns these variables into registers
     sums = [[cgutils.alloca_once(b, _FLOATS) for _ in range(vectors)] for _ in range(ROWS)]
-    for total in (total for line in sums for total in line):
-        b.store(ir.Constant(_FLOATS, [0.0] * LANES), total)
+    for r in range(ROWS):
+        for j in range(vectors):
+            b.store(zero, sums[r][j])
     mat = b.gep(mat, [b.add(at_b, column)])
     with cgutils.for_range(b, depth) as loop:
         line = b.gep(mat, [b.mul(loop.index, step_b)])
@@ -128,41 +147,35 @@ def _emit(
                 b.store(b.fadd(b.load(out, align=4), b.load(sums[r][j])), out, align=4)
 
 
-def _signature(vectors: int, operands: tuple[Any, ...]) -> tuple[Any, Callable[..., Any]]:
-    is_array = [isinstance(operand, types.Array) for operand in operands]
-    signature = types.void(
-        *(kind if array else types.int64 for kind, array in zip(operands, is_array, strict=True))
-    )
-    plain = operands[0].dtype == types.float32
+def _block(vectors: int) -> Any:
+    """The product of ``ROWS`` rows and ``vectors`` vectors of columns, as a function for Numba.
 
-    def generate(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        values = list(zip(sig.args, args, is_array, strict=True))
-        arrays = [
-            context.make_array(kind)(context, b, value).data
-            for kind, value, array in values
-            if array
-        ]
-        numbers = [value for _, value, array in values if not array]
-        _emit(
-            b, vectors, _FLOATS if plain else _PAIRS, _fma if plain else _dot_pairs, arrays, numbers
-        )
-        return context.get_dummy_value()
+    Its arguments are those of ``multiply``: first the arrays, then where it is: the ``first`` row
+    and the ``column``, of which ``rows`` rows are added to ``c``.
+    """
 
-    return signature, generate
+    @intrinsic
+    def block(  # type: ignore[no-untyped-def]
+        _, a, at_a, b, c, at_c, first, step_a, at_b, step_b, depth, column, rows
+    ):
+        arrays = (a, at_a, b, c, at_c)
+        is_float = a.dtype == types.float32
 
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            data = [
+                context.make_array(kind)(context, builder, array).data
+                for kind, array in zip(arrays, args, strict=False)
+            ]
+            _emit(builder, vectors, is_float, data, args[len(arrays) :])
+            return context.get_dummy_value()
 
-@intrinsic
-def _multiply_wide(  # type: ignore[no-untyped-def]
-    _, a, at_a, first, step_a, mat, at_b, step_b, depth, c, at_c, column, rows
-):
-    return _signature(2, (a, at_a, first, step_a, mat, at_b, step_b, depth, c, at_c, column, rows))
+        return types.void(*arrays, *[types.int64] * 7), generate
+
+    return block
 
 
-@intrinsic
-def _multiply_narrow(  # type: ignore[no-untyped-def]
-    _, a, at_a, first, step_a, mat, at_b, step_b, depth, c, at_c, column, rows
-):
-    return _signature(1, (a, at_a, first, step_a, mat, at_b, step_b, depth, c, at_c, column, rows))
+_multiply_wide = _block(2)
+_multiply_narrow = _block(1)
 
 
 @jit
@@ -179,7 +192,7 @@ def multiply(
     rows: int,
     columns: int,
 ) -> None:
-    """Adds a product to rows of ``c``.
+    """Product of gathered rows and a matrix, added to rows of ``c``.
 
     ``c[at_c[r] + j] += sum_k a[at_a[r] + k * step_a] * b[at_b + k * step_b + j]``.
 
@@ -191,12 +204,12 @@ def multiply(
         for first in range(0, rows, ROWS):
             left = min(ROWS, rows - first)
             if columns - column >= 2 * LANES:
-                _multiply_wide(  # type: ignore[call-arg]
-                    a, at_a, first, step_a, b, at_b, step_b, depth, c, at_c, column, left
+                _multiply_wide(
+                    a, at_a, b, c, at_c, first, step_a, at_b, step_b, depth, column, left
                 )
             else:
-                _multiply_narrow(  # type: ignore[call-arg]
-                    a, at_a, first, step_a, b, at_b, step_b, depth, c, at_c, column, left
+                _multiply_narrow(
+                    a, at_a, b, c, at_c, first, step_a, at_b, step_b, depth, column, left
                 )
         column += 2 * LANES
 
@@ -204,22 +217,19 @@ def multiply(
 # --- float32 and bfloat16 -------------------------------------------------------------------------
 
 FLOAT = (types.float32, np.dtype(np.float32))
-"""The element type as Numba and as NumPy name it.
-
-Where overloads choose, they serve compiled code and plain Python.
-"""
+"""float32 as Numba and as NumPy name it: overloads serve compiled code and plain Python."""
 
 
 @jit
 def round_bits(bits: Any) -> Any:
-    """The bits of a float32 as those of the nearest bfloat16, ties to even; NaN stays NaN."""
+    """Rounds a float32's bits to the nearest bfloat16's, ties to even; NaN stays NaN."""
     if (bits & 0x7FFFFFFF) > 0x7F800000:
         return np.int16(0x7FC0)
     return np.int16((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16)
 
 
 def _put(sums: Any, rows: int, out: Any, begin: int) -> None:
-    """Writes finished sums to ``out`` in its own type."""
+    """Writes finished sums to ``out``, rounded to its own type."""
     _put_as(sums, rows, out, begin)(sums, rows, out, begin)
 
 
@@ -240,7 +250,7 @@ def _put_as(sums, rows, out, begin):  # type: ignore[no-untyped-def]
 
 
 def _pack_row(values: Any, row: int, packed: Any, place: int) -> None:
-    """Copies a row of ``values``.
+    """Copies a row of ``values`` to a place of a packed matrix.
 
     Of bfloat16, two places that follow each other share a row of int32.
     """
@@ -280,11 +290,11 @@ def _half_of(value):  # type: ignore[no-untyped-def]
 
 @jit
 def pack_weight(weight: Any, first: int, last: int, packed: Any) -> None:
-    """Packs offsets ``first`` to ``last`` of ``weight (k, depth, columns) f32``, of any strides,
-    into ``packed``.
+    """Packs the weight's matrices of offsets ``first`` to ``last`` for ``multiply``.
 
-    ``packed`` is (k, depth, columns) float32, or (k, depth / 2, columns) int32 with pairs of
-    bfloat16; columns up to a multiple of ``LANES``, zero where nothing is written.
+    ``weight`` is (k, depth, columns) float32 of any strides. ``packed`` is (k, depth, columns)
+    float32, or (k, depth / 2, columns) int32 with pairs of bfloat16; columns up to a multiple of
+    ``LANES``, zero where nothing is written.
     """
     for k in range(first, last):
         # a block of columns stays in cache while it is transposed
@@ -310,7 +320,7 @@ def convolve(
     last: int,
     out: Any,
 ) -> None:
-    """Writes tiles ``first`` to ``last`` of a convolution's output rows, each tile by one thread.
+    """Sparse convolution: writes tiles ``first`` to ``last`` of the output rows.
 
     Args:
         feats: input rows (v, i) float32 or (v, i/2) pairs.
@@ -370,8 +380,9 @@ def weight_gradient(
     right: Any,
     d_weight: Any,
 ) -> None:
-    """Writes ``d_weight[:, k] = sum over the pairs of offset k of outer(grad[target],
-    feats[source])``.
+    """Gradient of a convolution's weight at offsets ``first`` to ``last``.
+
+    Writes ``d_weight[:, k] = sum of outer(grad[target], feats[source])`` over the pairs of k.
 
     Args:
         feats: input rows (v, i), float32 or bfloat16 as int16.

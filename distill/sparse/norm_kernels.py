@@ -14,15 +14,19 @@ from clipsweep.distill.sparse.native_kernels import FLOAT, round_bits
 from clipsweep.projection.jit import jit
 
 CHUNK = 512
-"""Rows that one thread sums before the sums of chunks are added in order."""
+"""Rows of a chunk: one thread sums them, then the sums of chunks are added in order."""
 
-BY_INPUT = 1
-BY_OUTPUT = 2
-"""How the backward pass finds where the rectifier let through."""
+GATE_OPEN = 0
+GATE_BY_INPUT = 1
+GATE_BY_OUTPUT = 2
+"""How the backward pass finds where the ReLU let a value through; see norm.py.
+
+Everywhere, as there was no ReLU; where ``(x - mean) * scale + bias`` is positive; where ``out`` is.
+"""
 
 
 def _load(x: Any, row: int, column: int) -> Any:
-    """An element as float32."""
+    """Reads an element as float32."""
     return _load_as(x, row, column)(x, row, column)
 
 
@@ -78,9 +82,9 @@ def moments(x: Any, first: int, last: int, mean: Any, square: Any) -> None:
 def apply(
     x: Any, mean: Any, scale: Any, bias: Any, add: Any, relu: bool, first: int, last: int, out: Any
 ) -> None:
-    """Writes ``(x - mean) * scale + bias + add``, rectified or not.
+    """Batch norm, sum and ReLU: writes ``relu((x - mean) * scale + bias + add)``.
 
-    An ``add`` without rows is left out.
+    An ``add`` without rows is left out, and the ReLU unless ``relu``.
     """
     with_add = add.shape[0] > 0
     for r in range(first * CHUNK, min(last * CHUNK, x.shape[0])):
@@ -103,14 +107,15 @@ def gradient_sums(
     bias: Any,
     out: Any,
     grad: Any,
-    relu: int,
+    gate: int,
     first: int,
     last: int,
     sums: Any,
     products: Any,
 ) -> None:
-    """Writes the sums of ``g``, see ``gradient``, and of ``g * (x - mean)`` over each chunk,
-    ``(chunks, c) f32``.
+    """Gradient of weight and bias: writes each chunk's sums of ``g`` and of ``g * (x - mean)``.
+
+    ``(chunks, c) f32``; for ``g`` see ``gradient``.
     """
     for chunk in range(first, last):
         total = sums[chunk]
@@ -121,9 +126,9 @@ def gradient_sums(
             for j in range(x.shape[1]):
                 deviation = _load(x, r, j) - mean[j]
                 g = _load(grad, r, j)
-                if relu == BY_INPUT and deviation * scale[j] + bias[j] <= np.float32(0.0):
+                if gate == GATE_BY_INPUT and deviation * scale[j] + bias[j] <= np.float32(0.0):
                     g = np.float32(0.0)
-                if relu == BY_OUTPUT and _load(out, r, j) <= np.float32(0.0):
+                if gate == GATE_BY_OUTPUT and _load(out, r, j) <= np.float32(0.0):
                     g = np.float32(0.0)
                 total[j] += g
                 product[j] += g * deviation
@@ -137,7 +142,7 @@ def gradient(
     bias: Any,
     out: Any,
     grad: Any,
-    relu: int,
+    gate: int,
     slope: Any,
     rest: Any,
     first: int,
@@ -145,21 +150,20 @@ def gradient(
     d_x: Any,
     d_add: Any,
 ) -> None:
-    """Writes ``d_x = scale * g + slope * (x - mean) + rest``, and ``d_add = g`` unless it has no
-    rows.
+    """Gradient of the input: writes ``d_x = scale * g + slope * (x - mean) + rest``.
 
-    ``g`` is the gradient behind the rectifier: ``grad`` where ``out`` is positive (``BY_OUTPUT``),
-    or where ``(x - mean) * scale + bias`` is (``BY_INPUT``, then ``out`` has no rows), or
-    everywhere (0).
+    ``g`` is the gradient in front of the ReLU: ``grad`` where ``gate`` finds that a value was let
+    through, else 0. It is written to ``d_add`` unless that has no rows. Only ``GATE_BY_OUTPUT``
+    reads ``out``, which else has no rows.
     """
     with_add = d_add.shape[0] > 0
     for r in range(first * CHUNK, min(last * CHUNK, x.shape[0])):
         for j in range(x.shape[1]):
             deviation = _load(x, r, j) - mean[j]
             g = _load(grad, r, j)
-            if relu == BY_INPUT and deviation * scale[j] + bias[j] <= np.float32(0.0):
+            if gate == GATE_BY_INPUT and deviation * scale[j] + bias[j] <= np.float32(0.0):
                 g = np.float32(0.0)
-            if relu == BY_OUTPUT and _load(out, r, j) <= np.float32(0.0):
+            if gate == GATE_BY_OUTPUT and _load(out, r, j) <= np.float32(0.0):
                 g = np.float32(0.0)
             _store(d_x, r, j, scale[j] * g + slope[j] * deviation + rest[j])
             if with_add:

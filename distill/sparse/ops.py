@@ -1,5 +1,6 @@
-"""Sparse convolution in four ops, computed by spconv on CUDA and by our own code elsewhere, with
-the same weights.
+"""Sparse convolution layers: submanifold, strided, inverse and pointwise.
+
+Computed by spconv on CUDA and by native.py elsewhere, with the same weights.
 """
 
 from __future__ import annotations
@@ -24,8 +25,6 @@ Backend = Literal["auto", "spconv", "native"]
 class Sites:
     """Active voxels with their hash, kernel maps and coarser level (like an indice_key).
 
-    Hash, kernel maps, the coarser set.
-
     Layers and levels of a network share one, so that each map is built once per batch.
 
     Args:
@@ -41,7 +40,7 @@ class Sites:
         self.coords = coords
         wants = backend == "spconv" or (backend == "auto" and coords.is_cuda)
         self.level = sparse_spconv.base_level(coords) if wants and len(coords) else None
-        """spconv's view of the cells; None with the native backend."""
+        """spconv's view of the voxels; None with the native backend."""
         self._coarser: Sites | None = None
         self._index: grid.CellIndex | None = None
 
@@ -50,18 +49,18 @@ class Sites:
 
     @cached_property
     def submanifold(self) -> KernelMap:
-        """Native map of the 3^3 op."""
+        """Kernel map of the submanifold (3^3) convolution."""
         index = self._index or grid.index_coords(self.coords.cpu().numpy())
         return KernelMap(grid.neighbours(index), len(self), len(self), mirrored=True)
 
     @cached_property
     def same(self) -> KernelMap:
-        """Native map of the 1^3 op."""
+        """Kernel map of the pointwise (1^3) convolution."""
         return sparse_native.same(len(self))
 
     @cached_property
     def stride(self) -> KernelMap:
-        """Native map of the strided 2^3 op."""
+        """Kernel map of the strided (2^3) convolution, which makes the coarser voxels."""
         index, pairs = grid.coarsen(self.coords.cpu().numpy())
         coarser = Sites(torch.from_numpy(index.coords()).to(self.coords.device), "native")
         coarser._index = index
@@ -70,12 +69,12 @@ class Sites:
 
     @property
     def coarser(self) -> Sites:
-        """The cells at twice the size, once an op has led there."""
+        """The voxels of twice the size, once a convolution has led there."""
         assert self._coarser is not None
         return self._coarser
 
     def extend(self, level: sparse_spconv.Level) -> None:
-        """Keeps the coarser cells that spconv found, unless they are known."""
+        """Keeps the coarser voxels that spconv found, unless they are known."""
         if self._coarser is None:
             coarser = Sites(level.coords(), "native")
             coarser.level = level
@@ -84,24 +83,25 @@ class Sites:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class SparseTensor:
-    """Features of active cells.
+    """Sparse tensor: features of active voxels.
 
     Attributes:
-        feats: one row for each cell.
-        sites: the cells.
+        feats: one row for each voxel.
+        sites: the voxels.
     """
 
     feats: Float[Tensor, "v c"]
     sites: Sites
 
     def with_feats(self, feats: Float[Tensor, "v d"]) -> SparseTensor:
-        """Other features on the same cells."""
+        """Other features on the same voxels."""
         return SparseTensor(feats, self.sites)
 
 
 class _Kernel(nn.Module):
-    """A weight in spconv's layout ``[out, k0, k1, k2, in]``, initialised like ``nn.Linear`` over
-    all its inputs.
+    """A convolution's weight in spconv's layout ``[out, k0, k1, k2, in]``.
+
+    Initialised like ``nn.Linear`` over all its inputs.
     """
 
     size = 3
@@ -120,7 +120,7 @@ class SubMConv3d(_Kernel):
     """Submanifold convolution, kernel 3."""
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        """Features on the same cells."""
+        """Features on the same voxels."""
         if x.sites.level is not None:
             return x.with_feats(sparse_spconv.submanifold(x.feats, self.weight, x.sites.level))
         return x.with_feats(sparse_native.convolve(x.feats, self.weight, x.sites.submanifold))
@@ -129,13 +129,13 @@ class SubMConv3d(_Kernel):
 class Down(_Kernel):
     """Strided convolution (SparseConv3d, kernel 2, stride 2).
 
-    Every cell at twice the size that holds an active one becomes active.
+    Every voxel of twice the size that holds an active one becomes active.
     """
 
     size = 2
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        """Features on the cells at twice the size."""
+        """Features on the voxels of twice the size."""
         if x.sites.level is not None:
             feats, level = sparse_spconv.down(x.feats, self.weight, x.sites.level)
             x.sites.extend(level)
@@ -147,25 +147,25 @@ class Down(_Kernel):
 class Up(_Kernel):
     """Inverse of ``Down`` (SparseInverseConv3d, kernel 2).
 
-    Each fine cell gets its coarse cell's features times the weight of its octant.
+    Each fine voxel gets its coarse voxel's features times the weight of its octant.
     """
 
     size = 2
 
     def forward(self, x: SparseTensor, fine: Sites) -> SparseTensor:
-        """Features on ``fine``, the cells that ``x`` came down from."""
+        """Features on ``fine``, the voxels that ``x`` came down from."""
         if x.sites.level is not None:
             return SparseTensor(sparse_spconv.up(x.feats, self.weight, x.sites.level), fine)
         return SparseTensor(sparse_native.convolve(x.feats, self.weight, fine.stride.reverse), fine)
 
 
 class Pointwise(_Kernel):
-    """Pointwise convolution, kernel 1: the same linear map in every cell."""
+    """Pointwise convolution, kernel 1: the same linear map in every voxel."""
 
     size = 1
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        """Features on the same cells."""
+        """Features on the same voxels."""
         if x.sites.level is not None:
             return x.with_feats(nn.functional.linear(x.feats, self.weight.flatten(1)))
         return x.with_feats(sparse_native.convolve(x.feats, self.weight, x.sites.same))

@@ -1,4 +1,4 @@
-"""The four sparse ops through spconv, which is imported only when this backend is used."""
+"""Sparse convolution by spconv, which is imported only when this backend is used."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ALIGN = 64
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Level:
-    """spconv's view of a set of cells.
+    """A set of active voxels as spconv keeps it, at one resolution of the network.
 
     Attributes:
         tensor: a SparseConvTensor without useful features; its ``indice_dict`` is shared by all
@@ -30,7 +30,7 @@ class Level:
     depth: int
 
     def coords(self) -> Int32[Tensor, "v 4"]:
-        """Batch index and coordinates in the caller's counting."""
+        """Batch index and coordinates of the voxels, without spconv's shift."""
         return self.tensor.indices + torch.tensor(
             (0, *self.origin), dtype=torch.int32, device=self.tensor.indices.device
         )
@@ -48,7 +48,7 @@ def _spconv() -> Any:
 
 
 def base_level(coords: Int32[Tensor, "v 4"]) -> Level:
-    """The finest level of a batch.
+    """spconv's tensor for the finest voxels of a batch.
 
     Raises:
         ModuleNotFoundError: spconv is not installed.
@@ -106,14 +106,17 @@ def _call(kind: str, feats: Tensor, weight: Tensor, level: Level, depth: int) ->
 
 
 def submanifold(feats: Float[Tensor, "v i"], weight: Tensor, level: Level) -> Float[Tensor, "v o"]:
-    """The 3^3 op on a level's cells."""
+    """Submanifold (3^3) convolution by spconv."""
     return _call("submanifold", feats, weight, level, level.depth).features
 
 
 def down(
     feats: Float[Tensor, "v i"], weight: Tensor, level: Level
 ) -> tuple[Float[Tensor, "w o"], Level]:
-    """The strided 2^3 op, and the level that it leads to; spconv allows it once for each level."""
+    """Strided (2^3) convolution by spconv, and the level that it leads to.
+
+    spconv allows it once for each level.
+    """
     out = _call("down", feats, weight, level, level.depth)
     tensor = out.replace_feature(out.features.detach()[:, :1])
     tensor.indice_dict = level.tensor.indice_dict
@@ -122,5 +125,5 @@ def down(
 
 
 def up(feats: Float[Tensor, "w i"], weight: Tensor, coarse: Level) -> Float[Tensor, "v o"]:
-    """The inverse 2^3 op, back to the cells that ``coarse`` came down from."""
+    """Inverse (2^3) convolution by spconv, back to the voxels that ``coarse`` came down from."""
     return _call("up", feats, weight, coarse, coarse.depth - 1).features

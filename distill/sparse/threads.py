@@ -1,4 +1,4 @@
-"""Multithreading of compiled loops, with torch's number of threads."""
+"""Multithreading of compiled loops on the CPU, with torch's number of threads."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not live on 
 
 
 def share(tasks: int, work: Callable[[int, int], None]) -> None:
-    """Calls ``work(first, last)`` on pieces of ``range(tasks)``, from ``torch.get_num_threads()``
-    threads.
+    """Parallel for: calls ``work(first, last)`` on pieces of ``range(tasks)``.
 
-    Which thread does which piece is left to chance, so a task must not depend on others, and must
-    let go of the GIL.
+    From ``torch.get_num_threads()`` threads. Which thread does which piece is left to chance, so a
+    task must not depend on others, and must let go of the GIL.
     """
     threads = min(torch.get_num_threads(), tasks)
     if threads < 2:

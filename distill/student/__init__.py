@@ -1,1 +1,1 @@
-"""The student: a sparse 3D U-Net, what it is fed with and how it is stored."""
+"""The student: a sparse 3D U-Net, its voxelized input, its heads and its files."""

@@ -1,4 +1,4 @@
-"""Collates voxelized sweeps into a batch."""
+"""Batches of voxelized sweeps, collated for the sparse network."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from clipsweep.distill.student.voxels import Voxels
 
 @dataclass(frozen=True, eq=False, slots=True)
 class SweepSet:
-    """Sweeps of one frame, each with its own augmentation, that share the frame's pixels and
-    voxels.
+    """Sweeps of one frame, each with its own augmentation; they share its pixels and voxels.
 
     Attributes:
         sweeps: each sweep as voxels.
@@ -32,7 +31,7 @@ class SweepSet:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Batch:
-    """Frames put one after the other, for the student.
+    """A batch of voxelized frames for the sparse network, put one after the other.
 
     Attributes:
         coords: frame's place in the batch and coordinates of each voxel.
@@ -83,77 +82,100 @@ class Batch:
 
 
 def collate(frames: Sequence[Voxels]) -> Batch:
-    """Puts frames together, numbering voxels and points through.
+    """Collates voxelized frames into a batch, numbering voxels and points through.
 
     Raises:
         ValueError: there is no frame, or there are more than 128.
     """
     if not 0 < len(frames) <= 128:
         raise ValueError(f"a batch has 1 to 128 frames, not {len(frames)}")
-    voxels = np.cumsum([0] + [len(frame.coords) for frame in frames])
-    points = np.cumsum([0] + [len(frame.inverse) for frame in frames])
-    coords = np.empty((voxels[-1], 4), np.int32)
-    for i, frame in enumerate(frames):
-        coords[voxels[i] : voxels[i + 1], 0] = i
-        coords[voxels[i] : voxels[i + 1], 1:] = frame.coords
-
-    def join(
-        parts: Sequence[np.ndarray], shift: Sequence[int] | np.ndarray | None = None
-    ) -> Tensor:
-        if shift is None:
-            return torch.from_numpy(np.concatenate(parts))
-        return torch.from_numpy(
-            np.concatenate(
-                [np.add(part, s, dtype=np.int64) for part, s in zip(parts, shift, strict=False)]
-            )
-        )
-
-    around = [frame.corners for frame in frames if frame.corners is not None]
+    voxels = [len(frame.coords) for frame in frames]
+    points = [len(frame.inverse) for frame in frames]
+    corners = [frame.corners for frame in frames if frame.corners is not None]
+    corner = None
+    corner_weight = None
+    if corners:
+        corner = _numbered_through([[voxel] for voxel, _ in corners], voxels)
+        corner_weight = _joined([weight for _, weight in corners])
     return Batch(
-        torch.from_numpy(coords),
-        join([frame.feats for frame in frames]),
-        join([frame.inverse for frame in frames], voxels),
-        join([frame.pair_point for frame in frames], points),
-        join([frame.pair_label for frame in frames]),
-        tuple(frame.frame for frame in frames),
-        sum(frame.truncated for frame in frames),
-        join([cell for cell, _ in around], voxels) if around else None,
-        join([weight for _, weight in around]) if around else None,
+        coords=_with_place([frame.coords for frame in frames]),
+        feats=_joined([frame.feats for frame in frames]),
+        inverse=_numbered_through([[frame.inverse] for frame in frames], voxels),
+        pair_point=_numbered_through([[frame.pair_point] for frame in frames], points),
+        pair_label=_joined([frame.pair_label for frame in frames]),
+        frames=tuple(frame.frame for frame in frames),
+        truncated=sum(frame.truncated for frame in frames),
+        corner=corner,
+        corner_weight=corner_weight,
     )
 
 
 def collate_groups(groups: Sequence[SweepSet]) -> Batch:
-    """Puts the sweeps of frames together as ``collate`` does, numbering pixels and voxels through.
+    """Collates the sweeps of frames, numbering the frames' pixels and voxels through too.
 
     Raises:
         ValueError: see ``collate``.
     """
-    batch = collate([sweep for group in groups for sweep in group.sweeps])
-    batch = replace(batch, left_out=tuple(reason for group in groups for reason in group.left_out))
+    pixel, pair_pixel = _pixels(groups)
+    return replace(
+        collate([sweep for group in groups for sweep in group.sweeps]),
+        pixel=pixel,
+        pair_pixel=pair_pixel,
+        voxel_id=_voxel_ids(groups),
+        left_out=tuple(reason for group in groups for reason in group.left_out),
+    )
+
+
+def _joined(parts: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.concatenate(parts))
+
+
+def _with_place(coords: Sequence[Int32[np.ndarray, "_ 3"]]) -> Int32[Tensor, "v 4"]:
+    """Coordinates of the voxels of all frames, before them the frame's place in the batch."""
+    place = np.arange(len(coords), dtype=np.int32)
+    place = np.repeat(place, [len(own) for own in coords])
+    return torch.from_numpy(np.column_stack([place, np.concatenate(coords)]))
+
+
+def _numbered_through(
+    groups: Sequence[Sequence[np.ndarray]], counts: Sequence[int]
+) -> Int64[Tensor, "m ..."]:
+    """Indices that count from 0 in each group, as one tensor that counts through all groups.
+
+    Args:
+        groups: arrays of indices.
+        counts: how many things the indices of each group point at.
+    """
+    starts = np.cumsum([0, *counts])
+    return _joined(
+        [
+            np.add(part, start, dtype=np.int64)
+            for parts, start in zip(groups, starts, strict=False)
+            for part in parts
+        ]
+    )
+
+
+def _pixels(groups: Sequence[SweepSet]) -> tuple[Tensor | None, Tensor | None]:
+    """Pixel features of all frames, and each pair's row in them; None where a frame has none."""
     pixels = [group.pixel for group in groups if group.pixel is not None]
-    if len(pixels) == len(groups):
-        starts = np.cumsum([0, *map(len, pixels)])
-        rows = [
-            sweep.pair_pixel + start
-            for group, start in zip(groups, starts, strict=False)
-            for sweep in group.sweeps
-            if sweep.pair_pixel is not None
-        ]
-        batch = replace(
-            batch,
-            pixel=torch.from_numpy(np.concatenate(pixels)),
-            pair_pixel=torch.from_numpy(np.concatenate(rows)),
-        )
-    voxels = [[s.voxel_id for s in group.sweeps if s.voxel_id is not None] for group in groups]
-    if any(voxels):
-        sizes = [
-            max((int(voxel.max(initial=-1)) + 1 for voxel in group), default=0) for group in voxels
-        ]
-        starts = np.cumsum([0, *sizes])
-        wide = np.concatenate(
-            [voxel + start for group, start in zip(voxels, starts, strict=False) for voxel in group]
-        )
-        seen = np.zeros(starts[-1], np.int64)
-        seen[wide] = 1  # a voxel whose pairs were all left out gets no number
-        batch = replace(batch, voxel_id=torch.from_numpy((np.cumsum(seen) - 1)[wide]))
-    return batch
+    if not pixels or len(pixels) < len(groups):
+        return None, None
+    rows = [[s.pair_pixel for s in group.sweeps if s.pair_pixel is not None] for group in groups]
+    return _joined(pixels), _numbered_through(rows, [len(pixel) for pixel in pixels])
+
+
+def _voxel_ids(groups: Sequence[SweepSet]) -> Int64[Tensor, " m"] | None:
+    """Each pair's voxel over all merged sweeps, where an objective needs it.
+
+    A voxel whose pairs were all left out gets no number.
+    """
+    ids = [[s.voxel_id for s in group.sweeps if s.voxel_id is not None] for group in groups]
+    if not any(ids):
+        return None
+    counts = [max((int(own.max(initial=-1)) + 1 for own in group), default=0) for group in ids]
+    with_gaps = _numbered_through(ids, counts).numpy()
+    present = np.zeros(sum(counts), np.int64)
+    present[with_gaps] = 1
+    number = np.cumsum(present) - 1
+    return torch.from_numpy(number[with_gaps])

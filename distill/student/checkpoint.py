@@ -1,4 +1,7 @@
-"""A student on disk: ``model.safetensors`` and ``config.json``, readable without this package."""
+"""Saves and loads the student: ``model.safetensors`` and ``config.json``.
+
+Both are readable without this package.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ CONFIG = "config.json"
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Trained:
-    """A student with what is needed to use it.
+    """A trained student, ready to predict.
 
     Attributes:
         student: the network, in evaluation mode.
@@ -56,7 +59,7 @@ class Trained:
         age_s: np.ndarray | None = None,
         sensor_height_m: float | None = None,
     ) -> UInt8[np.ndarray, " n"]:
-        """The class of every point, an index into ``names``.
+        """Predicts the class of every point of a cloud, an index into ``names``.
 
         Args:
             xyz: (n, 3) points in the LiDAR's frame, z up [m].
@@ -100,7 +103,7 @@ class Trained:
 
 
 def make_student(model: ModelConfig, text_dim: int, classes: int | None = None) -> Student:
-    """An untrained student, from torch's global seed.
+    """An untrained student, with weights from torch's global seed.
 
     With a classifier when it gets a number of classes.
     """
@@ -116,7 +119,7 @@ def student_config(
     sensor_height_m: float,
     used_labels: bool,
 ) -> bytes:
-    """The bytes of ``config.json``."""
+    """The student's ``config.json`` as bytes."""
     tree = {
         "model": asdict(model),
         "named": student.text_head,
@@ -128,7 +131,7 @@ def student_config(
 
 
 def student_bytes(student: Student, text: Float[Tensor, "c d"]) -> bytes:
-    """The bytes of ``model.safetensors``.
+    """The student's weights as the bytes of ``model.safetensors``.
 
     The network's weights and, as ``text``, the classes' embeddings.
     """
@@ -139,7 +142,7 @@ def student_bytes(student: Student, text: Float[Tensor, "c d"]) -> bytes:
 
 
 def load_student(source: str | Path) -> Trained:
-    """The student in a folder, or in a repository of the Hugging Face hub.
+    """Loads a student from a folder, or from a repository of the Hugging Face hub.
 
     Args:
         source: a folder with ``model.safetensors`` and ``config.json``, or ``OWNER/NAME`` where
@@ -255,7 +258,7 @@ def learner_bytes(learner: Learner) -> bytes:
 
 
 def load_learner(learner: Learner, path: Path) -> None:
-    """Restores what ``learner_bytes`` saved.
+    """Resumes training from what ``learner_bytes`` saved.
 
     Raises:
         BadInput: the file is damaged, or is of another network or optimiser.

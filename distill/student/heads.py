@@ -1,4 +1,4 @@
-"""Heads of the student: linear maps of point features, and their outputs at points.
+"""Heads of the student: linear maps from point features to embeddings or class scores.
 
 They spare memory: a batch has tens of thousands of points and 512 dimensions.
 """
@@ -21,7 +21,7 @@ _EPS = 1e-12
 
 
 class _Unit(torch.autograd.Function):
-    """``(z + bias) / |z + bias|`` in the place of ``z``.
+    """Adds a bias and normalises to unit length, in place: ``(z + bias) / |z + bias|``.
 
     The backward pass makes one tensor of its size, not five.
     """
@@ -44,13 +44,13 @@ class _Unit(torch.autograd.Function):
 
 
 class Head(nn.Linear):
-    """A linear map of point features.
+    """Linear head over point features.
 
     On the CPU by the kernels of the native sparse convolution.
     """
 
     def forward(self, feats: Float[Tensor, "m c"], unit: bool = False) -> Float[Tensor, "m d"]:
-        """In float32, and with ``unit`` scaled to unit length."""
+        """Embeddings of points in float32, with ``unit`` scaled to unit length."""
         if feats.device.type == "cpu":
             product = sparse_native.convolve(feats, self.weight, sparse_native.same(len(feats)))
         else:
@@ -60,7 +60,7 @@ class Head(nn.Linear):
     def cosines(
         self, feats: Float[Tensor, "m c"], text: Float[Tensor, "k d"], unit: bool = True
     ) -> Float[Tensor, "m k"]:
-        """Cosine of each point's embedding and each class's, without making the embedding.
+        """Cosine similarity of points and class embeddings, without making the points' embeddings.
 
         With ``p = W f + b`` the product ``<p, t>`` is linear in ``f`` and ``|p|^2`` is quadratic in
         it, and ``f`` has a few dozen channels where ``p`` has 512. In float32.
@@ -81,7 +81,7 @@ class Head(nn.Linear):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Embeddings:
-    """Outputs of the heads at the points asked for.
+    """Outputs of the student's heads at points.
 
     None where a head was not asked or is not there.
 
@@ -99,9 +99,7 @@ class Embeddings:
 def at_points(
     feats: Float[Tensor, "v c"], batch: Batch, points: Tensor | None
 ) -> Float[Tensor, "m c"]:
-    """Rows of the points' voxels, or a mean of the eight voxels around each point where the batch
-    has them.
-    """
+    """Voxel features at points: the own voxel's, or trilinear where the batch has corners."""
     if batch.corner is None or batch.corner_weight is None:
         return feats.index_select(0, batch.inverse if points is None else batch.inverse[points])
     corner = batch.corner

@@ -30,7 +30,7 @@ from clipsweep.distill.student.heads import Embeddings, Head, HeadName, at_point
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The student and the voxels it sees."""
+    """The student network and its voxelization."""
 
     size: Annotated[
         Literal["tiny", "unet14", "unet34"],
@@ -75,9 +75,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Channels of the stem, of four stages down and four up, and each stage's number of residual
-    blocks.
-    """
+    """Channels of the stem and of four stages down and four up, and each stage's blocks."""
 
     stem: int
     widths: tuple[int, int, int, int, int, int, int, int]
@@ -89,13 +87,11 @@ SIZES: dict[str, Size] = {
     "unet14": Size(32, (32, 64, 128, 256, 256, 128, 96, 96), (1, 1, 1, 1, 1, 1, 1, 1)),
     "unet34": Size(32, (32, 64, 128, 256, 256, 128, 96, 96), (2, 3, 4, 6, 2, 2, 2, 2)),
 }
-"""``unet34`` is the published 34-layer shape (MinkUNet34C), ``unet14`` the same with one block a
-stage.
-"""
+"""Sizes of the U-Net: ``unet34`` is MinkUNet34C, ``unet14`` the same with one block a stage."""
 
 
 class Residual(nn.Module):
-    """Two 3^3 convolutions with a way around them."""
+    """Residual block: two submanifold convolutions and a shortcut."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -109,7 +105,7 @@ class Residual(nn.Module):
             self.norm = Norm(out_channels)
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        """Features after the block, on the same cells."""
+        """Features after the block, on the same voxels."""
         around = (
             x.feats if isinstance(self.around, nn.Identity) else self.norm(self.around(x).feats)
         )
@@ -118,7 +114,7 @@ class Residual(nn.Module):
 
 
 class Stage(nn.Module):
-    """A step down or up (``resample``), then residual blocks.
+    """Stage of the U-Net: a step down or up (``resample``), then residual blocks.
 
     On the way up the features of the way down come along.
     """
@@ -158,7 +154,7 @@ def _twice() -> tuple[AbstractContextManager[None], AbstractContextManager[None]
 
 
 class UNet(nn.Module):
-    """A residual U-Net of four levels."""
+    """Residual sparse 3D U-Net of four levels (MinkUNet)."""
 
     def __init__(self, size: Size, in_channels: int, checkpointing: bool = False) -> None:
         super().__init__()
@@ -188,7 +184,7 @@ class UNet(nn.Module):
         self.channels = widths[-1]
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        """Features on the cells of ``x``."""
+        """Features on the voxels of ``x``."""
         x = x.with_feats(self.norm1(self.stem1(x.with_feats(self.scale(x.feats))).feats, relu=True))
         levels = [x.with_feats(self.norm2(self.stem2(x).feats, relu=True))]
         for stage in self.down:
@@ -271,7 +267,7 @@ class Student(nn.Module):
     def classify(
         self, batch: Batch, text: Float[Tensor, "k d"] | None = None
     ) -> UInt8[Tensor, " n"]:
-        """The best class of every point.
+        """Classifies every point of a batch.
 
         By the classifier, or with ``text`` by the nearest class embedding.
 

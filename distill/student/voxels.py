@@ -95,14 +95,14 @@ FEATURES: dict[str, Callable[[np.ndarray, Sample, float, float], np.ndarray]] = 
     "age": lambda xyz, sample, voxel_m, height_m: sample.age_s[:, None],
     "offset": _offset,
 }
-"""Features of a point.
+"""Input features of a point.
 
 Intensity 0..1, height above ground [m], range [m], age [s], place in its voxel -0.5..0.5.
 """
 
 
 def channels(features: Sequence[str]) -> int:
-    """Number of columns that the named features fill.
+    """Number of input channels of the named point features.
 
     Raises:
         ValueError: a name is not one of ``FEATURES``, or there is none.
@@ -116,7 +116,7 @@ def channels(features: Sequence[str]) -> int:
 def _nearest(
     coords: Int32[np.ndarray, "v 3"], limit: int, generator: np.random.Generator | None
 ) -> Int64[np.ndarray, " k"]:
-    """The voxels nearest to a voxel drawn at random, or to the sensor.
+    """Crops to the voxels nearest to one drawn at random, or to the sensor.
 
     Whole neighbourhoods, unlike a random choice.
     """
@@ -130,8 +130,9 @@ def _nearest(
 def _sorted_cells(
     keys: UInt64[np.ndarray, " n"],
 ) -> tuple[UInt64[np.ndarray, " v"], Int32[np.ndarray, " n"]]:
-    """Distinct keys in order, so that cells that touch stand near each other in memory, and each
-    key's place there.
+    """Distinct voxels in the order of their keys, and each point's voxel.
+
+    In this order voxels that touch are near each other in memory.
     """
     index, inverse = grid.index_cells(keys)
     order = np.argsort(index.keys)
@@ -146,9 +147,7 @@ def _limit_voxels(
     limit: int,
     generator: np.random.Generator | None,
 ) -> tuple[Sample, UInt64[np.ndarray, " v"], Int32[np.ndarray, " left"], int]:
-    """Finds the voxels and, when they are too many, leaves some out with their points and
-    targets.
-    """
+    """Finds the voxels; too many are cut to the limit, with their points and targets."""
     cells, inverse = _sorted_cells(keys)
     count = len(cells)
     if not limit or count <= limit:
@@ -183,7 +182,7 @@ def voxelize(
     trilinear: bool = False,
     generator: np.random.Generator | None = None,
 ) -> Voxels:
-    """Voxelizes a frame and gathers the features of each voxel.
+    """Voxelizes a point cloud and reduces the features of its points to each voxel.
 
     Args:
         sample: the frame.

@@ -1,1 +1,1 @@
-"""Teachers: from camera images to a class, or a feature, of every pixel."""
+"""2D teachers: from camera images to a class, or a feature, of every pixel."""

@@ -1,7 +1,4 @@
-"""Zero-shot classification of dense CLIP features.
-
-Scores against names, confidence, and what is too little of it.
-"""
+"""Zero-shot classification of dense CLIP features: class, confidence and thresholds."""
 
 from __future__ import annotations
 

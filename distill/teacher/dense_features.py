@@ -210,8 +210,9 @@ def _near(
 
 
 def neighbourhood(grid: tuple[int, int], device: torch.device) -> Float[Tensor, "patches tokens"]:
-    """NACLIP's bias: ``exp(-d^2 / (2 sigma^2))`` between patches ``d`` apart, 0 to the class
-    token (first column).
+    """NACLIP's attention bias: ``exp(-d^2 / (2 sigma^2))`` between patches ``d`` apart.
+
+    It is 0 to the class token (first column).
     """
     rows, columns = (torch.arange(side, device=device, dtype=torch.float32) for side in grid)
     square = (rows[:, None] - rows).square()[:, None, :, None] + (
@@ -246,7 +247,7 @@ def proxy_attention(proxy: Float[Tensor, "n h w c"]) -> Float[Tensor, "n hw hw"]
 def _resized(
     maps: Float[Tensor, "n a b d"], like: Float[Tensor, "n h w c"]
 ) -> Float[Tensor, "n h w d"]:
-    """Maps stretched bilinearly to another's grid."""
+    """Feature maps resized bilinearly to another's grid."""
     if maps.shape[1:3] == like.shape[1:3]:
         return maps
     channels_first = maps.permute(0, 3, 1, 2)
@@ -269,8 +270,9 @@ class DenseResNet(nn.Module):
         self.visual = visual
 
     def forward(self, images: Float[Tensor, "n 3 height width"], proxy: None = None) -> Dense:
-        """Dense features of normalised images whose sides are multiples of 32 (``proxy`` is not
-        used).
+        """Dense features of normalised images whose sides are multiples of 32.
+
+        ``proxy`` is not used.
         """
         visual = self.visual
         maps = visual.layer4(

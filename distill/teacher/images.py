@@ -1,4 +1,4 @@
-"""Image loading and batching for teachers.
+"""Image loading and batching for 2D teachers.
 
 Bytes checked and decoded by threads ahead of the network, results in order.
 """
@@ -36,7 +36,7 @@ DECODE_ERRORS = (
     ValueError,
     Image.DecompressionBombError,
 )
-"""What Pillow raises for bytes that are no whole image."""
+"""Errors that Pillow raises for bytes that are no whole image."""
 
 
 def input_size(size_hw: tuple[int, int], patch: int, key: str = "size_hw") -> tuple[int, int]:
@@ -66,7 +66,7 @@ def whole_cells(size_hw: tuple[int, int], cell: int) -> tuple[int, int]:
 
 
 def decode(camera: Camera, size_hw: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
-    """A camera's image stretched to a size [px], RGB.
+    """Decodes a camera's image and resizes it [px], RGB.
 
     A JPEG at least twice as large is decoded at a half, quarter or eighth, never below the size
     asked for, then resized with an antialiased bicubic filter as CLIP's own preprocessing does.
@@ -99,10 +99,10 @@ def decode(camera: Camera, size_hw: tuple[int, int]) -> UInt8[np.ndarray, "h w 3
 def prefetch(
     items: Iterable[In], work: Callable[[In], Out], threads: int, ahead: int
 ) -> Iterator[Out | BadInput]:
-    """Results of work in the items' order, done by threads at most ``ahead`` items before they are
-    asked for.
+    """Prefetches with threads: results of ``work`` in the items' order.
 
-    A `BadInput` that the work raises takes its result's place; any other error is raised.
+    At most ``ahead`` items are worked on before they are asked for. A `BadInput` that the work
+    raises takes its result's place; any other error is raised.
     """
 
     def attempt(item: In) -> Out | BadInput:
@@ -125,7 +125,7 @@ def prefetch(
 
 
 def decoders(threads: int) -> int:
-    """A number of decoding threads.
+    """Number of image decoding threads.
 
     0 stands for the cores that this process may use, at most 16.
     """
@@ -133,7 +133,7 @@ def decoders(threads: int) -> int:
 
 
 def at_least_one(batch: int) -> int:
-    """A batch size.
+    """Checks a batch size.
 
     Raises:
         BadInput: it is less than 1.
@@ -180,7 +180,7 @@ def _launch(
     launch: Callable[[UInt8[np.ndarray, "n h w 3"]], Launched],
     collect: Callable[[Launched], Sequence[PixelLabels]],
 ) -> Callable[[], Iterator[PixelLabels | BadInput]]:
-    """Starts the usable images of a chunk.
+    """Starts the network on the usable images of a chunk.
 
     The function returned yields one result for each image.
     """
@@ -206,7 +206,7 @@ def to_device(
 
 
 def autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Half precision on CUDA.
+    """Mixed precision: half on CUDA.
 
     bfloat16, or float16 where the device lacks it; float32 on a CPU, where it is faster.
     """
@@ -221,7 +221,7 @@ def autocast(device: torch.device) -> AbstractContextManager[Any]:
 def normalised(
     images: Float[Tensor, "n 3 h w"], mean: Sequence[float], std: Sequence[float]
 ) -> Float[Tensor, "n 3 h w"]:
-    """Images 0..1 as a network wants them: ``(x - mean) / std`` for each colour."""
+    """Normalises images 0..1 as a network wants them: ``(x - mean) / std`` for each colour."""
     shift, scale = (
         torch.tensor(values, device=images.device).view(3, 1, 1) for values in (mean, std)
     )

@@ -1,6 +1,4 @@
-"""MaskCLIP: an image-text model read densely, so that every patch of an image gets the class
-that it looks like.
-"""
+"""MaskCLIP: zero-shot 2D segmentation with CLIP's dense features, as a teacher."""
 
 from __future__ import annotations
 
@@ -41,6 +39,7 @@ from clipsweep.distill.teacher.images import (
 )
 from clipsweep.distill.teacher.text import (
     Encoder,
+    Prompts,
     Vocabulary,
     cached,
     embed,
@@ -59,7 +58,7 @@ _ARTICLES = ("a", "an", "the")
 
 @dataclass(frozen=True)
 class MaskClipConfig:
-    """A CLIP model and how it is read."""
+    """Zero-shot teacher: a CLIP model and how its dense features are read."""
 
     model: Annotated[
         str,
@@ -134,37 +133,16 @@ class MaskClipConfig:
 
 
 class MaskClip:
-    """A teacher that names patches with a CLIP model.
+    """Zero-shot 2D segmentation by CLIP: a class for every patch of an image.
 
     Networks are built when they are first needed; everything that can be refused without them is
     refused here. Labels are those of the batch they were made in: other batch sizes or devices may
     change the last bits of a score.
 
     Args:
-        model: open_clip name, ``hf-hub:owner/name`` or ``local-dir:folder`` (the last two bring
-            their own weights).
-        weights: tag of open_clip's list, or a local checkpoint; empty takes OpenAI's, or the
-            model's own.
-        prompts: for each class, its names; the best-scoring one counts for the class.
-        negatives: names whose patches get no label.
-        reading: how the last block is read, see `DenseVit`; ``auto`` is ``naclip`` for a ViT,
-            ``pool`` for a ResNet.
-        proxy: timm name of the ViT whose attention the reading ``proxy`` takes.
-        proxy_weights: its local checkpoint; empty takes its tag's.
-        size_hw: size that images are stretched to [px]; (0, 0) takes 224 x 416, rounded to whole
-            patches.
-        tile_hw: size of the network's input, laid over that in tiles [px]; (0, 0) takes all at
-            once.
-        tile_overlap: share of a tile that its neighbour repeats.
-        templates: set of sentences that names are put into.
-        min_score: confidence below which there is no label, 0..1; one for all classes or one each.
-        key_smoothing: patches under this confidence take the average of those with like keys; 0 =
-            off.
-        denoising: classes that reach this confidence nowhere in an image are dropped from it; 0 =
-            off.
-        batch: images per forward pass.
+        config: the model, and how it is read.
+        prompts: the classes' names.
         device: where the networks run.
-        keep_features: whether labels carry the dense features.
         threads: JPEG decoders; 0 takes the machine's cores, at most 16.
         cache: folder that text embeddings are kept in.
 
@@ -175,42 +153,33 @@ class MaskClip:
 
     def __init__(
         self,
+        config: MaskClipConfig,
+        prompts: Prompts,
         *,
-        model: str,
-        weights: str = "",
-        prompts: Sequence[Sequence[str]],
-        negatives: Sequence[str] = (),
-        reading: Reading = "auto",
-        proxy: str = "vit_base_patch8_224.dino",
-        proxy_weights: str = "",
-        size_hw: tuple[int, int] = (0, 0),
-        tile_hw: tuple[int, int] = (0, 0),
-        tile_overlap: float = 0.5,
-        templates: str = "reference",
-        min_score: float | Sequence[float] = 0.0,
-        key_smoothing: float = 0.0,
-        denoising: float = 0.0,
-        batch: int = 16,
         device: str = "cpu",
-        keep_features: bool = False,
         threads: int = 0,
         cache: Path | None = None,
     ) -> None:
-        self._reading: Reading = choose_reading(model, clip_config(model)["model_cfg"], reading)
-        self._source = find_clip(model, weights)
-        self._proxy_source = find_vit(proxy, proxy_weights) if self._reading == "proxy" else None
+        self._config = config
+        self._reading: Reading = choose_reading(
+            config.model, clip_config(config.model)["model_cfg"], config.reading
+        )
+        self._source = find_clip(config.model, config.weights)
+        self._proxy_source = None
+        if self._reading == "proxy":
+            self._proxy_source = find_vit(config.proxy, config.proxy_weights)
         stride = stride_of(self._source.config)
-        self._size_hw = input_size(size_hw, stride, "teacher.maskclip.size_hw")
+        self._size_hw = input_size(config.size_hw, stride, "teacher.maskclip.size_hw")
         unit = math.lcm(stride, self._proxy_source.patch) if self._proxy_source else stride
-        self._tiles = Tiles.over(self._size_hw, (tile_hw[0], tile_hw[1]), tile_overlap, unit)
-        self._names, self._group = group_names(prompts, negatives)
-        self._templates = sentences(templates)
-        self._floor = _floor(min_score, len(prompts), len(negatives))
-        self._key_smoothing = _share("teacher.maskclip.key_smoothing", key_smoothing)
-        self._denoising = _share("teacher.maskclip.denoising", denoising)
-        self._batch = at_least_one(batch)
+        tile_hw = (config.tile_hw[0], config.tile_hw[1])
+        self._tiles = Tiles.over(self._size_hw, tile_hw, config.tile_overlap, unit)
+        self._names, self._group = group_names(prompts.classes, prompts.negatives)
+        self._templates = sentences(config.templates)
+        self._floor = _floor(prompts, config.min_score)
+        _check_share("teacher.maskclip.key_smoothing", config.key_smoothing)
+        _check_share("teacher.maskclip.denoising", config.denoising)
+        self._batch = at_least_one(config.batch)
         self._device = torch.device(device)
-        self._keep_features = keep_features
         self._threads = decoders(threads)
         self._cache = cache
 
@@ -219,7 +188,12 @@ class MaskClip:
 
         Batch and device are left out.
         """
-        scoring = [self._floor.tolist(), self._key_smoothing, self._denoising, self._keep_features]
+        scoring = [
+            self._floor.tolist(),
+            self._config.key_smoothing,
+            self._config.denoising,
+            self._config.keep_features,
+        ]
         return _digest(
             [self.feature_digest(), self._names, self._group.tolist(), self._templates, scoring]
         )
@@ -281,9 +255,7 @@ class MaskClip:
         )
 
     def features(self, images: UInt8[np.ndarray, "n height width 3"]) -> Float[Tensor, "n h w d"]:
-        """Unit dense features of RGB images of the size that images are stretched to, on the
-        device.
-        """
+        """Unit dense features of RGB images of the network's input size, on the device."""
         return self._dense(images).feature
 
     @torch.inference_mode()
@@ -293,12 +265,12 @@ class MaskClip:
 
     @torch.inference_mode()
     def relabel(self, feature: Float16[np.ndarray, "h w d"]) -> PixelLabels:
-        """Labels under this teacher's names of an image whose dense features were kept.
+        """Labels an image again from its kept dense features, under this teacher's names.
 
         Raises:
             BadInput: key smoothing is on; keys are not kept.
         """
-        if self._key_smoothing > 0:
+        if self._config.key_smoothing > 0:
             raise BadInput(
                 "teacher.maskclip.key_smoothing",
                 "needs the images again: keys are not kept",
@@ -307,7 +279,9 @@ class MaskClip:
         unit = torch.from_numpy(feature).to(self._device).float()
         label, score = self._scorer(unit[None], None)
         return PixelLabels(
-            label[0].cpu().numpy(), score[0].cpu().numpy(), feature if self._keep_features else None
+            label[0].cpu().numpy(),
+            score[0].cpu().numpy(),
+            feature if self._config.keep_features else None,
         )
 
     @cached_property
@@ -330,7 +304,9 @@ class MaskClip:
             for array in (self.vocabulary.embedding, self._group, self._floor)
         )
         scale = float(self._model.logit_scale.exp())
-        return Scorer(names, group, floor, scale, self._key_smoothing, self._denoising)
+        return Scorer(
+            names, group, floor, scale, self._config.key_smoothing, self._config.denoising
+        )
 
     def _embed(self) -> Float32[np.ndarray, "names d"]:
         encode = Encoder(self._model, clip_tokenizer(self._source), self._device)
@@ -352,7 +328,7 @@ class MaskClip:
         """Labels, scores and, if kept, features, still on the device."""
         dense = self._dense(images)
         label, score = self._scorer(dense.feature, dense.key)
-        return label, score, dense.feature.half() if self._keep_features else None
+        return label, score, dense.feature.half() if self._config.keep_features else None
 
     @staticmethod
     def _collect(launched: tuple[Tensor, Tensor, Tensor | None]) -> list[PixelLabels]:
@@ -361,17 +337,18 @@ class MaskClip:
         return [PixelLabels(*one) for one in zip(label, score, feature, strict=True)]
 
 
-def _floor(
-    min_score: float | Sequence[float], classes: int, negatives: int
-) -> Float32[np.ndarray, " groups"]:
-    """The confidence that each class needs; no confidence makes a negative a label."""
-    own = np.asarray(min_score, np.float32)
+def _floor(prompts: Prompts, min_score: float) -> Float32[np.ndarray, " groups"]:
+    """Confidence threshold of each class; infinite for negatives, which are no labels."""
+    classes = len(prompts.classes)
+    asked = min_score if prompts.min_score is None else prompts.min_score
+    own = np.asarray(asked, np.float32)
     if own.shape not in ((), (classes,)) or not ((own >= 0) & (own <= 1)).all():
         raise BadInput(
             "teacher.maskclip.min_score",
-            f"{min_score} is not in 0..1, one for all or one for each class",
+            f"{asked} is not in 0..1, one for all or one for each class",
         )
-    return np.append(np.broadcast_to(own, classes), np.full(negatives, np.inf, np.float32))
+    negatives = np.full(len(prompts.negatives), np.inf, np.float32)
+    return np.append(np.broadcast_to(own, classes), negatives)
 
 
 def _check_words(name: str, unknown: Sequence[str]) -> None:
@@ -392,10 +369,9 @@ def _check_words(name: str, unknown: Sequence[str]) -> None:
     warnings.warn(f"{', '.join(lost)} in {name!r} means nothing to this model", stacklevel=2)
 
 
-def _share(name: str, value: float) -> float:
+def _check_share(name: str, value: float) -> None:
     if not 0 <= value <= 1:
         raise BadInput(name, f"{value} is not in 0..1")
-    return value
 
 
 def _digest(value: Any) -> str:

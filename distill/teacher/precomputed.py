@@ -1,4 +1,4 @@
-"""A teacher of label images made elsewhere, by any 2D model."""
+"""Precomputed teacher: reads label images made elsewhere, by any 2D model."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Precomputed:
 
     @property
     def text(self) -> Float32[np.ndarray, "c c"]:
-        """The identity: there is no text, each class is a direction of its own."""
+        """One-hot class embeddings: there is no text, each class is a direction of its own."""
         return np.eye(self._classes, dtype=np.float32)
 
     def digest(self) -> str:
@@ -106,9 +106,7 @@ class Precomputed:
         return PixelLabels(label, (label != NONE).astype(np.float16))
 
     def _path(self, camera: Camera) -> Path:
-        """The label image of a camera's image, checked to lie below the label folder, links
-        followed.
-        """
+        """Path of a camera's label image, checked to lie below the label folder."""
         image = camera.image.path
         root = (self._data_root / self._label_root).resolve()
         try:

@@ -1,4 +1,4 @@
-"""What a teacher is: camera images in, a class of every pixel out."""
+"""Interface of a teacher: camera images in, a class of every pixel out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from clipsweep.projection.frames import Camera, PixelLabels
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """Which teacher labels the pixels.
+    """Configuration of the 2D teacher that labels the pixels.
 
     ``own`` has the settings of the chosen kind: ``teacher.maskclip.model`` is ``own.model``.
     """
@@ -49,7 +49,7 @@ class ReadsImages(Protocol):
 
 @runtime_checkable
 class Teacher(Protocol):
-    """Names the pixels of images."""
+    """2D teacher: labels the pixels of camera images."""
 
     @property
     def text(self) -> Float32[np.ndarray, "c d"]:

@@ -31,7 +31,7 @@ SHORT_TEMPLATES = ("a photo of a {}.", "a photo of the {}.", *SCENE_TEMPLATES[:2
 
 
 def sentences(name: str) -> tuple[str, ...]:
-    """The sentences that a name is put into at ``{}``.
+    """Prompt templates: the sentences that a class name is put into at ``{}``.
 
     ``reference`` is CLIP's 80 for ImageNet plus five about scenes (the set of ViLD, MaskCLIP and
     CLIP2Scene), ``short`` is four of these, ``plain`` the bare name.
@@ -53,9 +53,25 @@ def sentences(name: str) -> tuple[str, ...]:
     return sets[name]
 
 
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """Prompts of zero-shot segmentation: the names of each class, and negatives.
+
+    Attributes:
+        classes: for each class, its names; the best-scoring one counts for the class.
+        negatives: names whose patches get no label.
+        min_score: confidence that a label of each class needs, 0..1; None: that of the teacher's
+            settings.
+    """
+
+    classes: Sequence[Sequence[str]]
+    negatives: Sequence[str] = ()
+    min_score: Sequence[float] | None = None
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Vocabulary:
-    """All names that an image is asked for.
+    """Vocabulary of zero-shot segmentation: text embeddings of all names.
 
     Those of class 0 first, negatives last, each negative a group of its own.
 
@@ -81,7 +97,7 @@ class Vocabulary:
 def group_names(
     prompts: Sequence[Sequence[str]], negatives: Sequence[str]
 ) -> tuple[list[str], Int64[np.ndarray, " names"]]:
-    """All names in the order of a `Vocabulary`, and their groups.
+    """All names, classes first and negatives last, and the group of each.
 
     Raises:
         BadInput: a class has no name, or a name is empty.
@@ -97,12 +113,12 @@ def group_names(
 
 
 def words_of(name: str) -> list[str]:
-    """The runs of letters and digits in a name."""
+    """Words of a class name: its runs of letters and digits."""
     return re.findall(r"[^\W_]+", name)
 
 
 class Encoder:
-    """A CLIP model's text side: sentences to embeddings.
+    """CLIP's text encoder: sentences to embeddings.
 
     Under causal attention, with the embedding read at a sentence's own end, what follows the end
     changes nothing: a batch is truncated at its longest sentence, which for class names takes a
@@ -158,9 +174,7 @@ class Encoder:
         ]
 
     def _encode(self, tokens: Tensor, length: int) -> Tensor:
-        """As the model's own ``encode_text``, on the first ``length`` tokens where that is the
-        same.
-        """
+        """The model's ``encode_text``, on the first ``length`` tokens where that is the same."""
         model = self._model
         if (
             getattr(model, "text_pool_type", "") != "argmax"
@@ -187,7 +201,7 @@ def embed(
     names: Sequence[str],
     templates: Sequence[str],
 ) -> Float32[np.ndarray, "names d"]:
-    """Unit embeddings of names.
+    """Unit text embeddings of names, averaged over prompt templates.
 
     The mean over templates of unit embeddings, made unit again (CLIP's recipe).
 

@@ -1,7 +1,4 @@
-"""Reads images larger than a network's input.
-
-Overlapping tiles, their features averaged where they overlap.
-"""
+"""Sliding-window inference: overlapping tiles, features averaged where they overlap."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from clipsweep.projection.errors import BadInput
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """Where tiles lie on an image.
+    """Tiles (windows) on an image larger than the network's input.
 
     Attributes:
         size_hw: size of the image [px].
@@ -72,7 +69,7 @@ class Tiles:
         images: Float[Tensor, "n 3 height width"],
         network: Callable[[Float[Tensor, "n 3 th tw"]], Dense],
     ) -> Dense:
-        """Unit features and keys of whole images.
+        """Sliding-window inference: unit features and keys of whole images.
 
         Of a cell in several tiles, the mean direction.
         """

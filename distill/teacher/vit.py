@@ -1,6 +1,6 @@
 """Patch features of timm vision transformers (DINOv2 and others).
 
-Patch features of timm ViTs, as a teacher of their own and as CLIP's proxy.
+As a teacher of their own and as CLIP's proxy.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class VitSource:
 
 
 def find_vit(name: str, weights: str = "") -> VitSource:
-    """The source of a timm ViT.
+    """Finds a timm ViT: its patch size, preprocessing and weights.
 
     Args:
         name: timm name with tag, such as ``vit_base_patch8_224.dino`` or
@@ -161,10 +161,7 @@ class VitFeatures:
     """A vision-only teacher: unit patch features for feature regression, no labels.
 
     Args:
-        model: timm name with tag, such as ``vit_small_patch14_dinov2.lvd142m``.
-        weights: local checkpoint; empty takes the tag's.
-        size_hw: input size of the network [px]; (0, 0) takes 224 x 416, rounded to whole patches.
-        batch: images per forward pass.
+        config: the model and its input.
         device: where the network runs.
         threads: JPEG decoders; 0 takes the machine's cores, at most 16.
 
@@ -173,25 +170,16 @@ class VitFeatures:
             patch.
     """
 
-    def __init__(
-        self,
-        *,
-        model: str,
-        weights: str = "",
-        size_hw: tuple[int, int] = (0, 0),
-        batch: int = 16,
-        device: str = "cpu",
-        threads: int = 0,
-    ) -> None:
-        self._source = find_vit(model, weights)
-        self._size_hw = input_size(size_hw, self._source.patch, "teacher.features.size_hw")
-        self._batch = at_least_one(batch)
+    def __init__(self, config: VitFeaturesConfig, *, device: str = "cpu", threads: int = 0) -> None:
+        self._source = find_vit(config.model, config.weights)
+        self._size_hw = input_size(config.size_hw, self._source.patch, "teacher.features.size_hw")
+        self._batch = at_least_one(config.batch)
         self._device = torch.device(device)
         self._threads = decoders(threads)
 
     @property
     def text(self) -> Float32[np.ndarray, "0 d"]:
-        """No classes, in the width of the features."""
+        """Text embeddings of no classes, in the width of the features."""
         return np.zeros((0, self._network.network.num_features), np.float32)
 
     def digest(self) -> str:

@@ -1,4 +1,4 @@
-"""Finds and reads networks' configurations and weights.
+"""Pretrained weights and configurations of CLIP and timm models: finds and reads them.
 
 Offline first, and never running a pickle's code.
 """
@@ -63,7 +63,7 @@ def file_digest(path: Path) -> bytes:
 
 
 def clip_config(model: str) -> dict[str, Any]:
-    """What is known of an open_clip model without its weights.
+    """Configuration of an open_clip model, without its weights.
 
     ``model_cfg`` and perhaps ``preprocess_cfg``.
 
@@ -91,7 +91,7 @@ def clip_config(model: str) -> dict[str, Any]:
 
 
 def find_clip(model: str, weights: str) -> Source:
-    """The source of an open_clip model.
+    """Finds an open_clip model: its configuration, preprocessing and weights.
 
     Args:
         model: open_clip name, ``hf-hub:owner/name`` or ``local-dir:folder`` (the last two bring
@@ -281,7 +281,7 @@ def clip_tokenizer(source: Source) -> Callable[[list[str]], Tensor]:
 
 
 def build_clip(source: Source) -> Any:
-    """The open_clip model of a source with its weights, in float32 and evaluation mode.
+    """Builds an open_clip model with its weights, in float32 and evaluation mode.
 
     Raises:
         BadInput: the configuration makes no model, or the weights do not fit it.

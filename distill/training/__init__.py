@@ -1,1 +1,1 @@
-"""The training loop, on one process or several."""
+"""Training loop, on one process or several."""

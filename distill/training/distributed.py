@@ -27,12 +27,12 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """Number of this one, from 0."""
+    """Number of this process, from 0."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def all_reduce_sum(values: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
-    """Sum over all processes, without a gradient."""
+    """All-reduce: sum over all processes, without a gradient."""
     if world_size() == 1:
         return values.detach()
     values = values.detach().clone()
@@ -51,7 +51,7 @@ def share_of_mean(values: Float[Tensor, " m"]) -> Float[Tensor, ""]:
 
 
 def all_rows(rows: Shaped[Tensor, "m *k"]) -> Shaped[Tensor, "n *k"]:
-    """The rows of all processes, in order of rank.
+    """All-gather with a gradient: the rows of all processes, in order of rank.
 
     What is computed from them is the same everywhere, so this process's share of it is one in
     ``world_size()``.
@@ -60,7 +60,7 @@ def all_rows(rows: Shaped[Tensor, "m *k"]) -> Shaped[Tensor, "n *k"]:
 
 
 class _AllRows(torch.autograd.Function):
-    """Gathers rows, however many each process has.
+    """All-gather of rows with a gradient, however many each process has.
 
     All compute the same from them, so gradients need not be sent.
     """
@@ -85,7 +85,7 @@ class _AllRows(torch.autograd.Function):
 
 
 def add_gradients(parameters: Iterable[Tensor]) -> None:
-    """Adds up the gradients of all processes in one message."""
+    """All-reduce of gradients: adds up those of all processes in one message."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if world_size() == 1 or not gradients:
         return

@@ -28,7 +28,7 @@ from clipsweep.projection.errors import BadInput
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How the student is trained."""
+    """Training settings: schedule, optimiser, precision, augmentation."""
 
     sweeps: Annotated[
         int,
@@ -130,7 +130,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Record of one optimiser step.
+    """Log record of one optimiser step.
 
     Attributes:
         step: steps done, this one and those left out included.
@@ -273,7 +273,7 @@ class Learner:
 
     @property
     def device(self) -> torch.device:
-        """Where the student is."""
+        """Device of the student."""
         return next(self.student.parameters()).device
 
     def set_rates(self, rates: Rates) -> None:
@@ -313,8 +313,7 @@ class Learner:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Pass:
-    """Losses and counts of one batch; ``frames`` are this process's, the rest is summed over
-    all."""
+    """Losses and counts of one batch, summed over all processes; ``frames`` are this one's."""
 
     frames: tuple[str, ...]
     terms: dict[str, float]
@@ -336,7 +335,7 @@ def train(
     seed: int = 0,
     halt: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Trains from the learner's step on, to the last or until ``halt`` is true after a step.
+    """Training loop: from the learner's step to the last, or until ``halt`` after a step.
 
     Stopped after any step and taken up again it gives, on a CPU, the same bytes as never stopped.
     Each of several processes is given its own part of every batch; together they do what one with
@@ -402,7 +401,7 @@ def _backward(
 
 
 def _problem(learner: Learner, passes: Sequence[_Pass], config: TrainConfig) -> str:
-    """Clips the gradients; returns a message where loss or gradient is not finite."""
+    """Gradient clipping; returns a message where loss or gradient is not finite."""
     bad = [p for p in passes if not math.isfinite(p.loss)]
     if bad:
         return f"loss is {bad[0].loss}, frames {_listed(bad)}"
@@ -423,7 +422,7 @@ def _listed(passes: Sequence[_Pass]) -> str:
 def _leave_out(
     learner: Learner, before: Sequence[Tensor], problem: str, config: TrainConfig
 ) -> None:
-    """Leaves nothing of a step behind, not even in the norms' statistics."""
+    """Undoes a step whose loss or gradient is not finite, the norms' statistics included."""
     learner.bad += 1
     if learner.bad > config.max_bad_steps:
         allowed = f", and {config.max_bad_steps} such steps are allowed (train.max_bad_steps)"

@@ -14,9 +14,10 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch.nn import functional as F
 
-from clipsweep.distill.teacher.maskclip import MaskClip
+from clipsweep.distill.teacher.maskclip import MaskClip, MaskClipConfig
 from clipsweep.distill.teacher.precomputed import Precomputed
 from clipsweep.distill.teacher.protocol import Teacher
+from clipsweep.distill.teacher.text import Prompts
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import NONE, Camera
 from tests.distill.tiny_clip import RESNET, VIT, camera_of, one_thread, write_camera, write_clip
@@ -38,16 +39,18 @@ def cameras(tmp_path: Path) -> list[Camera]:
     return [write_camera(tmp_path / f"{i}.png", HW, i) for i in range(5)]
 
 
-def teacher_of(model: str, **more: Any) -> MaskClip:
-    given = {
-        "prompts": PROMPTS,
-        "negatives": NEGATIVES,
-        "size_hw": HW,
-        "templates": "plain",
-        "reading": "residual",
-    }
-    cache = Path(model.removeprefix("local-dir:")) / "cache"
-    return MaskClip(model=model, **{**given, "cache": cache, **more})
+def teacher_of(
+    model: str,
+    prompts: Prompts | None = None,
+    *,
+    threads: int = 0,
+    cache: Path | None = None,
+    **settings: Any,
+) -> MaskClip:
+    given = {"size_hw": HW, "templates": "plain", "reading": "residual", **settings}
+    cache = cache or Path(model.removeprefix("local-dir:")) / "cache"
+    prompts = prompts or Prompts(PROMPTS, NEGATIVES)
+    return MaskClip(MaskClipConfig(model, **given), prompts, threads=threads, cache=cache)
 
 
 # --- MaskClip -------------------------------------------------------------------------------------
@@ -102,12 +105,13 @@ def test_labels_follow_the_scores(clip: str, cameras: list[Camera]) -> None:
 
 
 def test_thresholds_can_be_set_class_by_class(clip: str, cameras: list[Camera]) -> None:
-    free = teacher_of(clip, negatives=[])(cameras[:1])[0].label
-    strict = teacher_of(clip, negatives=[], min_score=[0.0, 1.0, 0.0])(cameras[:1])[0].label
+    free = teacher_of(clip, Prompts(PROMPTS))(cameras[:1])[0].label
+    strict = teacher_of(clip, Prompts(PROMPTS, (), [0.0, 1.0, 0.0]))(cameras[:1])[0].label
     np.testing.assert_array_equal(strict, np.where(free == 1, NONE, free))
-    for wrong in (1.5, [0.5, 0.5]):
-        with pytest.raises(BadInput, match=r"teacher\.maskclip\.min_score"):
-            teacher_of(clip, min_score=wrong)
+    with pytest.raises(BadInput, match=r"teacher\.maskclip\.min_score"):
+        teacher_of(clip, min_score=1.5)
+    with pytest.raises(BadInput, match=r"teacher\.maskclip\.min_score"):
+        teacher_of(clip, Prompts(PROMPTS, (), [0.5, 0.5]))
 
 
 def test_batches_and_frames_do_not_change_labels(clip: str, cameras: list[Camera]) -> None:
@@ -158,7 +162,7 @@ def test_resnet_labels_at_its_own_stride_and_width(tmp_path: Path, cameras: list
 
 def test_kept_features_can_be_named_again(clip: str, cameras: list[Camera]) -> None:
     kept = teacher_of(clip, keep_features=True)
-    other = teacher_of(clip, prompts=[["a yellow bus"], ["road"]], negatives=["sky"])
+    other = teacher_of(clip, Prompts([["a yellow bus"], ["road"]], ["sky"]))
     assert kept.feature_digest() == other.feature_digest()
     assert kept.digest() != other.digest()
     feature = kept(cameras[:1])[0].feature
@@ -172,8 +176,8 @@ def test_kept_features_can_be_named_again(clip: str, cameras: list[Camera]) -> N
 
 def test_digest_covers_all_that_decides_labels(clip: str, tmp_path: Path) -> None:
     changes: list[dict[str, Any]] = [
-        {}, {"prompts": [["car"], ["bus"], ["tree"]]}, {"negatives": []}, {"reading": "pure"},
-        {"size_hw": (64, 64)},
+        {}, {"prompts": Prompts([["car"], ["bus"], ["tree"]], NEGATIVES)},
+        {"prompts": Prompts(PROMPTS)}, {"reading": "pure"}, {"size_hw": (64, 64)},
         {"templates": "short"}, {"min_score": 0.1}, {"key_smoothing": 0.5}, {"denoising": 0.5},
         {"tile_hw": (64, 64)}, {"tile_hw": (64, 64), "tile_overlap": 0.0, "size_hw": (64, 128)},
     ]  # fmt: skip

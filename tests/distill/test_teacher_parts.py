@@ -22,7 +22,7 @@ from clipsweep.distill.teacher.dense_features import Dense
 from clipsweep.distill.teacher.images import decode, prefetch
 from clipsweep.distill.teacher.protocol import Teacher
 from clipsweep.distill.teacher.tiles import Tiles
-from clipsweep.distill.teacher.vit import VitFeatures
+from clipsweep.distill.teacher.vit import VitFeatures, VitFeaturesConfig
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import NONE
 from tests.distill.tiny_clip import one_thread, write_camera
@@ -194,7 +194,7 @@ def vit(tmp_path: Path) -> Path:
 
 def test_features_are_timms_own(tmp_path: Path, vit: Path) -> None:
     camera = write_camera(tmp_path / "a.png", (96, 160))
-    teacher = VitFeatures(model="test_vit", weights=str(vit), size_hw=(96, 160))
+    teacher = VitFeatures(VitFeaturesConfig("test_vit", str(vit), (96, 160)))
     (labels,) = teacher([camera])
     assert (labels.label == NONE).all()
     assert (labels.score == 0).all()
@@ -211,12 +211,12 @@ def test_features_are_timms_own(tmp_path: Path, vit: Path) -> None:
 
 def test_feature_teacher_says_what_is_wrong(tmp_path: Path, vit: Path) -> None:
     with pytest.raises(BadInput, match="no multiple of the patch, 16"):
-        VitFeatures(model="test_vit", weights=str(vit), size_hw=(96, 150))
+        VitFeatures(VitFeaturesConfig("test_vit", str(vit), (96, 150)))
     with pytest.raises(BadInput, match="is no ViT"):
-        VitFeatures(model="test_resnet", weights=str(vit))
+        VitFeatures(VitFeaturesConfig("test_resnet", str(vit)))
     with pytest.raises(BadInput, match="timm has no such model"):
-        VitFeatures(model="vit_of_nobody", weights=str(vit))
+        VitFeatures(VitFeaturesConfig("vit_of_nobody", str(vit)))
     with pytest.raises(BadInput, match="does not fit"):
-        VitFeatures(model="test_vit2", weights=str(vit)).text  # noqa: B018 - builds the network
+        VitFeatures(VitFeaturesConfig("test_vit2", str(vit))).text  # noqa: B018 - builds it
     with pytest.raises(BadInput, match=r"none\.safetensors.* is no file"):
-        VitFeatures(model="test_vit", weights=str(tmp_path / "none.safetensors"))
+        VitFeatures(VitFeaturesConfig("test_vit", str(tmp_path / "none.safetensors")))

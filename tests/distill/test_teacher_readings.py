@@ -23,7 +23,8 @@ from clipsweep.distill.teacher.dense_features import (
     proxy_attention,
     stride_of,
 )
-from clipsweep.distill.teacher.maskclip import MaskClip
+from clipsweep.distill.teacher.maskclip import MaskClip, MaskClipConfig
+from clipsweep.distill.teacher.text import Prompts
 from clipsweep.distill.teacher.weights import build_clip, find_clip
 from clipsweep.projection.errors import BadInput
 from tests.distill.tiny_clip import RESNET, VIT, one_thread, write_clip
@@ -252,7 +253,7 @@ def test_towers_without_the_reading_are_refused_before_any_download(
     model: str, reading: Any, says: str
 ) -> None:
     with pytest.raises(BadInput, match=says):
-        MaskClip(model=model, weights="openai", prompts=[["car"]], reading=reading)
+        MaskClip(MaskClipConfig(model, "openai", reading), Prompts([["car"]]))
 
 
 @pytest.mark.parametrize("key", ["qk_norm", "scale_heads", "block_type"])
@@ -271,10 +272,15 @@ def test_proxy_reads_through_a_timm_vit(tmp_path: Path) -> None:
     torch.manual_seed(0)
     save_file(timm.create_model("test_vit").state_dict(), tmp_path / "vit.safetensors")
     name = write_clip(tmp_path / "clip", VIT)
-    proxy = {"proxy": "test_vit", "proxy_weights": str(tmp_path / "vit.safetensors")}
-    teacher = MaskClip(
-        model=name, prompts=[["car"]], reading="proxy", size_hw=HW, templates="plain", **proxy
+    config = MaskClipConfig(
+        name,
+        reading="proxy",
+        proxy="test_vit",
+        proxy_weights=str(tmp_path / "vit.safetensors"),
+        size_hw=HW,
+        templates="plain",
     )
+    teacher = MaskClip(config, Prompts([["car"]]))
     pixels = np.random.default_rng(0).integers(0, 256, (1, *HW, 3), dtype=np.uint8)
     features = teacher.features(pixels)
     assert features.shape == (1, *GRID, 24)

@@ -21,7 +21,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
 from clipsweep.distill.teacher import weights
-from clipsweep.distill.teacher.maskclip import MaskClip
+from clipsweep.distill.teacher.maskclip import MaskClip, MaskClipConfig
+from clipsweep.distill.teacher.text import Prompts
 from clipsweep.distill.teacher.weights import build_clip, find_clip, hub_file, read_weights
 from clipsweep.projection.errors import BadInput
 from tests.distill.tiny_clip import VIT, one_thread, write_clip
@@ -164,8 +165,10 @@ def test_hub_models_come_from_the_cache_without_network(
         return str(folder / name)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", cached)
-    hub = MaskClip(model="hf-hub:me/tiny", prompts=[["car"]], templates="plain")
-    local = MaskClip(model=f"local-dir:{folder}", prompts=[["car"]], templates="plain")
+    hub, local = (
+        MaskClip(MaskClipConfig(model, templates="plain"), Prompts([["car"]]))
+        for model in ("hf-hub:me/tiny", f"local-dir:{folder}")
+    )
     assert hub.digest() == local.digest()
     assert hub.text.shape == (1, 24)
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from clipsweep.distill.teacher.maskclip import MaskClip
+from clipsweep.distill.teacher.maskclip import MaskClip, MaskClipConfig
 from clipsweep.distill.teacher.text import (
     Encoder,
+    Prompts,
     Vocabulary,
     cached,
     embed,
@@ -87,19 +88,20 @@ def test_words_outside_the_vocabulary_give_a_warning_and_names_of_nothing_else_a
         "an",
         "Yellow",
     ]
+    plain = MaskClipConfig(name, templates="plain")
     with pytest.warns(UserWarning, match="^yellow in 'a yellow bus' means nothing to this model"):
         # encodes the text
-        MaskClip(model=name, prompts=[["a yellow bus"]], templates="plain").text  # noqa: B018
-    clip = MaskClip(model=name, prompts=[["bus"]], negatives=["an yellow"], templates="plain")
+        MaskClip(plain, Prompts([["a yellow bus"]])).text  # noqa: B018
+    clip = MaskClip(plain, Prompts([["bus"]], ["an yellow"]))
     with pytest.raises(BadInput, match="'an yellow' means nothing to this model"):
         clip.text  # noqa: B018
     for nothing in ("!!!", "\N{AUTOMOBILE}", "42"):
         with pytest.raises(BadInput, match=f"'{nothing}' means nothing to this model"):
-            MaskClip(model=name, prompts=[["bus"], [nothing]], templates="plain").text  # noqa: B018
+            MaskClip(plain, Prompts([["bus"], [nothing]])).text  # noqa: B018
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         # an article is no loss
-        MaskClip(model=name, prompts=[["an ambulance"]], templates="plain").text  # noqa: B018
+        MaskClip(plain, Prompts([["an ambulance"]])).text  # noqa: B018
 
 
 def test_names_are_grouped_in_order_and_negatives_stand_alone() -> None:

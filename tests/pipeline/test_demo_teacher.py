@@ -14,7 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from clipsweep.distill.teacher.maskclip import MaskClip
+from clipsweep.distill.teacher.maskclip import MaskClip, MaskClipConfig
+from clipsweep.distill.teacher.text import Prompts
 from clipsweep.pipeline.demo import teach
 from clipsweep.pipeline.demo.crops import Album, draw_crops, render_album
 from clipsweep.pipeline.demo.render import View, render
@@ -111,10 +112,8 @@ def test_the_generic_maskclip_code_reads_it_without_a_special_case() -> None:
     world = build_world(3_000_000, 1, 4.5)
     rig = cameras(480, 270)
     teacher = MaskClip(
-        model=f"local-dir:{TEACHER}",
-        prompts=[[name] for name in NAMES[:SKY]],
-        negatives=["sky"],
-        size_hw=(288, 512),
+        MaskClipConfig(f"local-dir:{TEACHER}", size_hw=(288, 512)),
+        Prompts([[name] for name in NAMES[:SKY]], ["sky"]),
     )
     right = total = 0
     for camera in rig:
@@ -139,10 +138,8 @@ def test_free_text_finds_buses_and_excavators() -> None:
     space = load_space(LabelsConfig(names="a yellow bus, an excavator", prompts="demo"))
     assert "a yellow bus" in space.names
     teacher = MaskClip(
-        model=f"local-dir:{TEACHER}",
-        prompts=space.prompts,
-        negatives=space.negatives,
-        size_hw=(256, 480),
+        MaskClipConfig(f"local-dir:{TEACHER}", size_hw=(256, 480)),
+        Prompts(space.prompts, space.negatives),
     )
     with pytest.warns(UserWarning, match="yellow in 'a yellow bus' means nothing"):
         teacher.text  # noqa: B018 - encodes the text

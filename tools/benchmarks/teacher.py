@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 
 from clipsweep.distill.teacher.dense_features import Reading
-from clipsweep.distill.teacher.maskclip import MaskClip
+from clipsweep.distill.teacher.maskclip import MaskClip, MaskClipConfig
+from clipsweep.distill.teacher.text import Prompts
 from clipsweep.projection.frames import Camera, File
 from clipsweep.projection.pose import Pose
 from clipsweep.tools.benchmarks.row import Row
@@ -55,16 +56,14 @@ def rows(
         cameras = [_camera(root / f"{index}.jpg", index) for index in range(2 * batch)]
         bare = _random_clip(model, root, size_hw).visual.to(device)
         for reading in readings:
-            teacher = MaskClip(
-                model=f"local-dir:{root}",
-                prompts=_PROMPTS,
-                negatives=_NEGATIVES,
+            config = MaskClipConfig(
+                f"local-dir:{root}",
                 reading=reading,
                 size_hw=size_hw,
                 templates="plain",
                 batch=batch,
-                device=device,
             )
+            teacher = MaskClip(config, Prompts(_PROMPTS, _NEGATIVES), device=device)
             ours, peer = _race(teacher, cameras, bare, batch, size_hw, rounds)
             yield Row(
                 name=f"label JPEGs of 1600x900 with {model}, {reading}, on {device}",
