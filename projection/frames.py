@@ -106,6 +106,26 @@ class Frame:
     labels: File | None
 
 
+@dataclass(frozen=True, slots=True)
+class SweepLayout:
+    """Layout of LiDAR sweep files, and which of their returns are left out.
+
+    Attributes:
+        columns: float32 values a point, x, y, z [m] and intensity first: 5 in nuScenes files, 4 in
+            KITTI's.
+        intensity_scale: the file's intensity of a full return.
+        ego_box_m: returns with |x| and |y| below this in their own LiDAR frame hit the car itself
+            and are left out; 0 keeps all [m].
+        bad_share: share of a sweep's points that may have coordinates that are not finite or beyond
+            300 m; they are left out.
+    """
+
+    columns: int = 5
+    intensity_scale: float = 255.0
+    ego_box_m: float = 0.0
+    bad_share: float = 0.0
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Cloud:
     """Points of one or more sweeps in the key sweep's LiDAR frame.

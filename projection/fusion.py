@@ -15,7 +15,15 @@ from clipsweep.projection.alignment import Alignment, FlatCellFinder, align, una
 from clipsweep.projection.cameras import project, sample_pixel_labels, visible
 from clipsweep.projection.clusters import connect_cells
 from clipsweep.projection.errors import BadInput
-from clipsweep.projection.frames import NONE, Cloud, Frame, Pairs, PixelLabels, PointLabels
+from clipsweep.projection.frames import (
+    NONE,
+    Cloud,
+    Frame,
+    Pairs,
+    PixelLabels,
+    PointLabels,
+    SweepLayout,
+)
 from clipsweep.projection.grid import cell_keys
 from clipsweep.projection.ground import Heights, map_ground
 from clipsweep.projection.kernels import COORD_BITS
@@ -153,9 +161,7 @@ def label_scene(
     read_pixels: Callable[[Frame], Sequence[PixelLabels]],
     config: FusionConfig,
     classes: int,
-    columns: int,
-    ego_box_m: float = 0.0,
-    bad_share: float = 0.0,
+    layout: SweepLayout,
     limits: ClassLimits | None = None,
     on_bad_sweep: Callable[[BadInput], None] | None = None,
     on_alignment: Callable[[Alignment], None] | None = None,
@@ -173,9 +179,7 @@ def label_scene(
         read_pixels: gives a frame's pixel labels, one for each of its cameras.
         config: how to fuse.
         classes: number of classes.
-        columns: see ``projection.sweeps.merge``, as for the next two.
-        ego_box_m: rows in the car's own box get no label.
-        bad_share: bad rows get no label.
+        layout: of the sweeps' files; rows that it leaves out get no label.
         limits: what is known of the classes' places; None is nothing.
         on_bad_sweep: called with older sweeps that cannot be used, which are left out then; None
             raises.
@@ -188,7 +192,7 @@ def label_scene(
     """
     if not frames:
         return
-    reader = SweepReader(columns, ego_box_m, bad_share, on_bad_sweep)
+    reader = SweepReader(layout, on_bad_sweep)
     alignment = align_scene(frames, reader, config, grid_from_global)
     if on_alignment is not None:
         on_alignment(alignment)
@@ -313,38 +317,35 @@ class SweepReader:
     """Reads sweeps without the car's own returns and bad rows.
 
     Attributes:
-        columns: see ``projection.sweeps.merge``, as for the next two.
-        ego_box_m: returns in the car's own box are left out [m].
-        bad_share: share of a sweep's rows that may be bad; they are left out.
+        layout: of the sweeps' files, and which returns are left out.
         on_bad_sweep: called once with each older sweep that cannot be used, which is left out then;
             None raises.
         bad: files of those.
     """
 
-    columns: int
-    ego_box_m: float = 0.0
-    bad_share: float = 0.0
+    layout: SweepLayout
     on_bad_sweep: Callable[[BadInput], None] | None = None
     bad: set[Path] = field(default_factory=set)
 
     def merged(self, frame: Frame, sweeps: int) -> Cloud:
         """The key sweep and the usable ones of the older sweeps asked for."""
-        if sweeps > 1:
-            frame = self._usable(frame, sweeps)
-        return merge(frame, sweeps, self.columns, 1.0, self.ego_box_m, self.bad_share)
+        try:
+            return merge(frame, sweeps, self.layout)
+        except BadInput:
+            if self.on_bad_sweep is None:
+                raise
+        return merge(self._usable(frame, sweeps, self.on_bad_sweep), sweeps, self.layout)
 
-    def _usable(self, frame: Frame, sweeps: int) -> Frame:
+    def _usable(self, frame: Frame, sweeps: int, on_bad_sweep: Callable[[BadInput], None]) -> Frame:
         """The frame without older sweeps that are bad."""
         good = [frame.sweeps[0]]
         for sweep in frame.sweeps[1:sweeps]:
             try:
-                read_sweep(sweep, self.columns, self.bad_share)
+                read_sweep(sweep, self.layout)
                 good.append(sweep)
             except BadInput as error:
-                if self.on_bad_sweep is None:
-                    raise
                 if sweep.points.path not in self.bad:
-                    self.on_bad_sweep(error)
+                    on_bad_sweep(error)
                 self.bad.add(sweep.points.path)
         return replace(frame, sweeps=tuple(good))
 
@@ -435,7 +436,7 @@ class _SceneFusion:
         sweep = self.frames[number].sweeps[0]
         key = slice(0, int((cloud.sweep == 0).sum()))  # the key sweep comes first
         fused = grid.labels(places[key], self.limits, config.min_support, config.min_agreement)
-        rows = sweep.points.bytes // (4 * self.reader.columns)
+        rows = sweep.points.bytes // (4 * self.reader.layout.columns)
         label = np.full(rows, NONE, np.uint8)
         score = np.zeros(rows, np.float16)
         agreement = np.zeros(rows, np.float16)

@@ -10,7 +10,7 @@ from jaxtyping import Float32
 
 from clipsweep.projection import kernels
 from clipsweep.projection.errors import BadInput
-from clipsweep.projection.frames import Cloud, Frame, Sweep
+from clipsweep.projection.frames import Cloud, Frame, Sweep, SweepLayout
 from clipsweep.projection.pose import Pose
 
 _RANGE_MAX_M = 300.0
@@ -36,36 +36,27 @@ def _check(path: Path, bad: int, points: int, bad_share: float) -> None:
         )
 
 
-def read_sweep(sweep: Sweep, columns: int, bad_share: float = 0.0) -> Float32[np.ndarray, "n c"]:
+def read_sweep(sweep: Sweep, layout: SweepLayout) -> Float32[np.ndarray, "n c"]:
     """Reads the raw points of a LiDAR sweep.
 
     Columns are x, y, z [m] in its own LiDAR frame, intensity, then whatever the sensor adds.
 
     Args:
         sweep: the sweep to read.
-        columns: float32 values a point: 5 in nuScenes files, 4 in KITTI's.
-        bad_share: share of points that may have coordinates that are not finite or beyond 300 m.
-            Such rows become NaN, and ``merge`` leaves them out.
+        layout: of its file; the returns of the car itself stay, and bad rows become NaN.
 
     Raises:
         BadInput: the file is not the indexed one, no whole number of points, empty, or has too many
             bad points.
     """
-    points = _read(sweep, columns)
+    points = _read(sweep, layout.columns)
     good = (np.abs(points[:, :3]) <= _RANGE_MAX_M).all(axis=1) & np.isfinite(points[:, 3])
     bad = len(points) - int(good.sum())
-    _check(sweep.points.path, bad, len(points), bad_share)
+    _check(sweep.points.path, bad, len(points), layout.bad_share)
     return np.where(good[:, None], points, np.float32(np.nan)) if bad else points
 
 
-def merge(
-    frame: Frame,
-    sweeps: int,
-    columns: int,
-    intensity_scale: float,
-    ego_box_m: float,
-    bad_share: float = 0.0,
-) -> Cloud:
+def merge(frame: Frame, sweeps: int, layout: SweepLayout) -> Cloud:
     """Merges the newest ``sweeps`` sweeps of a frame into its key sweep's LiDAR frame.
 
     The chain is ``key_from_sweep = inv(global_from_key) @ global_from_sweep``, composed in float64
@@ -74,37 +65,33 @@ def merge(
     Args:
         frame: the key frame; it may have fewer sweeps than asked for.
         sweeps: how many, the key sweep included.
-        columns: see ``read_sweep``.
-        intensity_scale: the file's intensity of a full return.
-        ego_box_m: returns with |x| and |y| below this in their own LiDAR frame hit the car itself
-            and are left out; 0 keeps all.
-        bad_share: see ``read_sweep``.
+        layout: of the sweeps' files, and which returns are left out.
 
     Raises:
         BadInput: a sweep cannot be used.
     """
     chosen = frame.sweeps[:sweeps]
-    most = sum(sweep.points.bytes for sweep in chosen) // (4 * columns)
+    most = sum(sweep.points.bytes for sweep in chosen) // (4 * layout.columns)
     cloud = _room(most)
     key_from_global = frame.sweeps[0].global_from_lidar.inverse()
     end = 0
     for index, sweep in enumerate(chosen):
         start = end
-        raw = _read(sweep, columns)
+        raw = _read(sweep, layout.columns)
         key_from_sweep = key_from_global @ sweep.global_from_lidar if index else Pose.identity()
         matrix = key_from_sweep.matrix().astype(np.float32)
         end, bad = kernels.take_sweep(
             raw,
             matrix,
-            ego_box_m,
+            layout.ego_box_m,
             _RANGE_MAX_M,
-            intensity_scale,
+            layout.intensity_scale,
             start,
             cloud.xyz,
             cloud.intensity,
             cloud.source,
         )
-        _check(sweep.points.path, bad, len(raw), bad_share)
+        _check(sweep.points.path, bad, len(raw), layout.bad_share)
         cloud.age_s[start:end] = (frame.time_us - sweep.time_us) * 1e-6
         cloud.sweep[start:end] = index
     return Cloud(*(getattr(cloud, name)[:end] for name in Cloud.__slots__))

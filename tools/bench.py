@@ -34,6 +34,7 @@ from clipsweep.pipeline.artifacts.store import write_whole
 from clipsweep.pipeline.cli import Made, argument_names, main, say, without
 from clipsweep.pipeline.config import Config, load_config
 from clipsweep.projection.errors import BadInput
+from clipsweep.projection.frames import SweepLayout
 from clipsweep.projection.sweeps import merge
 from clipsweep.tools.benchmarks import (
     experiments,
@@ -114,7 +115,7 @@ def _sparse() -> Iterable[Row]:
     """One, four and ten merged sweeps of a real nuScenes frame."""
     frames = samples.frames(samples.open_devkit(_data() / "nuscenes-0523"))
     frame = max(frames, key=lambda frame: len(frame.sweeps))
-    clouds = [merge(frame, sweeps, 5, 255.0, 1.0) for sweeps in (1, 4, 10)]
+    clouds = [merge(frame, sweeps, SweepLayout(ego_box_m=1.0)) for sweeps in (1, 4, 10)]
     return sparse.rows(
         [np.column_stack([c.xyz, c.intensity, c.age_s]).astype(np.float32) for c in clouds]
     )

@@ -52,7 +52,7 @@ def run(config: Config, arguments: Arguments) -> Made:
         raise BadInput(
             "frame", f"{arguments.frame!r} is no frame of data.eval", "leave it out for the first"
         )
-    cloud = key_cloud(frame, config, config.data.ego_box_m)
+    cloud = key_cloud(frame, config)
     others = config.labels.truth or config.labels.names  # then the truth's classes are not these
     truth = None if others else read_truth(frame, space, config)
     title = f"{frame.scene}, frame {frame.id}, {predicted.id}"

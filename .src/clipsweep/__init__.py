@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from clipsweep.pipeline.config import load_config
     from clipsweep.pipeline.artifacts.index import read_index
     from clipsweep.projection.cameras import project
-    from clipsweep.projection.frames import Camera, Frame, Sweep
+    from clipsweep.projection.frames import Camera, Frame, Sweep, SweepLayout
     from clipsweep.projection.fusion import label_scene
     from clipsweep.projection.pose import Pose
     from clipsweep.projection.sweeps import deskew, merge
@@ -25,6 +25,7 @@ __all__ = [
     "MaskClip",
     "Pose",
     "Sweep",
+    "SweepLayout",
     "deskew",
     "label_scene",
     "load_config",
@@ -40,6 +41,7 @@ _HOMES = {
     "MaskClip": "distill.teacher.maskclip",
     "Pose": "projection.pose",
     "Sweep": "projection.frames",
+    "SweepLayout": "projection.frames",
     "deskew": "projection.sweeps",
     "label_scene": "projection.fusion",
     "load_config": "pipeline.config",

@@ -11,12 +11,20 @@ from jaxtyping import UInt8
 from clipsweep.pipeline.artifacts.index import Skip
 from clipsweep.pipeline.artifacts.store import Artifact
 from clipsweep.pipeline.config import Config
-from clipsweep.pipeline.datasets import DATASETS
+from clipsweep.pipeline.datasets import DATASETS, DataConfig
 from clipsweep.pipeline.datasets.boxes import Box, box_truth
 from clipsweep.pipeline.labels import LabelSpace
 from clipsweep.projection.errors import BadInput
-from clipsweep.projection.frames import NONE, Cloud, Frame, PixelLabels, PointLabels
-from clipsweep.projection.sweeps import merge, read_sweep
+from clipsweep.projection.frames import (
+    NONE,
+    Cloud,
+    Frame,
+    PixelLabels,
+    PointLabels,
+    SweepLayout,
+)
+from clipsweep.projection.fusion import SweepReader
+from clipsweep.projection.sweeps import merge
 
 
 def read_pixels(pixels: Artifact, frame: Frame) -> list[PixelLabels]:
@@ -73,7 +81,7 @@ def read_box_truth(
     Raises:
         BadInput: the key sweep is bad, or a box has a category that is not in ``class_of``.
     """
-    cloud = key_cloud(frame, config, config.data.ego_box_m)
+    cloud = key_cloud(frame, config)
     truth = np.full(raw_rows(frame, config), NONE, np.uint8)
     pose = frame.sweeps[0].global_from_lidar
     truth[cloud.source] = box_truth(boxes, class_of, cloud.xyz, pose)
@@ -122,36 +130,33 @@ def record_older_sweep(skipped: list[Skip], scene: str, error: BadInput | str) -
         skipped.append(Skip(None, scene, str(error)))
 
 
-def key_cloud(frame: Frame, config: Config, ego_box_m: float, sweeps: int = 1) -> Cloud:
-    """Point cloud of a frame: its key sweep, with as many older sweeps merged as asked for."""
-    data = config.data
-    return merge(frame, sweeps, data.columns, data.intensity_scale, ego_box_m, data.bad_share)
+def sweep_layout(config: Config) -> SweepLayout:
+    """Layout of the data set's sweep files."""
+    return replace(geometry_layout(config.data), intensity_scale=config.data.intensity_scale)
+
+
+def geometry_layout(data: DataConfig) -> SweepLayout:
+    """The same for who needs no intensities: their scale does not name what he makes."""
+    return SweepLayout(data.columns, ego_box_m=data.ego_box_m, bad_share=data.bad_share)
+
+
+def key_cloud(frame: Frame, config: Config) -> Cloud:
+    """Point cloud of a key sweep, without the returns that are left out."""
+    return merge(frame, 1, sweep_layout(config))
 
 
 def usable_cloud(
     frame: Frame,
     config: Config,
-    ego_box_m: float,
+    layout: SweepLayout,
     sweeps: int,
     left_out: Callable[[BadInput], None],
 ) -> Cloud:
     """Multi-sweep point cloud of a frame without older sweeps that are bad.
 
-    As ``key_cloud``; with ``on_bad=skip`` the bad older sweeps are passed to ``left_out``.
+    With ``on_bad=skip`` these are passed to ``left_out``.
 
     Raises:
         BadInput: the key sweep is bad, or an older one is and ``on_bad=fail``.
     """
-    try:
-        return key_cloud(frame, config, ego_box_m, sweeps)
-    except BadInput:
-        if config.on_bad == "fail":
-            raise
-    good = [frame.sweeps[0]]
-    for sweep in frame.sweeps[1:sweeps]:
-        try:
-            read_sweep(sweep, config.data.columns, config.data.bad_share)
-            good.append(sweep)
-        except BadInput as error:
-            left_out(error)
-    return key_cloud(replace(frame, sweeps=tuple(good)), config, ego_box_m, len(good))
+    return SweepReader(layout, left_out if config.on_bad == "skip" else None).merged(frame, sweeps)

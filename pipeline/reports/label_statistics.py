@@ -166,7 +166,7 @@ def label_statistics(
         frames = [frame for frame in scene_frames(index, config, scene) if frame.id not in lost]
         before: _LabelledPairs | None = None
         for frame in frames:
-            cloud = key_cloud(frame, config, config.data.ego_box_m)
+            cloud = key_cloud(frame, config)
             images = read_pixels(pixels, frame)
             fused = read_points(points, frame).label
             truth = opened.of(frame, config) if scene in scored else None

@@ -19,7 +19,13 @@ from clipsweep.distill.student.augment import augment
 from clipsweep.distill.student.batch import Batch, SweepSet, collate_groups
 from clipsweep.distill.student.voxels import Sample, Voxels, voxelize
 from clipsweep.distill.training.distributed import rank, world_size
-from clipsweep.pipeline.artifacts.read import read_pixels, read_points, read_truth, usable_cloud
+from clipsweep.pipeline.artifacts.read import (
+    read_pixels,
+    read_points,
+    read_truth,
+    sweep_layout,
+    usable_cloud,
+)
 from clipsweep.pipeline.artifacts.store import Artifact
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.labels import LabelSpace
@@ -113,9 +119,8 @@ class TrainingFrames(Dataset[SweepSet | BadInput]):
             among = settings.sweeps_among
             age_s = settings.max_age_s or np.inf
             frame = choose_sweeps(self.frames[number], count, among, age_s, random)
-            cloud = usable_cloud(
-                frame, self.config, self.config.data.ego_box_m, len(frame.sweeps), left_out.append
-            )
+            layout = sweep_layout(self.config)
+            cloud = usable_cloud(frame, self.config, layout, len(frame.sweeps), left_out.append)
             targets = self.targets(frame, cloud)
         except BadInput as error:
             return error

@@ -132,7 +132,7 @@ def _folder(source: str) -> str:
 
 def _labelled_cloud(space: LabelSpace, config: Config, frame: Frame) -> None:
     """Reads what a frame is fine-tuned on, to see whether that can be done."""
-    truth_targets(space, config, frame, key_cloud(frame, config, config.data.ego_box_m))
+    truth_targets(space, config, frame, key_cloud(frame, config))
 
 
 def _student_to_tune(config: Config, source: str, classes: int) -> tuple[Student, Tensor]:

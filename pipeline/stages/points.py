@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from clipsweep.pipeline.artifacts.index import Skip
-from clipsweep.pipeline.artifacts.read import read_pixels, record_older_sweep
+from clipsweep.pipeline.artifacts.read import geometry_layout, read_pixels, record_older_sweep
 from clipsweep.pipeline.artifacts.store import Artifact, Part, digest_of
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.labels import load_space
@@ -69,7 +69,6 @@ class FuseWorker:
         self, scene: str, frames: list[Frame], wanted: range, skipped: list[Skip]
     ) -> Iterator[tuple[Frame, PointLabels]]:
         """Fused labels of some of a scene's frames; bad older sweeps are added to ``skipped``."""
-        data = self.config.data
         poses = read_poses(self.poses, scene)
         assert poses is not None  # as there are frames
         row_of = {frame: row for row, frame in enumerate(poses.frames)}
@@ -86,7 +85,7 @@ class FuseWorker:
             frames,
             wanted,
             alignment,
-            SweepReader(data.columns, data.ego_box_m, data.bad_share, on_bad_sweep),
+            SweepReader(geometry_layout(self.config.data), on_bad_sweep),
             partial(read_pixels, self.pixels),
             self.config.fusion,
             len(self.space),

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 from jaxtyping import Float64
 
-from clipsweep.pipeline.artifacts.read import readable
+from clipsweep.pipeline.artifacts.read import geometry_layout, readable
 from clipsweep.pipeline.artifacts.store import Artifact, Part
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.run.scenes import Shard, run_stage
@@ -56,16 +56,16 @@ class PoseWorker:
     def __call__(self, name: str) -> Shard:
         """The corrections of a scene's poses, of those key frames that can be read."""
         part = self.parts[name]
-        data = self.config.data
+        layout = geometry_layout(self.config.data)
         frames = scene_frames(self.index, self.config, part.scene)
 
         def read(frame: Frame) -> object:
-            return read_sweep(frame.sweeps[0], data.columns, data.bad_share)
+            return read_sweep(frame.sweeps[0], layout)
 
         frames, skipped = readable(frames, self.config, read)
         if not frames:
             return Shard({}, skipped, {}, part.facts())
-        reader = SweepReader(data.columns, data.ego_box_m, data.bad_share)
+        reader = SweepReader(layout)
         grid_from_global = frames[0].sweeps[0].global_from_lidar.inverse()
         alignment = align_scene(frames, reader, self.config.fusion, grid_from_global)
         counts = _report_alignment(part.scene, alignment)

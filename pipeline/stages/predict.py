@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -16,6 +17,7 @@ from clipsweep.pipeline.artifacts.read import (
     read_points,
     record_older_sweep,
     skip_or_raise,
+    sweep_layout,
     usable_cloud,
 )
 from clipsweep.pipeline.artifacts.store import Artifact, Part, digest_files
@@ -119,7 +121,8 @@ class PredictWorker:
 
         Rows that are no points (``data.bad_share``) get the frame's most frequent one.
         """
-        cloud = usable_cloud(frame, self.config, 0.0, self.trained.model.sweeps, left_out)
+        whole = replace(sweep_layout(self.config), ego_box_m=0.0)
+        cloud = usable_cloud(frame, self.config, whole, self.trained.model.sweeps, left_out)
         height_m = self.config.data.sensor_height_m  # above the ground of the data's own rig
         label = self.trained.predict(cloud.xyz, cloud.intensity, cloud.age_s, height_m)
         key = cloud.sweep == 0

@@ -20,7 +20,7 @@ from clipsweep.pipeline.stages.boxes import BoxTruth, boxes_artifact, make_boxes
 from clipsweep.pipeline.stages.guard import LabelLeak, label_folders, no_labels
 from clipsweep.pipeline.stages.index import find_parts, make_index, scene_frames
 from clipsweep.projection.errors import BadInput
-from clipsweep.projection.frames import NONE, Frame
+from clipsweep.projection.frames import NONE, Frame, SweepLayout
 from clipsweep.projection.pose import Pose
 from clipsweep.projection.sweeps import read_sweep
 from tests.helpers import Run, settings
@@ -112,7 +112,7 @@ def test_every_real_box_holds_as_many_points_as_counted(samples: Path, tmp_path:
     counts = {}
     stored = read_scene_boxes(path, "scene-0523")
     for frame in scene_frames(index, config, "scene-0523"):
-        xyz = read_sweep(frame.sweeps[0], 5)[:, :3]
+        xyz = read_sweep(frame.sweeps[0], SweepLayout())[:, :3]
         pose = frame.sweeps[0].global_from_lidar
         counts[frame.id] = [len(points_in_box(one, xyz, pose)) for one in stored[frame.id]]
     assert sum(map(len, counts.values())) == 697
@@ -155,7 +155,7 @@ def by_hand(
     for scene in SCENES:
         stored = read_scene_boxes(boxes_artifact(index).shard("boxes"), scene)
         for frame in scene_frames(index, config, scene):
-            xyz = read_sweep(frame.sweeps[0], 5)[:, :3].astype(np.float64)
+            xyz = read_sweep(frame.sweeps[0], SweepLayout())[:, :3].astype(np.float64)
             inside = {name: np.zeros(len(xyz), bool) for name in (*names, "ignored")}
             for one in stored[frame.id]:
                 local = one.global_from_box.inverse() @ frame.sweeps[0].global_from_lidar
@@ -239,7 +239,7 @@ def test_the_cars_own_returns_are_left_out(small_world: Path, tmp_path: Path) ->
     index = make_index(config)
     truth_of = BoxTruth(config, make_boxes(config, index), load_space(config.labels).boxes)
     for frame in scene_frames(index, config, "scene-0103"):
-        xyz = read_sweep(frame.sweeps[0], 5)[:, :3]
+        xyz = read_sweep(frame.sweeps[0], SweepLayout())[:, :3]
         truth = truth_of(frame)
         near = (np.abs(xyz[:, :2]) < 6).all(axis=1)
         assert near.any()

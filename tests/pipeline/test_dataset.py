@@ -78,7 +78,7 @@ def test_steps_cover_the_epochs() -> None:
 @pytest.mark.parametrize("kind", ["pixels", "points"])
 def test_targets_are_the_labels_of_points(ready: tuple, kind: str) -> None:
     config, pixels, points, frames = ready
-    cloud = key_cloud(frames[0], config, 1.0)
+    cloud = key_cloud(frames[0], config)
     targets = target_source(kind, pixels, points, config)(frames[0], cloud)
     assert set(np.unique(targets.label)) <= {10, 14}  # road below, buildings above
     assert len(targets.point) == len(targets.label) > 100
@@ -140,7 +140,7 @@ def test_merged_sweeps_are_one_cloud(ready: tuple) -> None:
     )
     group = TrainingFrames(frames, target_source("points", pixels, points, config), config)[0, 2]
     assert len(group.sweeps) == 1
-    single = key_cloud(frames[2], config, 1.0)
+    single = key_cloud(frames[2], config)
     assert len(group.sweeps[0].inverse) > 2.5 * len(single.xyz)
     # fused labels are those of the key sweep
     assert group.sweeps[0].pair_point.max() < len(single.xyz)
@@ -162,7 +162,7 @@ def test_labels_and_scores_come_back_as_stored(ready: tuple) -> None:
     images = read_pixels(pixels, frames[0])
     assert [image.label.shape for image in images] == [(64, 128)] * 6
     assert all(image.label[0, 0] == 14 and image.label[-1, -1] == 10 for image in images)
-    cloud = key_cloud(frames[0], config, 1.0)
+    cloud = key_cloud(frames[0], config)
     assert pixel_targets(pixels, config, frames[0], cloud).feature is None
 
 

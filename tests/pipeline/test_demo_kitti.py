@@ -27,7 +27,7 @@ from clipsweep.pipeline.demo.write import VAL_SEED
 from clipsweep.pipeline.labels import LabelsConfig, load_space
 from clipsweep.projection.cameras import project
 from clipsweep.projection.errors import BadInput
-from clipsweep.projection.frames import Frame
+from clipsweep.projection.frames import Frame, SweepLayout
 from clipsweep.projection.sweeps import read_sweep
 from tests.helpers import Run, settings
 
@@ -80,7 +80,7 @@ def test_the_reader_finds_all_of_it(frames: list[Frame]) -> None:
         f"{name}/{i:06d}" for name in ("00", "08") for i in range(3)
     ]
     for frame in frames:
-        points = read_sweep(frame.sweeps[0], 4)
+        points = read_sweep(frame.sweeps[0], SweepLayout(4))
         pairs = project(points[:, :3].copy(), frame.sweeps[0].global_from_lidar, frame.cameras, 1.0)
         assert 0.14 < len(pairs) / len(points) < 0.20
         assert (points[pairs.point, 0] > 0).all()  # a teacher of this rig speaks of what lies ahead
@@ -100,7 +100,9 @@ def test_points_lie_in_the_boxes_of_their_instances(frames: list[Frame], world: 
     for i, frame in enumerate(frames[:3]):
         ids = raw(frame) & 0xFFFF
         instance = raw(frame) >> 16
-        xyz = frame.sweeps[0].global_from_lidar.apply(read_sweep(frame.sweeps[0], 4)[:, :3])
+        xyz = frame.sweeps[0].global_from_lidar.apply(
+            read_sweep(frame.sweeps[0], SweepLayout(4))[:, :3]
+        )
         xyz = xyz @ street[:3, :3].T + street[:3, 3]
         assert len(np.unique(instance)) > 20
         boxes = world.boxes(i * SCAN_S)
@@ -131,7 +133,7 @@ def test_scans_and_pictures_agree(frames: list[Frame], world: World) -> None:
         )
         stored = np.asarray(Image.open(camera.image.path), np.float64)
         assert np.abs(stored - view.colour).mean() < 0.05
-        points = read_sweep(frame.sweeps[0], 4)[:, :3].copy()
+        points = read_sweep(frame.sweeps[0], SweepLayout(4))[:, :3].copy()
         pairs = project(points, frame.sweeps[0].global_from_lidar, frame.cameras, 1.0)
         depth_m = view.depth_m[pairs.uv[:, 1].astype(int), pairs.uv[:, 0].astype(int)]
         assert (np.abs(depth_m / pairs.depth - 1) < 0.05).mean() > 0.9

@@ -52,7 +52,7 @@ def test_counts_are_those_of_plain_loops(made: tuple[Config, Artifact, Artifact,
         before: dict[tuple[int, ...], int] = {}
         first = scene_frames(index, config, scene)[0].sweeps[0].global_from_lidar
         for frame in scene_frames(index, config, scene):
-            cloud = key_cloud(frame, config, config.data.ego_box_m)
+            cloud = key_cloud(frame, config)
             images = read_pixels(pixels, frame)
             for image in images:
                 labels += np.bincount(

@@ -20,7 +20,7 @@ from clipsweep.pipeline.artifacts.index import (
 from clipsweep.pipeline.datasets import DATASETS, DataConfig
 from clipsweep.pipeline.datasets.nuscenes import NuscenesConfig
 from clipsweep.projection.errors import BadInput
-from clipsweep.projection.frames import Frame
+from clipsweep.projection.frames import Frame, SweepLayout
 from clipsweep.projection.sweeps import read_sweep
 
 
@@ -51,7 +51,7 @@ def pandaset(samples: Path) -> DataConfig:
 def test_real_scene_without_lidarseg(samples: Path) -> None:
     found = frames(full(samples, "scene-0523"))
     assert len(found) == 12
-    assert len(read_sweep(found[0].sweeps[0], 5)) == 34_400
+    assert len(read_sweep(found[0].sweeps[0], SweepLayout())) == 34_400
     assert [len(frame.sweeps) for frame in found] == [*range(1, 12), 11]
     assert all(len(frame.cameras) == 6 and frame.labels is None for frame in found)
 
@@ -64,7 +64,7 @@ def test_points_in_boxes_equal_the_tables_counts(samples: Path) -> None:
         for name in ("sample_data", "sample_annotation")
     }
     sample = next(row["sample_token"] for row in tables["sample_data"] if row["token"] == frame.id)
-    xyz = frame.sweeps[0].global_from_lidar.apply(read_sweep(frame.sweeps[0], 5)[:, :3])
+    xyz = frame.sweeps[0].global_from_lidar.apply(read_sweep(frame.sweeps[0], SweepLayout())[:, :3])
     from clipsweep.projection.pose import Pose
 
     boxes = [row for row in tables["sample_annotation"] if row["sample_token"] == sample]
@@ -82,7 +82,7 @@ def test_real_sweeps_and_labels(samples: Path) -> None:
     for row in found:
         assert isinstance(row.frame, Frame)
         assert row.frame.labels is not None
-        assert len(read_sweep(row.frame.sweeps[0], 5)) == row.frame.labels.bytes
+        assert len(read_sweep(row.frame.sweeps[0], SweepLayout())) == row.frame.labels.bytes
         times = [sweep.time_us for sweep in row.frame.sweeps]
         assert times == sorted(times, reverse=True)
 

@@ -22,7 +22,7 @@ from clipsweep.pipeline.labels import LabelsConfig, load_space
 from clipsweep.pipeline.stages.index import make_index
 from clipsweep.projection.cameras import project
 from clipsweep.projection.errors import BadInput
-from clipsweep.projection.frames import Frame
+from clipsweep.projection.frames import Frame, SweepLayout
 from clipsweep.projection.sweeps import merge, read_sweep
 
 K = np.array([[50.0, 0.0, 32.0], [0.0, 50.0, 12.0], [0.0, 0.0, 1.0]])
@@ -98,7 +98,7 @@ def test_real_scans(samples: Path) -> None:
     assert [frame.labels is not None for frame in found] == [True, True, False, False]
     assert [camera.size_hw for frame in found for camera in frame.cameras] == [(376, 1241)] * 4
     for frame in found:
-        points = read_sweep(frame.sweeps[0], 4)
+        points = read_sweep(frame.sweeps[0], SweepLayout(4))
         pairs = project(points[:, :3].copy(), frame.sweeps[0].global_from_lidar, frame.cameras, 1.0)
         assert 0.15 < len(pairs) / len(points) < 0.16
         assert points[:, 3].max() <= 1
@@ -119,9 +119,9 @@ def test_real_scans_lie_on_each_other(samples: Path) -> None:
             ["tests/configs/semantickitti.yaml", f"data.root={samples / 'semantickitti'}"]
         ).data
     )[3]
-    cloud = merge(frame, 4, 4, 1.0, 1.0)
+    cloud = merge(frame, 4, SweepLayout(4, 1.0, 1.0))
     rows = np.flatnonzero((cloud.sweep == 3) & (cloud.xyz[:, 2] > -0.5))[::20]
-    unmoved = read_sweep(frame.sweeps[3], 4)[cloud.source[rows], :3]
+    unmoved = read_sweep(frame.sweeps[3], SweepLayout(4))[cloud.source[rows], :3]
     key = cKDTree(cloud.xyz[cloud.sweep == 0])
     assert np.median(key.query(cloud.xyz[rows])[0]) < 0.5 * np.median(key.query(unmoved)[0])
 
@@ -145,7 +145,7 @@ def test_each_camera_projects_as_its_matrix(root: Path, number: int) -> None:
 def test_sweeps_are_the_scans_before(root: Path) -> None:
     found = frames(made(root, train=("val",)))
     assert [len(frame.sweeps) for frame in found] == [*range(1, 12), 11, 11]
-    cloud = merge(found[12], 11, 4, 1.0, 0.0)
+    cloud = merge(found[12], 11, SweepLayout(4, 1.0))
     still = cloud.xyz[cloud.source == 0]
     assert len(still) == 11
     np.testing.assert_allclose(still, np.tile(still[0], (11, 1)), atol=1e-4)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from clipsweep.projection.cameras import project
+from clipsweep.projection.frames import SweepLayout
 from clipsweep.projection.sweeps import merge
 from clipsweep.tools.benchmarks import samples as readers
 
@@ -54,7 +55,7 @@ def in_float64(devkit, xyz, lidar_token, camera_token):
 def test_projection_agrees_with_the_chain_in_float64(recorded):
     devkit, frames = recorded
     for frame in frames:
-        xyz = merge(frame, 1, 5, 255.0, 0.0).xyz
+        xyz = merge(frame, 1, SweepLayout()).xyz
         pairs = project(xyz, frame.sweeps[0].global_from_lidar, frame.cameras)
         tokens = devkit.get("sample", devkit.get("sample_data", frame.id)["sample_token"])["data"]
         for index, camera in enumerate(frame.cameras):
@@ -76,7 +77,7 @@ def test_projection_agrees_with_the_devkit_itself(recorded):
     """
     devkit, frames = recorded
     frame = frames[0]
-    xyz = merge(frame, 1, 5, 255.0, 0.0).xyz
+    xyz = merge(frame, 1, SweepLayout()).xyz
     pairs = project(xyz, frame.sweeps[0].global_from_lidar, frame.cameras)
     tokens = devkit.get("sample", devkit.get("sample_data", frame.id)["sample_token"])["data"]
     for index, camera in enumerate(frame.cameras):
@@ -121,7 +122,7 @@ def test_merging_agrees_with_the_devkit(recorded):
         theirs, lags = LidarPointCloud.from_file_multisweep(
             devkit, sample, "LIDAR_TOP", "LIDAR_TOP", 5, 1.0
         )
-        cloud = merge(frame, 5, 5, 255.0, 1.0)
+        cloud = merge(frame, 5, SweepLayout(ego_box_m=1.0))
         np.testing.assert_allclose(cloud.xyz, theirs.points[:3].T, atol=1e-3)
         np.testing.assert_allclose(cloud.age_s, lags[0], atol=1e-6)
         np.testing.assert_allclose(

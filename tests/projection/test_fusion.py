@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from clipsweep.projection.errors import BadInput
-from clipsweep.projection.frames import File, Sweep
+from clipsweep.projection.frames import File, Sweep, SweepLayout
 from clipsweep.projection.fusion import ClassLimits, FusionConfig, label_scene
 from clipsweep.projection.sweeps import read_sweep
 from tests.projection.scenes import camera, frame, pixels, shift, write
@@ -64,7 +64,7 @@ def run(
     # the images are a tenth as wide as real ones
     config = FusionConfig(occlusion_px=4.0, **settings)
     labelled = label_scene(
-        frames, read, config, 3, 5, ego_box_m=1.0, limits=limits, on_bad_sweep=on_bad_sweep,
+        frames, read, config, 3, SweepLayout(ego_box_m=1.0), limits, on_bad_sweep=on_bad_sweep,
         on_alignment=on_alignment, grid_from_global=grid,
     )  # fmt: skip
     return {frame.id: labels for frame, labels in labelled}
@@ -84,7 +84,7 @@ def test_the_ground_is_road_and_what_stands_on_it_is_not(drive):
     road = labels[:6000]
     wall = labels[6000:12_000]
     assert set(road) <= {ROAD, 255}
-    x, y = read_sweep(drive[1].sweeps[0], 5)[:6000, :2].T
+    x, y = read_sweep(drive[1].sweeps[0], SweepLayout())[:6000, :2].T
     ahead = (x > 5) & (np.abs(y) < x - 1) & (x < 13)
     assert (road[ahead] == ROAD).mean() > 0.95
     assert (road[x < -2] == 255).all()  # not seen by any camera
@@ -147,7 +147,9 @@ def with_points(sweep, xyz_global):
     """The sweep with more points behind its own."""
     xyz = sweep.global_from_lidar.inverse().apply(xyz_global)
     path = sweep.points.path.with_suffix(".more.bin")
-    return replace(sweep, points=write(path, np.concatenate([read_sweep(sweep, 5)[:, :3], xyz])))
+    return replace(
+        sweep, points=write(path, np.concatenate([read_sweep(sweep, SweepLayout())[:, :3], xyz]))
+    )
 
 
 def test_blocks_share_votes_with_their_neighbours(drive, monkeypatch):
@@ -270,7 +272,7 @@ def test_frames_that_do_not_fit_are_labelled_one_by_one(tmp_path):
     random = np.random.default_rng(2)
     bent = []
     for each in frames:
-        xyz = read_sweep(each.sweeps[0], 5)[:, :3].astype(float)
+        xyz = read_sweep(each.sweeps[0], SweepLayout())[:, :3].astype(float)
         cell = np.floor(xyz[:, :2] / 4).astype(int) + 10
         xyz[:, 2] += random.uniform(-1.5, 1.5, (30, 30))[cell[:, 0], cell[:, 1]]
         points = write(tmp_path / f"bent-{each.id}.bin", xyz)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from clipsweep.projection.errors import BadInput
-from clipsweep.projection.frames import File, Sweep
+from clipsweep.projection.frames import File, Sweep, SweepLayout
 from clipsweep.projection.pose import Pose
 from clipsweep.projection.sweeps import choose_sweeps, deskew, merge, read_sweep
 from tests.projection.scenes import frame, pose, shift, write
@@ -32,7 +32,7 @@ def three(tmp_path):
 
 
 def test_the_same_places_fall_together(three):
-    cloud = merge(three, 3, 5, 255.0, 0.0)
+    cloud = merge(three, 3, SweepLayout())
     np.testing.assert_allclose(cloud.xyz[10:20], cloud.xyz[:10], atol=1e-4)
     np.testing.assert_allclose(cloud.xyz[20:], cloud.xyz[:10], atol=1e-4)
     np.testing.assert_allclose(cloud.age_s, np.repeat([0, 0.1, 0.2], 10), atol=1e-6)
@@ -42,15 +42,15 @@ def test_the_same_places_fall_together(three):
 
 
 def test_the_key_sweep_is_not_touched(three):
-    raw = read_sweep(three.sweeps[0], 5)
-    np.testing.assert_array_equal(merge(three, 1, 5, 255.0, 0.0).xyz, raw[:, :3])
-    assert len(merge(three, 9, 5, 255.0, 0.0).xyz) == 30  # fewer sweeps than asked for
+    raw = read_sweep(three.sweeps[0], SweepLayout())
+    np.testing.assert_array_equal(merge(three, 1, SweepLayout()).xyz, raw[:, :3])
+    assert len(merge(three, 9, SweepLayout()).xyz) == 30  # fewer sweeps than asked for
 
 
 def test_the_cars_own_box_is_left_out(tmp_path):
     xyz = np.array([[0.5, -0.5, 9], [1.5, 0.5, 0], [0.5, 1.5, 0], [-0.9, 0.9, -1]])
     key = frame("key", 0, [Sweep(0, shift(0), write(tmp_path / "a.bin", xyz))])
-    np.testing.assert_array_equal(merge(key, 1, 5, 255.0, 1.0).source, [1, 2])
+    np.testing.assert_array_equal(merge(key, 1, SweepLayout(ego_box_m=1.0)).source, [1, 2])
 
 
 def test_bad_points_up_to_a_share(tmp_path):
@@ -59,12 +59,12 @@ def test_bad_points_up_to_a_share(tmp_path):
     xyz[5, 2] = 301
     sweep = Sweep(0, shift(0), write(tmp_path / "a.bin", xyz))
     with pytest.raises(BadInput, match=r"a\.bin: 2 of 10 points are not finite or beyond 300 m"):
-        merge(frame("key", 0, [sweep]), 1, 5, 255.0, 0.0)
+        merge(frame("key", 0, [sweep]), 1, SweepLayout())
     with pytest.raises(BadInput, match="2 of 10"):
-        read_sweep(sweep, 5, 0.1)
-    cloud = merge(frame("key", 0, [sweep]), 1, 5, 255.0, 0.0, bad_share=0.2)
+        read_sweep(sweep, SweepLayout(bad_share=0.1))
+    cloud = merge(frame("key", 0, [sweep]), 1, SweepLayout(bad_share=0.2))
     np.testing.assert_array_equal(cloud.source, [0, 1, 3, 4, 6, 7, 8, 9])
-    assert np.isnan(read_sweep(sweep, 5, 0.2)[[2, 5]]).all()
+    assert np.isnan(read_sweep(sweep, SweepLayout(bad_share=0.2))[[2, 5]]).all()
 
 
 def test_files_that_are_not_those_indexed(tmp_path):
@@ -75,9 +75,9 @@ def test_files_that_are_not_those_indexed(tmp_path):
         (File(tmp_path / "gone.bin", 80), "cannot be read"),
     ]:
         with pytest.raises(BadInput, match=text):
-            merge(frame("key", 0, [Sweep(0, shift(0), wrong)]), 1, 5, 255.0, 0.0)
+            merge(frame("key", 0, [Sweep(0, shift(0), wrong)]), 1, SweepLayout())
     with pytest.raises(BadInput, match="no whole number of 7-float points"):
-        merge(frame("key", 0, [Sweep(0, shift(0), file)]), 1, 7, 255.0, 0.0)
+        merge(frame("key", 0, [Sweep(0, shift(0), file)]), 1, SweepLayout(columns=7))
     right = replace(file, sha256=hashlib.sha256(file.path.read_bytes()).hexdigest())
     assert len(right.read()) == 80
 
@@ -85,7 +85,7 @@ def test_files_that_are_not_those_indexed(tmp_path):
 def test_an_empty_file_is_refused(tmp_path):
     (tmp_path / "a.bin").write_bytes(b"")
     with pytest.raises(BadInput, match="0 bytes"):
-        merge(frame("key", 0, [Sweep(0, shift(0), File(tmp_path / "a.bin", 0))]), 1, 5, 255.0, 0.0)
+        merge(frame("key", 0, [Sweep(0, shift(0), File(tmp_path / "a.bin", 0))]), 1, SweepLayout())
 
 
 def test_bad_input_survives_pickling():

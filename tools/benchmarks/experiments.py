@@ -21,6 +21,7 @@ from jaxtyping import UInt8
 
 from clipsweep.distill.metrics import OTHER, Confusion
 from clipsweep.pipeline.artifacts.read import (
+    geometry_layout,
     key_cloud,
     raw_rows,
     read_pixels,
@@ -152,7 +153,7 @@ def surest_pixel_labels(config: Config, pixels: Artifact, frame: Frame) -> UInt8
 
     Of the pixels that show a point, the surest one's.
     """
-    cloud = key_cloud(frame, config, config.data.ego_box_m)
+    cloud = key_cloud(frame, config)
     pairs = visible_pairs(frame, cloud.xyz, config.fusion)
     label, score = sample_pixel_labels(pairs, frame.cameras, read_pixels(pixels, frame))
     full = np.full(raw_rows(frame, config), NONE, np.uint8)
@@ -214,12 +215,9 @@ def _surest(config: Config, pixels: Artifact, frames: list[Frame]) -> Iterator[L
 
 def _fused(config: Config, pixels: Artifact, frames: list[Frame]) -> Iterator[LabelledFrame]:
     space = load_space(config.labels)
-    data = config.data
-    reading = data.columns, data.ego_box_m, data.bad_share
+    layout = geometry_layout(config.data)
     read = partial(read_pixels, pixels)
-    for frame, labels in label_scene(
-        frames, read, config.fusion, len(space), *reading, space.limits
-    ):
+    for frame, labels in label_scene(frames, read, config.fusion, len(space), layout, space.limits):
         yield frame, labels.label
 
 
@@ -232,7 +230,7 @@ def plain_votes(config: Config, pixels: Artifact, frames: list[Frame]) -> Iterat
     read = []
     grid_from_global = frames[0].sweeps[0].global_from_lidar.inverse()
     for frame in frames:
-        cloud = key_cloud(frame, config, config.data.ego_box_m)
+        cloud = key_cloud(frame, config)
         pose = grid_from_global @ frame.sweeps[0].global_from_lidar
         cell = cell_keys(cloud.xyz, PLAIN_CELL_M, pose)
         pairs = visible_pairs(frame, cloud.xyz, config.fusion)

@@ -161,7 +161,7 @@ def _score_points(
     config: Config, space: LabelSpace, frame: Frame, images: Sequence[PixelLabels]
 ) -> Confusion:
     """The pixel of each point that a camera sees against the point's true class."""
-    cloud = key_cloud(frame, config, config.data.ego_box_m)
+    cloud = key_cloud(frame, config)
     truth = read_truth(frame, space, config)
     assert truth is not None
     pairs = visible_pairs(frame, cloud.xyz, config.fusion)

@@ -15,7 +15,7 @@ import numpy as np
 
 from clipsweep.pipeline.labels import LabelsConfig, load_space
 from clipsweep.projection.cameras import project
-from clipsweep.projection.frames import Cloud, Frame, PixelLabels
+from clipsweep.projection.frames import Cloud, Frame, PixelLabels, SweepLayout
 from clipsweep.projection.fusion import FusionConfig, label_scene
 from clipsweep.projection.grid import cell_keys
 from clipsweep.projection.sweeps import merge
@@ -25,8 +25,8 @@ from clipsweep.tools.benchmarks.row import Row
 
 SAMPLES = ("nuscenes-0523", "pandaset-002")
 _SWEEPS = 10
-_COLUMNS = 5
 _EGO_BOX_M = 1.0
+_LAYOUT = SweepLayout(ego_box_m=_EGO_BOX_M)
 _CELL_M = 0.2
 _CLASSES = 16
 _TURN_S = 0.02
@@ -82,7 +82,7 @@ def _row(name: str, unit: str, ours: float, peer_name: str, peer: float, bar: fl
 
 def _project(sample: str, devkit: Any, frame: Frame, seconds: float) -> Iterator[Row]:
     pose = frame.sweeps[0].global_from_lidar
-    cloud = merge(frame, 1, _COLUMNS, 1.0, 0.0)
+    cloud = merge(frame, 1, SweepLayout())
     record = devkit.get("sample_data", frame.id)
     tokens = devkit.get("sample", record["sample_token"])["data"]
 
@@ -97,7 +97,7 @@ def _project(sample: str, devkit: Any, frame: Frame, seconds: float) -> Iterator
     )
 
     def read_too() -> None:
-        project(merge(frame, 1, _COLUMNS, 1.0, 0.0).xyz, pose, frame.cameras)
+        project(merge(frame, 1, SweepLayout()).xyz, pose, frame.cameras)
 
     times = _race(read_too, peer, seconds)
     yield _row(
@@ -120,7 +120,7 @@ def _merge(sample: str, devkit: Any, frame: Frame, seconds: float) -> Row:
             devkit, sample_record, "LIDAR_TOP", "LIDAR_TOP", _SWEEPS, _EGO_BOX_M
         )
 
-    times = _race(lambda: merge(frame, _SWEEPS, _COLUMNS, 255.0, _EGO_BOX_M), peer, seconds)
+    times = _race(lambda: merge(frame, _SWEEPS, _LAYOUT), peer, seconds)
     return _row(
         f"{sample}: merge {len(frame.sweeps)} sweeps",
         "ms",
@@ -132,7 +132,7 @@ def _merge(sample: str, devkit: Any, frame: Frame, seconds: float) -> Row:
 
 
 def _fuse(sample: str, frame: Frame, seconds: float) -> Iterator[Row]:
-    cloud = merge(frame, _SWEEPS, _COLUMNS, 255.0, _EGO_BOX_M)
+    cloud = merge(frame, _SWEEPS, _LAYOUT)
     random = np.random.default_rng(0)
     label = random.integers(0, _CLASSES, len(cloud.xyz)).astype(np.uint8)
     weight = random.random(len(label), np.float32)
@@ -173,9 +173,7 @@ def _label(sample: str, frames: Sequence[Frame]) -> Row:
 
     def run() -> None:
         read = lambda frame: pixels[frame.id]  # noqa: E731
-        for _ in label_scene(
-            frames, read, FusionConfig(), _CLASSES, _COLUMNS, _EGO_BOX_M, 0.0, limits
-        ):
+        for _ in label_scene(frames, read, FusionConfig(), _CLASSES, _LAYOUT, limits):
             pass
 
     run()

@@ -36,6 +36,7 @@ from clipsweep.distill.sparse.ops import (
 from clipsweep.distill.student.batch import Batch, collate
 from clipsweep.distill.student.unet import SIZES, UNet
 from clipsweep.distill.student.voxels import Sample, voxelize
+from clipsweep.projection.frames import SweepLayout
 from clipsweep.projection.sweeps import merge
 from clipsweep.tools.benchmarks import samples
 from clipsweep.tools.benchmarks.row import Row
@@ -56,7 +57,7 @@ def clouds(nuscenes: Path, sweeps: Sequence[int] = SWEEPS) -> list[Float32[np.nd
     X, y, z [m], intensity 0..1, age [s].
     """
     frame = samples.frames(samples.open_devkit(nuscenes))[-1]
-    merged = [merge(frame, count, 5, 255.0, _EGO_BOX_M) for count in sweeps]
+    merged = [merge(frame, count, SweepLayout(ego_box_m=_EGO_BOX_M)) for count in sweeps]
     return [np.column_stack([cloud.xyz, cloud.intensity, cloud.age_s]) for cloud in merged]
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from clipsweep import load_config, merge, read_index
+from clipsweep.pipeline.artifacts.read import sweep_layout
 from clipsweep.pipeline.demo.make import make_demo
 from clipsweep.pipeline.stages.index import make_index, scenes_of
 from clipsweep.projection.fusion import visible_pairs
@@ -17,8 +18,7 @@ if config.make_demo:
 index = make_index(config)
 frame = read_index(index.payload("index"), Path(config.data.root), scenes_of(index)[0])[0]
 
-data = config.data
-cloud = merge(frame, 1, data.columns, data.intensity_scale, data.ego_box_m)
+cloud = merge(frame, 1, sweep_layout(config))
 pairs = visible_pairs(frame, cloud.xyz, config.fusion)
 print(f"{frame.id}: {len(cloud.xyz)} points")
 for number, camera in enumerate(frame.cameras):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from clipsweep import label_scene, load_config, read_index
+from clipsweep.pipeline.artifacts.read import sweep_layout
 from clipsweep.pipeline.labels import load_space
 from clipsweep.pipeline.stages.index import make_index, scenes_of
 from clipsweep.pipeline.stages.pixels import open_teacher
@@ -24,9 +25,8 @@ labels = label_scene(
     lambda frame: teacher(frame.cameras),
     config.fusion,
     len(space),
-    config.data.columns,
-    config.data.ego_box_m,
-    limits=space.limits,
+    sweep_layout(config),
+    space.limits,
 )
 for frame, points in labels:
     counts = np.bincount(points.label, minlength=256)[: len(space)]
