@@ -14,7 +14,9 @@ import torch
 from jaxtyping import install_import_hook
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.helpers import LABELS_HW, ROOT, Outcome, Run
+
+SAMPLES = (ROOT / os.environ.get("CLIPSWEEP_DATA", "../shared/data")).resolve()
 
 
 def _checked_modules() -> list[str]:
@@ -35,28 +37,27 @@ for folder in ("projection", "distill", "pipeline", "tools"):
 
 # read when Ray is imported
 os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * 64, RAY_USAGE_STATS_ENABLED="0")
+os.environ["CLIPSWEEP_DATA"] = str(SAMPLES)  # tests/configs names it
 torch.set_num_threads(1)  # small work: waiting for a second thread costs more than it gives
 install_import_hook(_checked_modules(), "beartype.beartype")
 
 from clipsweep.pipeline.cli import main  # noqa: E402 - after the hook, as all of the packages
 from clipsweep.pipeline.config import Config, DemoConfig  # noqa: E402
 from clipsweep.pipeline.demo.make import make_demo  # noqa: E402
-from tests.helpers import LABELS_HW, Outcome, Run  # noqa: E402
 
 
 @pytest.fixture(scope="session")
 def samples() -> Path:
     """The folder of real sensor data."""
-    folder = Path(os.environ.get("CLIPSWEEP_DATA", ROOT / "../shared/data"))
-    if not folder.is_dir():
-        pytest.skip(f"no sample data at {folder}; set CLIPSWEEP_DATA")
-    return folder
+    if not SAMPLES.is_dir():
+        pytest.skip(f"no sample data at {SAMPLES}; set CLIPSWEEP_DATA")
+    return SAMPLES
 
 
 @pytest.fixture(autouse=True)
-def _at_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands and configurations name files from the project's root."""
-    monkeypatch.chdir(ROOT)
+def _elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """An empty working directory: what needs the project's own must name it."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[1]
+"""The project's folder; tests run in another one, so that no path is relative by chance."""
 LABELS_HW = (64, 128)
 """Size of the small world's label images [px]."""
 

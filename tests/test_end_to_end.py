@@ -17,7 +17,7 @@ import pytest
 from clipsweep.pipeline.artifacts.store import Artifact
 from clipsweep.pipeline.config import DemoConfig
 from clipsweep.pipeline.demo.write import write_demo
-from tests.helpers import Run, settings
+from tests.helpers import ROOT, Run, settings
 
 QUIET = ("run.progress=false", "teacher.kind=precomputed")
 
@@ -25,13 +25,13 @@ QUIET = ("run.progress=false", "teacher.kind=precomputed")
 @pytest.mark.slow
 def test_real_sensors_with_labels(samples: Path, tmp_path: Path, tool: Run) -> None:
     given = (
-        "tests/configs/pandaset.yaml",
-        "configs/pretrain/quick.yaml",
+        f"{ROOT}/tests/configs/pandaset.yaml",
+        "pretrain/quick",
         *QUIET,
         f"store={tmp_path}",
     )
     points = tool("label", *given).path
-    six = ("labels.eval=tests/configs/merged6.yaml", "data.eval=mini_train,mini_val")
+    six = (f"labels.eval={ROOT}/tests/configs/merged6.yaml", "data.eval=mini_train,mini_val")
     fused = json.loads(
         (tool("evaluate", *given, f"points={points}", *six).path / "scores.json").read_text()
     )
@@ -55,8 +55,8 @@ def test_real_sensors_with_labels(samples: Path, tmp_path: Path, tool: Run) -> N
 @pytest.mark.slow
 def test_real_sensors_with_one_grey_camera(samples: Path, tmp_path: Path, tool: Run) -> None:
     given = (
-        "tests/configs/semantickitti.yaml",
-        "configs/pretrain/quick.yaml",
+        f"{ROOT}/tests/configs/semantickitti.yaml",
+        "pretrain/quick",
         *QUIET,
         f"store={tmp_path}",
     )
@@ -83,8 +83,8 @@ def test_real_sensors_with_one_grey_camera(samples: Path, tmp_path: Path, tool: 
 @pytest.mark.slow
 def test_real_sensors_without_labels(samples: Path, tmp_path: Path, tool: Run) -> None:
     given = (
-        "tests/configs/nuscenes.yaml",
-        "configs/pretrain/quick.yaml",
+        f"{ROOT}/tests/configs/nuscenes.yaml",
+        "pretrain/quick",
         *QUIET,
         f"store={tmp_path}",
     )
@@ -118,7 +118,7 @@ def test_a_killed_labelling_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
     )
 
     def command(store: Path) -> list[str]:
-        tool = [sys.executable, "tools/label.py"]
+        tool = [sys.executable, f"{ROOT}/tools/label.py"]
         return [*tool, *settings(root, store), *teacher, "labels.prompts=demo"]
 
     undisturbed = subprocess.run(
@@ -148,7 +148,7 @@ def test_the_demo_from_nothing_to_a_table(tmp_path: Path) -> None:
     small = ("demo.train_scenes=2", "demo.val_scenes=1", "demo.key_frames=3", "train.epochs=2")
     mini = ("data.nuscenes.version=v1.0-mini", "data.train=mini_train", "data.eval=mini_val")
     where = (f"data.root={tmp_path / 'data'}", f"store={tmp_path / 'store'}", "run.progress=false")
-    command = [sys.executable, "tools/pretrain.py", "configs/demo.yaml", *small, *mini, *where]
+    command = [sys.executable, f"{ROOT}/tools/pretrain.py", "demo", *small, *mini, *where]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert Artifact(Path(done.stdout.strip())).whole

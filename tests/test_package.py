@@ -17,9 +17,10 @@ import pytest
 import clipsweep
 from clipsweep.__main__ import TOOLS
 from clipsweep.pipeline.config import load_config, recipe
+from clipsweep.pipeline.yaml_files import CONFIGS
 from clipsweep.projection.errors import BadInput
+from tests.helpers import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {"torch", "numba", "ray", "matplotlib", "open_clip", "nuscenes"}
 
 
@@ -58,7 +59,7 @@ def test_every_public_name_can_be_had() -> None:
 
 def test_a_tool_run_by_name_is_the_same_tool() -> None:
     by_name = [sys.executable, "-m", "clipsweep", "index", "--help"]
-    by_path = [sys.executable, "tools/index.py", "--help"]
+    by_path = [sys.executable, f"{ROOT}/tools/index.py", "--help"]
     one, other = (
         subprocess.run(c, capture_output=True, text=True, check=True) for c in (by_name, by_path)
     )
@@ -72,7 +73,9 @@ def test_a_tool_run_by_name_is_the_same_tool() -> None:
 
 def test_recipes_come_by_name_or_by_path() -> None:
     by_name = load_config(["data/nuscenes", "pretrain/quick"])
-    by_path = load_config(["configs/data/nuscenes.yaml", "configs/pretrain/quick.yaml"])
+    by_path = load_config(
+        [str(CONFIGS / "data/nuscenes.yaml"), str(CONFIGS / "pretrain/quick.yaml")]
+    )
     assert by_name == by_path
     with pytest.raises(BadInput, match=r"dmeo: is no file and no recipe of the package; see demo"):
         recipe("dmeo")

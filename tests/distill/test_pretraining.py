@@ -175,7 +175,7 @@ def test_unpaired_points_that_are_sure_add_a_term_of_their_own(
 @torch.no_grad()
 def test_the_reference_recipe_gives_the_published_values(student: Student, batch: Batch) -> None:
     """The published code's formulas as literal loops in float64 on the same embeddings."""
-    objectives = load_config(["configs/pretrain/clip2scene_reference.yaml"]).objectives
+    objectives = load_config(["pretrain/clip2scene_reference"]).objectives
     random = torch.Generator().manual_seed(1)
     student.eval().semantic.weight.mul_(100)
     student.local.weight.mul_(100)

@@ -19,15 +19,16 @@ from clipsweep.pipeline.labels import LabelsConfig, load_scoring, load_space, lo
 from clipsweep.pipeline.stages.boxes import BoxTruth, boxes_artifact, make_boxes
 from clipsweep.pipeline.stages.guard import LabelLeak, label_folders, no_labels
 from clipsweep.pipeline.stages.index import find_parts, make_index, scene_frames
+from clipsweep.pipeline.yaml_files import CONFIGS
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import NONE, Frame, SweepLayout
 from clipsweep.projection.pose import Pose
 from clipsweep.projection.sweeps import read_sweep
-from tests.helpers import Run, settings
+from tests.helpers import ROOT, Run, settings
 
 SCENES = ("scene-0061", "scene-0103")
-MERGED = "tests/configs/vehicle_pedestrian.yaml"
-REAL = ("tests/configs/nuscenes.yaml", "run.progress=false")
+MERGED = f"{ROOT}/tests/configs/vehicle_pedestrian.yaml"
+REAL = (f"{ROOT}/tests/configs/nuscenes.yaml", "run.progress=false")
 
 
 def box(
@@ -369,7 +370,7 @@ def edited(root: Path, change: Callable[[dict], object]) -> str:
 
 def test_an_unknown_category_is_named(given: list[str], tmp_path: Path) -> None:
     space = tmp_path / "space.yaml"
-    known = Path("configs/labels/nuscenes16.yaml").read_text()
+    known = (CONFIGS / "labels/nuscenes16.yaml").read_text()
     space.write_text(known.replace("vehicle.car: car", "vehicle.hovercraft: car"))
     given = [*given, f"labels.space={space}"]
     with pytest.raises(BadInput, match=r"category 'vehicle\.car'.*add it to the space's `boxes`"):

@@ -178,7 +178,7 @@ def test_poses_follow_the_hills(tmp_path: Path) -> None:
 def test_from_the_world_to_a_submission(tmp_path: Path, tool: Run) -> None:
     given = [
         *(
-            "configs/demo_kitti.yaml",
+            "demo_kitti",
             f"data.root={tmp_path / 'data'}",
             f"store={tmp_path / 'store'}",
         ),
@@ -238,7 +238,7 @@ def test_a_student_of_one_rig_is_scored_on_the_other(
     """Names carry the classes over: counted again here from raw predictions and raw ids."""
     student = tool("pretrain", *settings(small_world, tmp_path), "train.epochs=0").path
     given = [
-        "configs/data/semantickitti.yaml",
+        "data/semantickitti",
         f"data.root={root}",
         f"store={tmp_path}",
         f"student={student}",

@@ -20,6 +20,7 @@ from clipsweep.pipeline.teachers import TeacherInputs, make_teacher
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import NONE
 from tests.distill.tiny_clip import VIT, write_camera, write_clip
+from tests.helpers import ROOT
 
 # raw ids of nuScenes lidarseg and the challenge's id of each (1..16; the rest 0), written out from
 # its documentation
@@ -183,7 +184,7 @@ def test_cityscapes_has_no_label_for_sky_and_riders() -> None:
 
 def test_scoring_maps_by_name() -> None:
     space = load_space(LabelsConfig())
-    scoring = load_scoring(LabelsConfig(eval="tests/configs/merged6.yaml"), space, space)
+    scoring = load_scoring(LabelsConfig(eval=f"{ROOT}/tests/configs/merged6.yaml"), space, space)
     assert scoring.names[scoring.of_class[space.names.index("truck")]] == "vehicle"
     assert scoring.of_class[space.names.index("terrain")] == 255
     assert load_scoring(LabelsConfig(), space, space).of_class.tolist() == list(range(16))

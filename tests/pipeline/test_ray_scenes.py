@@ -29,6 +29,7 @@ from clipsweep.pipeline.run.scenes import Incomplete, run_stage
 from clipsweep.pipeline.run.settings import RunConfig
 from clipsweep.projection.errors import BadInput
 from tests.faults import Faulty
+from tests.helpers import ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -318,7 +319,7 @@ def test_a_killed_driver_leaves_nothing_running_and_its_work_is_taken_up(
 ) -> None:
     """The driver's own instance; ``RAY_ADDRESS`` names another cluster, and must not matter."""
     command = [sys.executable, "-c", DRIVER, str(tmp_path)]
-    environment = {**os.environ, "RAY_ADDRESS": "127.0.0.1:1", "PYTHONPATH": os.getcwd()}
+    environment = {**os.environ, "RAY_ADDRESS": "127.0.0.1:1", "PYTHONPATH": str(ROOT)}
     victim = subprocess.Popen(command, env=environment)
     artifact = Artifact.of(str(tmp_path), "s", {})
     deadline = time.time() + 60

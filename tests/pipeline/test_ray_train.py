@@ -27,7 +27,7 @@ from clipsweep.pipeline.stages.dataset import training_batches
 from clipsweep.projection.errors import BadInput
 from clipsweep.tools import submit
 from tests.faults import bad_training
-from tests.helpers import Run, settings
+from tests.helpers import ROOT, Run, settings
 
 ON_RAY = ("run.executor=ray", "run.workers=2")
 STEPS = 21
@@ -51,7 +51,7 @@ def two(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The student of two undisturbed workers."""
     store = tmp_path_factory.mktemp("two")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*torchrun, "tools/pretrain.py", *given(small_world, store)]
+    command = [*torchrun, f"{ROOT}/tools/pretrain.py", *given(small_world, store)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     return Path(done.stdout.strip())  # one line, though both ran to the end
@@ -78,7 +78,7 @@ def test_a_lost_worker_of_ray_train_changes_nothing(
 ) -> None:
     pytest.importorskip("ray.train", exc_type=ImportError)
     store = tmp_path / "store"
-    command = [sys.executable, "tools/pretrain.py", *given(small_world, store), *ON_RAY]
+    command = [sys.executable, f"{ROOT}/tools/pretrain.py", *given(small_world, store), *ON_RAY]
     driver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 300
     while not any(path.stat().st_size for path in store.glob("student-*/done/state.json")):
@@ -99,8 +99,10 @@ def test_a_lost_worker_of_ray_train_changes_nothing(
 
 
 @pytest.mark.slow
-def test_bad_input_is_not_tried_again(tmp_path: Path) -> None:
+def test_bad_input_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray.train", exc_type=ImportError)
+    # Ray's processes import tests.faults
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     notes = tmp_path / "notes"
     notes.mkdir()
     with pytest.raises(BadInput, match=r"x\.bin: is truncated; copy it again"):

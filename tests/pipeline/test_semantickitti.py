@@ -24,6 +24,7 @@ from clipsweep.projection.cameras import project
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import Frame, SweepLayout
 from clipsweep.projection.sweeps import merge, read_sweep
+from tests.helpers import ROOT
 
 K = np.array([[50.0, 0.0, 32.0], [0.0, 50.0, 12.0], [0.0, 0.0, 1.0]])
 TR = np.array([[0.0, -1.0, 0.0, 0.01], [0.0, 0.0, -1.0, -0.08], [1.0, 0.0, 0.0, -0.27]])
@@ -90,7 +91,7 @@ def root(tmp_path: Path) -> Path:
 def test_real_scans(samples: Path) -> None:
     found = frames(
         load_config(
-            ["tests/configs/semantickitti.yaml", f"data.root={samples / 'semantickitti'}"]
+            [f"{ROOT}/tests/configs/semantickitti.yaml", f"data.root={samples / 'semantickitti'}"]
         ).data
     )
     assert [frame.id for frame in found] == [f"00/{i:06d}" for i in range(4)]
@@ -116,7 +117,7 @@ def test_real_scans_lie_on_each_other(samples: Path) -> None:
 
     frame = frames(
         load_config(
-            ["tests/configs/semantickitti.yaml", f"data.root={samples / 'semantickitti'}"]
+            [f"{ROOT}/tests/configs/semantickitti.yaml", f"data.root={samples / 'semantickitti'}"]
         ).data
     )[3]
     cloud = merge(frame, 4, SweepLayout(4, 1.0, 1.0))

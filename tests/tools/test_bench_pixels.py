@@ -24,7 +24,7 @@ from clipsweep.tools.benchmarks.pixels import Setting, teacher_settings
 def test_lines_are_scored_on_every_pixel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = [
         *(
-            "configs/demo.yaml",
+            "demo",
             f"data.root={tmp_path / 'data'}",
             f"store={tmp_path / 'store'}",
             "run.progress=false",

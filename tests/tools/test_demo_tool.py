@@ -24,7 +24,7 @@ SMALL = [
 
 
 def test_without_a_recipe_it_takes_that_of_the_demo() -> None:
-    assert load_config(demo.with_recipe([])) == load_config(["configs/demo.yaml"])
+    assert load_config(demo.with_recipe([])) == load_config(["demo"])
     kitti = ["seed=1", "configs/demo_kitti.yaml"]
     assert demo.with_recipe(kitti) == kitti
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import settings
+from tests.helpers import ROOT, settings
 
-EXAMPLES = Path("tools/examples")
+EXAMPLES = ROOT / "tools/examples"
 
 
 def run(example: str, *arguments: str) -> str:

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from clipsweep.pipeline.yaml_files import CONFIGS
 from tests.helpers import LABELS_HW, Run, settings
 
 
@@ -40,7 +41,7 @@ def test_points_whose_classes_stand_in_another_order_are_not_scored(
     given: list[str], tool: Run, tmp_path: Path
 ) -> None:
     points = tool("label", *given).path
-    space = yaml.safe_load(Path("configs/labels/nuscenes16.yaml").read_text())
+    space = yaml.safe_load((CONFIGS / "labels/nuscenes16.yaml").read_text())
     space["classes"] = [*space["classes"][1:], space["classes"][0]]
     (tmp_path / "turned.yaml").write_text(yaml.safe_dump(space))
     turned = tool(
@@ -48,7 +49,7 @@ def test_points_whose_classes_stand_in_another_order_are_not_scored(
     )
     assert (turned.status, turned.out) == (1, "")
     assert "labels has bicycle, bus" in turned.err
-    (tmp_path / "same.yaml").write_text(Path("configs/labels/nuscenes16.yaml").read_text())
+    (tmp_path / "same.yaml").write_text((CONFIGS / "labels/nuscenes16.yaml").read_text())
     assert (
         tool(
             "evaluate", *given, f"labels.space={tmp_path / 'same.yaml'}", f"points={points}"

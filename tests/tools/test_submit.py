@@ -21,7 +21,7 @@ from clipsweep.pipeline.artifacts.store import Artifact
 from clipsweep.pipeline.config import load_config
 from clipsweep.projection.errors import BadInput
 from clipsweep.tools import submit
-from tests.helpers import Run, settings
+from tests.helpers import ROOT, Run, settings
 
 BIN = Path(sys.executable).parent
 
@@ -34,7 +34,7 @@ class Head:
     folder: Path
 
     def submit(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "tools/submit.py", *arguments]
+        command = [sys.executable, f"{ROOT}/tools/submit.py", *arguments]
         environment = {**os.environ, "RAY_ADDRESS": self.address}
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
@@ -151,7 +151,7 @@ def test_relative_folders_are_refused(small_world: Path) -> None:
 
 def test_the_command_names_files_as_the_job_finds_them_and_quotes(tmp_path: Path) -> None:
     given = [
-        "./configs/data/../data/nuscenes.yaml",
+        f"{ROOT}/configs/data/../data/nuscenes.yaml",
         "data.root=/a b",
         "run.address=http://127.0.0.1:1",
     ]

@@ -22,7 +22,7 @@ from clipsweep.pipeline.artifacts.store import Artifact
 from clipsweep.pipeline.cli import argument_names, without
 from clipsweep.pipeline.config import load_config
 from clipsweep.tools import arguments_of, pretrain
-from tests.helpers import Run, settings
+from tests.helpers import ROOT, Run, settings
 
 
 def test_from_logs_to_a_scored_student_and_its_export(
@@ -63,7 +63,7 @@ def test_a_teacher_without_words_teaches_the_local_head(
     vit = tmp_path / "vit.safetensors"
     save_file(timm.create_model("test_vit").state_dict(), vit)
     given = (
-        "configs/pretrain/scalr.yaml",
+        "pretrain/scalr",
         *settings(small_world, tmp_path / "store"),
         "teacher.kind=features",
     )
@@ -85,7 +85,9 @@ def test_a_teacher_without_words_teaches_the_local_head(
 def test_fused_labels_are_scored_and_exported(small_world: Path, tmp_path: Path, tool: Run) -> None:
     given = settings(small_world, tmp_path / "store")
     points = tool("label", *given).path
-    scored = tool("evaluate", *given, f"points={points}", "labels.eval=tests/configs/merged6.yaml")
+    scored = tool(
+        "evaluate", *given, f"points={points}", f"labels.eval={ROOT}/tests/configs/merged6.yaml"
+    )
     scores = json.loads((scored.path / "scores.json").read_text())
     assert scores["covered"]["points"] < scores["points"]
     assert scores["covered"]["iou"]["driveable"] > 0.3
@@ -177,7 +179,7 @@ def test_a_signal_ends_a_training_with_a_checkpoint(
     ]
     tool("label", *given)
     shutil.copytree(tmp_path / "store", tmp_path / "halted")
-    command = [sys.executable, "tools/pretrain.py", *given, f"store={tmp_path / 'halted'}"]
+    command = [sys.executable, f"{ROOT}/tools/pretrain.py", *given, f"store={tmp_path / 'halted'}"]
     child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 120
     while not any(
@@ -206,7 +208,12 @@ def test_a_signal_ends_a_training_with_a_checkpoint(
 
 @pytest.mark.slow
 def test_a_signal_leaves_no_half_a_world_behind(tmp_path: Path) -> None:
-    command = [sys.executable, "tools/demo.py", "demo.train_scenes=8", f"out={tmp_path / 'world'}"]
+    command = [
+        sys.executable,
+        f"{ROOT}/tools/demo.py",
+        "demo.train_scenes=8",
+        f"out={tmp_path / 'world'}",
+    ]
     child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not any(tmp_path.rglob("*.jpg")):
@@ -263,11 +270,11 @@ def test_children_of_a_training_get_only_what_they_accept(monkeypatch: pytest.Mo
         commands.append(command)
         return Child()
 
-    given = ["pretrain.py", "configs/demo.yaml", "resume=other", "seed=1", "--traceback"]
+    given = ["pretrain.py", "demo", "resume=other", "seed=1", "--traceback"]
     monkeypatch.setattr(sys, "argv", given)
     monkeypatch.setattr(pretrain.subprocess, "Popen", popen)
     pretrain._show(Path("made"))
-    expected = ["configs/demo.yaml", "seed=1", "--traceback", "student=made"]
+    expected = ["demo", "seed=1", "--traceback", "student=made"]
     assert [command[2:] for command in commands] == [expected, expected]
     for name, command in zip(("evaluate", "view"), commands, strict=True):
         assert Path(command[1]).name == f"{name}.py"
