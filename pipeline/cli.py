@@ -154,11 +154,16 @@ def _help(about: str | None, keys: Sequence[str], own: type | None) -> str:
     lines = [(about or "").strip(), "", _OPTIONS_HELP]
     if own is not None:
         lines += ["", "Arguments and defaults, as key=value:", *_table(list(describe(own)))]
-    rows = [row for row in describe() if {row.name, row.name.split(".")[0]} & set(keys)]
+    rows = [row for row in describe() if any(is_below(row.name, key) for key in keys)]
     if rows:
         order = "YAML files are merged left to right, then key=value. Keys and defaults:"
         lines += ["", order, *_table(rows)]
     return "\n".join([*lines, ""])
+
+
+def is_below(name: str, key: str) -> bool:
+    """Whether a setting is this key or of this group (``data``, ``objectives.semantic``)."""
+    return name == key or name.startswith(f"{key}.")
 
 
 def _table(rows: Sequence[Setting]) -> list[str]:

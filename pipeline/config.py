@@ -99,7 +99,7 @@ class DemoConfig:
         Field(
             ge=1,
             le=80,
-            description="key frames a scene: two a second as nuScenes, ten as SemanticKITTI",
+            description="key frames per scene: two a second as nuScenes, ten as SemanticKITTI",
         ),
     ] = 10
     width_px: Annotated[int, Field(ge=16, le=4096, description="width of the images [px]")] = 480
@@ -107,7 +107,7 @@ class DemoConfig:
     beams: Annotated[int, Field(ge=2, le=256, description="rings of the LiDAR")] = 32
     azimuths: Annotated[
         int,
-        Field(ge=64, le=8192, description="columns of one turn of the LiDAR"),
+        Field(ge=64, le=8192, description="azimuth steps of the LiDAR per revolution"),
     ] = 1090
     hills_m: Annotated[
         float,
@@ -120,9 +120,9 @@ class DemoConfig:
     flat_poses: Annotated[
         bool,
         Field(
-            description="nuScenes' poses of the car: z is always 0, pitch and roll are wrong by "
-            "some 0.2 degrees that change over a second; boxes are where these poses make the "
-            "key frame's points lie; not for SemanticKITTI",
+            description="imitate nuScenes' ego poses: z = 0, and errors of pitch and roll "
+            "of some 0.2 degrees; boxes are placed with these poses; not for "
+            "SemanticKITTI",
         ),
     ] = False
 
@@ -143,7 +143,7 @@ class Config:
     demo: DemoConfig = field(default_factory=DemoConfig)
     make_demo: Annotated[
         bool,
-        Field(description="write the embedded world to data.root first, if it is not there"),
+        Field(description="write the synthetic demo world to data.root first, if it is not there"),
     ] = False
     store: Annotated[str, Field(description="folder of all artifacts")] = "artifacts"
     seed: Annotated[int, Field(ge=0, le=2**32 - 1, description="seed of everything random")] = 0
@@ -164,12 +164,12 @@ class Config:
     protocol: Annotated[
         str,
         Field(
-            description="whose labels fine-tuning may use: scene@1%, frame@10%, ... of data.train",
+            description="labels that fine-tuning may use: scene@1%, frame@10%, ... of data.train",
         ),
     ] = "scene@1%"
     evaluate: Annotated[
         bool,
-        Field(description="score and draw the student in child processes after pre-training"),
+        Field(description="score the student and draw a picture after pre-training"),
     ] = False
     absent_class: Annotated[
         Literal["nan", "one", "zero"],

@@ -48,8 +48,8 @@ class LabelsConfig:
     names: Annotated[
         str,
         Field(
-            description="free text: comma-separated objects to look for, against all else in the "
-            "space; no truth, no export",
+            description="open-vocabulary queries, with commas; the classes of the label "
+            "space are the background; neither scored nor exported",
         ),
     ] = ""
     eval: Annotated[
@@ -62,7 +62,8 @@ class LabelsConfig:
     truth: Annotated[
         str,
         Field(
-            description="label space of the label files, if another (needs eval); boxes: 3D boxes",
+            description="what to score against: empty is the label files, in labels.space; "
+            "another label space (needs eval); or boxes, the annotated 3D boxes",
         ),
     ] = ""
 

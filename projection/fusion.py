@@ -55,7 +55,7 @@ class FusionConfig:
         Field(
             ge=0,
             le=100,
-            description="points nearer to a camera than this are not looked up [m]",
+            description="points nearer to a camera than this are not projected [m]",
         ),
     ] = 1.0
     occlusion_px: Annotated[
@@ -67,44 +67,59 @@ class FusionConfig:
         Field(
             ge=0,
             le=1e9,
-            description="depth that a point may have behind the nearest of its cell, as a share",
+            description="z-buffer test: tolerance behind the nearest point of the cell, "
+            "relative to its depth",
         ),
     ] = 0.1
-    occlusion_m: Annotated[float, Field(ge=0, le=1e9, description="and this much more [m]")] = 0.5
+    occlusion_m: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1e9,
+            description="z-buffer test: absolute tolerance, added to the relative one [m]",
+        ),
+    ] = 0.5
     unclear_weight: Annotated[
         float,
         Field(
             ge=0,
             le=1,
-            description="weight of a vote, beside 1, next to a z-buffer cell with something nearer",
+            description="weight of votes near an occlusion boundary; other votes have 1",
         ),
     ] = 0.1
     cell_m: Annotated[
         float,
-        Field(ge=0.05, le=100, description="side of the fine cells that votes are gathered in [m]"),
+        Field(
+            ge=0.05, le=100, description="side of the fine grid cells that votes are counted in [m]"
+        ),
     ] = 0.4
     coarse_cell_m: Annotated[
         float,
-        Field(ge=0.05, le=100, description="side of the coarse cells beside them [m]"),
+        Field(
+            ge=0.05,
+            le=100,
+            description="side of the coarse grid cells, counted beside the fine ones [m]",
+        ),
     ] = 1.2
     cluster_reach_m: Annotated[
         float,
         Field(
             ge=10,
             le=1000,
-            description="votes of one cluster of points are shared over about this distance [m]",
+            description="points of one cluster pool their votes over about this distance [m]",
         ),
     ] = 60.0
     cell_share: Annotated[
         float,
-        Field(ge=0, le=1, description="weight of the votes in fine cells"),
+        Field(ge=0, le=1, description="weight of the votes in the fine cell"),
     ] = 0.15
     cluster_share: Annotated[
         float,
         Field(
             ge=0,
             le=1,
-            description="weight of the cluster's votes; coarse cells have what is left of 1",
+            description="weight of the cluster's votes; the coarse cell has 1 - cell_share "
+            "- cluster_share",
         ),
     ] = 0.5
     window_s: Annotated[
@@ -112,12 +127,16 @@ class FusionConfig:
         Field(
             ge=0,
             le=1e9,
-            description="key frames at most this long before or after share their votes [s]",
+            description="key frames vote for each other up to this time apart [s]",
         ),
     ] = 5.0
     window_m: Annotated[
         float,
-        Field(ge=0, le=1000, description="and at most this far apart [m]"),
+        Field(
+            ge=0,
+            le=1000,
+            description="key frames vote for each other up to this distance apart [m]",
+        ),
     ] = 100.0
     vote_sweeps: Annotated[
         int,
@@ -130,17 +149,17 @@ class FusionConfig:
     limits: Annotated[
         bool,
         Field(
-            description="use the label space's limits of where classes can be (human "
-            "knowledge): on the ground, up to a height",
+            description="use the class priors of the label space, set by hand: which "
+            "classes lie on the ground, how tall others are",
         ),
     ] = True
     min_support: Annotated[
         int,
-        Field(ge=1, le=1_000_000_000, description="votes for the winner that a label needs"),
+        Field(ge=1, le=1_000_000_000, description="fewest votes that the winning class needs"),
     ] = 1
     min_agreement: Annotated[
         float,
-        Field(ge=0, le=1, description="share of the vote weight that a label needs"),
+        Field(ge=0, le=1, description="fraction of the vote weight that the winning class needs"),
     ] = 0.0
 
     @property

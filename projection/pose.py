@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Float64
+from numpy.typing import ArrayLike
 
 _ORTHONORMAL_TOLERANCE = 1e-5
 
@@ -60,9 +61,16 @@ class Pose:
         return Pose(rotation, np.array(translation, np.float64))
 
     @staticmethod
-    def from_matrix(rows: Sequence[float]) -> Pose:
-        """Pose of the 12 numbers of a row-major 3x4 matrix, as KITTI and our index write it."""
-        matrix = np.asarray(rows, np.float64).reshape(3, 4)
+    def from_matrix(rows: ArrayLike) -> Pose:
+        """Pose of a 3x4 or 4x4 matrix, or of its rows one after the other, as KITTI writes them.
+
+        Raises:
+            ValueError: there are neither 12 nor 16 numbers.
+        """
+        matrix = np.asarray(rows, np.float64).reshape(-1, 4)
+        if len(matrix) not in (3, 4):
+            raise ValueError(f"a pose has 12 or 16 numbers, not {matrix.size}")
+        matrix = matrix[:3]
         return Pose(np.ascontiguousarray(matrix[:, :3]), matrix[:, 3].copy())
 
     @staticmethod

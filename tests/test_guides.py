@@ -3,58 +3,144 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
+import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import clipsweep.distill.teacher
+import clipsweep.pipeline.datasets
 from clipsweep.pipeline.artifacts.read import read_pixels
 from clipsweep.pipeline.config import load_config
+from clipsweep.pipeline.datasets import DATASETS
 from clipsweep.pipeline.stages.index import make_index, scene_frames, scenes_of
 from clipsweep.pipeline.stages.pixels import make_pixels
 from clipsweep.pipeline.teachers import TEACHERS
+from clipsweep.projection.frames import File, Frame
+from clipsweep.projection.pose import Pose
 from tests.helpers import Run, settings
 
-IMPORTS = """
-from __future__ import annotations
-import hashlib, io
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Annotated
-import numpy as np
-from jaxtyping import Float32
-from PIL import Image
-from pydantic import Field
-from clipsweep.distill.teacher.images import all_or_raise, prefetch
-from clipsweep.pipeline.stages.pixels import make_pixels
-from clipsweep.pipeline.teachers import TEACHERS, TeacherKind
-from clipsweep.projection.errors import BadInput
-from clipsweep.projection.frames import Camera, PixelLabels
-"""
+
+def code(heading: str) -> list[str]:
+    """The blocks of Python below a heading."""
+    page = Path(__file__).with_name("README.md").read_text()
+    guide = page.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    return re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+
+
+@pytest.fixture
+def guide_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder whose modules can be imported as parts of the package, until the test ends."""
+    folder = tmp_path / "guide"
+    folder.mkdir()
+    known = dict(DATASETS), dict(TEACHERS)
+    packages = (clipsweep.distill.teacher, clipsweep.pipeline.datasets)
+    for package in packages:
+        monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
+    monkeypatch.syspath_prepend(str(folder))
+    modules = set(sys.modules)
+    yield folder
+    for entries, before in zip((DATASETS, TEACHERS), known, strict=True):
+        entries.clear()
+        entries.update(before)
+    for name in set(sys.modules) - modules:
+        if name.rpartition(".")[2] in {"drives", "brightness", "entry"}:
+            del sys.modules[name]
 
 
 def test_the_teacher_of_the_guide_labels_pixels(
-    small_world: Path, tmp_path: Path, tool: Run, monkeypatch: pytest.MonkeyPatch
+    small_world: Path, tmp_path: Path, guide_folder: Path, tool: Run
 ) -> None:
-    guide = Path(__file__).with_name("README.md").read_text()
-    guide = guide.partition("## How to add a teacher")[2].partition("\n## ")[0]
-    (code,) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
-    (tmp_path / "guide_teacher.py").write_text(IMPORTS + code)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    before = dict(TEACHERS)
-    try:
-        importlib.import_module("guide_teacher")
-        given = [*settings(small_world, tmp_path), "teacher.kind=brightness"]
-        given += ["teacher.brightness.bright=200"]
-        assert tool("label", *given, "report=" + str(tmp_path / "report.png")).status == 0
-        config = load_config(given)
-        index = make_index(config)
-        frame = scene_frames(index, config, scenes_of(index, "eval")[0])[0]
-        pixels = make_pixels(config, index)
-        image = read_pixels(pixels, frame)[0]
-    finally:
-        TEACHERS.clear()
-        TEACHERS.update(before)
+    module, entry = code("How to add a teacher")
+    (guide_folder / "brightness.py").write_text(module)
+    (guide_folder / "entry.py").write_text(entry)
+    importlib.import_module("entry")
+    given = [*settings(small_world, tmp_path / "store"), "teacher.kind=brightness"]
+    given += ["teacher.brightness.bright=200"]
+    assert tool("label", *given).status == 0
+    config = load_config(given)
+    index = make_index(config)
+    frame = scene_frames(index, config, scenes_of(index, "eval")[0])[0]
+    image = read_pixels(make_pixels(config, index), frame)[0]
     assert image.label.shape == frame.cameras[0].size_hw
     assert set(np.unique(image.label)) == {0, 1}
+
+
+def test_the_data_set_of_the_guide_gives_the_same_frames(
+    small_world: Path, tmp_path: Path, guide_folder: Path, tool: Run
+) -> None:
+    module, entry = code("How to add a data set")
+    (guide_folder / "drives.py").write_text(module)
+    (guide_folder / "entry.py").write_text(entry)
+    importlib.import_module("entry")
+    store = tmp_path / "store"
+    official = load_config(settings(small_world, store))
+    expected = frames_of(official)
+    root = tmp_path / "drives"
+    root.mkdir()
+    for folder in ("samples", "sweeps", "lidarseg"):
+        shutil.copytree(small_world / folder, root / folder)
+    table = [shot(frame, small_world) for frame in expected]
+    (root / "drives.json").write_text(json.dumps(table))
+    given = [
+        *(each for each in settings(small_world, store) if not each.startswith("data.")),
+        *(f"data.root={root}", "data.kind=drives", "data.train=train", "data.eval=val"),
+    ]
+    found = frames_of(load_config(given))
+    assert [frame.id for frame in found] == [frame.id for frame in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert [len(ours.sweeps), len(ours.cameras)] == [len(theirs.sweeps), len(theirs.cameras)]
+        assert ours.labels is not None
+        assert theirs.labels is not None
+        assert ours.labels.read() == theirs.labels.read()
+        np.testing.assert_allclose(
+            ours.cameras[2].global_from_cam.matrix(), theirs.cameras[2].global_from_cam.matrix()
+        )
+
+
+def frames_of(config) -> list[Frame]:
+    index = make_index(config)
+    return [f for scene in scenes_of(index) for f in scene_frames(index, config, scene)]
+
+
+def shot(frame: Frame, root: Path) -> dict:
+    """A frame's entry in the table of drives."""
+
+    def square(pose: Pose) -> list:
+        return [*pose.matrix().tolist(), [0, 0, 0, 1]]
+
+    def name(file: File) -> str:
+        return str(file.path.relative_to(root.resolve()))
+
+    assert frame.labels is not None
+    return {
+        "id": frame.id,
+        "drive": frame.scene,
+        "time_us": frame.time_us,
+        "labels": name(frame.labels),
+        "sweeps": [
+            {
+                "file": name(sweep.points),
+                "time_us": sweep.time_us,
+                "global_from_lidar": square(sweep.global_from_lidar),
+            }
+            for sweep in frame.sweeps
+        ],
+        "cameras": [
+            {
+                "file": name(camera.image),
+                "name": camera.name,
+                "time_us": camera.time_us,
+                "global_from_cam": square(camera.global_from_cam),
+                "K": camera.K.tolist(),
+                "height": camera.size_hw[0],
+                "width": camera.size_hw[1],
+            }
+            for camera in frame.cameras
+        ],
+    }

@@ -17,7 +17,7 @@ from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.stages.finetune import make_finetuned
 
 KEYS = (
-    *("data", "labels", "model", "objectives", "train", "finetune", "run"),
+    *("data", "labels", "model", "objectives.segmentation", "train", "finetune", "run"),
     *("protocol", "store", "seed", "on_bad", "verify"),
 )
 

@@ -47,7 +47,10 @@ class Arguments:
 
     resume: Annotated[
         str,
-        Field(description="student whose training goes on; empty takes up the own unfinished one"),
+        Field(
+            description="folder of a student to continue from; empty continues this "
+            "configuration's own unfinished training"
+        ),
     ] = ""
 
 

@@ -18,11 +18,13 @@ class RegressionConfig:
 
     weight: Annotated[
         float,
-        Field(ge=0, le=1e9, description="factor of this term; 0 leaves it out"),
+        Field(ge=0, le=1e9, description="weight of this loss; 0 leaves it out"),
     ] = 0.0
     start: Annotated[
         float,
-        Field(ge=0, le=1, description="share of the training that passes before this term sets in"),
+        Field(
+            ge=0, le=1, description="fraction of the training that passes before this loss sets in"
+        ),
     ] = 0.0
 
 

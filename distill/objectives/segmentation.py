@@ -26,7 +26,7 @@ class SegmentationConfig:
     ] = 1.0
     lovasz: Annotated[
         float,
-        Field(ge=0, le=1e9, description="weight of Lovasz-softmax, which stands for the mean IoU"),
+        Field(ge=0, le=1e9, description="weight of Lovasz-softmax, a surrogate of the mean IoU"),
     ] = 1.0
 
 

@@ -23,7 +23,8 @@ class SelfTrainingConfig:
         Field(
             ge=0,
             le=1,
-            description="share of later steps that take the student's own labels; 0 is off",
+            description="fraction of later steps that train on the student's own "
+            "pseudo-labels; 0 is off",
         ),
     ] = 0.0
     start: Annotated[
@@ -31,12 +32,14 @@ class SelfTrainingConfig:
         Field(
             ge=0,
             le=1,
-            description="share of the training that is warm-up; CLIP2Scene's is half",
+            description="fraction of the training that is warm-up; CLIP2Scene's is half",
         ),
     ] = 0.5
     unpaired: Annotated[
         bool,
-        Field(description="also take points that no camera saw (what the published code meant to)"),
+        Field(
+            description="also train on points that no camera sees (as the published code meant to)"
+        ),
     ] = False
     min_confidence: Annotated[
         float,

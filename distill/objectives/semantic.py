@@ -30,27 +30,32 @@ class SemanticConfig:
 
     weight: Annotated[
         float,
-        Field(ge=0, le=1e9, description="factor of this term; 0 leaves it out"),
+        Field(ge=0, le=1e9, description="weight of this loss; 0 leaves it out"),
     ] = 1.0
     start: Annotated[
         float,
-        Field(ge=0, le=1, description="share of the training that passes before this term sets in"),
+        Field(
+            ge=0, le=1, description="fraction of the training that passes before this loss sets in"
+        ),
     ] = 0.0
     kind: Annotated[
         Literal["ce", "infonce", "infonce_mean", "infonce_paper", "ce_reference"],
         Field(
-            description="ce over a point's classes; infonce over a class's points, infonce_mean "
-            "with a mean of logs; as published",
+            description="ce: cross-entropy over classes; infonce: over points of a class, "
+            "with a mean of logs as infonce_mean; CLIP2Scene's eq. 1 as "
+            "printed: infonce_paper, as in its code: ce_reference",
         ),
     ] = "ce"
     targets: Annotated[
         Literal["pixels", "points"],
-        Field(description="label of each point-pixel pair, or of each point after fusion"),
+        Field(
+            description="what labels a point: each pixel that shows it, or its fused pseudo-label"
+        ),
     ] = "pixels"
     tau: Annotated[float, Field(ge=0.001, le=1e9, description="temperature of infonce")] = 0.5
     scale: Annotated[
         float,
-        Field(ge=0.001, le=1e9, description="factor of the cosines in ce"),
+        Field(ge=0.001, le=1e9, description="inverse temperature of ce: factor of the cosines"),
     ] = 16.0
     lovasz: Annotated[
         float,

@@ -30,27 +30,33 @@ class SpatioTemporalConfig:
 
     weight: Annotated[
         float,
-        Field(ge=0, le=1e9, description="factor of this term; 0 leaves it out"),
+        Field(ge=0, le=1e9, description="weight of this loss; 0 leaves it out"),
     ] = 0.0
     start: Annotated[
         float,
-        Field(ge=0, le=1, description="share of the training that passes before this term sets in"),
+        Field(
+            ge=0, le=1, description="fraction of the training that passes before this loss sets in"
+        ),
     ] = 0.0
     kind: Annotated[
         Literal["ours", "paper", "reference"],
-        Field(description="ours; CLIP2Scene eq. 2-5 as printed; what its published code computes"),
+        Field(
+            description="ours; paper: CLIP2Scene's eq. 2-5 as printed; reference: what its "
+            "published code computes"
+        ),
     ] = "ours"
     temperature: Annotated[
         float,
         Field(
             ge=0.001,
             le=1e9,
-            description="of the attention in ours; on unit features 1 is nearly uniform",
+            description="softmax temperature of the attention in kind ours; on unit "
+            "features 1 is nearly uniform",
         ),
     ] = 0.05
     mean: Annotated[
         Literal["pairs", "cubes"],
-        Field(description="ours is averaged over pairs, or over voxels (cubes)"),
+        Field(description="kind ours: average over pairs, or over voxels (cubes)"),
     ] = "pairs"
     cell_m: Annotated[float, Field(ge=0.002, le=100, description="side of a voxel [m]")] = 0.1
 

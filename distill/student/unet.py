@@ -34,11 +34,11 @@ class ModelConfig:
 
     size: Annotated[
         Literal["tiny", "unet14", "unet34"],
-        Field(description="number of layers and channels"),
+        Field(description="network: number of layers and channels"),
     ] = "unet14"
     sweeps: Annotated[
         int,
-        Field(ge=1, le=11, description="merged sweeps that it takes as one cloud"),
+        Field(ge=1, le=11, description="sweeps merged into one input point cloud"),
     ] = 1
     voxel_m: Annotated[float, Field(ge=0.002, le=100, description="edge of a voxel [m]")] = 0.1
     features: Annotated[
@@ -60,16 +60,21 @@ class ModelConfig:
         Field(
             ge=0,
             le=1_000_000_000,
-            description="limit for each frame while training, 0 is none [voxels]",
+            description="largest number of voxels of a frame in training; 0 is no limit",
         ),
     ] = 120_000
     trilinear: Annotated[
         bool,
-        Field(description="interpolate point features between voxels, not take the own voxel's"),
+        Field(
+            description="interpolate a point's features between voxels instead of taking "
+            "its own voxel's"
+        ),
     ] = False
     checkpointing: Annotated[
         bool,
-        Field(description="keep less memory and compute each residual block twice"),
+        Field(
+            description="gradient checkpointing: less memory, each residual block computed twice"
+        ),
     ] = False
 
 

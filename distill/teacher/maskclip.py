@@ -72,15 +72,19 @@ class MaskClipConfig:
     ] = ""
     reading: Annotated[
         Reading,
-        Field(description="how the last block is read; auto: naclip for a ViT, pool for a ResNet"),
+        Field(
+            description="how dense features are taken from the last block "
+            "(configs/README.md, Teachers); auto: naclip for a ViT, pool for a "
+            "ResNet"
+        ),
     ] = "auto"
     proxy: Annotated[
         str,
-        Field(description="timm ViT whose attention the reading proxy takes"),
+        Field(description="timm ViT whose attention is used with reading=proxy"),
     ] = "vit_base_patch8_224.dino"
     proxy_weights: Annotated[
         str,
-        Field(description="its local checkpoint; empty takes its tag's"),
+        Field(description="local checkpoint of that ViT; empty takes its tag's"),
     ] = ""
     size_hw: Annotated[
         tuple[Annotated[int, Field(ge=0, le=100_000)], Annotated[int, Field(ge=0, le=100_000)]],
@@ -95,18 +99,19 @@ class MaskClipConfig:
     ] = (0, 0)
     tile_overlap: Annotated[
         float,
-        Field(ge=0, le=0.9, description="share of a tile that its neighbour repeats"),
+        Field(ge=0, le=0.9, description="fraction of a tile that its neighbour repeats"),
     ] = 0.5
     templates: Annotated[
         Literal["reference", "short", "plain"],
-        Field(description="sentences that names are put into"),
+        Field(description="prompt templates that class names are put into"),
     ] = "reference"
     min_score: Annotated[
         float,
         Field(
             ge=0,
             le=1,
-            description="confidence that a label needs; labels.prompts may set it by class",
+            description="confidence below which a pixel gets no label; labels.prompts may "
+            "set it by class",
         ),
     ] = 0.0
     key_smoothing: Annotated[
@@ -114,7 +119,8 @@ class MaskClipConfig:
         Field(
             ge=0,
             le=1,
-            description="patches less sure than this take the mean of those with like keys; 0: off",
+            description="MaskCLIP's key smoothing: patches below this confidence average "
+            "the scores of patches with similar keys; 0 is off",
         ),
     ] = 0.0
     denoising: Annotated[
@@ -122,7 +128,8 @@ class MaskClipConfig:
         Field(
             ge=0,
             le=1,
-            description="classes that no pixel of an image is so sure of are dropped; 0: off",
+            description="MaskCLIP's prompt denoising: a class is dropped from an image "
+            "where no pixel is this confident of it; 0 is off",
         ),
     ] = 0.0
     batch: Annotated[int, Field(ge=1, le=4096, description="images per forward pass")] = 16

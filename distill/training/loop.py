@@ -35,7 +35,8 @@ class TrainConfig:
         Field(
             ge=1,
             le=11,
-            description="sweeps of a frame to train on, each with its own augmentation and pass",
+            description="sweeps of a frame to train on, each with its own augmentation and "
+            "forward pass",
         ),
     ] = 1
     sweeps_among: Annotated[
@@ -43,12 +44,13 @@ class TrainConfig:
         Field(
             ge=0,
             le=11,
-            description="older sweeps are drawn from the newest so many; up to sweeps: the newest",
+            description="older sweeps are sampled from this many of the newest; up to "
+            "train.sweeps: always the newest",
         ),
     ] = 0
     max_age_s: Annotated[
         float,
-        Field(ge=0, le=1e9, description="age that an older sweep may have; 0 is no limit [s]"),
+        Field(ge=0, le=1e9, description="oldest age of an older sweep; 0 is no limit [s]"),
     ] = 0.0
     epochs: Annotated[
         int,
@@ -67,7 +69,7 @@ class TrainConfig:
         Field(
             ge=1,
             le=1024,
-            description="batches a step; the step follows the mean of their losses",
+            description="gradient accumulation: batches per optimiser step",
         ),
     ] = 1
     optimizer: Annotated[
@@ -78,7 +80,8 @@ class TrainConfig:
     schedule: Annotated[
         Literal["cosine", "one_cycle"],
         Field(
-            description="how the learning rate falls: cosine to 0, or the second half of one cycle",
+            description="learning rate schedule: cosine decay to 0, or one cycle (Smith and "
+            "Topin 2018)",
         ),
     ] = "cosine"
     momentum: Annotated[
@@ -86,35 +89,41 @@ class TrainConfig:
         Field(
             ge=0,
             le=0.9999,
-            description="of sgd, and adamw's first beta; one_cycle goes from .95 to .85 and back",
+            description="momentum of sgd, first beta of adamw; one_cycle goes from .95 to "
+            ".85 and back",
         ),
     ] = 0.9
     weight_decay: Annotated[
         float,
-        Field(ge=0, le=10, description="of all parameters but biases and norms"),
+        Field(ge=0, le=10, description="weight decay of all parameters but biases and norms"),
     ] = 0.03
     warmup: Annotated[
         float,
         Field(
             ge=0,
             le=1,
-            description="share of steps in which lr rises, from 0, or with one_cycle from lr / 25",
+            description="fraction of the steps in which lr rises, from 0, or with one_cycle "
+            "from lr / 25",
         ),
     ] = 0.1
     clip_norm: Annotated[
         float,
-        Field(ge=0, le=1e9, description="gradients are scaled to at most this norm; 0 leaves them"),
+        Field(ge=0, le=1e9, description="gradient clipping: largest norm; 0 is off"),
     ] = 10.0
     precision: Annotated[
         Literal["float32", "bf16", "fp16"],
-        Field(description="of products; weights and sums stay in float32"),
+        Field(
+            description="autocast precision of convolutions and matrix products; weights "
+            "and sums stay in float32"
+        ),
     ] = "float32"
     ema: Annotated[
         float,
         Field(
             ge=0,
             le=0.999999,
-            description="decay of the running mean of weights that is kept as student; 0 is off",
+            description="decay of the moving average of the weights, which becomes the "
+            "student; 0 is off",
         ),
     ] = 0.0
     max_bad_steps: Annotated[

@@ -38,7 +38,7 @@ class DataConfig(Generic[Own]):
     ] = ("val",)
     columns: Annotated[
         int,
-        Field(ge=4, le=64, description="float32 values a point in the sweep files"),
+        Field(ge=4, le=64, description="float32 values per point in the sweep files"),
     ] = 5
     intensity_scale: Annotated[
         float,
@@ -53,7 +53,8 @@ class DataConfig(Generic[Own]):
         Field(
             ge=0,
             le=100,
-            description="returns with |x| and |y| below this hit the car itself [m]",
+            description="returns with |x| and |y| below this hit the ego vehicle and are "
+            "left out, as nuscenes-devkit does [m]",
         ),
     ] = 1.0
     bad_share: Annotated[
@@ -61,12 +62,13 @@ class DataConfig(Generic[Own]):
         Field(
             ge=0,
             le=1,
-            description="share of a sweep that may be non-finite or beyond 300 m, and is left out",
+            description="largest fraction of invalid points per sweep (not finite, beyond "
+            "300 m), which are dropped; above it the sweep is refused",
         ),
     ] = 0.0
     min_points: Annotated[
         int,
-        Field(ge=1, le=1_000_000_000, description="fewest points that a key sweep may have"),
+        Field(ge=1, le=1_000_000_000, description="fewest points of a key sweep"),
     ] = 100
     hash: Annotated[
         bool,

@@ -28,7 +28,7 @@ class RunConfig:
         Field(
             ge=1,
             le=10000,
-            description="workers that make shards at the same time, and that train together (ray)",
+            description="workers that make shards at the same time, or train together (ray)",
         ),
     ] = 1
     gpus: Annotated[
@@ -36,8 +36,8 @@ class RunConfig:
         Field(
             ge=0,
             le=64,
-            description="GPUs of each labelling or predicting worker, fractions allowed (ray); "
-            "more than 0 trains on one each",
+            description="GPUs of each labelling or predicting worker, fractions allowed; "
+            "above 0 each training worker uses one (ray)",
         ),
     ] = 0.0
     attempts: Annotated[
@@ -53,7 +53,7 @@ class RunConfig:
         Field(
             ge=0,
             le=1_000_000_000,
-            description="shards that may be given up before the whole run stops (ray)",
+            description="failed shards after which the whole run stops (ray)",
         ),
     ] = 10
     deadline_s: Annotated[
@@ -61,7 +61,8 @@ class RunConfig:
         Field(
             ge=1,
             le=1e9,
-            description="time until a shard is given to a second worker too; first commit wins [s]",
+            description="time after which a shard is also started on a second worker; the "
+            "first to finish wins [s]",
         ),
     ] = 3600.0
     loaders: Annotated[

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 
 import torch
 
-from clipsweep.distill.objectives import pretraining
+from clipsweep.distill.objectives import ObjectivesConfig, pretraining
 from clipsweep.distill.teacher.maskclip import MaskClipConfig
 from clipsweep.distill.training.distributed import rank
 from clipsweep.pipeline.artifacts.read import all_left_out
@@ -33,10 +33,10 @@ from clipsweep.pipeline.stages.pixels import device, make_pixels
 from clipsweep.pipeline.stages.points import make_points
 from clipsweep.projection.errors import BadInput
 
+_LOSSES = (item.name for item in fields(ObjectivesConfig) if item.name != "segmentation")
 PRETRAINED_BY = (
     *("model", "train", "seed", "fusion.min_depth_m", "fusion.occlusion_px", "fusion.occlusion_m"),
-    *("fusion.occlusion_relative", "objectives.semantic", "objectives.spatiotemporal"),
-    *("objectives.selftraining", "objectives.regression"),
+    *("fusion.occlusion_relative", *(f"objectives.{name}" for name in _LOSSES)),
 )
 """Settings that decide a pre-trained student, beside clouds, pixels and points."""
 

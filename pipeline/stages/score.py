@@ -93,7 +93,7 @@ def make_scores(
             )
         confusion += Confusion.of(truth, table_class[label], len(scoring.names))
         frames += 1
-    if not confusion.points and skipped:
+    if not frames and any(skip.frame is not None for skip in skipped):
         raise all_left_out("data.eval", skipped)
     if not confusion.points and config.labels.truth == BOXES:
         problem = "no point lies in an annotated box of a scored class"

@@ -6,6 +6,7 @@ import importlib
 
 import pytest
 
+from clipsweep.pipeline.cli import is_below
 from clipsweep.pipeline.config import describe
 from clipsweep.pipeline.yaml_files import CONFIGS
 from clipsweep.tools import arguments_of, config, tool_names
@@ -18,7 +19,7 @@ ARGUMENTS = [(tool, setting) for tool, own in OWN.items() if own for setting in 
 def test_a_whole_key_a_group_and_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert config.run(["fusion.cell_share"]) == 0
     only = capsys.readouterr().out
-    text = "weight of the votes in fine cells"
+    text = "weight of the votes in the fine cell"
     assert only == f"fusion.cell_share=0.15\n    {text}\n    a number from 0 to 1\n"
     assert config.run(["fusion"]) == 0
     assert "fusion.window_s=5.0" in capsys.readouterr().out
@@ -62,7 +63,7 @@ def test_every_key_that_a_tool_reads_is_explained_by_its_help(tool: Run) -> None
         keys = importlib.import_module(f"clipsweep.tools.{name}").KEYS
         printed = tool(name, "--help").out
         for setting in describe():
-            if {setting.name, setting.name.split(".")[0]} & set(keys):
+            if any(is_below(setting.name, key) for key in keys):
                 assert f"  {setting.name}={setting.default}" in printed, (name, setting.name)
                 assert setting.text in printed
 
