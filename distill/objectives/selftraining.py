@@ -71,6 +71,6 @@ def own_labels(
 def replaced(
     label: Int64[Tensor, " m"], cosine: Float[Tensor, "m c"], scale: float, min_confidence: float
 ) -> Int64[Tensor, " m"]:
-    """The labels, replaced by the student's own where it is confident."""
+    """Replaces labels by the student's own pseudo-labels where it is confident."""
     own, sure = own_labels(cosine, scale, min_confidence)
     return torch.where(sure, own, label)

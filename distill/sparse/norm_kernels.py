@@ -59,7 +59,10 @@ def _store_as(x, row, column, value):  # type: ignore[no-untyped-def]
 
 @jit
 def moments(x: Any, first: int, last: int, mean: Any, square: Any) -> None:
-    """Writes mean and sum of squared deviations of each chunk of rows, ``(chunks, c) f32``."""
+    """Batch norm moments: writes mean and sum of squared deviations of each chunk of rows.
+
+    ``(chunks, c) f32``.
+    """
     for chunk in range(first, last):
         begin = chunk * CHUNK
         end = min((chunk + 1) * CHUNK, x.shape[0])
