@@ -1,4 +1,4 @@
-"""Writes labels in the official formats of the data sets."""
+"""Exports labels in the official formats of nuScenes-lidarseg and SemanticKITTI."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the same labels give the same bytes
 
 @dataclass(frozen=True)
 class Format:
-    """An official format: a file of ids for each frame, and what makes a submission of such files.
+    """Official label format: file name, type and ids, and what makes a submission of such files.
 
     Attributes:
         file: name below the export's folder of the file of a split's frame.
@@ -54,7 +54,7 @@ def submission(
     space: LabelSpace,
     predictions: Iterable[tuple[Frame, UInt8[np.ndarray, " n"]]],
 ) -> None:
-    """Writes an entry to the data set's challenge: an official id for every point of every frame.
+    """Exports a benchmark submission: an official id for every point of every frame.
 
     Raises:
         BadInput: ``out`` exists, there is no frame, a point has no class, or the space or a frame's
@@ -81,8 +81,9 @@ def pseudo_labels(
     space: LabelSpace,
     labels: Iterable[tuple[Frame, PointLabels]],
 ) -> None:
-    """Writes fused labels in the files of a submission with 0 = no label, and ``.npz`` beside
-    them.
+    """Exports fused pseudo-labels in the official label files, 0 = no label.
+
+    An ``.npz`` lies beside each file.
 
     The ``.npz`` holds ``score`` and ``agreement`` (float16, one a point). Nothing seals the folder
     as a submission: this is training material, not an entry.
@@ -103,7 +104,7 @@ def pseudo_labels(
 
 
 def _some(labels: Iterable[T]) -> Iterator[T]:
-    """All of them, of which there must be one."""
+    """All frames' labels; refuses an empty sequence."""
     empty = True
     for each in labels:
         empty = False
@@ -113,7 +114,7 @@ def _some(labels: Iterable[T]) -> Iterator[T]:
 
 
 def _official(format: Format, space: LabelSpace) -> np.ndarray:
-    """Official id of each class, 0 of everything beyond them."""
+    """Official label id of each class, 0 for everything beyond the classes."""
     if space.export is None or not set(space.export.tolist()) <= set(format.ids):
         spaces = "nuscenes16 goes with format=nuscenes, semantickitti19 with format=semantickitti"
         raise BadInput("labels.space", f"{space.name} has no ids in this format", spaces)
@@ -146,7 +147,7 @@ def _kitti_file(_split: str, frame: Frame) -> str:
 
 
 def _kitti_entry(folder: Path, _split: str) -> None:
-    """Packs ``submission.zip`` with the entries for directories that the server asks for."""
+    """Packs ``submission.zip`` with the directories that the SemanticKITTI server asks for."""
     with zipfile.ZipFile(folder / "submission.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for path in [folder / "sequences", *sorted((folder / "sequences").rglob("*"))]:
             name = path.relative_to(folder).as_posix()
