@@ -55,7 +55,7 @@ KEYS: tuple[str, ...] = ()
 
 @dataclass(frozen=True)
 class Arguments:
-    """Where to write, and how much to measure."""
+    """Arguments of the benchmarks: output folder, and a short smoke run."""
 
     out: Annotated[str, Field(description="folder of the results, one file a benchmark")] = "bench"
     smoke: Annotated[bool, Field(description="a small world and one epoch")] = False
@@ -83,7 +83,7 @@ def run(name: str, settings: Sequence[str], config: Config, arguments: Arguments
 
 
 def _smoke(name: str, given: Sequence[str]) -> list[str]:
-    """Settings of a short run: one epoch, and of the demo a world of two streets beside its own.
+    """Settings of a smoke run: one epoch, and a demo data set of two streets.
 
     Raises:
         BadInput: the experiment is of two worlds.
@@ -112,7 +112,7 @@ def _data() -> Path:
 
 
 def _sparse() -> Iterable[Row]:
-    """One, four and ten merged sweeps of a real nuScenes frame."""
+    """Benchmark point clouds: one, four and ten merged sweeps of a real nuScenes frame."""
     frames = samples.frames(samples.open_devkit(_data() / "nuscenes-0523"))
     frame = max(frames, key=lambda frame: len(frame.sweeps))
     clouds = [merge(frame, sweeps, SweepLayout(ego_box_m=1.0)) for sweeps in (1, 4, 10)]
