@@ -47,7 +47,7 @@ def report_bad_steps(student: Artifact) -> None:
 
 @contextmanager
 def _messages(level: int) -> Iterator[None]:
-    """Log level: context in which log messages from a level on appear on stderr."""
+    """Log level context: log messages from a level on appear on stderr."""
     handler = logging.StreamHandler(sys.stderr)
     logger = logging.getLogger("clipsweep")
     before = logger.level

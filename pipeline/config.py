@@ -72,7 +72,7 @@ class FinetuneConfig:
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Settings of the demo world: number of scenes, sensors, duration."""
+    """Settings of the demo data set: scenes, images, LiDAR, hills, pose errors."""
 
     seed: Annotated[
         int,

@@ -1,4 +1,6 @@
-"""Benchmarks and experiments: one JSON line a row, and the tables of tools/RESULTS.md.
+"""Benchmarks and experiments: mIoU, speed and memory, with the tables of tools/RESULTS.md.
+
+A row of results is one JSON line.
 
 Benchmarks are ratios to peers measured in the same run. A row that is in the results for this code
 and these settings is not measured again, so a stopped run goes on.

@@ -52,7 +52,7 @@ def infonce_paper(
 def infonce(
     cosine: Float[Tensor, "m c"], label: Int64[Tensor, " m"], tau: float
 ) -> Float[Tensor, ""]:
-    """Eq. 1 with the denominator over all points, the class's own too; not less than 0.
+    """InfoNCE (eq. 1) with the denominator over all points, the class's own too; at least 0.
 
     Args: see ``infonce_paper``.
     """

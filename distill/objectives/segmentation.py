@@ -18,7 +18,7 @@ from clipsweep.distill.training.distributed import all_rows, share_of_mean, worl
 
 @dataclass(frozen=True)
 class SegmentationConfig:
-    """Supervised segmentation losses on labelled points."""
+    """Settings of the supervised segmentation losses on labelled points."""
 
     cross_entropy: Annotated[
         float,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class SelfTrainingConfig:
-    """Switchable self-training: when the student's prediction is the label (CLIP2Scene 3.3)."""
+    """Settings of switchable self-training: the student's prediction as label (CLIP2Scene 3.3)."""
 
     probability: Annotated[
         float,

@@ -26,7 +26,7 @@ _PART = 1024
 
 @dataclass(frozen=True)
 class SpatioTemporalConfig:
-    """Spatio-temporal consistency over voxels of the merged, un-augmented sweeps."""
+    """Settings of the spatio-temporal consistency over voxels of merged, un-augmented sweeps."""
 
     weight: Annotated[
         float,

@@ -51,7 +51,7 @@ class KernelMap:
 
     @cached_property
     def backward(self) -> PairLists:
-        """Kernel map of the backward pass: turned round, sorted by tile of input rows.
+        """Kernel map of the backward pass: transposed, sorted by tile of input rows.
 
         Of a mirrored map with the offsets in opposite order.
         """

@@ -192,7 +192,7 @@ def multiply(
     rows: int,
     columns: int,
 ) -> None:
-    """Product of gathered rows and a matrix, added to rows of ``c``.
+    """Matrix product of gathered rows and a packed weight, added to rows of ``c``.
 
     ``c[at_c[r] + j] += sum_k a[at_a[r] + k * step_a] * b[at_b + k * step_b + j]``.
 
@@ -275,7 +275,7 @@ def _pack_row_as(values, row, packed, place):  # type: ignore[no-untyped-def]
 
 
 def _half(value: Any) -> Any:
-    """The bits of a bfloat16, from those bits or from a float32."""
+    """Converts to the bits of a bfloat16, from those bits or from a float32."""
     is_bits = isinstance(value, np.int16)  # pyright: ignore[reportArgumentType] # Numba's
     return value if is_bits else round_bits(value.view(np.int32))
 
@@ -290,7 +290,7 @@ def _half_of(value):  # type: ignore[no-untyped-def]
 
 @jit
 def pack_weight(weight: Any, first: int, last: int, packed: Any) -> None:
-    """Packs the weight's matrices of offsets ``first`` to ``last`` for ``multiply``.
+    """Packs the weight matrices of kernel offsets ``first`` to ``last`` for ``multiply``.
 
     ``weight`` is (k, depth, columns) float32 of any strides. ``packed`` is (k, depth, columns)
     float32, or (k, depth / 2, columns) int32 with pairs of bfloat16; columns up to a multiple of
@@ -380,7 +380,7 @@ def weight_gradient(
     right: Any,
     d_weight: Any,
 ) -> None:
-    """Gradient of a convolution's weight at offsets ``first`` to ``last``.
+    """Weight gradient of a sparse convolution at kernel offsets ``first`` to ``last``.
 
     Writes ``d_weight[:, k] = sum of outer(grad[target], feats[source])`` over the pairs of k.
 

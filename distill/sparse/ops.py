@@ -145,7 +145,7 @@ class Down(_Kernel):
 
 
 class Up(_Kernel):
-    """Inverse of ``Down`` (SparseInverseConv3d, kernel 2).
+    """Inverse convolution of ``Down`` (SparseInverseConv3d, kernel 2).
 
     Each fine voxel gets its coarse voxel's features times the weight of its octant.
     """

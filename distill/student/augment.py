@@ -12,7 +12,7 @@ from pydantic import Field
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Ranges of the point cloud augmentation."""
+    """Settings of the point cloud augmentation: ranges of rotation, flip and scale."""
 
     rotate_deg: Annotated[
         float,

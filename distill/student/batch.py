@@ -31,7 +31,7 @@ class SweepSet:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Batch:
-    """A batch of voxelized frames for the sparse network, put one after the other.
+    """Collated batch of voxelized frames for the sparse network, one after the other.
 
     Attributes:
         coords: frame's place in the batch and coordinates of each voxel.

@@ -81,7 +81,7 @@ class Head(nn.Linear):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Embeddings:
-    """Outputs of the student's heads at points.
+    """Outputs of the student's heads at points: embeddings and class scores.
 
     None where a head was not asked or is not there.
 

@@ -30,7 +30,7 @@ from clipsweep.distill.student.heads import Embeddings, Head, HeadName, at_point
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The student network and its voxelization."""
+    """Settings of the student network and its voxelization."""
 
     size: Annotated[
         Literal["tiny", "unet14", "unet34"],
@@ -267,7 +267,7 @@ class Student(nn.Module):
     def classify(
         self, batch: Batch, text: Float[Tensor, "k d"] | None = None
     ) -> UInt8[Tensor, " n"]:
-        """Classifies every point of a batch.
+        """Semantic segmentation of a batch: the class of every point.
 
         By the classifier, or with ``text`` by the nearest class embedding.
 

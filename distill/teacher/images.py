@@ -133,7 +133,7 @@ def decoders(threads: int) -> int:
 
 
 def at_least_one(batch: int) -> int:
-    """Checks a batch size.
+    """Checks that a batch size is at least 1.
 
     Raises:
         BadInput: it is less than 1.

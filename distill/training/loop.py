@@ -231,7 +231,7 @@ def make_optimizer(
 class Learner:
     """Training state: student, optimiser, gradient scaler, weight average (EMA), step.
 
-    Where several processes train, norms take the moments of all.
+    Where several processes train, batch norms take the moments of all.
 
     Args:
         student: on the device to train on; trained in place.

@@ -267,7 +267,7 @@ class Artifact:
     def content(self, *scenes: str) -> str:
         """Digest (sha256) of the payloads of all shards, or of those of some scenes.
 
-        They must be done.
+        The shards must be done.
         """
         chosen = [part for part in self.parts if not scenes or part.scene in scenes]
         return digest_of([[part.scene, self.facts(part.shard)["sha256"]] for part in chosen])

@@ -59,7 +59,7 @@ def check_points(file: File, columns: int, fewest: int) -> int:
 def image_size(file: File) -> tuple[int, int]:
     """Image size from the file header, height and width [px].
 
-    Refuses one that is none, or that is truncated.
+    Refuses a file that is no image, or that is truncated.
     """
     try:
         with Image.open(file.path, formats=tuple(_END_OF_IMAGE)) as image:

@@ -1,4 +1,4 @@
-"""Reader of SemanticKITTI and log in KITTI's odometry layout: scans, calibration, poses."""
+"""Reader of SemanticKITTI and other logs in KITTI's odometry layout: scans, calibration, poses."""
 
 from __future__ import annotations
 

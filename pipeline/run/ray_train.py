@@ -65,7 +65,7 @@ def process_group(prepare: Callable[[], T]) -> Iterator[T]:
 
 
 def wants_ray(config: Config) -> bool:
-    """Whether training shall start several workers on Ray that are not running yet."""
+    """Whether a run asks for several workers on Ray that have not been started yet."""
     wanted = config.run.executor == "ray" and config.run.workers > 1
     return wanted and not distributed.is_initialized() and "WORLD_SIZE" not in os.environ
 

@@ -37,7 +37,7 @@ class Stopped(BaseException):
 
 @contextmanager
 def defer_signals() -> Iterator[Sequence[int]]:
-    """Defers the first SIGTERM or SIGINT, so that a training can write a checkpoint (context).
+    """Signal handling context: defers the first SIGTERM or SIGINT until a training checkpoint.
 
     The signal is appended to the list that the context gives. A second one acts as ever.
 
@@ -68,7 +68,7 @@ def defer_signals() -> Iterator[Sequence[int]]:
 
 @contextmanager
 def raise_on_sigterm(progress: str) -> Iterator[None]:
-    """Raises ``Stopped`` on SIGTERM (context).
+    """Signal handling context: SIGTERM raises ``Stopped``.
 
     The signal's default action would leave half-written folders behind.
 

@@ -1,6 +1,6 @@
-"""PyTorch training data set and loader.
+"""PyTorch training data set and data loader for point clouds.
 
-Point clouds with targets, augmented, voxelized and collated into batches.
+Point clouds get targets, are augmented, voxelized and collated into batches.
 """
 
 from __future__ import annotations
