@@ -122,7 +122,7 @@ def _candidates(rng: Rng, way: _Way | None, party: Party) -> Iterator[Party]:
 
 
 def _shifted(rng: Rng, party: Party) -> Party:
-    """Placement elsewhere on the sidewalk: further along, at random distances from the axis."""
+    """Placement elsewhere along the sidewalk; distances from the axis stay."""
     along_m = float(rng.uniform(-3.0, 3.0))
     return [replace(person, x_m=person.x_m + along_m) for person in party]
 
@@ -150,7 +150,7 @@ def _is_wall(obj: SceneObject) -> bool:
 
 
 def _close_together(rng: Rng, party: Party) -> Party:
-    """Placement of three to five pedestrians about half a metre apart, facing each other."""
+    """Placement of three to five pedestrians about half a metre apart, most facing each other."""
     count = int(rng.integers(3, 6))
     more = [shapes.pedestrian(rng, _kind(rng)) for _ in range(count - len(party))]
     radius_m = float(rng.uniform(0.52, 0.6)) / (2 * np.sin(np.pi / count))

@@ -79,7 +79,7 @@ def pick(rng: np.random.Generator, choices: Sequence[T]) -> T:
 
 
 def shade(rng: np.random.Generator, colour: Colour, spread: float = 0.06) -> Colour:
-    """Random colour variation: `colour` a little lighter or darker, and of another hue."""
+    """Random colour variation: `colour` a little lighter or darker, its hue moved a little."""
     moved = np.asarray(colour) * rng.uniform(1 - 2 * spread, 1 + 2 * spread) + rng.normal(
         0, spread / 2, 3
     )

@@ -1,4 +1,4 @@
-"""Benchmark of Ray: cost a scene, and of planning a fleet of 1,000 scenes (40,000 key frames)."""
+"""Benchmark of Ray's cost a scene, and of planning a fleet of 1,000 scenes (40,000 key frames)."""
 
 from __future__ import annotations
 

@@ -182,7 +182,7 @@ def _forward(network: nn.Module, batch: Batch, backend: Backend, bfloat: bool = 
 
 
 def _arms(network: UNet, batch: Batch) -> dict[str, Callable[[], object]]:
-    """Network passes that are timed on a point cloud, by name."""
+    """Everything that is timed on a point cloud, by name: network passes and matrix products."""
 
     def step(backend: Backend, bfloat: bool = False) -> None:
         network.zero_grad()
