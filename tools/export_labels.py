@@ -9,7 +9,7 @@ usage: python tools/export_labels.py DATA.yaml student=FOLDER [format=NAME] [out
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
@@ -17,7 +17,8 @@ from clipsweep.pipeline.artifacts.read import read_points
 from clipsweep.pipeline.artifacts.store import Artifact, check_absent
 from clipsweep.pipeline.cli import Made, main, say
 from clipsweep.pipeline.config import Config
-from clipsweep.pipeline.datasets.export import FORMATS, Format, pseudo_labels, submission
+from clipsweep.pipeline.datasets import DATASETS
+from clipsweep.pipeline.datasets.export import Format, pseudo_labels, submission
 from clipsweep.pipeline.labels import load_space
 from clipsweep.pipeline.stages.index import make_index
 from clipsweep.pipeline.stages.predict import labelled_frames, open_labels
@@ -36,8 +37,8 @@ class Arguments:
     ] = ""
     points: Annotated[str, Field(description="folder of fused point labels to export instead")] = ""
     format: Annotated[
-        Literal["", "nuscenes", "semantickitti"],
-        Field(description="official format; empty is the one of data.kind"),
+        str,
+        Field(description="data.kind whose official format to write; empty is the data's own"),
     ] = ""
     out: Annotated[str, Field(description="folder to write; empty is one in the store")] = ""
 
@@ -69,11 +70,16 @@ def run(config: Config, arguments: Arguments) -> Made:
 
 
 def _format(config: Config, arguments: Arguments) -> Format:
-    name = arguments.format or config.data.kind
-    if name not in FORMATS:
-        problem = f"is not set, and {name} has no official one"
-        raise BadInput("format", problem, f"give format={' or '.join(FORMATS)}")
-    return FORMATS[name]
+    formats = {kind: reader.export for kind, reader in DATASETS.items() if reader.export}
+    if arguments.format in formats:
+        return formats[arguments.format]
+    own = formats.get(config.data.kind)
+    if arguments.format or own is None:
+        problem = (
+            "is no official format" if arguments.format else "is empty, and the data have none"
+        )
+        raise BadInput(f"format={arguments.format}", problem, f"give {' or '.join(formats)}")
+    return own
 
 
 def _folder(config: Config, arguments: Arguments, predicted: Artifact) -> Path:

@@ -13,6 +13,7 @@ from pydantic import Field
 from clipsweep.pipeline.artifacts.index import Row, Skip
 from clipsweep.pipeline.datasets import nuscenes, semantickitti
 from clipsweep.pipeline.datasets.boxes import FrameBoxes
+from clipsweep.pipeline.datasets.export import Format
 from clipsweep.projection.frames import Frame
 
 Own = TypeVar("Own")
@@ -89,6 +90,7 @@ class Reader(Generic[Own]):
             split.
         label_files: patterns of single files there that do, in folders that hold other files too.
         boxes: the annotated 3D boxes of frames; None where the data set has none.
+        export: its official label format; None where it has none.
     """
 
     config: type[Own]
@@ -99,6 +101,7 @@ class Reader(Generic[Own]):
     label_folders: tuple[str, ...]
     label_files: tuple[str, ...] = ()
     boxes: Callable[[DataConfig[Own], Iterable[Frame]], Iterator[FrameBoxes | Skip]] | None = None
+    export: Format | None = None
 
 
 DATASETS: dict[str, Reader[Any]] = {
@@ -111,6 +114,7 @@ DATASETS: dict[str, Reader[Any]] = {
         label_folders=("lidarseg/*", "panoptic/*"),
         label_files=("*/sample_annotation.json",),
         boxes=nuscenes.boxes,
+        export=nuscenes.LIDARSEG,
     ),
     "semantickitti": Reader[semantickitti.SemanticKittiConfig](
         config=semantickitti.SemanticKittiConfig,
@@ -119,6 +123,7 @@ DATASETS: dict[str, Reader[Any]] = {
         labels=semantickitti.labels,
         splits=semantickitti.splits,
         label_folders=("sequences/*/labels",),
+        export=semantickitti.PREDICTIONS,
     ),
 }
 """Every kind of data set: ``data.kind`` names one, and a new one is one entry more."""

@@ -1,10 +1,7 @@
-"""Exports labels in the official formats of nuScenes-lidarseg and SemanticKITTI."""
+"""Export of labels as submissions and pseudo-label files, in any official format."""
 
 from __future__ import annotations
 
-import json
-import re
-import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,19 +17,10 @@ from clipsweep.projection.frames import Frame, PointLabels
 
 T = TypeVar("T")
 
-_META = {
-    "use_camera": True,  # the student takes LiDAR alone, but cameras taught it
-    "use_lidar": True,
-    "use_radar": False,
-    "use_map": False,
-    "use_external": True,  # the teacher was trained elsewhere
-}
-_ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the same labels give the same bytes
-
 
 @dataclass(frozen=True)
 class Format:
-    """Official label format: file name, type and ids, and what makes a submission of such files.
+    """Official label format of a data set: a file of ids for each frame.
 
     Attributes:
         file: name below the export's folder of the file of a split's frame.
@@ -127,41 +115,3 @@ def _place(folder: Path, name: str) -> Path:
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
-
-
-def _lidarseg_file(split: str, frame: Frame) -> str:
-    return f"lidarseg/{split}/{frame.id}_lidarseg.bin"
-
-
-def _lidarseg_entry(folder: Path, split: str) -> None:
-    (folder / split).mkdir()
-    (folder / split / "submission.json").write_text(json.dumps({"meta": _META}, indent=1))
-
-
-def _kitti_file(_split: str, frame: Frame) -> str:
-    if not re.fullmatch(r"\d{2}/\d{6}", frame.id):
-        raise BadInput(
-            frame.id, "is no sequence and scan of SemanticKITTI", "give the format of your data set"
-        )
-    return f"sequences/{frame.scene}/predictions/{frame.id[3:]}.label"
-
-
-def _kitti_entry(folder: Path, _split: str) -> None:
-    """Packs ``submission.zip`` with the directories that the SemanticKITTI server asks for."""
-    with zipfile.ZipFile(folder / "submission.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in [folder / "sequences", *sorted((folder / "sequences").rglob("*"))]:
-            name = path.relative_to(folder).as_posix()
-            info = zipfile.ZipInfo(f"{name}/" if path.is_dir() else name, _ZIP_DATE)
-            info.compress_type = zipfile.ZIP_DEFLATED
-            archive.writestr(info, b"" if path.is_dir() else path.read_bytes())
-
-
-FORMATS = {
-    "nuscenes": Format(_lidarseg_file, "u1", range(1, 17), _lidarseg_entry),
-    "semantickitti": Format(_kitti_file, "<u4", range(10, 260), _kitti_entry),
-}
-"""``nuscenes``: ``lidarseg/{split}/{token}_lidarseg.bin`` and ``{split}/submission.json``.
-
-``semantickitti``:
-``sequences/{XX}/predictions/{NNNNNN}.label`` and ``submission.zip`` of them, to which a user may
-add a description."""

@@ -5,6 +5,7 @@ The tables are read once, into rows of the index.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from clipsweep.pipeline.datasets.checks import (
     check_times,
     pin,
 )
+from clipsweep.pipeline.datasets.export import Format
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import Camera, File, Frame, Sweep
 from clipsweep.projection.pose import Pose
@@ -313,3 +315,28 @@ def _labels(nusc: NuScenes, root: Path, token: str, points: int, hash_bytes: boo
     if file.bytes != points:
         raise BadInput(file.path, f"labels {file.bytes} points, the sweep has {points}")
     return file
+
+
+# --- submission to the lidarseg challenge ---------------------------------------------------------
+
+_META = {
+    "use_camera": True,  # the student takes LiDAR alone, but cameras taught it
+    "use_lidar": True,
+    "use_radar": False,
+    "use_map": False,
+    "use_external": True,  # the teacher was trained elsewhere
+}
+
+
+def _lidarseg_file(split: str, frame: Frame) -> str:
+    return f"lidarseg/{split}/{frame.id}_lidarseg.bin"
+
+
+def _seal(folder: Path, split: str) -> None:
+    """Adds the submission metadata that the nuScenes evaluation server asks for."""
+    (folder / split).mkdir()
+    (folder / split / "submission.json").write_text(json.dumps({"meta": _META}, indent=1))
+
+
+LIDARSEG = Format(_lidarseg_file, "u1", range(1, 17), _seal)
+"""``lidarseg/{split}/{token}_lidarseg.bin`` and ``{split}/submission.json``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from clipsweep.pipeline.datasets.checks import (
     image_size,
     pin,
 )
+from clipsweep.pipeline.datasets.export import Format
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import Camera, File, Frame, Sweep
 from clipsweep.projection.pose import Pose
@@ -356,3 +358,33 @@ def _labels(
             file.path, f"labels {file.bytes / _LABEL_BYTES:g} points, the scan has {points}"
         )
     return file
+
+
+# --- submission to the benchmark ------------------------------------------------------------------
+
+_ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the same labels give the same bytes
+
+
+def _label_file(_split: str, frame: Frame) -> str:
+    if not re.fullmatch(r"\d{2}/\d{6}", frame.id):
+        raise BadInput(
+            frame.id, "is no sequence and scan of SemanticKITTI", "give the format of your data set"
+        )
+    return f"sequences/{frame.scene}/predictions/{frame.id[3:]}.label"
+
+
+def _seal(folder: Path, _split: str) -> None:
+    """Packs ``submission.zip`` with the directories that the SemanticKITTI server asks for."""
+    with zipfile.ZipFile(folder / "submission.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in [folder / "sequences", *sorted((folder / "sequences").rglob("*"))]:
+            name = path.relative_to(folder).as_posix()
+            info = zipfile.ZipInfo(f"{name}/" if path.is_dir() else name, _ZIP_DATE)
+            info.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(info, b"" if path.is_dir() else path.read_bytes())
+
+
+PREDICTIONS = Format(_label_file, "<u4", range(10, 260), _seal)
+"""``sequences/{XX}/predictions/{NNNNNN}.label`` and ``submission.zip`` of them.
+
+A user may add a description to the zip.
+"""

@@ -423,20 +423,20 @@ def test_no_box_is_in_the_index(small_world: Path, tmp_path: Path, tool: Run) ->
 def test_boxes_read_in_a_training_without_labels_end_it(
     small_world: Path, tmp_path: Path, tool: Run, monkeypatch: pytest.MonkeyPatch, through: str
 ) -> None:
-    from clipsweep.pipeline.artifacts import read as loaders
+    from clipsweep.projection import fusion
 
     given = settings(small_world, tmp_path / "store")
     config = load_config(given)
     stored = make_boxes(config, make_index(config)).shard("boxes")
     table = small_world / "v1.0-mini/sample_annotation.json"
-    honest = loaders.merge
+    honest = fusion.merge
 
     def peeking(frame: Frame, *arguments: object) -> object:
         if list((tmp_path / "store").glob("student-*")):  # the labelling stages come first
             read_scene_boxes(stored, frame.scene) if through == "store" else table.read_bytes()
         return honest(frame, *arguments)
 
-    monkeypatch.setattr(loaders, "merge", peeking)
+    monkeypatch.setattr(fusion, "merge", peeking)
     name = stored.name if through == "store" else table.name
     with pytest.raises(LabelLeak, match=f"{name} was opened in an annotation-free training"):
         tool("pretrain", *given)

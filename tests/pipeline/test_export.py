@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 
 from clipsweep.distill.metrics import Confusion
-from clipsweep.pipeline.datasets.export import FORMATS, pseudo_labels, submission
+from clipsweep.pipeline.datasets import DATASETS, semantickitti
+from clipsweep.pipeline.datasets.export import pseudo_labels, submission
 from clipsweep.pipeline.datasets.semantickitti import labels
 from clipsweep.pipeline.labels import LabelsConfig, LabelSpace, load_space
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import Frame, PointLabels
 from tests.pipeline.test_labels import LEARNING_MAP
 
-KITTI = FORMATS["semantickitti"]
+KITTI = semantickitti.PREDICTIONS
 
 
 @pytest.fixture
@@ -151,7 +152,7 @@ def test_what_is_no_submission_is_refused_and_leaves_nothing(
     predicted = [(frame(id), np.full(3, label, np.uint8))]
     with pytest.raises(BadInput, match=message):
         submission(
-            FORMATS[format],
+            DATASETS[format].export,
             tmp_path / "out",
             "val",
             load_space(LabelsConfig(space=name)),

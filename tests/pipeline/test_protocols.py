@@ -101,9 +101,9 @@ def test_the_guard_stops_any_way_of_opening(
 def test_a_leak_planted_in_pretraining_ends_it(
     small_world: Path, tmp_path: Path, tool: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from clipsweep.pipeline.artifacts import read as loaders
+    from clipsweep.projection import fusion
 
-    honest = loaders.merge
+    honest = fusion.merge
     planted = next((small_world / "lidarseg").rglob("*.bin"))
 
     def peeking(*arguments: object) -> object:
@@ -112,7 +112,7 @@ def test_a_leak_planted_in_pretraining_ends_it(
         planted.read_bytes()
         return honest(*arguments)
 
-    monkeypatch.setattr(loaders, "merge", peeking)
+    monkeypatch.setattr(fusion, "merge", peeking)
     with pytest.raises(LabelLeak, match=planted.name):
         tool("pretrain", *settings(small_world, tmp_path / "store"))
 
