@@ -1,4 +1,4 @@
-"""Distillation from 2D to 3D: image teachers, the point cloud student, objectives, training."""
+"""Cross-modal distillation, camera images to point clouds: teachers, student, losses, training."""
 
 import os
 

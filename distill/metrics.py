@@ -20,7 +20,7 @@ the table a false positive, and is scored in no other way.
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Confusion:
-    """Confusion matrix of points.
+    """Confusion matrix of point-wise semantic segmentation.
 
     A row for each true class, a column for each predicted one, then one for other, one for none.
 
@@ -35,7 +35,7 @@ class Confusion:
 
     @staticmethod
     def empty(classes: int) -> Confusion:
-        """A confusion matrix of no points."""
+        """Empty confusion matrix: all counts are 0."""
         return Confusion(np.zeros((classes, classes + 2), np.int64), np.zeros(classes, np.int64))
 
     @staticmethod
@@ -70,14 +70,14 @@ class Confusion:
         return Confusion(self.counts + other.counts, self.background + other.background)
 
     def covered(self) -> Confusion:
-        """The confusion matrix of the points that got a prediction."""
+        """Confusion matrix of the points with a prediction; those without one are left out."""
         counts = self.counts.copy()
         counts[:, -1] = 0
         return Confusion(counts, self.background)
 
     @property
     def points(self) -> int:
-        """Number of labelled points."""
+        """Number of points with ground truth."""
         return int(self.counts.sum())
 
     @property

@@ -1,4 +1,1 @@
-"""The pipeline: from raw logs to a scored student.
-
-Data sets, configuration, artifacts, stages, execution, reports.
-"""
+"""Pipeline from raw driving logs to an evaluated student: data sets, stages, execution, reports."""

@@ -1,4 +1,4 @@
-"""Command line of the tools: key=value arguments, help, exit status, error messages.
+"""Command line of the tools: ``key=value`` arguments, help, exit status, error messages.
 
 A tool writes one path to stdout, and one line to stderr for bad input.
 """
@@ -34,12 +34,12 @@ class Made:
 
 
 def say(text: str) -> None:
-    """Message to stderr; stdout is kept for the one path of the result."""
+    """Prints a message to stderr; stdout is kept for the one path of the result."""
     sys.stderr.write(text + "\n")
 
 
 def report_bad_steps(student: Artifact) -> None:
-    """Reports steps that a training left out."""
+    """Reports training steps that were skipped because loss or gradient was not finite."""
     bad = student.manifest().get("bad_steps", 0)
     if bad:
         say(f"{student.path}: {bad} step(s) were left out because loss or gradient was not finite")
@@ -47,7 +47,7 @@ def report_bad_steps(student: Artifact) -> None:
 
 @contextmanager
 def _messages(level: int) -> Iterator[None]:
-    """Context in which log messages from a level on appear on stderr."""
+    """Log level context: log messages from a level on appear on stderr."""
     handler = logging.StreamHandler(sys.stderr)
     logger = logging.getLogger("clipsweep")
     before = logger.level
@@ -127,7 +127,7 @@ def main(
 
 
 def _level(given: Sequence[str]) -> int:
-    """Level of the messages that a command line asks for."""
+    """Log level that a command line asks for."""
     return next((_OPTIONS[each] for each in given if each in _OPTIONS), logging.INFO)
 
 
@@ -141,7 +141,7 @@ def argument_names(own: type | None) -> list[str]:
 
 
 def without(names: Sequence[str], arguments: Sequence[str]) -> list[str]:
-    """A command line without the ``key=value`` of some names."""
+    """Removes the ``key=value`` of some names from a command line."""
     return [argument for argument in arguments if not _is_one_of(names, argument)]
 
 
@@ -167,7 +167,7 @@ def is_below(name: str, key: str) -> bool:
 
 
 def _table(rows: Sequence[Setting]) -> list[str]:
-    """A line a key: its default, what it is for, and which values it takes."""
+    """Help table: one line a key, with default, meaning and allowed values."""
     width = max(len(f"{row.name}={row.default}") for row in rows)
     lines: list[str] = []
     for row in rows:

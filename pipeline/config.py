@@ -1,5 +1,6 @@
-"""Configuration: YAML files merged left to right, then key=value, into nested frozen
-dataclasses.
+"""Configuration: YAML recipes and ``key=value`` overrides in nested frozen dataclasses.
+
+YAML files are merged left to right, then the command line's ``key=value``.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ _Kind = Reader[Any] | TeacherKind[Any]
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """What differs from pre-training."""
+    """Settings that fine-tuning overrides."""
 
     head_lr: Annotated[
         float,
@@ -71,7 +72,7 @@ class FinetuneConfig:
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """The size of the embedded world."""
+    """Settings of the demo data set: scenes, images, LiDAR, hills, pose errors."""
 
     seed: Annotated[
         int,
@@ -129,7 +130,7 @@ class DemoConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """All settings of all tools."""
+    """Configuration of all tools."""
 
     data: DataConfig = field(default_factory=lambda: DataConfig(own=NuscenesConfig()))
     labels: LabelsConfig = field(default_factory=LabelsConfig)
@@ -180,7 +181,7 @@ class Config:
     ] = "nan"
 
     def values(self, *keys: str) -> dict[str, Any]:
-        """Some groups and keys (``fusion``, ``data.columns``) as plain values.
+        """Plain values of some groups and keys (``fusion``, ``data.columns``).
 
         What an artifact's name is made of.
         """
@@ -201,7 +202,7 @@ _KINDS: dict[type, Mapping[str, _Kind]] = {DataConfig: DATASETS, TeacherConfig: 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A key as one may type it.
+    """Configuration key with default, allowed values and help text.
 
     Attributes:
         name: whole name: ``data.nuscenes.version``.
@@ -217,7 +218,9 @@ class Setting:
 
 
 def load_config(arguments: Sequence[str], also: Sequence[str] = ()) -> Config:
-    """The configuration of a command line: recipes and ``key=value`` in any order, recipes first.
+    """Loads the configuration of a command line: YAML recipes and ``key=value`` overrides.
+
+    Recipes and pairs may come in any order; recipes are merged first.
 
     A recipe is a YAML file, or the name of one that comes with the package: ``demo``,
     ``data/nuscenes``. The settings of all kinds of data sets and teachers are checked, and those
@@ -250,7 +253,7 @@ def load_config(arguments: Sequence[str], also: Sequence[str] = ()) -> Config:
 
 
 def load_arguments(kind: type[T], pairs: Sequence[str]) -> T:
-    """A tool's own arguments, from ``key=value`` on its command line.
+    """Loads a tool's own arguments from ``key=value`` on its command line.
 
     Raises:
         BadInput: as for ``load_config``.
@@ -261,7 +264,7 @@ def load_arguments(kind: type[T], pairs: Sequence[str]) -> T:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Layer:
-    """Values that a file, or a pair of the command line, gives."""
+    """Configuration layer: values that one YAML file, or one pair of the command line, gives."""
 
     source: str
     values: Mapping[str, Any]
@@ -269,14 +272,14 @@ class _Layer:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Merged:
-    """Plain values of all keys, and who gave those that are no defaults, by whole name."""
+    """Merged configuration values of all keys, and the source of those that are no defaults."""
 
     tree: dict[str, Any]
     sources: dict[str, str]
 
 
 def _merged(kind: type, layers: Sequence[_Layer], also: Sequence[str]) -> _Merged:
-    """Merges layers over the defaults and resolves references such as ``${oc.env:HOME}``."""
+    """Merges configuration layers over the defaults; resolves references: ``${oc.env:HOME}``."""
     tree: Any = OmegaConf.create(_defaults(kind))
     sources: dict[str, str] = {}
     for layer in layers:
@@ -293,7 +296,7 @@ def _merged(kind: type, layers: Sequence[_Layer], also: Sequence[str]) -> _Merge
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Whole names of the keys that have a value."""
+    """Full dotted names of the keys that have a value."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _leaves(value, f"{prefix}{key}.")
@@ -302,7 +305,10 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _choose_kind(group: str, kinds: Mapping[str, _Kind], merged: _Merged) -> None:
-    """Checks the settings of every kind in a group; those of the chosen one become its own."""
+    """Selects the kind of data set or teacher: its settings become the group's ``own``.
+
+    The settings of every kind are checked.
+    """
     tree = merged.tree[group]
     owned: dict[str, object] = {}
     for name, kind in kinds.items():
@@ -320,7 +326,7 @@ def _choose_kind(group: str, kinds: Mapping[str, _Kind], merged: _Merged) -> Non
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Part:
-    """A key below a group.
+    """Field of a configuration group.
 
     Attributes:
         annotation: of its field.
@@ -336,7 +342,7 @@ class _Part:
 
 
 def _parts(group: type) -> dict[str, _Part]:
-    """The keys below a group; a group with kinds has one for the settings of each kind."""
+    """Fields of a configuration group; with kinds there is one for the settings of each kind."""
     hints = typing.get_type_hints(group, include_extras=True)
     kinds = _KINDS.get(group, {})
     parts: dict[str, _Part] = {}
@@ -354,7 +360,7 @@ def _parts(group: type) -> dict[str, _Part]:
 
 
 def _defaults(group: type) -> dict[str, Any]:
-    """The plain values of all keys below a group where nothing is given."""
+    """Default values of all keys of a configuration group."""
     values: dict[str, Any] = {}
     for name, part in _parts(group).items():
         values[name] = _defaults(part.group) if part.group else part.default
@@ -362,7 +368,7 @@ def _defaults(group: type) -> dict[str, Any]:
 
 
 def _check_fusion(fusion: FusionConfig) -> None:
-    """Refuses settings of the fusion that contradict each other."""
+    """Validates the fusion settings: refuses those that contradict each other."""
     shares = fusion.cell_share + fusion.cluster_share
     if shares > 1:
         raise BadInput(
@@ -374,7 +380,7 @@ def _check_fusion(fusion: FusionConfig) -> None:
 
 
 def recipe(name: str) -> Path:
-    """The file of a recipe, given by its path or by its name.
+    """Finds the YAML file of a recipe by its path or by its name.
 
     Raises:
         BadInput: there is neither; the text names a recipe that is called alike.
@@ -393,7 +399,10 @@ def recipe(name: str) -> Path:
 def _with_includes(
     path: Path, above: tuple[Path, ...], number: Iterator[int]
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The files that a file includes, then itself; ``number`` counts what is read."""
+    """Resolves the includes of a YAML file: included files, then itself.
+
+    ``number`` counts what is read.
+    """
     if next(number) > _FILES_MAX:
         raise BadInput(
             path,
@@ -417,7 +426,7 @@ def _with_includes(
 
 
 def _from_pair(argument: str) -> dict[str, Any]:
-    """The text as it was typed, below its key; the key's type decides how it is parsed."""
+    """Parses ``key=value`` to nested text; the key's type decides later how it is read."""
     key, _, text = argument.partition("=")
     value: Any = text
     for part in reversed(key.split(".")):
@@ -441,7 +450,7 @@ def _checked(
     source: str,
     also: Sequence[str],
 ) -> dict[str, Any]:
-    """The values with every key known, texts where texts belong, and lists split at commas."""
+    """Validates keys of a YAML tree: all known, texts where texts belong, lists split at commas."""
     parts = _parts(group)
     checked: dict[str, Any] = {}
     for key, value in values.items():
@@ -463,7 +472,7 @@ def _checked(
 
 
 def _checked_value(value: Any, annotation: Any, key: str, source: str) -> Any:
-    """A value as it was given, but for texts, which numbers may stand for, and lists."""
+    """Normalises one value: numbers that stand for texts, and comma-separated lists."""
     kind = bare(annotation)
     if kind is str:
         return _text(value, key, source)
@@ -480,7 +489,7 @@ def _checked_value(value: Any, annotation: Any, key: str, source: str) -> Any:
 
 
 def _first_leaf(value: Any) -> str:
-    """The rest of a key that goes on below an unknown group: ``.epochs`` of ``trian.epochs=3``."""
+    """Rest of a dotted key below an unknown group: ``.epochs`` of ``trian.epochs=3``."""
     rest = ""
     while isinstance(value, Mapping) and value:
         key, value = next(iter(value.items()))
@@ -489,7 +498,7 @@ def _first_leaf(value: Any) -> str:
 
 
 def _text(value: Any, key: str, source: str) -> str:
-    """What YAML read where a text belongs: numbers and nothing are texts too."""
+    """Converts a YAML value to text: numbers and nothing are texts too."""
     if isinstance(value, bool | list | Mapping):
         raise BadInput(source, f"{key} must be a text, not {value!r}", "put it in quotes")
     return "" if value is None else str(value)
@@ -518,7 +527,7 @@ def _first_line(error: Exception) -> str:
 
 
 def describe(group: type = Config, prefix: str = "") -> Iterator[Setting]:
-    """Every key below a configuration class, or below a tool's arguments."""
+    """Lists every key of a configuration class, or of a tool's arguments, with its help."""
     for name, part in _parts(group).items():
         if part.group:
             yield from describe(part.group, f"{prefix}{name}.")

@@ -32,7 +32,7 @@ BOXES = "boxes"
 
 @dataclass(frozen=True)
 class LabelsConfig:
-    """Label settings (``labels.*``): classes, prompts, mapping and truth to score with."""
+    """Label settings (``labels.*``): classes, prompts, class mapping and ground truth."""
 
     space: Annotated[
         str,
@@ -70,7 +70,9 @@ class LabelsConfig:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class LabelSpace:
-    """Label space: classes 0..C-1, their prompts, ids in label files, colours, limits.
+    """Label space: semantic classes, their prompts, ids in label files, colours, limits.
+
+    Classes are numbered 0..C-1.
 
     Attributes:
         name: short name of the space.
@@ -102,11 +104,11 @@ class LabelSpace:
         return len(self.names)
 
     def digest(self) -> str:
-        """sha256 of the classes and of which raw ids they are, without their boxes."""
+        """Digest (sha256) of the classes and of their raw ids, without their boxes."""
         return hashlib.sha256(repr(self.names).encode() + self.class_of_raw.tobytes()).hexdigest()
 
     def from_raw(self, raw: np.ndarray, where: Path) -> UInt8[np.ndarray, " n"]:
-        """Classes of raw official ids, 255 = ignored.
+        """Maps raw official label ids to classes, 255 = ignored.
 
         Raises:
             BadInput: an id is neither a class nor ignored; named with its count.
@@ -123,7 +125,7 @@ class LabelSpace:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Scoring:
-    """Label mapping for scores: classes of the table, and the one of each predicted and true class.
+    """Class mapping for evaluation: table class of each predicted and true class.
 
     Attributes:
         name: short name of the mapping.
@@ -188,7 +190,7 @@ def load_space(config: LabelsConfig) -> LabelSpace:
 
 
 def _taller(path: Path, classes: Sequence[Mapping[str, Any]]) -> UInt8[np.ndarray, " c"]:
-    """What each class is called where it is too tall; itself where there is no name for that."""
+    """What each class is relabelled as where it is too tall; itself if there is no such class."""
     by_name = {row["name"]: row for row in classes}
     names = list(by_name)
     for row in classes:
@@ -203,7 +205,7 @@ def _taller(path: Path, classes: Sequence[Mapping[str, Any]]) -> UInt8[np.ndarra
 
 
 def _taller_problem(row: Mapping[str, Any], other: Mapping[str, Any] | None) -> str:
-    """Why one class cannot be what another is called where it is too tall; empty if it can."""
+    """Why one class cannot be what another is relabelled as where too tall; empty if it can."""
     if other is None:
         return "which is no class"
     if "max_height_m" not in row:
@@ -216,7 +218,7 @@ def _taller_problem(row: Mapping[str, Any], other: Mapping[str, Any] | None) -> 
 
 
 def _boxes(path: Path, names: Sequence[str], mapping: Any) -> dict[str, int]:
-    """Class of each category of boxes; a category without class (null) is ignored."""
+    """Class of each category of 3D boxes; a category without class (null) is ignored."""
     if not isinstance(mapping, dict) or not all(map(_is_text, mapping)):
         raise BadInput(path, f"boxes must map categories to classes, not {str(mapping)[:100]}")
     for category, name in mapping.items():
@@ -229,7 +231,7 @@ def _boxes(path: Path, names: Sequence[str], mapping: Any) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class _Words:
-    """Prompts of the teacher, as in ``LabelSpace``."""
+    """Prompts of the 2D teacher, as in ``LabelSpace``."""
 
     prompts: tuple[tuple[str, ...], ...]
     negatives: tuple[str, ...]
@@ -239,7 +241,7 @@ class _Words:
 def _words(
     config: LabelsConfig, classes: list[dict[str, Any]], tree: dict[str, Any], path: Path
 ) -> _Words:
-    """The prompts of the prompts' file, or of the label space."""
+    """Loads the prompts from the prompts' file, or from the label space."""
     names = [row["name"] for row in classes]
     asked: Any = {row["name"]: row["prompts"] for row in classes if "prompts" in row}
     sure: Any = {}
@@ -276,7 +278,7 @@ def _words(
 
 
 def _read(path: Path, *keys: str) -> dict[str, Any]:
-    """The mapping in a file that may have these keys."""
+    """Reads a YAML mapping whose keys must be among the known ones."""
     tree = read_yaml(path)
     for key in tree:
         if key not in keys:
@@ -329,7 +331,7 @@ def _check_class(path: Path, row: Any) -> None:
 
 
 def _check_ids(path: Path, classes: list[dict[str, Any]], ignored: Any) -> None:
-    """No name and no raw id stands for two classes."""
+    """Checks that no class name and no raw id stands for two classes."""
     if not _is_list(_is_id)(ignored):
         raise BadInput(path, f"ignored must be a list of ids {_IDS}, not {ignored!r}")
     names: set[str] = set()
@@ -353,7 +355,7 @@ def _checked_words(path: Path, key: str, words: Any) -> tuple[str, ...]:
 
 
 def _free_text(text: str, rivals: Sequence[tuple[Sequence[str], Sequence[str]]]) -> LabelSpace:
-    """Open-vocabulary label space of free-text classes, against the space's other classes.
+    """Open-vocabulary label space of free-text classes, against the other classes of a space.
 
     Without rivals every pixel would look most like something that is asked for. A rival that is
     asked for itself is left out: one that has a word or phrase of its own within a name.
@@ -393,7 +395,7 @@ def _free_text(text: str, rivals: Sequence[tuple[Sequence[str], Sequence[str]]])
 
 
 def load_truth(config: LabelsConfig) -> LabelSpace:
-    """Loads the label space of the ground truth: ``labels.truth``, or the one predicted.
+    """Loads the label space of the ground truth: ``labels.truth``, or the predicted one.
 
     Raises:
         BadInput: the file is missing or malformed, or lacks `boxes` with ``labels.truth=boxes``.
@@ -409,7 +411,7 @@ def load_truth(config: LabelsConfig) -> LabelSpace:
 
 
 def load_scoring(config: LabelsConfig, space: LabelSpace, truth: LabelSpace) -> Scoring:
-    """Loads the label mapping to score with: the space's own classes, or ``labels.eval``.
+    """Loads the class mapping for evaluation: the space's own classes, or ``labels.eval``.
 
     The mapping's ``from`` gives a class's name in the table, as ``class: name`` or, for
     several label spaces, as ``space: {class: name}``. Names are all that two data sets must share
@@ -447,7 +449,7 @@ def _scoring(config: LabelsConfig, space: LabelSpace, truth: LabelSpace) -> Scor
 
 
 def _boxed(scoring: Scoring, truth: LabelSpace) -> Scoring:
-    """The classes of a table all of whose points lie in annotated boxes.
+    """Classes of a score table all of whose points lie in annotated 3D boxes.
 
     One that is made of other classes too, as manmade is of barriers and buildings, is left out:
     points of it in no box would count as wrong.
@@ -465,7 +467,7 @@ def _boxed(scoring: Scoring, truth: LabelSpace) -> Scoring:
 
 
 def load_teacher_map(name: str, space: LabelSpace) -> UInt8[np.ndarray, "256"]:
-    """Loads the class of each id of a teacher's label images, 255 = none.
+    """Loads the class mapping of a teacher's label images, 255 = none.
 
     Such a mapping is ``configs/labels/cityscapes19.yaml``.
 
@@ -490,7 +492,7 @@ def load_teacher_map(name: str, space: LabelSpace) -> UInt8[np.ndarray, "256"]:
 
 
 def _table(path: Path, tree: dict[str, Any], most: int) -> tuple[str, ...]:
-    """The names that a mapping's file maps between."""
+    """Class names that a mapping file maps between."""
     names: Any = tree.get("names")
     if not _is_list(_is_text)(names) or not 0 < len(names) <= most or len(set(names)) < len(names):
         raise BadInput(
@@ -502,7 +504,7 @@ def _table(path: Path, tree: dict[str, Any], most: int) -> tuple[str, ...]:
 def _mapping(
     path: Path, mapping: Any, sources: Sequence[str], targets: Sequence[str]
 ) -> UInt8[np.ndarray, " s"]:
-    """Index among ``targets`` of each source name; 255 for those the mapping leaves out."""
+    """Class mapping as indices: among ``targets`` for each source name, 255 for those left out."""
     if not isinstance(mapping, dict):
         raise BadInput(path, f"its map must be a mapping of names to names, not {mapping!r}")
     for source, target in mapping.items():

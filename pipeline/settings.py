@@ -1,4 +1,4 @@
-"""Settings as dataclass fields declare them: bounds and help; one line for a wrong value."""
+"""Validation of settings against dataclass fields: bounds, choices, help, error messages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BOUNDS = {Ge: "from {0.ge:g}", Gt: "above {0.gt:g}", Le: "to {0.le:g}", Lt: "be
 
 
 def bare(annotation: Any) -> Any:
-    """The type of a field without its annotations."""
+    """Type of a dataclass field without its annotations."""
     if typing.get_origin(annotation) is Annotated:
         return typing.get_args(annotation)[0]
     return annotation
@@ -36,12 +36,12 @@ def _markers(annotation: Any) -> list[FieldInfo]:
 
 
 def explained(annotation: Any) -> str:
-    """What a field is for."""
+    """Help text of a dataclass field."""
     return "; ".join(marker.description for marker in _markers(annotation) if marker.description)
 
 
 def allowed(annotation: Any) -> str:
-    """Which values a field takes: "a whole number from 1 to 128", "fail or skip"."""
+    """Allowed values of a field as text: "a whole number from 1 to 128", "fail or skip"."""
     kind = bare(annotation)
     items = typing.get_args(kind)
     if typing.get_origin(kind) is Literal:
@@ -56,24 +56,24 @@ def allowed(annotation: Any) -> str:
 
 
 def is_restricted(annotation: Any) -> bool:
-    """Whether a field takes fewer values than its type."""
+    """Whether a field allows fewer values than its type."""
     return bare(annotation) not in _UNBOUNDED and bare(annotation) != tuple[str, ...]
 
 
 def one_of(choices: Sequence[str]) -> str:
-    """Choices as a text: ``fail or skip``."""
+    """Joins choices to text: ``fail or skip``."""
     return " or ".join(filter(None, [", ".join(choices[:-1]), choices[-1]]))
 
 
 def shown(value: Any) -> str:
-    """A value as one would type it."""
+    """Formats a value as one would type it."""
     if isinstance(value, bool):
         return str(value).lower()
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def given_in(key: str, sources: Mapping[str, str]) -> str:
-    """Where a key was given, for the end of a phrase; empty where that is not known."""
+    """Source of a key's value, for the end of a phrase; empty where that is not known."""
     return f" ({sources[key]})" if key in sources else ""
 
 
@@ -83,7 +83,7 @@ def validated(
     prefix: str = "",
     sources: Mapping[str, str] = _NOWHERE,
 ) -> T:
-    """Plain values as a dataclass, every one checked against what its field declares.
+    """Validates plain values into a dataclass: each against what its field declares.
 
     Args:
         kind: the dataclass.
@@ -113,7 +113,10 @@ def validated(
 
 
 def plain(settings: Any) -> dict[str, Any]:
-    """Settings as plain values, named as in a recipe: a kind's own ones stand below that kind."""
+    """Converts settings to plain values, named as in a recipe.
+
+    A kind's own settings stand below that kind.
+    """
     tree = dataclasses.asdict(settings)
     for group in tree.values():
         if isinstance(group, dict) and OWN in group:

@@ -1,4 +1,4 @@
-"""Kinds of teachers: the settings of each, and how it is built from them."""
+"""Registry of 2D teachers: the settings of each kind, and how it is built."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Own = TypeVar("Own")
 
 @dataclass(frozen=True, eq=False, slots=True)
 class TeacherInputs:
-    """What a teacher is built from beside its settings.
+    """What a 2D teacher is built from beside its settings: classes, folders, device.
 
     Attributes:
         space: the classes, and what they are asked for by.
@@ -36,14 +36,14 @@ class TeacherInputs:
 
 @dataclass(frozen=True, slots=True)
 class TeacherKind(Generic[Own]):
-    """A kind of teacher: the class of its settings (``teacher.<kind>.*``), and what builds it."""
+    """Kind of 2D teacher: the class of its settings (``teacher.<kind>.*``), and its builder."""
 
     config: type[Own]
     build: Callable[[Own, TeacherInputs], Teacher]
 
 
 def make_teacher(config: TeacherConfig, inputs: TeacherInputs) -> Teacher:
-    """The teacher of a configuration.
+    """Builds the 2D teacher of a configuration.
 
     Raises:
         BadInput: its model, weights or label map cannot be used.
@@ -72,7 +72,7 @@ def _maskclip(own: MaskClipConfig, inputs: TeacherInputs) -> Teacher:
 
 
 def _bundled(model: str) -> str:
-    """A ``local-dir:`` that is not here, taken from the package: the demo's own CLIP."""
+    """Finds a bundled ``local-dir:`` model in the package: the demo's own CLIP."""
     kind, _, folder = model.partition(":")
     packaged = Path(__file__).parents[1] / folder
     if kind == "local-dir" and not Path(folder).exists() and packaged.is_dir():

@@ -14,7 +14,7 @@ _BYTES_MAX = 1 << 20
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML loader without arbitrary objects, aliases and duplicate keys.
+    """Safe YAML loader: no arbitrary objects, aliases or duplicate keys.
 
     A few lines of aliases can expand to gigabytes.
     """
@@ -34,7 +34,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
+    """Reads a YAML file that holds a mapping.
 
     Raises:
         BadInput: no such file, larger than 1 MiB, not YAML, a key given twice, or not a mapping.
@@ -59,7 +59,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def split_texts(text: str) -> list[str]:
-    """The parts of a comma-separated text, which may stand in [ ] and each in quotes.
+    """Splits a comma-separated text, which may stand in [ ] and each part in quotes.
 
     Empty ones are left out.
     """

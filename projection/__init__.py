@@ -1,4 +1,4 @@
-"""LiDAR-camera geometry: ego-motion compensation, projection, label fusion.
+"""LiDAR-camera geometry: ego-motion compensation, projection, occlusion, label fusion.
 
 Sweeps into one frame, points into cameras, votes into cells (NumPy and Numba, no torch).
 """

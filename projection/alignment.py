@@ -1,4 +1,4 @@
-"""Aligns key frames vertically: height, pitch and roll, from the flat ground that they share.
+"""Ego pose correction: aligns the height, pitch and roll of key frames by their shared ground.
 
 nuScenes writes every ego pose with z = 0, while streets climb. Two key frames a second apart then
 show the same road at two heights, and votes cast in one grid for both end up in wrong cells.
@@ -31,7 +31,7 @@ _PRIOR_RAD = 0.02  # and of pitch and roll
 
 @dataclass(frozen=True, eq=False, slots=True)
 class FlatCells:
-    """Squares of the ground that one key frame sees as flat.
+    """Flat ground cells of one key frame.
 
     Attributes:
         cell: packed column and row in the global frame, ascending.
@@ -44,7 +44,7 @@ class FlatCells:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Alignment:
-    """Vertical corrections of the key frames of a scene.
+    """Vertical pose corrections (height, pitch, roll) of the key frames of a scene.
 
     Attributes:
         corrections: for each key frame the pose to put before its ``global_from_lidar``; none of
@@ -65,17 +65,17 @@ class Alignment:
 
     @property
     def corrected(self) -> bool:
-        """Whether any pose was changed."""
+        """Whether any key frame's pose was changed."""
         return self.after_m != self.before_m
 
 
 def unaligned(frames: int) -> Alignment:
-    """No corrections, of key frames that were not compared."""
+    """Identity corrections, for key frames that were not compared."""
     return Alignment(tuple(Pose.identity() for _ in range(frames)), 0.0, 0.0, 0.0, (True,) * frames)
 
 
 class FlatCellFinder:
-    """Finds the flat cells of sweeps; owns the scratch memory of that."""
+    """Finds the flat ground cells of sweeps; owns the scratch memory for that."""
 
     def __init__(self) -> None:
         self._width = 2 * round(_REACH_M / _CELL_M)
@@ -86,7 +86,7 @@ class FlatCellFinder:
         self._count = np.zeros(cells, np.int32)
 
     def find(self, xyz: Float32[np.ndarray, "n 3"], global_from_lidar: Pose) -> FlatCells:
-        """The flat cells within 40 m of the sensor."""
+        """Flat ground cells within 40 m of the sensor."""
         centre = np.floor(global_from_lidar.translation[:2] / _CELL_M).astype(np.int64)
         cell = np.empty(len(self._count), np.int64)
         mean = np.empty((len(cell), 3))
@@ -100,7 +100,7 @@ class FlatCellFinder:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Match:
-    """How the ground of one key frame lies to that of another.
+    """Relative ground height of two key frames over the cells that they share.
 
     Attributes:
         first, second: rows of the frames.
@@ -121,9 +121,9 @@ class _Match:
 def _fit_plane(
     xy: Float64[np.ndarray, "m 2"], dz: Float64[np.ndarray, " m"]
 ) -> tuple[Float64[np.ndarray, "3"], Float64[np.ndarray, "3 3"]]:
-    """The plane through height differences, and its information, robust to cells that changed.
+    """Robust plane fit through the ground height differences of two key frames, with information.
 
-    Iteratively reweighted least squares with Geman-McClure weights.
+    Iteratively reweighted least squares with Geman-McClure weights, robust to cells that changed.
     """
     design = np.column_stack([np.ones(len(xy)), xy])
     prior = np.diag([1 / _PRIOR_M**2, 1 / _PRIOR_RAD**2, 1 / _PRIOR_RAD**2]) * _NOISE_M**2
@@ -157,7 +157,7 @@ def _match(
 def _pairs(
     times_us: Sequence[int], poses: Sequence[Pose], window_s: float
 ) -> Iterator[tuple[int, int]]:
-    """Pairs of frames 1, 2, 4, 8, ... apart that share votes and see the same ground."""
+    """Pairs of key frames 1, 2, 4, 8, ... apart that share votes and see the same ground."""
     for first in range(len(times_us)):
         step = 1
         while first + step < len(times_us):
@@ -173,7 +173,7 @@ def _pairs(
 def align(
     cells: Sequence[FlatCells], poses: Sequence[Pose], times_us: Sequence[int], window_s: float
 ) -> Alignment:
-    """Brings the key frames of a scene to one height of the ground.
+    """Aligns a scene's key frames to one ground: height, pitch and roll (pose graph adjustment).
 
     The plane through the height differences of each pair of key frames is a measurement of their
     relative height, pitch and roll; all measurements are adjusted together by least squares, which
@@ -213,7 +213,7 @@ def align(
 def _fitting(
     matches: Sequence[_Match], differences_m: Float64[np.ndarray, " m"], frames: int
 ) -> tuple[bool, ...]:
-    """Frames whose ground lies as high as that of most frames that they were compared with."""
+    """Inlier key frames, whose ground lies as high as that of most that they were compared with."""
     of_frame: list[list[float]] = [[] for _ in range(frames)]
     for match, difference in zip(matches, differences_m, strict=True):
         of_frame[match.first].append(difference)
@@ -224,7 +224,7 @@ def _fitting(
 def _adjust_robustly(
     matches: Sequence[_Match], poses: Sequence[Pose]
 ) -> Float64[np.ndarray, "n 3"]:
-    """As ``_adjust``, with pairs that contradict the others weighted down (Geman-McClure)."""
+    """Robust pose graph adjustment: ``_adjust``, outlier pairs weighted down (Geman-McClure)."""
     weight = np.ones(len(matches))
     for _ in range(_ROUNDS):
         motion = _adjust(matches, weight, poses)
@@ -236,7 +236,7 @@ def _adjust_robustly(
 def _adjust(
     matches: Sequence[_Match], weight: Float64[np.ndarray, " m"], poses: Sequence[Pose]
 ) -> Float64[np.ndarray, "n 3"]:
-    """Height [m] and slopes of the correction of each frame, about its own sensor."""
+    """Linear least-squares pose graph adjustment: height [m] and slopes by frame, at its sensor."""
     n = 3 * len(poses)
     band = 3 * max(m.second - m.first for m in matches) + 2
     upper = np.zeros((band + 1, n))
@@ -262,7 +262,7 @@ def _adjust(
 def _differences(
     matches: Sequence[_Match], motion: Float64[np.ndarray, "n 3"], poses: Sequence[Pose]
 ) -> Float64[np.ndarray, " m"]:
-    """Median height difference of the ground that each pair of key frames shares [m]."""
+    """Median difference of the shared ground's height, for each pair of key frames [m]."""
     medians = np.zeros(len(matches))
     for k, match in enumerate(matches):
         apart = poses[match.first].translation[:2] - poses[match.second].translation[:2]
@@ -273,7 +273,7 @@ def _differences(
 
 
 def _correction(motion: Float64[np.ndarray, "3"], pose: Pose) -> Pose:
-    """The rigid transform that raises and tilts what a sensor at ``pose`` saw."""
+    """Rigid transform of a pose correction: raises and tilts what a sensor at ``pose`` saw."""
     tilt = Pose.from_axis_angle(np.array([motion[2], -motion[1], 0.0]))
     at = pose.translation
     lifted = at + np.array([0.0, 0.0, motion[0]])

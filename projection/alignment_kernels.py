@@ -1,4 +1,4 @@
-"""Compiled code of ``projection.alignment``.
+"""Compiled kernels of the ground alignment of key frames (``projection.alignment``).
 
 Flat arrays in, flat arrays out (twins in the tests).
 """
@@ -17,7 +17,9 @@ def flat_cells(
     xyz: Any, rotation: Any, translation: Any, origin: Any, size: float, width: int, flat: float,
     least: int, low: Any, high: Any, total: Any, count: Any, cell: Any, centre: Any,
 ) -> int:  # fmt: skip
-    """Writes the cells in which all points lie within ``flat`` metres of height; answers how many.
+    """Writes the flat ground cells of a sweep: all points within ``flat`` metres of height.
+
+    Answers how many.
 
     ``low``, ``high (width * width,) f32``, ``total (width * width, 3) f64`` and ``count
     (width * width,) i32`` are scratch that comes and goes out empty (inf, -inf, 0, 0). The square
@@ -61,7 +63,7 @@ def flat_cells(
 
 @jit
 def common(first: Any, second: Any, rows: Any) -> int:
-    """Writes rows ``(m, 2) i64`` of the values that two ascending arrays share.
+    """Intersection of two sorted arrays: writes rows ``(m, 2) i64`` of the values they share.
 
     Answers how many.
     """

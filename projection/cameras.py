@@ -1,4 +1,4 @@
-"""Projects LiDAR points into the cameras of a frame, and drops those that are occluded."""
+"""Projects LiDAR points into the camera images of a frame; z-buffer occlusion test."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def project(
     min_depth_m: float = 1.0,
     border_px: float = 1.0,
 ) -> Pairs:
-    """Projects points of the key sweep's LiDAR frame into every camera.
+    """Projects LiDAR points of the key sweep into every camera, with extrinsics and intrinsics.
 
     Pairs come camera by camera. ``cam_from_lidar = inv(global_from_cam(t_cam)) @
     global_from_lidar(t_lidar)``: each sensor has its own pose at its own time. ``K [R|t]`` is
@@ -51,7 +51,10 @@ def project(
 def _image_from_lidar(
     global_from_lidar: Pose, cameras: Sequence[Camera]
 ) -> Float32[np.ndarray, "k 3 4"]:
-    """``K inv(global_from_cam) global_from_lidar`` of every camera at once, composed in float64."""
+    """Projection matrices of all cameras, composed in float64.
+
+    ``K inv(global_from_cam) global_from_lidar`` of every camera at once.
+    """
     if not cameras:
         return np.empty((0, 3, 4), np.float32)
     cam_from_global = np.stack([camera.global_from_cam.rotation.T for camera in cameras])
@@ -72,7 +75,7 @@ def visible(
     absolute_m: float,
     dilate_cells: int = 0,
 ) -> Bool[np.ndarray, " m"]:
-    """Z-buffer visibility of point-pixel pairs.
+    """Z-buffer occlusion test: which point-pixel pairs are visible in their image.
 
     Visible pairs are at most ``nearest * (1 + relative) + absolute_m`` deep, with the nearest depth
     in their image cell.
@@ -114,7 +117,9 @@ def visible(
 def pixel_rows(
     pairs: Pairs, cameras: Sequence[Camera], grids_hw: Sequence[tuple[int, ...]]
 ) -> Int64[np.ndarray, " m"]:
-    """Row of each pair's grid pixel when the grids of all cameras are laid out one after the other.
+    """Samples pixel grids at point-pixel pairs: row of each pair's grid pixel.
+
+    Rows count through the grids of all cameras, laid out one after the other.
 
     That is row ``floor(v * h / H)`` and column ``floor(u * w / W)`` of a grid of ``h x w`` over an
     image of ``H x W``.
@@ -133,7 +138,7 @@ def pixel_rows(
 def sample_pixel_labels(
     pairs: Pairs, cameras: Sequence[Camera], pixels: Sequence[PixelLabels]
 ) -> tuple[UInt8[np.ndarray, " m"], Float32[np.ndarray, " m"]]:
-    """Label and score of each pair's pixel; see ``pixel_rows``."""
+    """Samples pixel labels at point-pixel pairs: label and score; see ``pixel_rows``."""
     if not len(pairs):
         return np.empty(0, np.uint8), np.empty(0, np.float32)
     rows = pixel_rows(pairs, cameras, [image.label.shape for image in pixels])
@@ -144,7 +149,7 @@ def sample_pixel_labels(
 def surest_labels(
     pairs: Pairs, label: UInt8[np.ndarray, " m"], score: Float32[np.ndarray, " m"], points: int
 ) -> UInt8[np.ndarray, " n"]:
-    """Label of each point's pixel of highest score, 255 where no pixel has a label.
+    """Labels each point by its pixel of highest score, 255 where no pixel has a label.
 
     Of equal scores the later pair's counts.
 

@@ -1,4 +1,4 @@
-"""Clusters points that are connected through occupied cells: Euclidean clustering on a grid."""
+"""Point cloud clustering: Euclidean clusters as connected components of occupied voxels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from clipsweep.projection.grid import index_cells
 
 
 def connect_cells(keys: UInt64[np.ndarray, " n"]) -> Int32[np.ndarray, " n"]:
-    """Cluster of each point, from the packed key of its cell (``projection.grid.cell_keys``).
+    """Connected components of occupied voxels: cluster of each point.
+
+    Takes the packed key of each point's cell (``projection.grid.cell_keys``).
 
     Cells that touch at a face, an edge or a corner belong to one cluster. Clusters are numbered by
     one of their cells, so numbers have gaps.

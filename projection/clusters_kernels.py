@@ -1,4 +1,4 @@
-"""Compiled code of ``projection.clusters`` (twin in ``tests/projection/twins.py``)."""
+"""Compiled kernels of the point clustering (twin in ``tests/projection/twins.py``)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from clipsweep.projection.kernels import COORD_BITS, find_one
 
 @jit
 def root(parent: Any, cell: Any) -> Any:
-    """The cell that stands for the cluster of a cell; shortens the way there (union-find)."""
+    """Union-find root: the cell that stands for a cell's cluster; shortens the path to it."""
     while parent[cell] != cell:
         parent[cell] = parent[parent[cell]]
         cell = parent[cell]
@@ -21,7 +21,7 @@ def root(parent: Any, cell: Any) -> Any:
 
 @jit
 def connect(keys: Any, table: Any, parent: Any) -> None:
-    """Writes for each cell the first cell of its cluster: cells that touch are of one cluster.
+    """Connected components (union-find): writes each cell's cluster; touching cells share one.
 
     ``keys (v,) u64`` and ``table`` are a ``CellIndex``; keys with other batch bits never touch.
     """

@@ -1,8 +1,8 @@
-"""The one error that bad input raises, with the file, the value and the cure in its text."""
+"""Error for bad input data, with the file, the value and the cure in its text."""
 
 
 class BadInput(ValueError):
-    """Input that must not be used; its text is one line for the person who owns the data.
+    """Bad input data or settings; its text is one line for the person who owns the data.
 
     Args:
         where: file, table row or setting that is wrong.
@@ -21,5 +21,5 @@ class BadInput(ValueError):
 
 
 def printable(text: str) -> str:
-    """A text with control characters escaped: names from files must not steer a terminal."""
+    """Escapes control characters, so that names from files cannot steer a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,7 +1,4 @@
-"""Data structures: files, sweeps, cameras, frames, clouds, labels.
-
-What was recorded, where it lies, and what was found out about it.
-"""
+"""Data structures: files, sweeps, cameras, key frames, point clouds, labels."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ NONE = 255
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file of the data set as it was when it was indexed.
+    """A file of the data set with its size and sha256 at indexing time.
 
     Attributes:
         path: where it lies.
@@ -35,7 +32,7 @@ class File:
     sha256: str = ""
 
     def read(self) -> builtins.bytes:
-        """The file's bytes, refused when they are not those that were indexed.
+        """Reads the file's bytes, refused when they are not those that were indexed.
 
         Raises:
             BadInput: the file is gone, or its size or digest changed.
@@ -65,7 +62,7 @@ class File:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Sweep:
-    """One turn of the LiDAR: its time [us], its pose at that time, and the file of its points."""
+    """LiDAR sweep (one turn): its time [us], its pose at that time, and the file of its points."""
 
     time_us: int
     global_from_lidar: Pose
@@ -74,7 +71,7 @@ class Sweep:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Camera:
-    """One undistorted image: time [us], pose then, pinhole ``K`` [px] and size [px]."""
+    """Undistorted camera image: time [us], pose then, intrinsics ``K`` [px] and size [px]."""
 
     name: str
     time_us: int
@@ -86,7 +83,7 @@ class Camera:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Frame:
-    """A key frame: paths and poses only, cheap to pickle.
+    """Key frame: sweeps, camera images and label file, as paths and poses; cheap to pickle.
 
     Attributes:
         id: unique within the data set and official: nuScenes' LIDAR_TOP sample_data token, KITTI's
@@ -108,7 +105,7 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class SweepLayout:
-    """Layout of LiDAR sweep files, and which of their returns are left out.
+    """Layout of LiDAR sweep files: columns, intensity scale, and which returns are left out.
 
     Attributes:
         columns: float32 values a point, x, y, z [m] and intensity first: 5 in nuScenes files, 4 in
@@ -128,7 +125,7 @@ class SweepLayout:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Cloud:
-    """Points of one or more sweeps in the key sweep's LiDAR frame.
+    """Point cloud of one or more sweeps in the key sweep's LiDAR frame.
 
     Attributes:
         xyz: positions [m].
@@ -147,7 +144,9 @@ class Cloud:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Pairs:
-    """Point-pixel pairs: point, camera and pixel of each; a point in two cameras makes two pairs.
+    """Point-pixel pairs from the projection of points into camera images.
+
+    A point that two cameras see makes two pairs.
 
     Attributes:
         point: row in the cloud.
@@ -162,7 +161,7 @@ class Pairs:
     depth: Float32[np.ndarray, " m"]
 
     def __getitem__(self, rows: np.ndarray) -> Pairs:
-        """The pairs at ``rows`` (a mask or indices)."""
+        """Selects point-pixel pairs by a mask or by indices."""
         if rows.dtype == np.bool_:
             rows = np.flatnonzero(rows)  # once, not in every column
         return Pairs(
@@ -175,7 +174,7 @@ class Pairs:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class PixelLabels:
-    """Pixel labels of one image by the teacher, on its own grid stretched over the image.
+    """Pixel labels of one camera image by the 2D teacher, on its own grid over the image.
 
     Attributes:
         label: class of each grid pixel, 255 = none.

@@ -1,4 +1,4 @@
-"""Fuses pixel labels over space and time into labels of every LiDAR point of a drive."""
+"""Multi-frame label fusion: pixel labels to pseudo-labels of every LiDAR point of a scene."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _CLUSTER_M = 0.3  # points closer than about this are of one cluster
 
 @dataclass(frozen=True)
 class FusionConfig:
-    """How pixel labels become point labels."""
+    """Settings of the label fusion, from pixel labels to point labels."""
 
     min_depth_m: Annotated[
         float,
@@ -164,12 +164,12 @@ class FusionConfig:
 
     @property
     def tolerance(self) -> tuple[float, float, float]:
-        """The z-buffer's, as ``projection.cameras.visible`` takes it."""
+        """Depth tolerance of the z-buffer, as ``projection.cameras.visible`` takes it."""
         return self.occlusion_px, self.occlusion_relative, self.occlusion_m
 
 
 def visible_pairs(frame: Frame, xyz: Float32[np.ndarray, "n 3"], config: FusionConfig) -> Pairs:
-    """Which points of the key sweep's LiDAR frame [m] the cameras of its frame see, and where."""
+    """Point-pixel pairs of a key frame without occluded ones: points [m] in the LiDAR frame."""
     lidar = frame.sweeps[0].global_from_lidar
     pairs = project(xyz, lidar, frame.cameras, config.min_depth_m)
     return pairs[visible(pairs, frame.cameras, *config.tolerance)]
@@ -186,7 +186,9 @@ def label_scene(
     on_alignment: Callable[[Alignment], None] | None = None,
     grid_from_global: Pose | None = None,
 ) -> Iterator[tuple[Frame, PointLabels]]:
-    """Labels every raw row of each key sweep of a scene by the votes of the key frames around it.
+    """Pseudo-labels of a scene's point clouds: fuses pixel labels over key frames by voting.
+
+    Every raw row of each key sweep gets a label by the votes of the key frames around it.
 
     1. Poses are corrected where key frames disagree on the ground (``align_scene``).
     2. The labels of all frames follow from them (``label_frames``).
@@ -227,7 +229,7 @@ def align_scene(
     config: FusionConfig,
     grid_from_global: Pose | None = None,
 ) -> Alignment:
-    """Corrects the poses of a scene where its key frames disagree on the ground.
+    """Corrects ego poses of a scene where its key frames disagree on the ground.
 
     Args:
         frames: all key frames of one scene, in order of time, at least one.
@@ -261,7 +263,9 @@ def label_frames(
     limits: ClassLimits | None = None,
     grid_from_global: Pose | None = None,
 ) -> Iterator[tuple[Frame, PointLabels]]:
-    """Labels every raw row of successive key sweeps by the votes of the key frames around them.
+    """Pseudo-labels of successive key sweeps by the votes of the key frames around them.
+
+    Every raw row of a sweep gets a label, or none.
 
     1. The ground is mapped, and how tall what stands on it is (``projection.ground``).
     2. Points that are connected form clusters (``projection.clusters``). Both are made from up to
@@ -300,7 +304,7 @@ def label_frames(
 def _grid_poses(
     frames: Sequence[Frame], grid_from_global: Pose | None, cell_m: float
 ) -> list[Pose]:
-    """Poses of the key sweeps in the grid, whose cells reach some way only."""
+    """Poses of the key sweeps in the voxel grid, whose size is limited."""
     grid_from_global = grid_from_global or frames[0].sweeps[0].global_from_lidar.inverse()
     poses = [grid_from_global @ frame.sweeps[0].global_from_lidar for frame in frames]
     farthest_m = max(_apart(poses[0], pose) for pose in poses)
@@ -311,7 +315,7 @@ def _grid_poses(
 
 
 def _blocks(poses: Sequence[Pose], fits: Sequence[bool], wanted: range) -> Iterator[range]:
-    """Blocks of key frames that share one ground map; one that does not fit has its own."""
+    """Splits key frames into blocks with one ground map; a frame that does not fit has its own."""
     start = wanted.start
     for end in range(wanted.start + 1, wanted.stop + 1):
         full = end == wanted.stop or end - start == _BLOCK
@@ -325,7 +329,7 @@ def _apart(one: Pose, other: Pose) -> float:
 
 
 def _kind(heights: Heights) -> UInt8[np.ndarray, " n"]:
-    """Ground, low or tall: what never shares votes with the others."""
+    """Classifies heights above ground as ground, low or tall, which never share votes."""
     kind = np.where(heights.top < _LOW_M, np.uint8(_LOW), np.uint8(_TALL))
     kind[(heights.height < _GROUND_M) & (heights.top < _STANDING_M)] = _GROUND
     return kind
@@ -333,7 +337,7 @@ def _kind(heights: Heights) -> UInt8[np.ndarray, " n"]:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class SweepReader:
-    """Reads sweeps without the car's own returns and bad rows.
+    """Reads LiDAR sweeps without the car's own returns and bad points.
 
     Attributes:
         layout: of the sweeps' files, and which returns are left out.
@@ -347,7 +351,7 @@ class SweepReader:
     bad: set[Path] = field(default_factory=set)
 
     def merged(self, frame: Frame, sweeps: int) -> Cloud:
-        """The key sweep and the usable ones of the older sweeps asked for."""
+        """Multi-sweep point cloud: the key sweep merged with the usable older sweeps asked for."""
         try:
             return merge(frame, sweeps, self.layout)
         except BadInput:
@@ -356,7 +360,7 @@ class SweepReader:
         return merge(self._usable(frame, sweeps, self.on_bad_sweep), sweeps, self.layout)
 
     def _usable(self, frame: Frame, sweeps: int, on_bad_sweep: Callable[[BadInput], None]) -> Frame:
-        """The frame without older sweeps that are bad."""
+        """Key frame without older sweeps that are bad."""
         good = [frame.sweeps[0]]
         for sweep in frame.sweeps[1:sweeps]:
             try:
@@ -371,7 +375,7 @@ class SweepReader:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _SceneFusion:
-    """A scene on its way to point labels: its frames, and their corrected poses in the grid."""
+    """Label fusion of one scene: its key frames, and their corrected poses in the grid."""
 
     reader: SweepReader
     config: FusionConfig
@@ -383,7 +387,7 @@ class _SceneFusion:
     fits: Sequence[bool]
 
     def label(self, block: range) -> Iterator[tuple[Frame, PointLabels]]:
-        """Labels successive key frames with the votes of those around them."""
+        """Labels a block of successive key frames by the votes of those around them."""
         config = self.config
         near = {number: self._near(number) for number in block}
         around = sorted(set().union(*near.values()))
@@ -404,7 +408,7 @@ class _SceneFusion:
             yield self.frames[number], self._labels(number, clouds[number], places[number], grid)
 
     def _near(self, number: int) -> set[int]:
-        """The key frames that share votes with one, itself included."""
+        """Neighbouring key frames that share votes with one, itself included."""
         config = self.config
         near = {number}
         if not self.fits[number]:
@@ -420,7 +424,7 @@ class _SceneFusion:
         return near
 
     def _places(self, around: Sequence[int], clouds: dict[int, Cloud]) -> list[Places]:
-        """Where the points of some key frames lie."""
+        """Grid positions, kinds, clusters and heights of the points of some key frames."""
         xyz = [self.grid_from_lidar[i].apply(clouds[i].xyz).astype(np.float32) for i in around]
         ground = map_ground(
             [clouds[i].xyz for i in around], [self.grid_from_lidar[i] for i in around]
@@ -436,7 +440,7 @@ class _SceneFusion:
         return [Places(*each) for each in zip(xyz, kinds, parts, heights, strict=True)]
 
     def _votes(self, number: int, cloud: Cloud, places: Places) -> Votes:
-        """The votes of one key frame's pixels."""
+        """Votes of one key frame's pixel labels for its visible points."""
         config = self.config
         frame = self.frames[number]
         pairs = visible_pairs(frame, cloud.xyz, config)
@@ -450,7 +454,7 @@ class _SceneFusion:
         return votes.limited(self.limits)
 
     def _labels(self, number: int, cloud: Cloud, places: Places, grid: VoteGrid) -> PointLabels:
-        """Labels of each raw row of a key sweep by the votes counted in."""
+        """Fused labels of each raw row of a key sweep by the votes counted in."""
         config = self.config
         sweep = self.frames[number].sweeps[0]
         key = slice(0, int((cloud.sweep == 0).sum()))  # the key sweep comes first

@@ -1,4 +1,4 @@
-"""Voxel grid with a hash index: cell keys, distinct cells, kernel maps of convolutions."""
+"""Voxel grid with a hash table: packed keys, distinct voxels, sparse convolution kernel maps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from clipsweep.projection.pose import Pose
 
 @dataclass(frozen=True, eq=False, slots=True)
 class CellIndex:
-    """A hash over distinct cell keys, numbered in order of first sight.
+    """Voxel hash table: distinct cell keys, numbered in order of first sight.
 
     Attributes:
         keys: packed coordinates of each distinct cell.
@@ -27,7 +27,7 @@ class CellIndex:
         return len(self.keys)
 
     def find(self, keys: UInt64[np.ndarray, " n"]) -> Int32[np.ndarray, " n"]:
-        """Number of each key's cell, -1 where it is not in the index."""
+        """Looks up the number of each key's cell, -1 where it is not in the hash table."""
         index = np.empty(len(keys), np.int32)
         kernels.find(keys, self.keys, self.table, index)
         return index
@@ -38,14 +38,14 @@ class CellIndex:
 
 
 def key_coords(keys: UInt64[np.ndarray, " v"]) -> Int32[np.ndarray, "v 4"]:
-    """Batch index and integer coordinates of packed keys."""
+    """Unpacks cell keys to batch index and integer coordinates."""
     coords = np.empty((len(keys), 4), np.int32)
     kernels.unpack(keys, coords)
     return coords
 
 
 def index_cells(keys: UInt64[np.ndarray, " n"]) -> tuple[CellIndex, Int32[np.ndarray, " n"]]:
-    """The distinct cells among ``keys`` and each key's cell number."""
+    """Hashes voxels: the distinct cells among ``keys``, and each key's cell number."""
     table = np.full(1 << max(4, (2 * len(keys) - 1).bit_length()), -1, np.int32)
     unique = np.empty(len(keys), np.uint64)
     inverse = np.empty(len(keys), np.int32)
@@ -56,9 +56,9 @@ def index_cells(keys: UInt64[np.ndarray, " n"]) -> tuple[CellIndex, Int32[np.nda
 def cell_keys(
     xyz: Float32[np.ndarray, "n 3"], size_m: float, grid_from_xyz: Pose | None = None
 ) -> UInt64[np.ndarray, " n"]:
-    """Voxel of each point as a packed key: ``floor(x / size)``.
+    """Voxel of each point as a packed 64-bit key: ``floor(x / size)``.
 
-    After an optional transform in float64.
+    After an optional rigid transform in float64.
 
     Raises:
         ValueError: a point is not finite or farther from the grid's origin than 2^18 cells.
@@ -89,11 +89,11 @@ class PairLists:
     starts: Int64[np.ndarray, " k1"]
 
     def reverse(self) -> PairLists:
-        """The same pairs with input and output exchanged."""
+        """Transposed kernel map: the same pairs with input and output exchanged."""
         return PairLists(self.target, self.source, self.starts)
 
     def tile(self, outputs: int, tile_rows: int) -> PairLists:
-        """The same pairs sorted by tile of output rows, then by offset.
+        """Kernel map sorted by tile of output rows, then by offset.
 
         List ``tile * k + offset``.
         """
@@ -124,7 +124,7 @@ def _pack(coords: Int32[np.ndarray, "v 4"]) -> UInt64[np.ndarray, " v"]:
 
 
 def index_coords(coords: Int32[np.ndarray, "v 4"]) -> CellIndex:
-    """A hash over distinct rows (batch, c0, c1, c2), numbered as they stand.
+    """Hash table of distinct voxels (batch, c0, c1, c2), numbered as they stand.
 
     Raises:
         ValueError: a row stands twice, or is beyond 2^18 cells or batch 127.
@@ -136,7 +136,7 @@ def index_coords(coords: Int32[np.ndarray, "v 4"]) -> CellIndex:
 
 
 def neighbours(index: CellIndex) -> PairLists:
-    """Kernel map of a 3^3 convolution: pairs of cells that touch, and each with itself.
+    """Kernel map of a 3^3 submanifold convolution: pairs of touching cells, each with itself too.
 
     List ``k`` holds the pairs with ``coords[source] = coords[target] + (k // 9 - 1, k // 3 % 3 - 1,
     k % 3 - 1)``. Half of them are looked up: list ``26 - k`` is list ``k`` with source and target

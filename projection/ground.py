@@ -1,4 +1,4 @@
-"""Maps the ground under a stretch of road, and how tall what stands on it is."""
+"""Ground segmentation: a height map of the ground, and the height of what stands on it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _GAP_M = 1.0  # what is missing between two beams does not end a column
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Heights:
-    """Heights of points above the ground.
+    """Heights of points above the ground, and of the objects that they are part of.
 
     Attributes:
         height: above ground [m]; NaN off the map and where a point is so far under it that the
@@ -44,7 +44,7 @@ class Heights:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class GroundMap:
-    """The ground of a stretch of road and what stands on it, in a frame whose z axis points up.
+    """Ground height map of a stretch of road, and what stands on it; the z axis points up.
 
     Attributes:
         corner: least x and y of the map [m].
@@ -61,7 +61,7 @@ class GroundMap:
     shape: tuple[int, int]
 
     def heights(self, xyz: Float32[np.ndarray, "n 3"], map_from_xyz: Pose) -> Heights:
-        """Heights of points, and of the tops of what they belong to.
+        """Heights above ground of points, and of the tops of the objects they belong to.
 
         ```
             wall |#           car     o
@@ -94,7 +94,7 @@ class GroundMap:
 def map_ground(
     clouds: Sequence[Float32[np.ndarray, "_ 3"]], map_from_lidar: Sequence[Pose]
 ) -> GroundMap:
-    """Maps the ground and what stands on it from the sweeps of a stretch of road.
+    """Estimates the ground height map of a stretch of road, and what stands on it, from sweeps.
 
     The road under the sensor is found first: of the cells' lowest points near it, the height below
     the sensor that most of them share. From there the ground is followed outwards, so that neither
@@ -149,7 +149,7 @@ def _lowest(
     corner: Float64[np.ndarray, "2"],
     shape: tuple[int, int],
 ) -> Float32[np.ndarray, "h w"]:
-    """A low quantile of the heights in each cell, inf where there are no points."""
+    """Lowest points of each cell: a low quantile of the heights, inf where there are no points."""
     room = sum(map(len, clouds))
     cell = np.empty(room, np.int32)
     z = np.empty(room, np.float32)
@@ -166,7 +166,7 @@ def _lowest(
 def _track(
     low: Float32[np.ndarray, "h w"], poses: Sequence[Pose], corner: Float64[np.ndarray, "2"]
 ) -> Float32[np.ndarray, "h w"]:
-    """Height of the road in the cells that the sensor drove over, NaN in all others."""
+    """Seeds of the ground: height of the road where the sensor drove, NaN in all other cells."""
     seed = np.full(low.shape, np.nan, np.float32)
     reach = round(_TRACK_M / _CELL_M)
     cells = [((pose.translation[:2] - corner) / _CELL_M).astype(int) for pose in poses]

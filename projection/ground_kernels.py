@@ -1,4 +1,4 @@
-"""Compiled code of ``projection.ground``.
+"""Compiled kernels of the ground height map (``projection.ground``).
 
 Flat arrays in, flat arrays out (twins in ``tests/projection/twins.py``).
 """
@@ -14,7 +14,7 @@ from clipsweep.projection.jit import jit
 
 @jit
 def place(rotation: Any, translation: Any, xyz: Any, i: int) -> Any:
-    """Point ``i`` after a rigid transform in float64, as (x, y, z)."""
+    """Rigid transform of point ``i`` in float64, as (x, y, z)."""
     x = np.float64(xyz[i, 0])
     y = np.float64(xyz[i, 1])
     z = np.float64(xyz[i, 2])
@@ -30,9 +30,9 @@ def gather(
     xyz: Any, rotation: Any, translation: Any, corner: Any, size: float, shape: Any, step: int,
     cell: Any, z: Any, n: int,
 ) -> int:  # fmt: skip
-    """Appends flat cell and height of every ``step``-th point inside the map from row ``n`` on.
+    """Bins points into ground cells: appends flat cell and height of every ``step``-th point.
 
-    Answers the new end.
+    Only points inside the map, from row ``n`` on; answers the new end.
     """
     for i in range(0, xyz.shape[0], step):
         px, py, pz = place(rotation, translation, xyz, i)
@@ -47,7 +47,7 @@ def gather(
 
 @jit
 def low_quantile(cell: Any, z: Any, share: float, ground: Any) -> None:
-    """Writes each flat cell's ``share`` quantile of the heights in it, inf where there are none."""
+    """Height quantile of each ground cell: writes the ``share`` quantile, inf without points."""
     ends = np.zeros(len(ground) + 1, np.int64)
     for i in range(len(cell)):
         ends[cell[i] + 1] += 1
@@ -69,7 +69,7 @@ def low_quantile(cell: Any, z: Any, share: float, ground: Any) -> None:
 def grow_ground(
     low: Any, seed: Any, slope: float, step: float, size: float, reach: int, ground: Any, gap: Any
 ) -> None:  # fmt: skip
-    """Follows the ground outwards from where the sensor drove, cell by cell (breadth first).
+    """Ground segmentation by region growing from where the sensor drove (breadth first).
 
     A cell's height is expected to be the mean of the settled cells within ``reach`` cells, weighted
     by closeness and by how sure they are. Its lowest points ``low (h,w) f32`` (inf: none) are the
@@ -164,7 +164,7 @@ def heights(
     deepest: float,
     gap: Any, sure: float, height: Any, known: Any,
 ) -> None:  # fmt: skip
-    """Writes each point's height above the ground, bilinear between cell centres.
+    """Height above ground of each point, bilinear between cell centres.
 
     NaN off the map and for points deeper than ``deepest``. ``known (n,) bool``: there is a height,
     and ground was seen within ``sure`` metres of the point's cell.
@@ -189,7 +189,7 @@ def heights(
 
 @jit
 def column_of(px: float, py: float, corner: Any, size: float, shape: Any) -> int:
-    """Flat column that a place lies in, -1 off the map."""
+    """Flat index of the map column that a position lies in, -1 off the map."""
     row = np.floor((px - corner[0]) / size)
     column = np.floor((py - corner[1]) / size)
     if row >= 0 and row < shape[0] and column >= 0 and column < shape[1]:
@@ -209,7 +209,7 @@ def stack(
     lift: float,
     bits: Any,
 ) -> None:
-    """Sets bit ``height / lift`` of each point's column in ``bits (columns,) u64``.
+    """Occupancy bits by column: sets bit ``height / lift`` of ``bits (columns,) u64`` by point.
 
     Points under 0.1 m are ground.
     """
@@ -227,7 +227,7 @@ def tops(
     lift: float,
     gap: int, bits: Any, top: Any,
 ) -> None:  # fmt: skip
-    """Writes the height of the top of what each point belongs to.
+    """Object height at each point: the top of what the point belongs to.
 
     Of the bits above the point in its column, those in reach over gaps of at most ``gap`` bits.
     """

@@ -1,4 +1,4 @@
-"""Numba compilation of kernels without the GIL, cached on disk for many processes at once."""
+"""Numba compilation without the GIL, with a disk cache that is safe for many processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PACKAGES = ("projection", "distill", "pipeline")
 
 
 class _SharedCacheFile(IndexDataCacheFile):
-    """Files of one function's compiled code, safe for processes that compile at the same time.
+    """Numba cache files of one function, safe for processes that compile at the same time.
 
     Numba numbers its data files and writes the index first. Two processes that compile for
     different argument types then both write file 1, and either may load the other's code for its
@@ -48,7 +48,7 @@ class _SharedCacheFile(IndexDataCacheFile):
 
 
 class _SharedCache(FunctionCache):
-    """Numba's cache of one function in shared files, stale when a source compiled into it changes.
+    """Numba disk cache of one function, stale when a source compiled into it changes.
 
     Raises:
         RuntimeError: neither the source's folder nor the user's cache folder can be written.
@@ -63,9 +63,9 @@ class _SharedCache(FunctionCache):
 
 
 def jit(function: Callable[..., Any], **options: Any) -> Any:
-    """Numba's ``njit`` with division as in NumPy, without the GIL.
+    """Numba ``njit`` decorator: division as in NumPy, without the GIL, cached on disk.
 
-    Cached where there is a place to write, else compiled per process.
+    Cached where there is a place to write, else compiled in each process.
 
     Args:
         function: to be compiled.
@@ -79,7 +79,7 @@ def jit(function: Callable[..., Any], **options: Any) -> Any:
 
 @cache
 def _sources(folder: Path) -> str:
-    """Digest of what a function in this folder may have compiled into it.
+    """Digest of the source files in a folder that a function may have compiled into it.
 
     Numba looks at a function's own file alone, and goes on with old code of what it calls or reads
     from others.

@@ -1,4 +1,4 @@
-"""Compiled code of sweeps, cameras, grids and votes.
+"""Compiled kernels: sweep merging, deskew, camera projection, z-buffer, voxel hashing, pooling.
 
 Flat arrays in, flat arrays out, no GIL, no Python objects.
 
@@ -40,7 +40,7 @@ def take_sweep(
     intensity: Any,
     source: Any,
 ) -> Any:
-    """Writes a sweep's usable points from row ``start`` on.
+    """Reads and transforms a sweep's points: writes the usable ones from row ``start`` on.
 
     Answers the new end and the number of bad rows.
 
@@ -88,7 +88,7 @@ def take_sweep(
 
 @jit
 def deskew(xyz: Any, time_s: Any, turn: Any, speed: Any, out: Any) -> None:
-    """Motion compensation within a sweep: writes ``R(turn t) p + speed t`` of each point.
+    """Deskew: motion compensation within a sweep, ``R(turn t) p + speed t`` of each point.
 
     ``xyz (n,3) f32`` are the points p, ``time_s (n,) f32`` their times t, ``turn (3,) f64`` is axis
     times angle a second, ``speed (3,) f64``. By Rodrigues' formula in float64.
@@ -125,9 +125,10 @@ def project(
     uv: Any,
     depth: Any,
 ) -> int:
-    """Writes the pairs of a cloud ``xyz (n,3) f32`` and cameras ``matrix (k,3,4) f32 = K [R|t]``.
+    """Projects a point cloud into all cameras: writes point-pixel pairs.
 
-    Answers how many.
+    ``xyz (n,3) f32`` is the cloud, ``matrix (k,3,4) f32`` the cameras' ``K [R|t]``. Answers how
+    many pairs there are.
 
     Works through blocks of points: first a loop without branches, which the compiler turns into
     vector code, then the compaction of those blocks that have pairs. Answers -1 when the pairs do
@@ -195,7 +196,7 @@ def project(
 
 @jit
 def pixel_rows(camera: Any, uv: Any, scale: Any, start: Any, width: Any, rows: Any) -> None:
-    """Writes the row of each pair's grid pixel.
+    """Grid pixel of each point-pixel pair: writes its row.
 
     ``scale (k,2) f32`` is grid over image size, height and width.
     """
@@ -214,7 +215,7 @@ def visible(
     absolute: float, dilate_cells: int,
     keep: Any,
 ) -> None:  # fmt: skip
-    """Z-buffer test: marks the pairs that no nearer pair of the same image hides.
+    """Z-buffer occlusion test: marks the pairs that no nearer pair of the same image hides.
 
     A pair hides what is deeper in its own image cell and in ``dilate_cells`` cells around it.
     ``grid_hw (k,2)`` is each image's number of cells of ``cell_px`` pixels; ``keep (m,) bool`` is
@@ -239,7 +240,7 @@ def visible(
 
 @jit
 def lower_to_pairs(camera: Any, uv: Any, depth: Any, scale: Any, nearest: Any) -> None:
-    """Lowers the cells of z-buffers ``nearest (k,h,w)`` to the depths of the pairs in them."""
+    """Fills z-buffers ``nearest (k,h,w)``: the least depth of the pairs in each cell."""
     for i in range(len(depth)):
         c = camera[i]
         row = int(uv[i, 1] * scale)
@@ -269,7 +270,7 @@ def spread_nearest(nearest: Any, reach: int) -> None:
 
 @jit
 def lower_to(other: Any, line: Any) -> None:
-    """Lowers each element of ``line`` to that of ``other`` where this is less."""
+    """Elementwise minimum: lowers each element of ``line`` to that of ``other`` if this is less."""
     for i in range(len(line)):
         line[i] = min(line[i], other[i])
 
@@ -279,7 +280,7 @@ def lower_to(other: Any, line: Any) -> None:
 
 @jit
 def pack(batch: Any, c0: Any, c1: Any, c2: Any) -> Any:
-    """One 64-bit key of a cell.
+    """Packs batch index and voxel coordinates into one 64-bit key.
 
     Unique while each coordinate fits ``COORD_BITS`` and the batch ``BATCH_BITS``.
     """
@@ -293,7 +294,7 @@ def pack(batch: Any, c0: Any, c1: Any, c2: Any) -> Any:
 
 @jit
 def cell_keys(xyz: Any, rotation: Any, translation: Any, size: float, keys: Any) -> bool:
-    """Writes the key of each point's voxel after a rigid transform in float64.
+    """Voxelizes points: writes the packed key of each after a rigid transform in float64.
 
     False when one lies out of range.
     """
@@ -326,9 +327,9 @@ def cell_keys(xyz: Any, rotation: Any, translation: Any, size: float, keys: Any)
 
 @jit
 def pack_rows(coords: Any, keys: Any) -> bool:
-    """Writes the key of each row of ``coords (v,4) i32`` (batch, c0, c1, c2).
+    """Packs voxel coordinates: writes the key of each row of ``coords (v,4) i32``.
 
-    False when one is out of range.
+    Rows are (batch, c0, c1, c2). False when one is out of range.
     """
     inside = True
     for i in range(coords.shape[0]):
@@ -348,7 +349,7 @@ def pack_rows(coords: Any, keys: Any) -> bool:
 
 @jit
 def unpack(keys: Any, coords: Any) -> None:
-    """Writes ``coords (v,4) i32`` (batch, c0, c1, c2) of packed keys."""
+    """Unpacks voxel keys: writes ``coords (v,4) i32`` (batch, c0, c1, c2)."""
     for i in range(len(keys)):
         key = np.int64(keys[i])
         coords[i, 0] = (key >> (3 * COORD_BITS)) & ((1 << BATCH_BITS) - 1)
@@ -359,13 +360,13 @@ def unpack(keys: Any, coords: Any) -> None:
 
 @jit
 def hash_slot(key: Any, table: Any) -> Any:
-    """First slot to try for a key in a table whose length is a power of two."""
+    """Hash function of a voxel key: first slot to try; the table's length is a power of two."""
     return np.int64((np.uint64(key) * _GOLDEN) >> np.uint64(32)) & (len(table) - 1)
 
 
 @jit
 def find_one(key: Any, keys: Any, table: Any) -> Any:
-    """Index of a key among the distinct ``keys`` that ``table`` holds, or -1."""
+    """Hash lookup of one voxel key: its index among the distinct ``keys``, or -1."""
     slot = hash_slot(key, table)
     while table[slot] >= 0:
         if keys[table[slot]] == key:
@@ -376,9 +377,9 @@ def find_one(key: Any, keys: Any, table: Any) -> Any:
 
 @jit
 def distinct(keys: Any, table: Any, unique: Any, inverse: Any) -> int:
-    """Fills ``table`` (all -1, longer than the keys), writes distinct keys as first seen.
+    """Fills a voxel hash table: writes distinct keys as first seen, and each key's index.
 
-    Answers how many.
+    ``table`` comes in all -1 and is longer than the keys. Answers the number of distinct keys.
     """
     count = 0
     for i in range(len(keys)):
@@ -396,7 +397,7 @@ def distinct(keys: Any, table: Any, unique: Any, inverse: Any) -> int:
 
 @jit
 def find(wanted: Any, keys: Any, table: Any, index: Any) -> None:
-    """Writes the index of each wanted key among ``keys``, -1 where absent."""
+    """Hash lookup of voxel keys: writes the index of each wanted key among ``keys``, or -1."""
     for i in range(len(wanted)):
         index[i] = find_one(wanted[i], keys, table)
 

@@ -1,4 +1,4 @@
-"""Rigid transforms between named frames, in float64."""
+"""Rigid transforms (SE(3) poses, extrinsics) between named frames, in float64."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ORTHONORMAL_TOLERANCE = 1e-5
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Pose:
-    """A rigid transform, named for what it does: ``a_from_b.apply(xyz_in_b)`` gives ``xyz_in_a``.
+    """Rigid transform (pose, extrinsics): ``a_from_b.apply(xyz_in_b)`` gives ``xyz_in_a``.
 
     Attributes:
         rotation: proper rotation matrix.
@@ -36,12 +36,12 @@ class Pose:
 
     @staticmethod
     def identity() -> Pose:
-        """The transform that moves nothing."""
+        """Identity transform."""
         return _unchecked(np.eye(3), np.zeros(3))
 
     @staticmethod
     def from_quaternion(wxyz: Sequence[float], translation: Sequence[float]) -> Pose:
-        """Pose of a unit quaternion in (w, x, y, z) order, as nuScenes writes it.
+        """Pose from a unit quaternion (w, x, y, z) and a translation, as nuScenes writes it.
 
         Raises:
             ValueError: the quaternion's length differs from 1 by more than 1e-3, or is not finite.
@@ -75,7 +75,7 @@ class Pose:
 
     @staticmethod
     def from_axis_angle(axis_angle: Float64[np.ndarray, "3"]) -> Pose:
-        """A rotation by the axis times the angle [rad], by Rodrigues' formula.
+        """Rotation from an axis times the angle [rad], by Rodrigues' formula.
 
         See ``axis_angle``.
         """
@@ -86,21 +86,21 @@ class Pose:
         return _unchecked(np.eye(3) + turned, np.zeros(3))
 
     def matrix(self) -> Float64[np.ndarray, "3 4"]:
-        """The row-major 3x4 matrix ``[R | t]``."""
+        """Row-major 3x4 matrix ``[R | t]`` of the pose."""
         return np.concatenate([self.rotation, self.translation[:, None]], axis=1)
 
     def __matmul__(self, other: Pose) -> Pose:
-        """``a_from_b @ b_from_c`` is ``a_from_c``."""
+        """Composes poses: ``a_from_b @ b_from_c`` is ``a_from_c``."""
         return _unchecked(
             self.rotation @ other.rotation, self.rotation @ other.translation + self.translation
         )
 
     def inverse(self) -> Pose:
-        """``b_from_a`` of an ``a_from_b``."""
+        """Inverse pose: ``b_from_a`` of an ``a_from_b``."""
         return _unchecked(self.rotation.T.copy(), -self.rotation.T @ self.translation)
 
     def axis_angle(self) -> Float64[np.ndarray, "3"]:
-        """The rotation as axis times angle [rad], below half a turn.
+        """Axis-angle of the rotation [rad], below half a turn.
 
         The logarithm of the matrix.
         """
@@ -112,12 +112,15 @@ class Pose:
         return axis * (angle / sine if sine > 1e-12 else 1.0)
 
     def apply(self, xyz: Float[np.ndarray, "n 3"]) -> Float64[np.ndarray, "n 3"]:
-        """Transforms points [m], computing and answering in float64."""
+        """Transforms points [m] by the pose, in float64."""
         return xyz.astype(np.float64, copy=False) @ self.rotation.T + self.translation
 
 
 def _unchecked(rotation: Float64[np.ndarray, "3 3"], translation: Float64[np.ndarray, "3"]) -> Pose:
-    """A pose that is right by its making: the check takes ten times as long as a product."""
+    """Pose without validation, where it is right by its making.
+
+    The check takes ten times as long as a product.
+    """
     pose = object.__new__(Pose)
     object.__setattr__(pose, "rotation", rotation)
     object.__setattr__(pose, "translation", translation)

@@ -1,4 +1,4 @@
-"""Reads LiDAR sweeps and merges them into the key sweep's frame."""
+"""Reads LiDAR sweeps and merges them into the key sweep's frame (ego-motion compensation)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _RANGE_MAX_M = 300.0
 
 
 def _read(sweep: Sweep, columns: int) -> Float32[np.ndarray, "n c"]:
-    """The raw rows of a sweep, straight over the file's bytes."""
+    """Raw rows of a sweep file, as a view of its bytes."""
     path = sweep.points.path
     data = sweep.points.read()
     if not data or len(data) % (4 * columns):
@@ -57,7 +57,7 @@ def read_sweep(sweep: Sweep, layout: SweepLayout) -> Float32[np.ndarray, "n c"]:
 
 
 def merge(frame: Frame, sweeps: int, layout: SweepLayout) -> Cloud:
-    """Merges the newest ``sweeps`` sweeps of a frame into its key sweep's LiDAR frame.
+    """Ego-motion compensation: merges a frame's newest sweeps into its key sweep's LiDAR frame.
 
     The chain is ``key_from_sweep = inv(global_from_key) @ global_from_sweep``, composed in float64
     and applied in float32 (under 1e-4 m at 100 m).
@@ -100,7 +100,7 @@ def merge(frame: Frame, sweeps: int, layout: SweepLayout) -> Cloud:
 def deskew(
     xyz: Float32[np.ndarray, "n 3"], time_s: Float32[np.ndarray, " n"], sweep: Sweep, other: Sweep
 ) -> Float32[np.ndarray, "n 3"]:
-    """Motion compensation within a sweep: each point as seen at the sweep's own time.
+    """Deskew: motion compensation within a sweep, each point as seen at the sweep's own time.
 
     nuScenes and KITTI write their points like this already; a reader of raw logs calls it once. The
     sensor is taken to turn and to move at constant rates in its own frame:
@@ -125,7 +125,7 @@ def deskew(
 
 
 def _room(points: int) -> Cloud:
-    """A cloud to be filled, in one block of memory.
+    """Allocates a point cloud to be filled, in one block of memory.
 
     From 4 MB on NumPy asks for huge pages, which halves a merge.
     """
@@ -149,7 +149,7 @@ def choose_sweeps(
     max_age_s: float = np.inf,
     random: np.random.Generator | None = None,
 ) -> Frame:
-    """The frame with its key sweep and at most ``count - 1`` older ones.
+    """Chooses the sweeps of a key frame: its key sweep and at most ``count - 1`` older ones.
 
     Args:
         frame: the key frame.

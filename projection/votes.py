@@ -1,4 +1,4 @@
-"""Votes of labelled pixels in a voxel grid, and the point labels that follow from them."""
+"""Label fusion by voting: weighted votes of pixel labels in a voxel grid, point labels from it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FLUSH_WEIGHT = 0.1
 
 @dataclass(frozen=True, eq=False, slots=True)
 class ClassLimits:
-    """Limits on where the points of a class can be.
+    """Limits on where the points of a class can be: height above ground, ground only.
 
     A class that nothing is known of has no limits. They hold where the ground is known for sure
     (``projection.ground.Heights.known``).
@@ -44,7 +44,7 @@ class ClassLimits:
 
     @staticmethod
     def none(classes: int) -> ClassLimits:
-        """No limits at all."""
+        """No limits for any class."""
         return ClassLimits(
             np.zeros(classes, np.bool_),
             np.full(classes, np.inf, np.float32),
@@ -52,7 +52,7 @@ class ClassLimits:
         )
 
     def packed(self) -> kernels.Limits:
-        """The limits as the compiled code takes them."""
+        """Class limits in the form that the compiled kernels take."""
         flush_weight = _FLUSH_WEIGHT if self.ground.any() else 1.0
         active = bool(self.ground.any() or np.isfinite(self.max_height_m).any())
         return kernels.Limits(
@@ -62,7 +62,7 @@ class ClassLimits:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Places:
-    """Where the points of a key frame lie.
+    """Positions, heights and clusters of a key frame's points in the voxel grid.
 
     Attributes:
         xyz: in the frame of the grid [m].
@@ -86,7 +86,7 @@ class Places:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Votes:
-    """Labels of a key frame's pixels, as weighted votes for the points that they show.
+    """Votes of a key frame's pixel labels for the points that they show, weighted.
 
     Attributes:
         places: where the key frame's points are.
@@ -106,7 +106,7 @@ class Votes:
         return len(self.point)
 
     def limited(self, limits: ClassLimits) -> Votes:
-        """Votes that the class limits allow: weighted, renamed where the object is too tall.
+        """Votes that the class limits allow: weighted, relabelled where the object is too tall.
 
         Those of weight 0 are left out.
         """
@@ -122,7 +122,7 @@ class Votes:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class FusedLabels:
-    """The outcome of a vote, for each point.
+    """Fused label, score and agreement of each point.
 
     Attributes:
         label: class with the most weight, 255 where fewer than the minimum of votes support it.
@@ -139,7 +139,7 @@ class FusedLabels:
 
 
 class VoteGrid:
-    """Votes in fine cells, in coarse cells and in clusters, counted frame by frame.
+    """Voxel grid of label votes in fine cells, coarse cells and clusters, added frame by frame.
 
     A point's label is the class with the largest share of the votes around it: those of the fine
     cells weigh ``cell_share``, those of its cluster ``cluster_share``, those of the coarse cells
@@ -190,11 +190,11 @@ class VoteGrid:
             self._cells.append(cell)
 
     def add(self, frame: int) -> None:
-        """Counts the votes of ``votes[frame]`` in."""
+        """Adds the votes of ``votes[frame]`` to the grid."""
         self._count(frame, 1)
 
     def drop(self, frame: int) -> None:
-        """Takes the votes of ``votes[frame]``, counted in before, out again."""
+        """Removes the votes of ``votes[frame]``, added before, from the grid."""
         self._count(frame, -1)
 
     def _count(self, frame: int, sign: int) -> None:
@@ -217,7 +217,7 @@ class VoteGrid:
         min_support: int = 1,
         min_agreement: float = 0.0,
     ) -> FusedLabels:
-        """Labels of points by the votes counted in now.
+        """Fused labels of points by the votes in the grid.
 
         Args:
             places: where the points are.
@@ -245,7 +245,7 @@ class VoteGrid:
 
 
 def _zeros(cells: int, classes: int) -> Int64[np.ndarray, "v c"]:
-    """Zeros for sums of votes, in huge pages.
+    """Allocates zeroed vote sums in huge pages.
 
     NumPy asks for these in ``empty``, not in ``zeros``, whose page faults cost time.
     """
@@ -255,7 +255,7 @@ def _zeros(cells: int, classes: int) -> Int64[np.ndarray, "v c"]:
 
 
 def _keys(votes: Votes, size_m: float, flat: bool) -> UInt64[np.ndarray, " m"]:
-    """Key of the cell that each vote falls in; on the level of clusters, of its cluster there."""
+    """Voxel key of each vote; on the level of clusters, of its cluster there."""
     places = votes.places
     group = places.cluster if flat else places.kind
     keys = np.empty(len(votes), np.uint64)
@@ -270,7 +270,7 @@ def vote_in_cells(
     classes: int,
     wanted: UInt64[np.ndarray, " n"],
 ) -> UInt8[np.ndarray, " n"]:
-    """Majority vote in single voxels, as most other systems fuse labels; 255 without votes.
+    """Majority vote in single voxels, the usual label fusion baseline; 255 without votes.
 
     Args:
         cell: key of each vote's cell (``projection.grid.cell_keys``).

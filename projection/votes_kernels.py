@@ -1,6 +1,7 @@
-"""Compiled code of ``projection.votes``: flat arrays in, flat arrays out.
+"""Compiled kernels of the label votes (``projection.votes``).
 
-The tests hold it against readable NumPy (``tests/projection/twins.py``).
+Flat arrays in, flat arrays out. The tests hold them against readable NumPy
+(``tests/projection/twins.py``).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _PLANE_BITS = 14  # of a cell coordinate in a key that has two of them and a clu
 
 
 class Level(NamedTuple):
-    """Votes in cells of one size.
+    """Label votes in voxels of one size.
 
     Attributes:
         size: side of the cells [m].
@@ -42,7 +43,7 @@ class Level(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """What is known of where classes can be; see ``projection.votes.ClassLimits``."""
+    """Class limits by height; see ``projection.votes.ClassLimits``."""
 
     ground: Any
     max_height: Any
@@ -55,7 +56,7 @@ class Limits(NamedTuple):
 
 @jit
 def level_key(flat: bool, group: Any, c0: Any, c1: Any, c2: Any) -> Any:
-    """Key of a cell of a level: of a kind of place, or of a cluster."""
+    """Packed voxel key on a level: by kind of place, or by cluster."""
     if flat:
         half = 1 << (_PLANE_BITS - 1)
         row = (np.int64(group) << (2 * _PLANE_BITS)) | ((c0 + half) << _PLANE_BITS) | (c1 + half)
@@ -65,7 +66,7 @@ def level_key(flat: bool, group: Any, c0: Any, c1: Any, c2: Any) -> Any:
 
 @jit
 def vote_keys(xyz: Any, group: Any, size: float, flat: bool, keys: Any) -> None:
-    """Writes the key of the cell that each point lies in."""
+    """Writes the voxel key of each point for the vote grid."""
     for i in range(xyz.shape[0]):
         c0 = np.int64(np.floor(xyz[i, 0] / size))
         c1 = np.int64(np.floor(xyz[i, 1] / size))
@@ -75,9 +76,10 @@ def vote_keys(xyz: Any, group: Any, size: float, flat: bool, keys: Any) -> None:
 
 @jit
 def tally(cell: Any, label: Any, amount: Any, one: float, sign: int, sums: Any) -> None:
-    """Adds (sign 1) or takes away (-1) each vote's ``amount (m,) f32`` in units of ``1 / one``.
+    """Sums vote weights by voxel and class: adds (sign 1) or takes away (-1) each vote.
 
-    ``sums (v,c) i64``: sums of integers do not depend on the order of the votes.
+    ``amount (m,) f32`` counts in units of ``1 / one``. ``sums (v,c) i64``: sums of integers do not
+    depend on the order of the votes.
     """
     for i in range(len(cell)):
         sums[cell[i], label[i]] += sign * np.int64(np.rint(amount[i] * one))
@@ -85,14 +87,14 @@ def tally(cell: Any, label: Any, amount: Any, one: float, sign: int, sums: Any) 
 
 @jit
 def count(cell: Any, label: Any, sign: int, support: Any) -> None:
-    """Counts (sign 1) or forgets (-1) each vote in ``support (v,c) i64``."""
+    """Counts votes by voxel and class in ``support (v,c) i64``: adds (sign 1), removes (-1)."""
     for i in range(len(cell)):
         support[cell[i], label[i]] += sign
 
 
 @jit
 def class_weight(limits: Any, label: Any, height: Any, top: Any, known: Any) -> Any:
-    """Weight of a class at a place: 0 where it cannot be, 1 without a limit."""
+    """Vote weight of a class by height above ground: 0 where it cannot be, 1 without a limit."""
     if not (known and limits.active):
         return 1.0
     if limits.ground[label]:
@@ -106,7 +108,7 @@ def class_weight(limits: Any, label: Any, height: Any, top: Any, known: Any) -> 
 def limit_votes(
     limits: Any, height: Any, top: Any, known: Any, point: Any, label: Any, weight: Any
 ) -> None:
-    """Renames votes for what is too tall for its class, and weighs votes by what is known.
+    """Applies class limits to votes: relabels what is too tall, and weights by height.
 
     ``point (m,)`` is the row of each vote in ``height``, ``top`` and ``known``; ``label`` and
     ``weight`` are changed in place.
@@ -120,7 +122,7 @@ def limit_votes(
 
 @jit
 def gather(level: Any, group: Any, x: Any, y: Any, z: Any, rows: Any, weights: Any) -> int:
-    """Writes rows and trilinear weights of the cells around a point that have votes.
+    """Trilinear interpolation of votes: writes rows and weights of the voxels around a point.
 
     Answers how many.
 
@@ -152,7 +154,7 @@ def gather(level: Any, group: Any, x: Any, y: Any, z: Any, rows: Any, weights: A
 
 @jit
 def add_shares(level: Any, rows: Any, weights: Any, found: int, mine: Any, share: Any) -> float:
-    """Adds each class's share of the votes gathered on a level to ``share (c,)``.
+    """Adds each class's share of the votes around a point on a level to ``share (c,)``.
 
     Answers its weight.
     """
@@ -172,7 +174,7 @@ def add_shares(level: Any, rows: Any, weights: Any, found: int, mine: Any, share
 
 @jit
 def mean_score(level: Any, rows: Any, weights: Any, found: int, label: Any) -> Any:
-    """Mean confidence of the votes for a class gathered on a level, and their number."""
+    """Mean confidence and number of the votes for a class around a point on a level."""
     confidence = 0.0
     counted = 0.0
     votes = 0
@@ -189,7 +191,7 @@ def decide(
     xyz: Any, kind: Any, cluster: Any, height: Any, top: Any, known: Any, limits: Any,
     fine: Any, coarse: Any, whole: Any, label: Any, score: Any, agreement: Any, votes: Any,
 ) -> None:  # fmt: skip
-    """Writes the class with the most weight around each point (the lower id on a tie).
+    """Writes each point's fused label: the class of most weight around it (lower id on a tie).
 
     ``fine``, ``coarse`` and ``whole`` are levels; one without votes around a point is passed over.
     Points without votes in the fine and coarse cells around them are left untouched: a cluster's

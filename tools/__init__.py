@@ -1,4 +1,4 @@
-"""The commands, one file each."""
+"""Command line tools, one file each."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 
 def tool_names() -> list[str]:
-    """Names of the commands."""
+    """Names of the command line tools."""
     return sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py"))
 
 
 def arguments_of(tool: str) -> type | None:
-    """The class of a command's own arguments; None if it has none."""
+    """Dataclass of a tool's own arguments; None if it has none."""
     own: type | None = getattr(import_module(f"{__name__}.{tool}"), "Arguments", None)
     return own

@@ -1,4 +1,6 @@
-"""Benchmarks and experiments: one JSON line a row, and the tables of tools/RESULTS.md.
+"""Benchmarks and experiments: mIoU, speed and memory, with the tables of tools/RESULTS.md.
+
+A row of results is one JSON line.
 
 Benchmarks are ratios to peers measured in the same run. A row that is in the results for this code
 and these settings is not measured again, so a stopped run goes on.
@@ -55,7 +57,7 @@ KEYS: tuple[str, ...] = ()
 
 @dataclass(frozen=True)
 class Arguments:
-    """Where to write, and how much to measure."""
+    """Arguments of the benchmarks: output folder, and a short smoke run."""
 
     out: Annotated[str, Field(description="folder of the results, one file a benchmark")] = "bench"
     smoke: Annotated[bool, Field(description="a small world and one epoch")] = False
@@ -83,7 +85,7 @@ def run(name: str, settings: Sequence[str], config: Config, arguments: Arguments
 
 
 def _smoke(name: str, given: Sequence[str]) -> list[str]:
-    """Settings of a short run: one epoch, and of the demo a world of two streets beside its own.
+    """Settings of a smoke run: one epoch, and a demo data set of two streets.
 
     Raises:
         BadInput: the experiment is of two worlds.
@@ -112,7 +114,7 @@ def _data() -> Path:
 
 
 def _sparse() -> Iterable[Row]:
-    """One, four and ten merged sweeps of a real nuScenes frame."""
+    """Benchmark point clouds: one, four and ten merged sweeps of a real nuScenes frame."""
     frames = samples.frames(samples.open_devkit(_data() / "nuscenes-0523"))
     frame = max(frames, key=lambda frame: len(frame.sweeps))
     clouds = [merge(frame, sweeps, SweepLayout(ego_box_m=1.0)) for sweeps in (1, 4, 10)]

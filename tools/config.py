@@ -1,4 +1,4 @@
-"""Explains configuration keys and tools' arguments: default, allowed values, and what they mean.
+"""Explains configuration keys and tool arguments: default, allowed values, meaning.
 
 usage: python tools/config.py [KEY ...]
        python tools/config.py --table
@@ -15,7 +15,7 @@ from clipsweep.tools import arguments_of, tool_names
 
 
 def run(wanted: Sequence[str]) -> int:
-    """Prints the keys that match; 1 where one of those wanted matches none."""
+    """Prints the configuration keys that match; 1 where one of those wanted matches none."""
     entries = list(_entries())
     status = 0
     for part in wanted or ("",):
@@ -31,7 +31,7 @@ def run(wanted: Sequence[str]) -> int:
 
 
 def _entries() -> Iterator[tuple[Setting, str]]:
-    """Every key with the tool whose argument it is; keys of the configuration have none."""
+    """Lists every configuration key, and every argument with its tool."""
     for setting in describe():
         yield setting, ""
     for tool in tool_names():
@@ -53,7 +53,7 @@ ESCAPED = "\\|"
 
 
 def tables() -> str:
-    """Every key of the configuration in Markdown: a table for each group."""
+    """Markdown tables of all configuration keys, one for each group."""
     lines: list[str] = []
     group = None
     for setting in describe():

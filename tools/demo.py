@@ -1,6 +1,6 @@
-"""Writes the embedded world as a data root of nuScenes or SemanticKITTI.
+"""Writes a synthetic data set in nuScenes or SemanticKITTI format.
 
-Images, sweeps, poses, exact point labels.
+A small street world with images, sweeps, poses and exact point labels.
 
 usage: python tools/demo.py [configs/demo.yaml|configs/demo_kitti.yaml] [out=FOLDER] [key=value ...]
 
@@ -26,7 +26,7 @@ KEYS = ("demo", "data.kind", "data.root")
 
 @dataclass(frozen=True)
 class Arguments:
-    """Where to write."""
+    """Arguments of tools/demo.py: where to write."""
 
     out: Annotated[str, Field(description="folder to write; empty is data.root")] = ""
 

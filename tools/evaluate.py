@@ -1,7 +1,7 @@
-"""Scores a student, or fused point labels, against the truth of data.eval: every point, all around.
+"""Evaluates a student, or fused pseudo-labels: mIoU against the ground truth of data.eval.
 
-The truth is the data set's label files or, with labels.truth=boxes, its annotated 3D boxes, as for
-nuScenes without lidarseg.
+Every point counts, all around the car. The truth is the data set's label files or, with
+labels.truth=boxes, its annotated 3D boxes, as for nuScenes without lidarseg.
 
 usage: python tools/evaluate.py DATA.yaml student=FOLDER [key=value ...]
        python tools/evaluate.py DATA.yaml points=FOLDER [key=value ...]
@@ -27,7 +27,7 @@ KEYS = ("data", "labels", "run", "store", "on_bad", "verify", "absent_class")
 
 @dataclass(frozen=True)
 class Arguments:
-    """What to score."""
+    """Arguments of tools/evaluate.py: what to score."""
 
     student: Annotated[
         str,

@@ -1,4 +1,4 @@
-"""Writes predictions of a student, or fused point labels, in an official format.
+"""Exports predictions or fused pseudo-labels in the official label format of a data set.
 
 usage: python tools/export_labels.py DATA.yaml student=FOLDER [format=NAME] [out=FOLDER]
            [key=value ...]
@@ -29,7 +29,7 @@ KEYS = ("data", "labels", "run", "store", "on_bad", "verify")
 
 @dataclass(frozen=True)
 class Arguments:
-    """What to export, and how."""
+    """Arguments of tools/export_labels.py: what to export, and how."""
 
     student: Annotated[
         str,

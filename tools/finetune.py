@@ -24,7 +24,7 @@ KEYS = (
 
 @dataclass(frozen=True)
 class Arguments:
-    """What to start from."""
+    """Arguments of tools/finetune.py: student to start from."""
 
     student: Annotated[
         str,

@@ -1,4 +1,4 @@
-"""Reads a data set's tables once into an index of key frames.
+"""Indexes a data set: reads its tables once into an index of key frames.
 
 usage: python tools/index.py DATA.yaml [key=value ...]
 """

@@ -1,4 +1,4 @@
-"""Labels the images with the teacher and fuses the labels on the points of the key sweeps.
+"""Labels images with a 2D teacher (CLIP) and fuses them to pseudo-labels of LiDAR points.
 
 usage: python tools/label.py DATA.yaml LABEL.yaml [report=labels.png] [key=value ...]
 """
@@ -42,7 +42,7 @@ KEYS = (
 
 @dataclass(frozen=True)
 class Arguments:
-    """What to make beside the labels."""
+    """Arguments of tools/label.py: what to make beside the labels."""
 
     report: Annotated[
         str,

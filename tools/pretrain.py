@@ -1,4 +1,4 @@
-"""Trains a student without human labels.
+"""Pre-trains a student on pseudo-labels, without human labels.
 
 Makes first whatever that needs: index, pixel labels, point labels.
 
@@ -43,7 +43,7 @@ KEYS = (
 
 @dataclass(frozen=True)
 class Arguments:
-    """Where to start from."""
+    """Arguments of tools/pretrain.py: student whose training is resumed."""
 
     resume: Annotated[
         str,
@@ -65,7 +65,7 @@ def run(config: Config, arguments: Arguments) -> Made:
 
 
 def _show(student: Path) -> None:
-    """Scores and draws in processes of their own: training must never have truth in reach."""
+    """Evaluates and plots in processes of their own: training never has ground truth in reach."""
     settings = without(argument_names(Arguments), sys.argv[1:])
     say(f"{student} is trained; its scores and a picture of the first frame that they are of:")
     for tool in ("evaluate", "view"):

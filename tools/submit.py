@@ -1,4 +1,4 @@
-"""Sends a tool with its settings to a Ray cluster as a job.
+"""Submits a tool with its settings to a Ray cluster as a job.
 
 Follows the job's log and ends with its exit status.
 
@@ -75,7 +75,7 @@ def command(tool: str, arguments: Sequence[str]) -> str:
 
 
 def left_out(config: Config) -> list[str]:
-    """Files of this folder that are not sent with the job, as lines of a .gitignore."""
+    """Excludes of the Ray job: files of this folder that are not sent, as .gitignore lines."""
     folders = [Path(folder).resolve() for folder in (config.store, config.data.root)]
     return [
         *_LEFT_OUT,

@@ -1,4 +1,6 @@
-"""Draws a frame: labelled points on its camera images, and from above beside truth and errors.
+"""Draws a labelled frame: points on its camera images, and in bird's-eye view.
+
+The bird's-eye view shows labels, truth and errors side by side.
 
 usage: python tools/view.py DATA.yaml points=FOLDER|student=FOLDER [frame=ID] out=overlay.png
            [key=value ...]
@@ -25,7 +27,7 @@ KEYS = ("data", "labels", "fusion", "run", "store", "on_bad")
 
 @dataclass(frozen=True)
 class Arguments:
-    """What to draw, and where."""
+    """Arguments of tools/view.py: what to draw, and where."""
 
     student: Annotated[
         str,

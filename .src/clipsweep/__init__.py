@@ -1,4 +1,4 @@
-"""LiDAR scene segmentation without human labels: pixel labels, fusion on points, a sparse 3D U-Net.
+"""LiDAR semantic segmentation without human labels: CLIP pseudo-labels, fusion, sparse 3D U-Net.
 
 The names below are loaded when they are first used, so that importing the package is cheap.
 """

@@ -1,4 +1,4 @@
-"""The command line.
+"""Command line entry point: runs a tool by its name, or lists the tools.
 
 ``clipsweep TOOL ...`` runs a tool, as ``python tools/TOOL.py ...`` does in a checkout.
 """

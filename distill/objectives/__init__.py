@@ -1,4 +1,4 @@
-"""Training objectives (losses) and their weights.
+"""Training losses (objectives) and their weights: pre-training and fine-tuning.
 
 One file an objective, and the weighted terms of those that are switched on.
 """
@@ -38,7 +38,7 @@ class ObjectivesConfig:
     segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
 
     def __post_init__(self) -> None:
-        """Refuses weights that are all 0, and terms that need pixels where there are none."""
+        """Validates the loss weights: not all 0, and no pixel loss where there are no pixels."""
         if not self.weights(0.0):
             raise ValueError(
                 "objectives: every weight is 0 at the start, there is nothing to train on"
@@ -50,7 +50,7 @@ class ObjectivesConfig:
             )
 
     def weights(self, progress: float) -> dict[str, float]:
-        """Factor of each pre-training term that counts when this share of the training is done."""
+        """Weight of each active pre-training loss at a share of the training (loss schedule)."""
         parts: dict[str, SemanticConfig | RegressionConfig | SpatioTemporalConfig] = {
             "semantic": self.semantic,
             "regression": self.regression,
@@ -63,11 +63,11 @@ class ObjectivesConfig:
         }
 
     def needs_pairs(self) -> bool:
-        """Whether an objective compares points with points or pixels, by the local head."""
+        """Whether a loss compares points with points or pixels, through the local head."""
         return self.spatiotemporal.weight > 0 or self.regression.weight > 0
 
     def needs_features(self) -> bool:
-        """Whether an objective needs the image features of pixels.
+        """Whether a loss needs the image features of pixels.
 
         The published code's consistency does without.
         """
@@ -76,13 +76,13 @@ class ObjectivesConfig:
         )
 
     def needs_labels(self) -> bool:
-        """Whether an objective needs the class labels of pixels."""
+        """Whether a loss needs the class labels of pixels."""
         return self.semantic.weight > 0 or self.spatiotemporal.weight > 0
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """Progress of the training at a step, for schedules.
+    """Training progress at a step, for loss schedules.
 
     The share that is done, and a number drawn from 0..1 for this step.
     """
@@ -96,7 +96,7 @@ Terms = Callable[[Batch, Moment], dict[str, Tensor]]
 
 
 def pretraining(student: Student, text: Float[Tensor, "c d"], config: ObjectivesConfig) -> Terms:
-    """Pre-training loss: weighted terms without human labels.
+    """Pre-training losses without human labels: the weighted distillation terms.
 
     Args:
         student: the one to be trained.
@@ -133,7 +133,7 @@ def _semantic(
     config: ObjectivesConfig,
     own: bool,
 ) -> Tensor:
-    """Semantic consistency under the teacher's labels, or the student's ``own``.
+    """Semantic consistency loss under the teacher's pseudo-labels, or the student's ``own``.
 
     With ``everywhere``, the features of all points, also that of points without a pair.
     """

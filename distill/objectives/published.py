@@ -52,7 +52,7 @@ def infonce_paper(
 def infonce(
     cosine: Float[Tensor, "m c"], label: Int64[Tensor, " m"], tau: float
 ) -> Float[Tensor, ""]:
-    """Eq. 1 with the denominator over all points, the class's own too; not less than 0.
+    """InfoNCE (eq. 1) with the denominator over all points, the class's own too; at least 0.
 
     Args: see ``infonce_paper``.
     """
@@ -80,7 +80,10 @@ def infonce_mean(
 def _eq_1(
     cosine: Float[Tensor, "m c"], label: Int64[Tensor, " m"], tau: float
 ) -> tuple[Float[Tensor, "m c"], Bool[Tensor, "m c"]]:
-    """``<t_c,p_i>/tau``, and whether point i is of class c."""
+    """Point-text similarities of eq. 1, and which points are of which class.
+
+    ``<t_c,p_i>/tau``, and whether point i is of class c.
+    """
     logits = cosine.float() / tau
     return logits, F.one_hot(label, logits.shape[1]).bool()
 
@@ -151,7 +154,7 @@ def spatiotemporal_paper(
 def spatiotemporal_reference(
     local: Float[Tensor, "m d"], text: Float[Tensor, "m d"], voxel: Int64[Tensor, " m"], voxels: int
 ) -> Float[Tensor, ""]:
-    """CLIP2Scene's code for eq. 2-5, averaged over voxels; its flaws are kept.
+    """CLIP2Scene's code for the spatio-temporal loss (eq. 2-5), averaged over voxels, flaws kept.
 
     The first 8 pairs of a voxel count, all against the text of the voxel's first pair; attention is
     a softmax over ``<p_i, t>``; the loss is the mean of ``1 - sigmoid(<p_i, f>)`` over 8 slots a

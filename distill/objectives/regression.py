@@ -14,7 +14,7 @@ from clipsweep.distill.training.distributed import share_of_mean
 
 @dataclass(frozen=True)
 class RegressionConfig:
-    """Feature regression from pixels to points."""
+    """Settings of the feature regression from pixels to points."""
 
     weight: Annotated[
         float,

@@ -18,7 +18,7 @@ from clipsweep.distill.training.distributed import all_rows, share_of_mean, worl
 
 @dataclass(frozen=True)
 class SegmentationConfig:
-    """Supervised segmentation losses on labelled points."""
+    """Settings of the supervised segmentation losses on labelled points."""
 
     cross_entropy: Annotated[
         float,
@@ -61,7 +61,10 @@ class _Lovasz(torch.autograd.Function):
 
 
 def _steps_of_jaccard(truth: Float[Tensor, "c m"]) -> Float[Tensor, "c m"]:
-    """``J_i - J_{i-1}`` of each class, from its truth in falling order of the errors."""
+    """Gradient of the Lovasz extension of the Jaccard loss, for each class.
+
+    ``J_i - J_{i-1}``, from the class's truth in falling order of the errors.
+    """
     own = truth.sum(1, keepdim=True)
     missed = own - truth.cumsum(1)
     either = own + (1 - truth).cumsum(1)
@@ -100,7 +103,7 @@ def lovasz_share(
 
 
 def _falling(values: Float[Tensor, "c m"]) -> Int64[Tensor, "c m"]:
-    """Argsort of each row in falling order, of values that are not negative.
+    """Argsort of each row in descending order, for values that are not negative.
 
     Such floats are in the order of their bits. On the CPU NumPy sorts 64-bit keys of bits and
     index, 22 times as fast as torch sorts floats (16 x 70,000, one thread with AVX-512).

@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class SelfTrainingConfig:
-    """Switchable self-training: when the student's prediction is the label (CLIP2Scene 3.3)."""
+    """Settings of switchable self-training: the student's prediction as label (CLIP2Scene 3.3)."""
 
     probability: Annotated[
         float,
@@ -74,6 +74,6 @@ def own_labels(
 def replaced(
     label: Int64[Tensor, " m"], cosine: Float[Tensor, "m c"], scale: float, min_confidence: float
 ) -> Int64[Tensor, " m"]:
-    """The labels, replaced by the student's own where it is confident."""
+    """Replaces labels by the student's own pseudo-labels where it is confident."""
     own, sure = own_labels(cosine, scale, min_confidence)
     return torch.where(sure, own, label)

@@ -26,7 +26,7 @@ _INFONCE = {
 
 @dataclass(frozen=True)
 class SemanticConfig:
-    """Semantic (point-text) consistency loss."""
+    """Settings of the semantic (point-text) consistency loss."""
 
     weight: Annotated[
         float,

@@ -26,7 +26,7 @@ _PART = 1024
 
 @dataclass(frozen=True)
 class SpatioTemporalConfig:
-    """Spatio-temporal consistency over voxels of the merged, un-augmented sweeps."""
+    """Settings of the spatio-temporal consistency over voxels of merged, un-augmented sweeps."""
 
     weight: Annotated[
         float,
@@ -97,7 +97,7 @@ def spatiotemporal(
 
 
 class _InParts(torch.autograd.Function):
-    """The loss summed over all voxels, computed in parts to spare memory.
+    """Spatio-temporal loss summed over all voxels, computed in chunks to save memory.
 
     No tensor of all pairs is kept but the gradient.
     """
@@ -135,7 +135,7 @@ class _InParts(torch.autograd.Function):
 
 
 def _parts(voxel: Int64[Tensor, " m"]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Splits pairs into parts of whole voxels, about equally large.
+    """Splits point-pixel pairs into chunks of whole voxels, about equally large.
 
     Yields the rows of each part, and their voxels numbered from 0.
     """
@@ -157,7 +157,7 @@ def _part(
     voxel: Int64[Tensor, " m"],
     config: SpatioTemporalConfig,
 ) -> Float[Tensor, ""]:
-    """The loss summed over some voxels, numbered from 0."""
+    """Spatio-temporal loss summed over the voxels of a chunk, numbered from 0."""
     voxels = int(voxel.max()) + 1
     if config.kind == "reference":
         return published.spatiotemporal_reference(local, text, voxel, voxels) * voxels

@@ -51,7 +51,7 @@ class KernelMap:
 
     @cached_property
     def backward(self) -> PairLists:
-        """Kernel map of the backward pass: turned round, sorted by tile of input rows.
+        """Kernel map of the backward pass: transposed, sorted by tile of input rows.
 
         Of a mirrored map with the offsets in opposite order.
         """
@@ -67,12 +67,12 @@ class KernelMap:
 
 
 def bits(values: Float[Tensor, "..."]) -> NDArray[Any]:
-    """A tensor's memory as a NumPy array, bfloat16 as int16."""
+    """NumPy view of a tensor's memory, bfloat16 as int16."""
     return (values.view(torch.int16) if values.dtype == torch.bfloat16 else values).detach().numpy()
 
 
 def _rows(feats: Float[Tensor, "v c"]) -> NDArray[Any]:
-    """Feature rows as the kernels read them: float32, or pairs of bfloat16 in an int32."""
+    """Feature rows in the memory layout of the kernels: float32, or bfloat16 pairs in an int32."""
     if feats.dtype == torch.float32:
         return bits(feats)
     even = torch.nn.functional.pad(feats, (0, 1)) if feats.shape[1] % 2 else feats
@@ -80,7 +80,7 @@ def _rows(feats: Float[Tensor, "v c"]) -> NDArray[Any]:
 
 
 def _room(rows: int, columns: int, like: Tensor, *before: int) -> Tensor:
-    """An empty packed matrix of so many rows.
+    """Allocates a packed matrix of feature rows.
 
     Columns up to whole vectors, zero there, and two rows of bfloat16 in one.
     """
@@ -116,7 +116,7 @@ def _convolve(
 
 
 def _pieces(pairs: PairLists, count: int) -> list[tuple[int, int]]:
-    """Splits kernel offsets into ranges with about equally many pairs, those with most first."""
+    """Splits kernel offsets into ranges with about equally many pairs, the largest first."""
     offsets = len(pairs.starts) - 1
     part = pairs.starts * count // max(1, pairs.starts[-1])
     ends = [k for k in range(1, offsets) if part[k] != part[k - 1]] + [offsets]
@@ -200,7 +200,7 @@ def _by_torch(
 
 
 def same(rows: int) -> KernelMap:
-    """Kernel map of a pointwise (1^3) convolution: each row meets itself."""
+    """Kernel map of a pointwise (1^3) convolution: each voxel is paired with itself."""
     row = np.arange(rows, dtype=np.int32)
     return KernelMap(PairLists(row, row, np.array([0, rows])), rows, rows, mirrored=True)
 

@@ -62,7 +62,7 @@ _PAIRS = ir.VectorType(_I32, LANES)
 
 
 class _BFloat(ir.Type):
-    """LLVM's bfloat, which llvmlite lacks."""
+    """LLVM type ``bfloat`` (bfloat16), which llvmlite lacks."""
 
     def _to_string(self) -> str:
         return "bfloat"
@@ -75,20 +75,20 @@ class _BFloat(ir.Type):
 
 
 def _call(b: Any, name: str, *operands: Any) -> Any:
-    """Calls an LLVM function by name; it gives a vector of floats."""
+    """Calls an LLVM function by name; the result is a vector of floats."""
     signature = ir.FunctionType(_FLOATS, [operand.type for operand in operands])
     return b.call(cgutils.get_or_insert_function(b.module, signature, name), operands)
 
 
 def _fma(b: Any, x: Any, y: Any, total: Any) -> Any:
-    """``total + x * y`` of vectors of floats."""
+    """Fused multiply-add (FMA) of float vectors: ``total + x * y``."""
     if _FMA:
         return _call(b, f"llvm.fma.v{LANES}f32", x, y, total)
     return b.fadd(total, b.fmul(x, y))
 
 
 def _dot_pairs(b: Any, x: Any, y: Any, total: Any) -> Any:
-    """``total + x.low * y.low + x.high * y.high`` of vectors of bfloat16 pairs.
+    """Dot product of bfloat16 pairs: ``total + x.low * y.low + x.high * y.high``.
 
     By one instruction where there is one, else by widening each half to float32.
     """
@@ -105,14 +105,14 @@ def _dot_pairs(b: Any, x: Any, y: Any, total: Any) -> Any:
 
 
 def _splat(b: Any, scalar: Any, vector: Any) -> Any:
-    """A vector of one value."""
+    """Broadcasts a scalar to a SIMD vector."""
     nothing = ir.Constant(vector, ir.Undefined)
     first = b.insert_element(nothing, scalar, _I32(0))
     return b.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES))
 
 
 def _emit(b: Any, vectors: int, is_float: bool, arrays: Sequence[Any], numbers: Any) -> None:
-    """Builds the instructions of a block; for the arguments see ``_block``.
+    """Emits the LLVM instructions of the matrix product of a block; arguments as in ``_block``.
 
     Sums stay in registers over the depth, then are added to memory row by row.
     """
@@ -148,7 +148,7 @@ def _emit(b: Any, vectors: int, is_float: bool, arrays: Sequence[Any], numbers: 
 
 
 def _block(vectors: int) -> Any:
-    """The product of ``ROWS`` rows and ``vectors`` vectors of columns, as a function for Numba.
+    """Matrix product micro-kernel for Numba: ``ROWS`` rows times ``vectors`` vectors of columns.
 
     Its arguments are those of ``multiply``: first the arrays, then where it is: the ``first`` row
     and the ``column``, of which ``rows`` rows are added to ``c``.
@@ -192,7 +192,7 @@ def multiply(
     rows: int,
     columns: int,
 ) -> None:
-    """Product of gathered rows and a matrix, added to rows of ``c``.
+    """Matrix product of gathered rows and a packed weight, added to rows of ``c``.
 
     ``c[at_c[r] + j] += sum_k a[at_a[r] + k * step_a] * b[at_b + k * step_b + j]``.
 
@@ -229,7 +229,7 @@ def round_bits(bits: Any) -> Any:
 
 
 def _put(sums: Any, rows: int, out: Any, begin: int) -> None:
-    """Writes finished sums to ``out``, rounded to its own type."""
+    """Writes accumulated sums to ``out``, rounded to its type (float32 or bfloat16)."""
     _put_as(sums, rows, out, begin)(sums, rows, out, begin)
 
 
@@ -275,7 +275,7 @@ def _pack_row_as(values, row, packed, place):  # type: ignore[no-untyped-def]
 
 
 def _half(value: Any) -> Any:
-    """The bits of a bfloat16, from those bits or from a float32."""
+    """Converts to the bits of a bfloat16, from those bits or from a float32."""
     is_bits = isinstance(value, np.int16)  # pyright: ignore[reportArgumentType] # Numba's
     return value if is_bits else round_bits(value.view(np.int32))
 
@@ -290,7 +290,7 @@ def _half_of(value):  # type: ignore[no-untyped-def]
 
 @jit
 def pack_weight(weight: Any, first: int, last: int, packed: Any) -> None:
-    """Packs the weight's matrices of offsets ``first`` to ``last`` for ``multiply``.
+    """Packs the weight matrices of kernel offsets ``first`` to ``last`` for ``multiply``.
 
     ``weight`` is (k, depth, columns) float32 of any strides. ``packed`` is (k, depth, columns)
     float32, or (k, depth / 2, columns) int32 with pairs of bfloat16; columns up to a multiple of
@@ -380,7 +380,7 @@ def weight_gradient(
     right: Any,
     d_weight: Any,
 ) -> None:
-    """Gradient of a convolution's weight at offsets ``first`` to ``last``.
+    """Weight gradient of a sparse convolution at kernel offsets ``first`` to ``last``.
 
     Writes ``d_weight[:, k] = sum of outer(grad[target], feats[source])`` over the pairs of k.
 

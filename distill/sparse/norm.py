@@ -31,7 +31,7 @@ from clipsweep.distill.sparse.threads import share
 
 
 class _Recomputation(threading.local):
-    """Whether this thread is in the second forward pass of a checkpointed block.
+    """Gradient checkpointing state: whether this thread recomputes a block's forward pass.
 
     A thread each, because autograd may recompute in a thread of its own while another one is in a
     first forward pass.
@@ -58,7 +58,7 @@ def recomputing() -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Statistics:
-    """Mean and inverse standard deviation of each channel.
+    """Batch norm statistics: mean and inverse standard deviation of each channel.
 
     Attributes:
         count: rows that they were computed from, of all processes; 0: running statistics, through
@@ -73,7 +73,7 @@ class _Statistics:
 
 
 def _gather(values: Float64[np.ndarray, " k"], everywhere: bool) -> Float64[np.ndarray, "ranks k"]:
-    """The values of every process, in order of rank; only ours when it is not asked for."""
+    """All-gather of values in order of rank; only this process's where not asked for."""
     if not everywhere:
         return values[None]
     ours = torch.from_numpy(values)
@@ -89,7 +89,7 @@ def _chunks(rows: int) -> int:
 def _moments(
     x: Tensor, everywhere: bool
 ) -> tuple[float, Float64[np.ndarray, " c"], Float64[np.ndarray, " c"]]:
-    """Moments of each channel: number of rows, mean and sum of squared deviations.
+    """Batch norm moments by channel: number of rows, mean and sum of squared deviations.
 
     Of the rows of all processes or of this one. Chunks of rows are summed apart and merged in order
     (Chan et al. 1979), so that the result does not depend on the number of threads.
@@ -114,7 +114,7 @@ def _merged(
     means: Float64[np.ndarray, "k c"],
     squares: Float64[np.ndarray, "k c"],
 ) -> tuple[float, Float64[np.ndarray, " c"], Float64[np.ndarray, " c"]]:
-    """Number of rows, mean and sum of squared deviations of parts taken together."""
+    """Merges the moments of chunks: number of rows, mean and sum of squared deviations."""
     total = float(sizes.sum())
     centre = (sizes * means).sum(0) / max(total, 1)
     return total, centre, squares.sum(0) + (sizes * (means - centre) ** 2).sum(0)
@@ -123,13 +123,16 @@ def _merged(
 def _factors(
     statistics: _Statistics, weight: Tensor, bias: Tensor
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean, scale and bias of each channel in float32, as the kernels take them."""
+    """Mean, scale and bias of each channel for the batch norm kernels, in float32."""
     scale = statistics.inv_std * weight.numpy()
     return statistics.mean.astype(np.float32), scale.astype(np.float32), bias.numpy()
 
 
 class _Normalise(torch.autograd.Function):
-    """``relu((x - mean) * inv_std * weight + bias + add)`` with its gradient; see the module."""
+    """Batch norm, sum and ReLU with their gradient (autograd function).
+
+    ``relu((x - mean) * inv_std * weight + bias + add)``; see the module.
+    """
 
     @staticmethod
     def forward(
@@ -207,7 +210,7 @@ def _through_statistics(
     d_weight: Float64[np.ndarray, " c"],
     everywhere: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Slope and rest of the gradient that flows back through mean and variance.
+    """Gradient through the batch statistics, mean and variance: slope and rest by channel.
 
     It is ``slope * (x - mean) + rest`` for each row, and 0 with running statistics.
     """
@@ -240,7 +243,10 @@ class Norm(nn.Module):
     def forward(
         self, x: Float[Tensor, "v c"], relu: bool = False, add: Float[Tensor, "v c"] | None = None
     ) -> Float[Tensor, "v c"]:
-        """``relu(batch_norm(x) + add)``, the sum and the ReLU where they are asked for."""
+        """Batch norm, then the sum and the ReLU where they are asked for.
+
+        ``relu(batch_norm(x) + add)``.
+        """
         if (
             x.device.type == "cpu"
             and x.dtype in (torch.float32, torch.bfloat16)
@@ -275,7 +281,7 @@ class Norm(nn.Module):
         return out
 
     def _known(self) -> _Statistics:
-        """The running statistics."""
+        """Running statistics, as used in evaluation mode."""
         norm: Any = self.batch
         mean = norm.running_mean.double().numpy()
         var = norm.running_var.double().numpy()
@@ -283,7 +289,7 @@ class Norm(nn.Module):
 
     @torch.no_grad()
     def _learn(self, x: Float[Tensor, "v c"], everywhere: bool) -> _Statistics:
-        """Statistics of these rows, which also move the running ones as in ``nn.BatchNorm1d``."""
+        """Batch statistics of these rows; updates the running ones as ``nn.BatchNorm1d`` does."""
         norm: Any = self.batch
         count, mean, square = _moments(x.contiguous(), everywhere)
         if count > 1 and not _recomputation.active:

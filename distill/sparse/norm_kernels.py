@@ -26,7 +26,7 @@ Everywhere, as there was no ReLU; where ``(x - mean) * scale + bias`` is positiv
 
 
 def _load(x: Any, row: int, column: int) -> Any:
-    """Reads an element as float32."""
+    """Loads an element of float32 or bfloat16 rows as float32."""
     return _load_as(x, row, column)(x, row, column)
 
 
@@ -42,7 +42,7 @@ def _load_as(x, row, column):  # type: ignore[no-untyped-def]
 
 
 def _store(x: Any, row: int, column: int, value: Any) -> None:
-    """Writes a float32 in the type of ``x``."""
+    """Stores a float32 in the type of ``x``, float32 or bfloat16."""
     _store_as(x, row, column, value)(x, row, column, value)
 
 
@@ -59,7 +59,10 @@ def _store_as(x, row, column, value):  # type: ignore[no-untyped-def]
 
 @jit
 def moments(x: Any, first: int, last: int, mean: Any, square: Any) -> None:
-    """Writes mean and sum of squared deviations of each chunk of rows, ``(chunks, c) f32``."""
+    """Batch norm moments: writes mean and sum of squared deviations of each chunk of rows.
+
+    ``(chunks, c) f32``.
+    """
     for chunk in range(first, last):
         begin = chunk * CHUNK
         end = min((chunk + 1) * CHUNK, x.shape[0])

@@ -69,12 +69,12 @@ class Sites:
 
     @property
     def coarser(self) -> Sites:
-        """The voxels of twice the size, once a convolution has led there."""
+        """Voxel grid downsampled by two, once a strided convolution has made it."""
         assert self._coarser is not None
         return self._coarser
 
     def extend(self, level: sparse_spconv.Level) -> None:
-        """Keeps the coarser voxels that spconv found, unless they are known."""
+        """Keeps the downsampled voxels that spconv found, unless they are known."""
         if self._coarser is None:
             coarser = Sites(level.coords(), "native")
             coarser.level = level
@@ -94,12 +94,12 @@ class SparseTensor:
     sites: Sites
 
     def with_feats(self, feats: Float[Tensor, "v d"]) -> SparseTensor:
-        """Other features on the same voxels."""
+        """Sparse tensor with other features on the same voxels."""
         return SparseTensor(feats, self.sites)
 
 
 class _Kernel(nn.Module):
-    """A convolution's weight in spconv's layout ``[out, k0, k1, k2, in]``.
+    """Weight of a sparse convolution in spconv's layout ``[out, k0, k1, k2, in]``.
 
     Initialised like ``nn.Linear`` over all its inputs.
     """
@@ -120,7 +120,7 @@ class SubMConv3d(_Kernel):
     """Submanifold convolution, kernel 3."""
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        """Features on the same voxels."""
+        """Submanifold convolution: features on the same voxels."""
         if x.sites.level is not None:
             return x.with_feats(sparse_spconv.submanifold(x.feats, self.weight, x.sites.level))
         return x.with_feats(sparse_native.convolve(x.feats, self.weight, x.sites.submanifold))
@@ -135,7 +135,7 @@ class Down(_Kernel):
     size = 2
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        """Features on the voxels of twice the size."""
+        """Strided convolution: features on the voxels of twice the size."""
         if x.sites.level is not None:
             feats, level = sparse_spconv.down(x.feats, self.weight, x.sites.level)
             x.sites.extend(level)
@@ -145,7 +145,7 @@ class Down(_Kernel):
 
 
 class Up(_Kernel):
-    """Inverse of ``Down`` (SparseInverseConv3d, kernel 2).
+    """Inverse convolution of ``Down`` (SparseInverseConv3d, kernel 2).
 
     Each fine voxel gets its coarse voxel's features times the weight of its octant.
     """
@@ -153,7 +153,7 @@ class Up(_Kernel):
     size = 2
 
     def forward(self, x: SparseTensor, fine: Sites) -> SparseTensor:
-        """Features on ``fine``, the voxels that ``x`` came down from."""
+        """Inverse convolution: features on ``fine``, the voxels that ``x`` was downsampled from."""
         if x.sites.level is not None:
             return SparseTensor(sparse_spconv.up(x.feats, self.weight, x.sites.level), fine)
         return SparseTensor(sparse_native.convolve(x.feats, self.weight, fine.stride.reverse), fine)
@@ -165,7 +165,7 @@ class Pointwise(_Kernel):
     size = 1
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        """Features on the same voxels."""
+        """Pointwise convolution: features on the same voxels."""
         if x.sites.level is not None:
             return x.with_feats(nn.functional.linear(x.feats, self.weight.flatten(1)))
         return x.with_feats(sparse_native.convolve(x.feats, self.weight, x.sites.same))

@@ -16,7 +16,7 @@ _ALIGN = 64
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Level:
-    """A set of active voxels as spconv keeps it, at one resolution of the network.
+    """Active voxels as a spconv tensor, at one resolution level of the network.
 
     Attributes:
         tensor: a SparseConvTensor without useful features; its ``indice_dict`` is shared by all
@@ -48,7 +48,7 @@ def _spconv() -> Any:
 
 
 def base_level(coords: Int32[Tensor, "v 4"]) -> Level:
-    """spconv's tensor for the finest voxels of a batch.
+    """Makes the ``SparseConvTensor`` of the finest voxels of a batch.
 
     Raises:
         ModuleNotFoundError: spconv is not installed.
@@ -67,7 +67,7 @@ def base_level(coords: Int32[Tensor, "v 4"]) -> Level:
 
 @functools.cache
 def _layer(kind: str, in_channels: int, out_channels: int, depth: int, cuda: bool) -> nn.Module:
-    """A spconv layer without a weight of its own; ``functional_call`` lends it one."""
+    """Builds a spconv layer without a weight of its own; ``functional_call`` lends it one."""
     spconv = _spconv()
     algo = None if cuda else spconv.ConvAlgo.Native
     with torch.device("meta"):
@@ -113,7 +113,7 @@ def submanifold(feats: Float[Tensor, "v i"], weight: Tensor, level: Level) -> Fl
 def down(
     feats: Float[Tensor, "v i"], weight: Tensor, level: Level
 ) -> tuple[Float[Tensor, "w o"], Level]:
-    """Strided (2^3) convolution by spconv, and the level that it leads to.
+    """Strided (2^3) convolution by spconv, and the downsampled voxels.
 
     spconv allows it once for each level.
     """
@@ -125,5 +125,5 @@ def down(
 
 
 def up(feats: Float[Tensor, "w i"], weight: Tensor, coarse: Level) -> Float[Tensor, "v o"]:
-    """Inverse (2^3) convolution by spconv, back to the voxels that ``coarse`` came down from."""
+    """Inverse (2^3) convolution by spconv, back to the voxels ``coarse`` was downsampled from."""
     return _call("up", feats, weight, coarse, coarse.depth - 1).features

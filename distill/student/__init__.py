@@ -1,1 +1,1 @@
-"""The student: a sparse 3D U-Net, its voxelized input, its heads and its files."""
+"""The student: a sparse 3D U-Net, its voxelized input, its heads, its checkpoint files."""

@@ -1,7 +1,4 @@
-"""Point cloud augmentation: rotation, flip, scale.
-
-Turn about the vertical, mirror, scale.
-"""
+"""Point cloud augmentation: random rotation about the vertical, flip, scaling."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from pydantic import Field
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Ranges of the point cloud augmentation."""
+    """Settings of the point cloud augmentation: ranges of rotation, flip and scale."""
 
     rotate_deg: Annotated[
         float,
@@ -34,7 +31,10 @@ class AugmentConfig:
 def augment(
     xyz: Float32[np.ndarray, "n 3"], config: AugmentConfig, random: np.random.Generator
 ) -> Float32[np.ndarray, "n 3"]:
-    """A moved copy of points [m] in the LiDAR frame; heights change by the scale only."""
+    """Augments a point cloud: a rotated, flipped and scaled copy of points [m] in the LiDAR frame.
+
+    Heights change by the scale only.
+    """
     angle = np.deg2rad(random.uniform(-config.rotate_deg, config.rotate_deg))
     size = random.uniform(1 - config.scale, 1 + config.scale)
     signs = 2.0 * random.integers(0, 2, 2) - 1.0 if config.flip else np.ones(2)

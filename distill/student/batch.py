@@ -31,7 +31,7 @@ class SweepSet:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Batch:
-    """A batch of voxelized frames for the sparse network, put one after the other.
+    """Collated batch of voxelized frames for the sparse network, one after the other.
 
     Attributes:
         coords: frame's place in the batch and coordinates of each voxel.
@@ -72,12 +72,12 @@ class Batch:
         return replace(self, **new)
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on a device; copies from pinned memory do not wait."""
+        """Copies the batch to a device, without waiting where the memory is pinned."""
         wait = torch.device(device).type == "cpu"
         return self._each(lambda value: value.to(device, non_blocking=not wait))
 
     def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory."""
+        """Copies the batch to pinned (page-locked) memory."""
         return self._each(Tensor.pin_memory)
 
 
@@ -131,7 +131,7 @@ def _joined(parts: Sequence[np.ndarray]) -> Tensor:
 
 
 def _with_place(coords: Sequence[Int32[np.ndarray, "_ 3"]]) -> Int32[Tensor, "v 4"]:
-    """Coordinates of the voxels of all frames, before them the frame's place in the batch."""
+    """Voxel coordinates of all frames, with the batch index in front."""
     place = np.arange(len(coords), dtype=np.int32)
     place = np.repeat(place, [len(own) for own in coords])
     return torch.from_numpy(np.column_stack([place, np.concatenate(coords)]))
@@ -140,7 +140,7 @@ def _with_place(coords: Sequence[Int32[np.ndarray, "_ 3"]]) -> Int32[Tensor, "v 
 def _numbered_through(
     groups: Sequence[Sequence[np.ndarray]], counts: Sequence[int]
 ) -> Int64[Tensor, "m ..."]:
-    """Indices that count from 0 in each group, as one tensor that counts through all groups.
+    """Concatenates index arrays with offsets, so that they count through all groups.
 
     Args:
         groups: arrays of indices.
@@ -157,7 +157,10 @@ def _numbered_through(
 
 
 def _pixels(groups: Sequence[SweepSet]) -> tuple[Tensor | None, Tensor | None]:
-    """Pixel features of all frames, and each pair's row in them; None where a frame has none."""
+    """Concatenates the frames' pixel features, and offsets each pair's row in them.
+
+    None where a frame has none.
+    """
     pixels = [group.pixel for group in groups if group.pixel is not None]
     if not pixels or len(pixels) < len(groups):
         return None, None
@@ -166,7 +169,7 @@ def _pixels(groups: Sequence[SweepSet]) -> tuple[Tensor | None, Tensor | None]:
 
 
 def _voxel_ids(groups: Sequence[SweepSet]) -> Int64[Tensor, " m"] | None:
-    """Each pair's voxel over all merged sweeps, where an objective needs it.
+    """Renumbers each pair's voxel over all merged sweeps, where a loss needs it.
 
     A voxel whose pairs were all left out gets no number.
     """

@@ -1,4 +1,4 @@
-"""Saves and loads the student: ``model.safetensors`` and ``config.json``.
+"""Student checkpoints: saves and loads ``model.safetensors`` and ``config.json``.
 
 Both are readable without this package.
 """
@@ -34,7 +34,7 @@ CONFIG = "config.json"
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Trained:
-    """A trained student, ready to predict.
+    """A trained student network with its classes, ready for inference.
 
     Attributes:
         student: the network, in evaluation mode.
@@ -59,7 +59,7 @@ class Trained:
         age_s: np.ndarray | None = None,
         sensor_height_m: float | None = None,
     ) -> UInt8[np.ndarray, " n"]:
-        """Predicts the class of every point of a cloud, an index into ``names``.
+        """Inference: predicts the class of every point of a point cloud, an index into ``names``.
 
         Args:
             xyz: (n, 3) points in the LiDAR's frame, z up [m].
@@ -103,7 +103,7 @@ class Trained:
 
 
 def make_student(model: ModelConfig, text_dim: int, classes: int | None = None) -> Student:
-    """An untrained student, with weights from torch's global seed.
+    """Builds an untrained student network, with weights from torch's global seed.
 
     With a classifier when it gets a number of classes.
     """
@@ -206,7 +206,10 @@ def _check(
     classes: int,
     tensors: Sequence[Tensor],
 ) -> None:
-    """Refuses what would only fail, or go wrong, in use."""
+    """Validates a loaded student: network settings, class names, finite weights.
+
+    What would only fail, or go wrong, in use is refused here.
+    """
     if student.text_head not in ("semantic", "local"):
         raise ValueError(f"named is {student.text_head!r}, not one of semantic, local")
     for item in fields(ModelConfig):

@@ -21,7 +21,7 @@ _EPS = 1e-12
 
 
 class _Unit(torch.autograd.Function):
-    """Adds a bias and normalises to unit length, in place: ``(z + bias) / |z + bias|``.
+    """Bias and L2 normalisation in place: ``(z + bias) / |z + bias|``.
 
     The backward pass makes one tensor of its size, not five.
     """
@@ -44,13 +44,13 @@ class _Unit(torch.autograd.Function):
 
 
 class Head(nn.Linear):
-    """Linear head over point features.
+    """Linear embedding or classifier head over point features.
 
     On the CPU by the kernels of the native sparse convolution.
     """
 
     def forward(self, feats: Float[Tensor, "m c"], unit: bool = False) -> Float[Tensor, "m d"]:
-        """Embeddings of points in float32, with ``unit`` scaled to unit length."""
+        """Embeddings of points in float32, L2-normalised with ``unit``."""
         if feats.device.type == "cpu":
             product = sparse_native.convolve(feats, self.weight, sparse_native.same(len(feats)))
         else:
@@ -81,7 +81,7 @@ class Head(nn.Linear):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Embeddings:
-    """Outputs of the student's heads at points.
+    """Outputs of the student's heads at points: embeddings and class scores.
 
     None where a head was not asked or is not there.
 
@@ -99,7 +99,7 @@ class Embeddings:
 def at_points(
     feats: Float[Tensor, "v c"], batch: Batch, points: Tensor | None
 ) -> Float[Tensor, "m c"]:
-    """Voxel features at points: the own voxel's, or trilinear where the batch has corners."""
+    """Devoxelize: voxel features at points, of the own voxel, or trilinear with corners."""
     if batch.corner is None or batch.corner_weight is None:
         return feats.index_select(0, batch.inverse if points is None else batch.inverse[points])
     corner = batch.corner

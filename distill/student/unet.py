@@ -1,4 +1,4 @@
-"""The student: a residual sparse 3D U-Net over voxels, with heads."""
+"""Student network: residual sparse 3D U-Net (MinkUNet) over voxels, with heads."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from clipsweep.distill.student.heads import Embeddings, Head, HeadName, at_point
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The student network and its voxelization."""
+    """Settings of the student network and its voxelization."""
 
     size: Annotated[
         Literal["tiny", "unet14", "unet34"],
@@ -80,7 +80,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Channels of the stem and of four stages down and four up, and each stage's blocks."""
+    """Network size: channels of the stem and of the four stages down and up, blocks a stage."""
 
     stem: int
     widths: tuple[int, int, int, int, int, int, int, int]
@@ -110,7 +110,7 @@ class Residual(nn.Module):
             self.norm = Norm(out_channels)
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        """Features after the block, on the same voxels."""
+        """Residual block: features on the same voxels."""
         around = (
             x.feats if isinstance(self.around, nn.Identity) else self.norm(self.around(x).feats)
         )
@@ -119,9 +119,9 @@ class Residual(nn.Module):
 
 
 class Stage(nn.Module):
-    """Stage of the U-Net: a step down or up (``resample``), then residual blocks.
+    """U-Net stage: downsampling or upsampling (``resample``), then residual blocks.
 
-    On the way up the features of the way down come along.
+    On the way up the skip features are concatenated.
     """
 
     def __init__(
@@ -189,7 +189,7 @@ class UNet(nn.Module):
         self.channels = widths[-1]
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        """Features on the voxels of ``x``."""
+        """U-Net features on the voxels of ``x``."""
         x = x.with_feats(self.norm1(self.stem1(x.with_feats(self.scale(x.feats))).feats, relu=True))
         levels = [x.with_feats(self.norm2(self.stem2(x).feats, relu=True))]
         for stage in self.down:
@@ -272,7 +272,7 @@ class Student(nn.Module):
     def classify(
         self, batch: Batch, text: Float[Tensor, "k d"] | None = None
     ) -> UInt8[Tensor, " n"]:
-        """Classifies every point of a batch.
+        """Semantic segmentation of a batch: the class of every point.
 
         By the classifier, or with ``text`` by the nearest class embedding.
 

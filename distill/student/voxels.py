@@ -1,4 +1,4 @@
-"""Voxelizes point clouds into the input of a sparse network."""
+"""Voxelizes point clouds into the input of a sparse 3D network."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ class Sample:
     def of_points(
         cls, frame: str, xyz: np.ndarray, intensity: np.ndarray, age_s: np.ndarray
     ) -> Sample:
-        """A frame without targets, to predict."""
+        """Inference sample: the points of a frame without targets."""
         nothing = np.empty(0, np.int64)
         return cls(frame, xyz, intensity, age_s, nothing, nothing)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Voxels:
-    """One voxelized frame; pairs count the points that are left.
+    """Voxelized point cloud of one frame; pairs count the points that are left.
 
     Attributes:
         frame: id of the frame.
@@ -116,7 +116,7 @@ def channels(features: Sequence[str]) -> int:
 def _nearest(
     coords: Int32[np.ndarray, "v 3"], limit: int, generator: np.random.Generator | None
 ) -> Int64[np.ndarray, " k"]:
-    """Crops to the voxels nearest to one drawn at random, or to the sensor.
+    """Crops a point cloud to the voxels nearest to one drawn at random, or to the sensor.
 
     Whole neighbourhoods, unlike a random choice.
     """
@@ -130,7 +130,7 @@ def _nearest(
 def _sorted_cells(
     keys: UInt64[np.ndarray, " n"],
 ) -> tuple[UInt64[np.ndarray, " v"], Int32[np.ndarray, " n"]]:
-    """Distinct voxels in the order of their keys, and each point's voxel.
+    """Distinct voxels sorted by key, and each point's voxel.
 
     In this order voxels that touch are near each other in memory.
     """
@@ -147,7 +147,7 @@ def _limit_voxels(
     limit: int,
     generator: np.random.Generator | None,
 ) -> tuple[Sample, UInt64[np.ndarray, " v"], Int32[np.ndarray, " left"], int]:
-    """Finds the voxels; too many are cut to the limit, with their points and targets."""
+    """Finds the occupied voxels; crops points and targets where there are too many voxels."""
     cells, inverse = _sorted_cells(keys)
     count = len(cells)
     if not limit or count <= limit:

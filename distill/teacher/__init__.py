@@ -1,1 +1,1 @@
-"""2D teachers: from camera images to a class, or a feature, of every pixel."""
+"""2D teachers: semantic class, or image feature, of every pixel of camera images."""

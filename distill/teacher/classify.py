@@ -17,7 +17,7 @@ _DENOISING_SCALE = 100.0  # prompt denoising is defined at this scale, whatever 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Scorer:
-    """Classifies the cells of feature maps by text similarity.
+    """Zero-shot classifier of feature map cells by text similarity.
 
     Attributes:
         names: unit text embedding of each name.
@@ -39,7 +39,7 @@ class Scorer:
     def __call__(
         self, features: Float[Tensor, "n h w d"], keys: Float[Tensor, "n h w k"] | None
     ) -> tuple[UInt8[Tensor, "n h w"], Float16[Tensor, "n h w"]]:
-        """Class and confidence of each cell.
+        """Zero-shot class and confidence of each cell of a feature map.
 
         255 and 0 where a negative wins or the confidence is too little.
 
@@ -60,7 +60,7 @@ class Scorer:
         return winner.masked_fill(lost, NONE).to(torch.uint8), score.masked_fill(lost, 0.0).half()
 
     def _kept(self, scores: Float[Tensor, "n h w groups"]) -> Bool[Tensor, "n 1 1 groups"]:
-        """Which groups an image keeps (prompt denoising, MaskCLIP); an image may lose them all."""
+        """Prompt denoising (MaskCLIP): which groups an image keeps; it may lose them all."""
         if self.denoising <= 0:
             return scores.new_ones(len(scores), 1, 1, scores.shape[-1], dtype=torch.bool)
         return (_DENOISING_SCALE * scores).softmax(-1).amax((1, 2), keepdim=True) >= self.denoising
@@ -69,7 +69,7 @@ class Scorer:
 def _smoothed(
     confidence: Float[Tensor, "n h w groups"], keys: Float[Tensor, "n h w k"], below: float
 ) -> Float[Tensor, "n h w groups"]:
-    """Key smoothing (MaskCLIP).
+    """Key smoothing (MaskCLIP): averages unsure cells over cells with similar keys.
 
     Unsure cells get the mean of all cells, weighted by the cosine of their keys.
 

@@ -38,9 +38,9 @@ _OTHER_TOWERS = (
 
 
 class Dense(NamedTuple):
-    """Features of each cell of the output grid in the text space, and the last block's keys.
+    """Dense CLIP features of each output cell in the text space, and the last block's keys.
 
-    Of any length.
+    Features and keys are not of unit length.
     """
 
     feature: Float[Tensor, "n h w d"]
@@ -48,7 +48,7 @@ class Dense(NamedTuple):
 
 
 def choose_reading(name: str, config: Mapping[str, Any], reading: Reading) -> Reading:
-    """The reading to use with a model, ``auto`` resolved.
+    """Chooses how to read a CLIP model's dense features, ``auto`` resolved.
 
     ``naclip`` for a ViT, ``pool`` for a ResNet.
 
@@ -89,19 +89,19 @@ def choose_reading(name: str, config: Mapping[str, Any], reading: Reading) -> Re
 
 
 def is_resnet(config: Mapping[str, Any]) -> bool:
-    """Whether a configuration's image tower is a ModifiedResNet."""
+    """Whether a configuration's image encoder is a ModifiedResNet."""
     return isinstance(config["vision_cfg"].get("layers", 12), list | tuple)
 
 
 def stride_of(config: Mapping[str, Any]) -> int:
-    """Input pixels per side of an output cell: the patch of a ViT, 32 for a ResNet [px]."""
+    """Output stride of the image encoder: patch size of a ViT, 32 for a ResNet [px]."""
     return (
         DenseResNet.stride if is_resnet(config) else int(config["vision_cfg"].get("patch_size", 16))
     )
 
 
 class DenseVit(nn.Module):
-    """An open_clip VisionTransformer read patch by patch; the class token is dropped.
+    """CLIP ViT with dense patch features (open_clip); the class token is dropped.
 
     ``pure``: the last attention's value path alone (MaskCLIP, ECCV 2022).
     ``residual``: the same within the whole last block, which is that block with its attention
@@ -158,7 +158,7 @@ class DenseVit(nn.Module):
         return tokens
 
     def _position(self, grid: tuple[int, int]) -> Float[Tensor, "tokens width"]:
-        """The position embedding for a grid of patches.
+        """Position embedding, interpolated to a grid of patches.
 
         Bicubic and antialiased, as open_clip does while loading.
         """
@@ -188,7 +188,7 @@ def _run_token_first(block: Any, tokens: Tensor) -> Tensor:
 
 
 def _key_value(attn: Any, normed: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values of an attention; no reading needs its queries."""
+    """Keys and values of an attention layer; no reading needs its queries."""
     width = normed.shape[-1]
     key, value = F.linear(normed, attn.in_proj_weight[width:], attn.in_proj_bias[width:]).chunk(
         2, -1
@@ -199,7 +199,7 @@ def _key_value(attn: Any, normed: Tensor) -> tuple[Tensor, Tensor]:
 def _near(
     heads: int, key: Tensor, value: Tensor, grid: tuple[int, int]
 ) -> Float[Tensor, "n h w width"]:
-    """NACLIP's attention, of the patches to all tokens.
+    """NACLIP's neighbourhood attention of the patches to all tokens.
 
     ``softmax(k k^T / sqrt(head's width) + neighbourhood) v``.
     """
@@ -224,13 +224,13 @@ def neighbourhood(grid: tuple[int, int], device: torch.device) -> Float[Tensor, 
 def _by_proxy(
     value: Float[Tensor, "n a b width"], proxy: Float[Tensor, "n h w c"]
 ) -> Float[Tensor, "n h w width"]:
-    """Values, stretched to the proxy's grid, averaged by its attention."""
+    """ProxyCLIP: values resized to the proxy's grid and averaged by its attention."""
     mixed = proxy_attention(proxy).to(value.dtype) @ _resized(value, proxy).flatten(1, 2)
     return mixed.unflatten(1, proxy.shape[1:3])
 
 
 def proxy_attention(proxy: Float[Tensor, "n h w c"]) -> Float[Tensor, "n hw hw"]:
-    """ProxyCLIP's attention.
+    """ProxyCLIP's attention from the features of another network.
 
     Softmax over ``gamma (cos - beta mean(cos))`` where that is not negative.
 
@@ -247,7 +247,7 @@ def proxy_attention(proxy: Float[Tensor, "n h w c"]) -> Float[Tensor, "n hw hw"]
 def _resized(
     maps: Float[Tensor, "n a b d"], like: Float[Tensor, "n h w c"]
 ) -> Float[Tensor, "n h w d"]:
-    """Feature maps resized bilinearly to another's grid."""
+    """Resizes feature maps bilinearly to another map's grid."""
     if maps.shape[1:3] == like.shape[1:3]:
         return maps
     channels_first = maps.permute(0, 3, 1, 2)
@@ -258,7 +258,7 @@ def _resized(
 
 
 class DenseResNet(nn.Module):
-    """An open_clip ModifiedResNet read cell by cell.
+    """CLIP ResNet with dense features (open_clip's ModifiedResNet), cell by cell.
 
     Its attention pool's value path, without position embedding.
     """

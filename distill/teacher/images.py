@@ -40,7 +40,7 @@ DECODE_ERRORS = (
 
 
 def input_size(size_hw: tuple[int, int], patch: int, key: str = "size_hw") -> tuple[int, int]:
-    """A network's input size [px]; (0, 0) stands for 224 x 416, rounded to whole patches.
+    """Input size of a network [px]; (0, 0) stands for 224 x 416, rounded to whole patches.
 
     Args:
         size_hw: the size that was asked for.
@@ -60,7 +60,7 @@ def input_size(size_hw: tuple[int, int], patch: int, key: str = "size_hw") -> tu
 
 
 def whole_cells(size_hw: tuple[int, int], cell: int) -> tuple[int, int]:
-    """The nearest size of whole cells, at least one each way [px]."""
+    """Rounds an image size to whole cells, at least one each way [px]."""
     height, width = (max(1, round(side / cell)) * cell for side in size_hw)
     return height, width
 
@@ -133,7 +133,7 @@ def decoders(threads: int) -> int:
 
 
 def at_least_one(batch: int) -> int:
-    """Checks a batch size.
+    """Checks that a batch size is at least 1.
 
     Raises:
         BadInput: it is less than 1.
@@ -151,7 +151,7 @@ def in_batches(
     launch: Callable[[UInt8[np.ndarray, "n h w 3"]], Launched],
     collect: Callable[[Launched], Sequence[PixelLabels]],
 ) -> Iterator[PixelLabels | BadInput]:
-    """Labels of images, in order; an image that cannot be used leaves its error in its place.
+    """Batched image inference, in order; an unusable image leaves its error in its place.
 
     Two batches are decoded ahead, and a batch's results are collected after the next one was
     launched, so that a GPU waits for neither. What is held at once: two batches of input, one of
@@ -180,7 +180,7 @@ def _launch(
     launch: Callable[[UInt8[np.ndarray, "n h w 3"]], Launched],
     collect: Callable[[Launched], Sequence[PixelLabels]],
 ) -> Callable[[], Iterator[PixelLabels | BadInput]]:
-    """Starts the network on the usable images of a chunk.
+    """Starts the network on the usable images of a batch.
 
     The function returned yields one result for each image.
     """
@@ -198,7 +198,7 @@ def _launch(
 def to_device(
     images: UInt8[np.ndarray, "n h w 3"], device: torch.device
 ) -> Float[Tensor, "n 3 h w"]:
-    """RGB images as values 0..1 on a device, channels last in memory."""
+    """Copies RGB images to a device as values 0..1, channels last in memory."""
     pixels = torch.from_numpy(images)
     if device.type == "cuda":
         pixels = pixels.pin_memory().to(device, non_blocking=True)
@@ -206,7 +206,7 @@ def to_device(
 
 
 def autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Mixed precision: half on CUDA.
+    """Mixed precision (autocast): half precision on CUDA.
 
     bfloat16, or float16 where the device lacks it; float32 on a CPU, where it is faster.
     """
@@ -221,7 +221,7 @@ def autocast(device: torch.device) -> AbstractContextManager[Any]:
 def normalised(
     images: Float[Tensor, "n 3 h w"], mean: Sequence[float], std: Sequence[float]
 ) -> Float[Tensor, "n 3 h w"]:
-    """Normalises images 0..1 as a network wants them: ``(x - mean) / std`` for each colour."""
+    """Normalises RGB images 0..1 by mean and standard deviation: ``(x - mean) / std``."""
     shift, scale = (
         torch.tensor(values, device=images.device).view(3, 1, 1) for values in (mean, std)
     )
@@ -229,7 +229,7 @@ def normalised(
 
 
 def all_or_raise(labels: Iterable[PixelLabels | BadInput]) -> list[PixelLabels]:
-    """The labels, or the first image's error raised."""
+    """Returns the labels of images, or raises the first image's error."""
     whole = []
     for one in labels:
         if isinstance(one, BadInput):

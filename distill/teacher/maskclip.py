@@ -1,4 +1,4 @@
-"""MaskCLIP: zero-shot 2D segmentation with CLIP's dense features, as a teacher."""
+"""MaskCLIP teacher: zero-shot 2D semantic segmentation from CLIP's dense features."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ _ARTICLES = ("a", "an", "the")
 
 @dataclass(frozen=True)
 class MaskClipConfig:
-    """Zero-shot teacher: a CLIP model and how its dense features are read."""
+    """Settings of the zero-shot teacher: a CLIP model and how its dense features are read."""
 
     model: Annotated[
         str,
@@ -140,7 +140,7 @@ class MaskClipConfig:
 
 
 class MaskClip:
-    """Zero-shot 2D segmentation by CLIP: a class for every patch of an image.
+    """Zero-shot 2D semantic segmentation by CLIP: a class for every patch of an image.
 
     Networks are built when they are first needed; everything that can be refused without them is
     refused here. Labels are those of the batch they were made in: other batch sizes or devices may
@@ -191,7 +191,7 @@ class MaskClip:
         self._cache = cache
 
     def digest(self) -> str:
-        """sha256 of the weights' bytes and of all that decides what the labels are.
+        """Digest (sha256) of the weights and of all settings that decide the pixel labels.
 
         Batch and device are left out.
         """
@@ -206,7 +206,7 @@ class MaskClip:
         )
 
     def feature_digest(self) -> str:
-        """sha256 of what decides the dense features.
+        """Digest (sha256) of the weights and settings that decide the dense features.
 
         Where it is equal, `relabel` may read them under other names.
         """
@@ -229,7 +229,7 @@ class MaskClip:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """All names, the negatives last, with their embeddings.
+        """Text embeddings of all class names, the negatives last.
 
         Raises:
             BadInput: the model's vocabulary has none of a name's words; single unknown words give a
@@ -242,7 +242,7 @@ class MaskClip:
         )
 
     def __call__(self, cameras: Sequence[Camera]) -> list[PixelLabels]:
-        """Labels of images, in order.
+        """Pixel labels of camera images, in order.
 
         Raises:
             BadInput: an image cannot be used.
@@ -250,7 +250,7 @@ class MaskClip:
         return all_or_raise(self.stream(cameras))
 
     def stream(self, cameras: Iterable[Camera]) -> Iterator[PixelLabels | BadInput]:
-        """Labels of any number of images, in order.
+        """Streams pixel labels of any number of camera images, in order.
 
         An image that cannot be used leaves its error in its place.
 
@@ -267,12 +267,12 @@ class MaskClip:
 
     @torch.inference_mode()
     def _dense(self, images: UInt8[np.ndarray, "n h w 3"]) -> Dense:
-        """Unit features and unit keys."""
+        """Unit dense features and unit keys of RGB images."""
         return self._tiles.read(to_device(images, self._device), self._network)
 
     @torch.inference_mode()
     def relabel(self, feature: Float16[np.ndarray, "h w d"]) -> PixelLabels:
-        """Labels an image again from its kept dense features, under this teacher's names.
+        """Relabels an image from its cached dense features, under this teacher's class names.
 
         Raises:
             BadInput: key smoothing is on; keys are not kept.
@@ -332,7 +332,7 @@ class MaskClip:
 
     @torch.inference_mode()
     def _launch(self, images: UInt8[np.ndarray, "n h w 3"]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Labels, scores and, if kept, features, still on the device."""
+        """Starts the forward pass: labels, scores and, if kept, features, still on the device."""
         dense = self._dense(images)
         label, score = self._scorer(dense.feature, dense.key)
         return label, score, dense.feature.half() if self._config.keep_features else None
@@ -359,9 +359,9 @@ def _floor(prompts: Prompts, min_score: float) -> Float32[np.ndarray, " groups"]
 
 
 def _check_words(name: str, unknown: Sequence[str]) -> None:
-    """Warns of words outside the model's vocabulary.
+    """Checks the words of a class name against the model's vocabulary; warns of unknown ones.
 
-    Refuses a name without a letter or with nothing else in it.
+    A name without a letter, or with unknown words only, is refused.
     """
     lost = [word for word in unknown if word.lower() not in _ARTICLES]
     nothing = lost and all(word in lost or word.lower() in _ARTICLES for word in words_of(name))

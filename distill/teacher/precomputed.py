@@ -1,4 +1,4 @@
-"""Precomputed teacher: reads label images made elsewhere, by any 2D model."""
+"""Precomputed teacher: reads 2D label images made elsewhere, by any segmentation model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from clipsweep.projection.frames import NONE, Camera, PixelLabels
 
 @dataclass(frozen=True)
 class PrecomputedConfig:
-    """Label images made elsewhere."""
+    """Settings of the precomputed teacher: label images made elsewhere."""
 
     root: Annotated[
         str,
@@ -38,7 +38,7 @@ class PrecomputedConfig:
 
 
 class Precomputed:
-    """Label images made by any other 2D model.
+    """Teacher that reads the label images of any other 2D segmentation model.
 
     PNGs at the images' paths below a folder of their own, score 1.
 
@@ -73,7 +73,7 @@ class Precomputed:
         return np.eye(self._classes, dtype=np.float32)
 
     def digest(self) -> str:
-        """sha256 of the table of ids, the size and the folder's name.
+        """Digest (sha256) of the table of ids, the size and the folder's name.
 
         The label files are not in it: hashing a data set's worth of them before every run would
         cost more than using them. Files that changed under the same name need a folder of another
@@ -85,7 +85,7 @@ class Precomputed:
         ).hexdigest()
 
     def __call__(self, cameras: Sequence[Camera]) -> list[PixelLabels]:
-        """Labels of images, in order.
+        """Pixel labels of camera images, in order.
 
         Raises:
             BadInput: a label image is missing, damaged, not 8-bit, of another size, or not below
@@ -94,7 +94,7 @@ class Precomputed:
         return all_or_raise(self.stream(cameras))
 
     def stream(self, cameras: Iterable[Camera]) -> Iterator[PixelLabels | BadInput]:
-        """Labels of any number of images, in order.
+        """Streams pixel labels of any number of camera images, in order.
 
         An image that cannot be used leaves its error in its place.
         """
@@ -126,7 +126,7 @@ class Precomputed:
 
 
 def _read_ids(path: Path, size_hw: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
-    """The ids of a label image.
+    """Reads the class ids of a label image (PNG).
 
     Its header and its checksums are checked before anything is decoded.
     """

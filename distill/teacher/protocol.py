@@ -1,4 +1,4 @@
-"""Interface of a teacher: camera images in, a class of every pixel out."""
+"""Interface of a 2D teacher: camera images in, a class of every pixel out."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ class Teacher(Protocol):
         ...
 
     def digest(self) -> str:
-        """sha256 of what decides the labels beside the images.
+        """Digest (sha256) of the weights and settings that decide the pixel labels.
 
         Part of the name of what is made with it.
         """
         ...
 
     def __call__(self, cameras: Sequence[Camera]) -> list[PixelLabels]:
-        """Labels of images, in order.
+        """Pixel labels of camera images, in order.
 
         Raises:
             BadInput: an image, or its label image, cannot be used.
@@ -72,7 +72,7 @@ class Teacher(Protocol):
         ...
 
     def stream(self, cameras: Iterable[Camera]) -> Iterator[PixelLabels | BadInput]:
-        """Labels of any number of images, in order.
+        """Streams pixel labels of any number of camera images, in order.
 
         An image that cannot be used leaves its error in its place.
         """

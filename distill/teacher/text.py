@@ -31,7 +31,7 @@ SHORT_TEMPLATES = ("a photo of a {}.", "a photo of the {}.", *SCENE_TEMPLATES[:2
 
 
 def sentences(name: str) -> tuple[str, ...]:
-    """Prompt templates: the sentences that a class name is put into at ``{}``.
+    """Prompt templates by name: sentences that a class name is put into at ``{}``.
 
     ``reference`` is CLIP's 80 for ImageNet plus five about scenes (the set of ViLD, MaskCLIP and
     CLIP2Scene), ``short`` is four of these, ``plain`` the bare name.
@@ -86,7 +86,7 @@ class Vocabulary:
     classes: int
 
     def of_classes(self) -> Float32[np.ndarray, "c d"]:
-        """One unit embedding a class: the mean over its names."""
+        """Class text embeddings: the unit mean over each class's names."""
         own = self.group < self.classes
         total = np.zeros((self.classes, self.embedding.shape[1]), np.float32)
         np.add.at(total, self.group[own], self.embedding[own])
@@ -97,7 +97,7 @@ class Vocabulary:
 def group_names(
     prompts: Sequence[Sequence[str]], negatives: Sequence[str]
 ) -> tuple[list[str], Int64[np.ndarray, " names"]]:
-    """All names, classes first and negatives last, and the group of each.
+    """Lists all class names and negatives, in this order, and the group of each.
 
     Raises:
         BadInput: a class has no name, or a name is empty.
@@ -113,7 +113,7 @@ def group_names(
 
 
 def words_of(name: str) -> list[str]:
-    """Words of a class name: its runs of letters and digits."""
+    """Splits a class name into words: its runs of letters and digits."""
     return re.findall(r"[^\W_]+", name)
 
 
@@ -145,7 +145,7 @@ class Encoder:
 
     @torch.inference_mode()
     def __call__(self, sentences: Sequence[str]) -> Float[Tensor, "n d"]:
-        """Embeddings of sentences, not of unit length."""
+        """Text embeddings of sentences, not of unit length."""
         tokens = self._tokenizer(list(sentences)).to(self._device)
         length = tokens.argmax(-1)
         order = length.argsort(stable=True)  # alike lengths into one batch
@@ -157,7 +157,7 @@ class Encoder:
         return torch.empty_like(whole).index_copy_(0, order, whole)
 
     def unknown(self, name: str) -> list[str]:
-        """Words of a name outside the model's vocabulary.
+        """Words of a class name outside the model's vocabulary.
 
         Those with a token whose embedding is zero.
 
@@ -174,7 +174,10 @@ class Encoder:
         ]
 
     def _encode(self, tokens: Tensor, length: int) -> Tensor:
-        """The model's ``encode_text``, on the first ``length`` tokens where that is the same."""
+        """Encodes token ids, truncated to a length, to text embeddings.
+
+        The model's ``encode_text``, on the first ``length`` tokens where that is the same.
+        """
         model = self._model
         if (
             getattr(model, "text_pool_type", "") != "argmax"
@@ -201,7 +204,7 @@ def embed(
     names: Sequence[str],
     templates: Sequence[str],
 ) -> Float32[np.ndarray, "names d"]:
-    """Unit text embeddings of names, averaged over prompt templates.
+    """Unit text embeddings of class names, averaged over prompt templates.
 
     The mean over templates of unit embeddings, made unit again (CLIP's recipe).
 
@@ -220,7 +223,7 @@ def embed(
 def cached(
     folder: Path | None, key: str, rows: int, make: Callable[[], Float32[np.ndarray, "rows d"]]
 ) -> Float32[np.ndarray, "rows d"]:
-    """Embeddings kept in a folder under their key; made, and kept, where they are not there whole.
+    """Caches text embeddings in a folder under a key; computes them where they are missing.
 
     Args:
         folder: where they are kept; None keeps nothing.
@@ -255,6 +258,6 @@ def cached(
 def group_max(
     scores: Float[Tensor, "*pixels names"], group: Int64[Tensor, " names"], groups: int
 ) -> Float[Tensor, "*pixels groups"]:
-    """The best score among the names of each group."""
+    """Maximum score among the names of each group."""
     best = scores.new_full((*scores.shape[:-1], groups), -torch.inf)
     return best.scatter_reduce_(-1, group.expand_as(scores), scores, "amax")

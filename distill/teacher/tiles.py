@@ -16,7 +16,7 @@ from clipsweep.projection.errors import BadInput
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """Tiles (windows) on an image larger than the network's input.
+    """Sliding-window tiles of an image larger than the network's input.
 
     Attributes:
         size_hw: size of the image [px].
@@ -34,7 +34,7 @@ class Tiles:
     def over(
         size_hw: tuple[int, int], tile_hw: tuple[int, int], overlap: float, unit: int
     ) -> Tiles:
-        """The fewest tiles, evenly spread, that cover an image with at least an overlap.
+        """Covers an image with the fewest tiles, evenly spread, that overlap by at least a share.
 
         Args:
             size_hw: size of the image [px].
@@ -92,7 +92,7 @@ class Tiles:
         return _unit(whole)
 
     def _sides(self, part: Dense) -> list[tuple[int, int, int]]:
-        """For height and width: the image's side, a tile's output cells, and a tile's side."""
+        """Image side, output cells of a tile and tile side, for height and width."""
         return list(zip(self.size_hw, part.feature.shape[1:3], self.tile_hw, strict=True))
 
 

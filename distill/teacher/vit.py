@@ -1,4 +1,4 @@
-"""Patch features of timm vision transformers (DINOv2 and others).
+"""Patch features of timm vision transformers (DINO, DINOv2 and others).
 
 As a teacher of their own and as CLIP's proxy.
 """
@@ -39,7 +39,7 @@ _HUB_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 @dataclass(frozen=True, eq=False, slots=True)
 class VitSource:
-    """Where a timm ViT comes from.
+    """Source of a timm ViT: name, preprocessing and weights file.
 
     Attributes:
         name: timm name, with its tag.
@@ -56,7 +56,7 @@ class VitSource:
     checkpoint: Path
 
     def digest(self) -> str:
-        """sha256 of the name, the preprocessing and the bytes of the weights."""
+        """Digest (sha256) of the name, the preprocessing and the weights."""
         head = f"{self.name} {self.mean} {self.std}".encode()
         return hashlib.sha256(head + file_digest(self.checkpoint)).hexdigest()
 
@@ -100,7 +100,7 @@ def find_vit(name: str, weights: str = "") -> VitSource:
 
 
 class PatchVit(nn.Module):
-    """A timm ViT that gives the features of its patches.
+    """Timm ViT that outputs the features of its patches.
 
     Raises:
         BadInput: the weights do not fit.
@@ -140,7 +140,7 @@ class PatchVit(nn.Module):
 
 @dataclass(frozen=True)
 class VitFeaturesConfig:
-    """Patch features of a timm ViT, without names."""
+    """Settings of the vision-only teacher: patch features of a timm ViT, without classes."""
 
     model: Annotated[
         str,
@@ -179,15 +179,15 @@ class VitFeatures:
 
     @property
     def text(self) -> Float32[np.ndarray, "0 d"]:
-        """Text embeddings of no classes, in the width of the features."""
+        """Empty text embeddings, in the width of the features: there are no classes."""
         return np.zeros((0, self._network.network.num_features), np.float32)
 
     def digest(self) -> str:
-        """sha256 of the weights and the input size."""
+        """Digest (sha256) of the weights and the input size."""
         return hashlib.sha256(f"{self._source.digest()} {self._size_hw}".encode()).hexdigest()
 
     def __call__(self, cameras: Sequence[Camera]) -> list[PixelLabels]:
-        """Features of images, in order.
+        """Dense features of camera images, in order.
 
         Raises:
             BadInput: an image cannot be used.
@@ -195,7 +195,7 @@ class VitFeatures:
         return all_or_raise(self.stream(cameras))
 
     def stream(self, cameras: Iterable[Camera]) -> Iterator[PixelLabels | BadInput]:
-        """Features of any number of images, in order.
+        """Streams dense features of any number of camera images, in order.
 
         An image that cannot be used leaves its error in its place.
         """

@@ -34,7 +34,7 @@ _DIR_WEIGHTS = (*_HUB_WEIGHTS, "model.safetensors", "pytorch_model.bin")
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Source:
-    """Where a CLIP model comes from.
+    """Source of a CLIP model: configuration, preprocessing and weights file.
 
     Attributes:
         name: open_clip name, ``hf-hub:...`` or ``local-dir:...``; also names the tokenizer.
@@ -51,13 +51,13 @@ class Source:
     checkpoint: Path
 
     def digest(self) -> str:
-        """sha256 over configuration, preprocessing and the bytes of the weights."""
+        """Digest (sha256) of configuration, preprocessing and weights."""
         head = json.dumps([dict(self.config), self.mean, self.std], sort_keys=True)
         return hashlib.sha256(head.encode() + file_digest(self.checkpoint)).hexdigest()
 
 
 def file_digest(path: Path) -> bytes:
-    """sha256 of a file's content."""
+    """Digest (sha256) of a file's content."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").digest()
 
@@ -171,7 +171,7 @@ def _weights_in(folder: Path) -> Path:
 
 
 def hub_file(repository: str, names: tuple[str, ...]) -> Path:
-    """The first of some files of a Hugging Face repository: from the local cache, else downloaded.
+    """Finds one of some files in a Hugging Face repository: in the local cache, else downloads it.
 
     Raises:
         BadInput: none is cached, and there is no network or no such file.
@@ -212,7 +212,7 @@ def hub_file(repository: str, names: tuple[str, ...]) -> Path:
 
 
 def _reachable(url: str) -> bool:
-    """Whether a server answers at all within seconds.
+    """Whether a server can be reached within seconds.
 
     The hub's own client would retry for half a minute.
     """
@@ -233,7 +233,7 @@ def _reachable(url: str) -> bool:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, by name; nothing in the file is executed.
+    """Reads the tensors of a checkpoint safely, by name; no pickled code is executed.
 
     Raises:
         BadInput: the file is damaged, or a pickle that holds more than tensors.
@@ -257,7 +257,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def clip_tokenizer(source: Source) -> Callable[[list[str]], Tensor]:
-    """The tokenizer of a model: CLIP's own, or the Hugging Face one that its configuration names.
+    """Tokenizer of a CLIP model: CLIP's own, or the Hugging Face one of its configuration.
 
     Raises:
         BadInput: the latter cannot be had.
@@ -314,7 +314,7 @@ def build_clip(source: Source) -> Any:
 
 
 def fitted(model: nn.Module, state: Mapping[str, Tensor], checkpoint: Path, name: str) -> nn.Module:
-    """A model with all of its weights taken from a table, frozen, in float32 and evaluation mode.
+    """Loads a state dict into a model, strictly; frozen, in float32 and evaluation mode.
 
     Raises:
         BadInput: a weight is missing, left over, or of another shape.

@@ -1,1 +1,1 @@
-"""Training loop, on one process or several."""
+"""Training loop and data-parallel training on several processes."""

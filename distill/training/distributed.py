@@ -1,6 +1,6 @@
-"""Data-parallel training: collective operations.
+"""Data-parallel training: collective operations over all processes.
 
-Each has frames of its own, and sums are taken over all processes.
+Each process has frames of its own, and sums are taken over all processes.
 
 A loss is a sum of shares: each process computes its part of the loss over the frames of all, and
 gradients are added up. Alone, a share is the whole, and nothing is sent.
@@ -22,12 +22,12 @@ from torch import Tensor, distributed
 
 
 def world_size() -> int:
-    """Number of processes."""
+    """World size: number of training processes."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
 def rank() -> int:
-    """Number of this process, from 0."""
+    """Rank of this process, from 0."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
@@ -41,7 +41,7 @@ def all_reduce_sum(values: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]
 
 
 def share_of_mean(values: Float[Tensor, " m"]) -> Float[Tensor, ""]:
-    """This process's share of the mean over the values of all.
+    """This process's share of the mean over the values of all processes.
 
     0, with a gradient of 0, where no process has any.
     """
@@ -96,7 +96,7 @@ def add_gradients(parameters: Iterable[Tensor]) -> None:
 
 
 def gather_names(names: Iterable[str]) -> list[str]:
-    """The distinct names that any process gives, in order of rank."""
+    """Gathers the distinct names that any process gives, in order of rank."""
     lists: list[list[str]] = [list(names)]
     if world_size() > 1:
         ours = lists[0]

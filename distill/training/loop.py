@@ -1,4 +1,4 @@
-"""The training loop: batches in, a trained student and a record of every step out."""
+"""Training loop: optimiser, learning rate schedule, mixed precision, gradient clipping, EMA."""
 
 from __future__ import annotations
 
@@ -167,14 +167,16 @@ class NotFinite(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Learning rate and momentum of a step."""
+    """Learning rate and momentum of an optimiser step."""
 
     lr: float
     momentum: float
 
 
 def rates(step: int, steps: int, config: TrainConfig) -> Rates:
-    """Learning rate and momentum of a step, counted from 0.
+    """Learning rate schedule, cosine or one-cycle: learning rate and momentum of a step.
+
+    Steps are counted from 0.
 
     ``cosine``: a linear rise over the first ``warmup`` share of the steps, then half a cosine down
     to 0. ``one_cycle``: half a cosine from ``lr / 25`` to ``lr``, another down to ``lr / 25e4``,
@@ -207,7 +209,7 @@ def _half_cosine(first: float, last: float, done: float) -> float:
 def make_optimizer(
     student: nn.Module, config: TrainConfig, head: str = "", head_lr: float = 1.0
 ) -> torch.optim.Optimizer:
-    """The optimiser over the trainable parameters; vectors (biases, norms) are not decayed.
+    """Builds the optimiser; biases and norms get no weight decay.
 
     Args:
         student: the network.
@@ -236,11 +238,9 @@ def make_optimizer(
 
 
 class Learner:
-    """Training state: student, optimiser, gradient scaler, weight average, step.
+    """Training state: student, optimiser, gradient scaler, weight average (EMA), step.
 
-    These follow from ``step``.
-
-    Where several processes train, norms take the moments of all.
+    Where several processes train, batch norms take the moments of all.
 
     Args:
         student: on the device to train on; trained in place.
@@ -295,9 +295,9 @@ class Learner:
                 group["momentum"] = rates.momentum
 
     def update(self, ema: float) -> None:
-        """Takes the optimiser step and updates the weight average.
+        """Optimiser step, then the moving average (EMA) of the weights.
 
-        Then the mean follows the weights, with a smaller decay while it is young.
+        The average follows the weights with a smaller decay while it is young.
 
         The decay of step n is ``min(ema, (1 + n) / (10 + n))``, that of TensorFlow's
         ExponentialMovingAverage.
@@ -315,14 +315,14 @@ class Learner:
                 self.average[name].copy_(value)
 
     def keep_average(self) -> None:
-        """Makes the running mean, if there is one, the student's weights; the training is over."""
+        """Replaces the student's weights by their moving average (EMA), if any, after training."""
         if self.average is not None:
             self.student.load_state_dict(self.average)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Pass:
-    """Losses and counts of one batch, summed over all processes; ``frames`` are this one's."""
+    """Losses and counts of one batch over all processes; ``frames`` are this one's."""
 
     frames: tuple[str, ...]
     terms: dict[str, float]
@@ -431,7 +431,7 @@ def _listed(passes: Sequence[_Pass]) -> str:
 def _leave_out(
     learner: Learner, before: Sequence[Tensor], problem: str, config: TrainConfig
 ) -> None:
-    """Undoes a step whose loss or gradient is not finite, the norms' statistics included."""
+    """Skips a step whose loss or gradient is not finite; norm statistics are restored too."""
     learner.bad += 1
     if learner.bad > config.max_bad_steps:
         allowed = f", and {config.max_bad_steps} such steps are allowed (train.max_bad_steps)"
@@ -441,9 +441,9 @@ def _leave_out(
 
 
 def _train_mode(student: nn.Module) -> None:
-    """Training mode, but for parts in which nothing is trained.
+    """Sets training mode, except for frozen parts.
 
-    The norms of a frozen network must stand still.
+    The batch norms of a frozen network must not change.
     """
     for module in student.children():
         module.train(any(parameter.requires_grad for parameter in module.parameters()))

@@ -1,1 +1,1 @@
-"""Artifacts of the stages: store, index, and readers of both."""
+"""Artifacts of the stages: store, index of key frames, and readers of both."""

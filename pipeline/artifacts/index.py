@@ -1,4 +1,4 @@
-"""Data set index of key frames: rows, Parquet schema, reading.
+"""Index of the key frames of a data set: rows, Parquet schema, reading.
 
 What a reader yields, how it is stored, and how frames come back from it.
 """
@@ -32,7 +32,7 @@ _OLDER_SWEEP = "(an older sweep)"  # stands in manifests and messages in place o
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """A frame that was left out, or an older sweep of frames that stay, and why.
+    """Skipped key frame, or skipped older sweep of frames that stay, and why.
 
     Attributes:
         frame: id of the frame; None of an older sweep, which several frames share.
@@ -46,23 +46,23 @@ class Skip:
 
     @property
     def name(self) -> str:
-        """What was left out, as messages name it."""
+        """Name of what was skipped, as messages show it."""
         return _OLDER_SWEEP if self.frame is None else self.frame
 
     def row(self) -> dict[str, str]:
-        """Its entry in markers and manifests."""
+        """Entry of the skipped frame in markers and manifests."""
         return {"frame": self.name, "scene": self.scene, "reason": self.reason}
 
     @staticmethod
     def of_row(row: Mapping[str, str]) -> Skip:
-        """The record of an entry in a marker or manifest."""
+        """Reads the record of a skipped frame from an entry in a marker or manifest."""
         frame = None if row["frame"] == _OLDER_SWEEP else row["frame"]
         return Skip(frame, row["scene"], row["reason"])
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Row:
-    """One key frame as a reader found it.
+    """Index row: one key frame as a reader found it.
 
     Attributes:
         frame: the frame, or why it cannot be used.
@@ -143,7 +143,7 @@ def _columns(row: Row, frame: Frame, root: Path) -> dict[str, Any]:
 
 
 def to_parquet(rows: Iterable[Row], root: Path) -> tuple[bytes, dict[str, str]]:
-    """Writes an index as Parquet, one row group a scene, with a digest of each scene's rows.
+    """Writes the index as Parquet, one row group a scene, with a digest of each scene's rows.
 
     The digest is of all that a row holds of its frame; the roles ``train`` and ``eval`` are not in
     it. Rows of one scene must follow each other.
@@ -167,7 +167,7 @@ def to_parquet(rows: Iterable[Row], root: Path) -> tuple[bytes, dict[str, str]]:
 
 
 def within(root: Path, name: str) -> Path:
-    """Safe path of a file that a table names, below the data root.
+    """Safe path of a file below the data root, without path traversal.
 
     Raises:
         BadInput: the name leaves the data root, by dots, as an absolute path or through a link, or
@@ -211,7 +211,7 @@ def _to_frame(row: dict[str, Any], root: Path) -> Frame:
 
 @contextmanager
 def undamaged(index: Path) -> Iterator[None]:
-    """Turns whatever reading a damaged index raises within into ``BadInput``."""
+    """Turns errors from a damaged Parquet index into ``BadInput``."""
     try:
         yield
     except BadInput:
@@ -224,7 +224,9 @@ def undamaged(index: Path) -> Iterator[None]:
 
 
 def read_index(index: Path, root: Path, scene: str) -> list[Frame]:
-    """Frames of a scene in order of time, with paths below the data root.
+    """Reads the key frames of a scene from the index, in order of time.
+
+    Paths are below the data root.
 
     Raises:
         BadInput: the index is damaged, as for the functions below, or names a file outside of the
@@ -236,7 +238,7 @@ def read_index(index: Path, root: Path, scene: str) -> list[Frame]:
 
 
 def read_images(index: Path) -> dict[str, list[str]]:
-    """Names of the images of each scene of the index, below the data root."""
+    """Reads the names of the camera images of each scene, below the data root."""
     images: dict[str, list[str]] = {}
     with undamaged(index), pq.ParquetFile(index) as file:
         for batch in file.iter_batches(1024, columns=["scene", "cameras.list.element.path"]):
@@ -248,7 +250,7 @@ def read_images(index: Path) -> dict[str, list[str]]:
 
 
 def read_frame_ids(index: Path) -> dict[str, list[str]]:
-    """Ids of the frames of each scene of the index, in order of time."""
+    """Reads the ids of the key frames of each scene, in order of time."""
     ids: dict[str, list[str]] = {}
     with undamaged(index):
         table = pq.read_table(index, columns=["scene", "id"])
@@ -258,14 +260,14 @@ def read_frame_ids(index: Path) -> dict[str, list[str]]:
 
 
 def read_label_files(index: Path) -> list[str]:
-    """Names of all label files of the index, below the data root."""
+    """Reads the names of all label files of the index, below the data root."""
     with undamaged(index):
         column = pq.read_table(index, columns=["labels"])["labels"]
         return [labels["path"] for labels in column.to_pylist() if labels]
 
 
 def read_scenes(index: Path, roles: Sequence[str] = ("train", "eval")) -> dict[str, int]:
-    """Scenes of the index that have a role, in its order, with their number of frames."""
+    """Reads the scenes with a role (``train``, ``eval``), and their number of key frames."""
     with undamaged(index):
         table = pq.read_table(index, columns=["scene", *roles])
         counts: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""Readers of a frame: pixel labels, point labels, ground truth, point cloud."""
+"""Readers of a key frame: pixel labels, point labels, ground truth, point cloud."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from clipsweep.projection.sweeps import merge
 
 
 def read_pixels(pixels: Artifact, frame: Frame) -> list[PixelLabels]:
-    """The pixel labels of a frame's images, in the order of its cameras."""
+    """Reads the pixel labels of a frame's images, in the order of its cameras."""
     file = pixels.arrays(pixels.shard_of(frame.id))
     names = set(file.keys())
 
@@ -43,7 +43,7 @@ def read_pixels(pixels: Artifact, frame: Frame) -> list[PixelLabels]:
 
 
 def read_points(points: Artifact, frame: Frame) -> PointLabels:
-    """The fused labels of a frame's key sweep."""
+    """Reads the fused pseudo-labels of a frame's key sweep."""
     file = points.arrays(points.shard_of(frame.id))
     if f"{frame.id}/label" not in file.keys():  # noqa: SIM118 - not a mapping
         raise BadInput(
@@ -89,14 +89,14 @@ def read_box_truth(
 
 
 def raw_rows(frame: Frame, config: Config) -> int:
-    """Number of raw points in the file of a frame's key sweep."""
+    """Number of raw points in the file of a key sweep."""
     return frame.sweeps[0].points.bytes // (4 * config.data.columns)
 
 
 def readable(
     frames: Sequence[Frame], config: Config, read: Callable[[Frame], object]
 ) -> tuple[list[Frame], list[Skip]]:
-    """The frames that can be read, and with ``on_bad=skip`` a record of the others.
+    """Key frames that can be read; with ``on_bad=skip`` also a record of the others.
 
     Raises:
         BadInput: a frame cannot be read and ``on_bad=fail``.
@@ -113,35 +113,38 @@ def readable(
 
 
 def skip_or_raise(error: BadInput, frame: Frame, config: Config) -> Skip:
-    """Handles a bad frame as ``on_bad`` asks: gives a record of it, or raises its error."""
+    """Bad frame handling as ``on_bad`` asks: returns a record of the frame, or raises its error."""
     if config.on_bad == "fail":
         raise error
     return Skip(frame.id, frame.scene, str(error))
 
 
 def all_left_out(where: str, skipped: Sequence[Skip], kind: str = "frames") -> BadInput:
-    """The error of a stage that has no frame left to work on."""
+    """Error of a stage that has no frame left to work on."""
     return BadInput(where, f"all {kind} were left out, first: {skipped[0].reason}")
 
 
 def record_older_sweep(skipped: list[Skip], scene: str, error: BadInput | str) -> None:
-    """Records an older sweep that was left out, once, as several frames share it."""
+    """Records an older sweep that was skipped, once, as several key frames share it."""
     if all(str(error) != skip.reason for skip in skipped):
         skipped.append(Skip(None, scene, str(error)))
 
 
 def sweep_layout(config: Config) -> SweepLayout:
-    """Layout of the data set's sweep files."""
+    """Layout of the data set's LiDAR sweep files."""
     return replace(geometry_layout(config.data), intensity_scale=config.data.intensity_scale)
 
 
 def geometry_layout(data: DataConfig) -> SweepLayout:
-    """The same for who needs no intensities: their scale does not name what he makes."""
+    """Layout of LiDAR sweep files without the intensity scale, for stages that use geometry only.
+
+    A change of the scale then does not rename their artifacts.
+    """
     return SweepLayout(data.columns, ego_box_m=data.ego_box_m, bad_share=data.bad_share)
 
 
 def key_cloud(frame: Frame, config: Config) -> Cloud:
-    """Point cloud of a key sweep, without the returns that are left out."""
+    """Point cloud of a key sweep, without the car's own returns and bad points."""
     return merge(frame, 1, sweep_layout(config))
 
 

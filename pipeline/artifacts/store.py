@@ -53,17 +53,17 @@ _checked: set[tuple[str, int, int]] = set()
 
 
 def forget_checked() -> None:
-    """Has every payload compared with its sha256 again at the next read, as in a new process."""
+    """Forgets which payloads were verified: each is compared with its sha256 at the next read."""
     _checked.clear()
 
 
 def digest_of(value: Any) -> str:
-    """sha256 of a JSON-like value, independent of the order of keys."""
+    """Digest (sha256) of a JSON-like value, independent of the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def digest_files(paths: Sequence[Path]) -> str:
-    """sha256 over names and contents of files.
+    """Digest (sha256) over names and contents of files.
 
     Of a folder, over the names and sizes of what lies in it.
     """
@@ -81,7 +81,7 @@ def digest_files(paths: Sequence[Path]) -> str:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Atomic file write: after a crash the name shows the whole file or nothing."""
+    """Atomic file write: after a crash there is the whole file or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # nodes share folders, and numbers of processes
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
@@ -121,7 +121,7 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
 
 
 def check_absent(path: Path) -> None:
-    """Refuses to write over what is there.
+    """Refuses to overwrite an existing file or folder.
 
     Raises:
         BadInput: there is something of that name.
@@ -132,7 +132,7 @@ def check_absent(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Part:
-    """Successive key frames of a scene whose results share a shard.
+    """Shard of a scene: successive key frames whose results share a payload file.
 
     Attributes:
         scene: its name.
@@ -147,13 +147,13 @@ class Part:
     frames: tuple[str, ...]
 
     def facts(self) -> dict[str, Any]:
-        """The entries of the shard's marker."""
+        """Marker entries of the shard."""
         return {"scene": self.scene, "rows": self.rows, "frames": list(self.frames)}
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """Result of a stage, addressed by its configuration and inputs.
+    """Artifact: result of a stage, addressed by its configuration and inputs.
 
     Attributes:
         path: its directory.
@@ -179,7 +179,7 @@ class Artifact:
         inputs: Sequence[Artifact] = (),
         suffix: str = ".safetensors",
     ) -> Artifact:
-        """The artifact of a stage, whether it exists or not.
+        """Artifact of a stage with given settings and inputs, whether it exists or not.
 
         Names the directory after key and inputs.
         """
@@ -189,7 +189,7 @@ class Artifact:
 
     @staticmethod
     def at(path: str, stage: str) -> Artifact:
-        """Opens a finished artifact of a stage in a folder that a user named.
+        """Opens a finished artifact of a stage from a folder that a user named.
 
         Raises:
             BadInput: there is none of that stage at the path, or it is not whole.
@@ -205,21 +205,21 @@ class Artifact:
 
     @property
     def id(self) -> str:
-        """Name of its directory: stage and 12 hex digits."""
+        """Id of the artifact, the name of its directory: stage and 12 hex digits."""
         return self.path.name
 
     @property
     def stage(self) -> str:
-        """Name of the stage that makes it."""
+        """Name of the stage that makes the artifact."""
         return self.id.rpartition("-")[0]
 
     @property
     def whole(self) -> bool:
-        """Whether it was finished."""
+        """Whether the artifact is finished."""
         return (self.path / "manifest.json").is_file()
 
     def manifest(self) -> dict[str, Any]:
-        """Manifest of a finished artifact: digest, key, inputs, counts, skips, settings."""
+        """Manifest of a finished artifact: digest, key, inputs, counts, skipped frames, config."""
         try:
             tree = json.loads((self.path / "manifest.json").read_text())
         except (OSError, ValueError) as error:
@@ -231,25 +231,25 @@ class Artifact:
         return tree
 
     def skipped(self) -> list[Skip]:
-        """Frames that this artifact lacks, those lost in its inputs included."""
+        """Skipped frames that this artifact lacks, those lost in its inputs included."""
         if not self.parts:
             return [Skip.of_row(row) for row in self.manifest()["skipped"]]
         rows = (row for part in self.parts for row in self.facts(part.shard)["skipped"])
         return [*self.lost, *(Skip.of_row(row) for row in rows)]
 
     def holding(self, parts: Sequence[Part], lost: Sequence[Skip] = ()) -> Artifact:
-        """This artifact with the parts that a run uses.
+        """Artifact with the shards that a run uses.
 
         The index lacks the frames ``lost``.
         """
         return replace(self, parts=tuple(parts), lost=tuple(lost))
 
     def shards(self) -> list[str]:
-        """Names of the shards of its parts."""
+        """Names of the artifact's shards."""
         return [part.shard for part in self.parts]
 
     def shard_of(self, frame: str) -> str:
-        """Name of the shard of the part that a frame belongs to.
+        """Name of the shard that a key frame belongs to.
 
         Raises:
             BadInput: it belongs to none.
@@ -265,12 +265,15 @@ class Artifact:
         return {frame: part.shard for part in self.parts for frame in part.frames}
 
     def content(self, *scenes: str) -> str:
-        """sha256 of the payloads of its parts, or of those of some scenes, which must be done."""
+        """Digest (sha256) of the payloads of all shards, or of those of some scenes.
+
+        The shards must be done.
+        """
         chosen = [part for part in self.parts if not scenes or part.scene in scenes]
         return digest_of([[part.scene, self.facts(part.shard)["sha256"]] for part in chosen])
 
     def facts(self, name: str) -> dict[str, Any]:
-        """The entries of a committed shard's marker."""
+        """Marker entries of a committed shard."""
         try:
             facts = json.loads(self._marker(name).read_bytes())
             return {"skipped": [], "sha256": facts["sha256"], **facts}
@@ -280,12 +283,12 @@ class Artifact:
             ) from None
 
     def committed(self) -> dict[str, dict[str, Any]]:
-        """The entries of each shard's marker in the directory, the latest last."""
+        """Marker entries of every committed shard in the directory, the latest last."""
         markers = sorted((self.path / "done").glob("*.json"), key=lambda path: path.stat().st_mtime)
         return {path.stem: self.facts(path.stem) for path in markers}
 
     def shard(self, name: str) -> Path:
-        """Path of a shard's payload."""
+        """Path of a shard's payload file."""
         if not _NAME.fullmatch(name) or name.startswith("."):
             raise BadInput(
                 name,
@@ -298,7 +301,7 @@ class Artifact:
         return self.path / "done" / f"{name}.json"
 
     def done(self, name: str, verify: bool = False) -> bool:
-        """Whether a shard is committed and whole.
+        """Whether a shard is committed and undamaged.
 
         Its payload must have the committed size and, with ``verify``, the committed digest.
         """
@@ -312,7 +315,7 @@ class Artifact:
         return not verify or hashlib.sha256(payload.read_bytes()).hexdigest() == marker["sha256"]
 
     def commit(self, name: str, payload: bytes, **facts: Any) -> None:
-        """Commits a shard: its payload, then its marker.
+        """Commits a shard: its payload, then its marker (atomic, idempotent).
 
         Committing it again, even from two processes at once, leaves one whole copy.
 
@@ -333,7 +336,7 @@ class Artifact:
         )
 
     def payload(self, name: str) -> Path:
-        """Path of a shard's payload, checked against its sha256 once in each process.
+        """Verified path of a shard's payload: compared with its sha256 once in each process.
 
         Raises:
             BadInput: the shard is not committed, or is another one than was committed.
@@ -366,7 +369,7 @@ class Artifact:
             raise _damaged(self.shard(name), error) from None
 
     def sweep_orphans(self) -> None:
-        """Cleanup of temporary files that killed processes left behind.
+        """Removes temporary files that killed processes left behind.
 
         Young ones may be another run's, at work.
         """
@@ -383,7 +386,7 @@ class Artifact:
         inherited: Sequence[Skip] = (),
         **facts: Any,
     ) -> None:
-        """Writes the manifest, which marks the artifact as complete.
+        """Writes the manifest, which marks the artifact as finished.
 
         Args:
             shards: all of them, committed, in order.

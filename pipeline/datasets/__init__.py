@@ -1,4 +1,4 @@
-"""Readers of data sets: each is a module that yields the rows of index.parquet."""
+"""Data set readers (nuScenes, SemanticKITTI): each yields the rows of the key frame index."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Own = TypeVar("Own")
 
 @dataclass(frozen=True)
 class DataConfig(Generic[Own]):
-    """Where the logs are and how to read them.
+    """Settings of the data set: where the logs are and how to read them.
 
     ``own`` has the settings of the chosen kind: ``data.nuscenes.version`` is ``own.version``.
     """
@@ -79,7 +79,7 @@ class DataConfig(Generic[Own]):
 
 @dataclass(frozen=True)
 class Reader(Generic[Own]):
-    """What a data set module offers.
+    """Interface of a data set reader.
 
     Attributes:
         config: the class of its own settings, which are the keys ``data.<kind>.*``.

@@ -1,4 +1,4 @@
-"""Annotated 3D boxes: what a reader yields, how they are stored, and which points lie in them."""
+"""Annotated 3D bounding boxes: data structures, Parquet storage, points in boxes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SLACK_M = 1e-3
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Box:
-    """One annotated object of a key frame, at the time of the key sweep.
+    """Annotated 3D bounding box of an object at the time of the key sweep.
 
     The box's own frame lies at its centre, x forward along its length, y to the left, z up.
 
@@ -43,7 +43,7 @@ class Box:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class FrameBoxes:
-    """All annotated boxes of a key frame; a frame may have none.
+    """Annotated 3D boxes of a key frame; a frame may have none.
 
     Attributes:
         frame: id of the frame.
@@ -57,7 +57,7 @@ class FrameBoxes:
 
 
 def checked_box(global_from_box: Pose, size_m: Sequence[float], category: str, where: str) -> Box:
-    """A box of a table's row.
+    """Validates a 3D box of a table's row.
 
     Raises:
         BadInput: its centre, size or category is none that an object has; ``where`` names the row.
@@ -76,7 +76,7 @@ def points_in_box(
     xyz: Float[np.ndarray, "n 3"],
     global_from_lidar: Pose,
 ) -> Int64[np.ndarray, " m"]:
-    """Rows of the points that lie in a box or on its faces, counted as nuScenes' ``num_lidar_pts``.
+    """Points in a 3D box or on its faces, counted as nuScenes' ``num_lidar_pts``.
 
     Args:
         box: the box.
@@ -98,7 +98,7 @@ def box_truth(
     xyz: Float[np.ndarray, "n 3"],
     global_from_lidar: Pose,
 ) -> UInt8[np.ndarray, " n"]:
-    """True class of each point, from the boxes of its key frame; computed in float64.
+    """Ground-truth class of each point from the 3D boxes of its key frame, in float64.
 
     A point in boxes of two classes is ignored: which one it hit cannot be known from them.
 
@@ -141,7 +141,7 @@ _SCHEMA = pa.schema([("frame", pa.string()), ("scene", pa.string()), ("boxes", p
 
 
 def boxes_to_parquet(frames: Iterable[FrameBoxes]) -> bytes:
-    """The bytes of boxes.parquet, one row a frame, one row group a scene."""
+    """Writes 3D boxes as Parquet bytes, one row a frame, one row group a scene."""
     sink = io.BytesIO()
     with pq.ParquetWriter(sink, _SCHEMA) as writer:
         for _, group in groupby(frames, lambda frame: frame.scene):
@@ -162,7 +162,7 @@ def _columns(frame: FrameBoxes) -> dict[str, Any]:
 
 
 def read_scene_boxes(path: Path, scene: str) -> dict[str, tuple[Box, ...]]:
-    """The boxes of each frame of a scene, by the frame's id.
+    """Reads the 3D boxes of a scene, by frame id.
 
     The file is opened by Python itself, not by Arrow, so that ``pipeline.stages.guard`` notices.
 

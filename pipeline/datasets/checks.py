@@ -1,4 +1,7 @@
-"""What a reader checks before a file or pose enters the index; all raise BadInput."""
+"""Validation of files, calibration, timestamps and poses before they enter the index.
+
+All raise BadInput.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ _END_OF_IMAGE = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
 
 
 def pin(root: Path, name: str, hash_bytes: bool) -> File:
-    """The file of a table's name with its present size, and its sha256 if asked for."""
+    """Records a file of the data set: present size, and sha256 if asked for."""
     path = within(root, name)
     try:
         status = path.stat()
@@ -40,7 +43,7 @@ def pin(root: Path, name: str, hash_bytes: bool) -> File:
 
 
 def check_points(file: File, columns: int, fewest: int) -> int:
-    """Number of points in a sweep's file, from its size."""
+    """Number of points in a sweep file, from its size."""
     points, rest = divmod(file.bytes, 4 * columns)
     if rest:
         raise BadInput(
@@ -54,9 +57,9 @@ def check_points(file: File, columns: int, fewest: int) -> int:
 
 
 def image_size(file: File) -> tuple[int, int]:
-    """Height and width of an image from its header [px].
+    """Image size from the file header, height and width [px].
 
-    Refuses one that is none, or that is truncated.
+    Refuses a file that is no image, or that is truncated.
     """
     try:
         with Image.open(file.path, formats=tuple(_END_OF_IMAGE)) as image:
@@ -76,7 +79,7 @@ def image_size(file: File) -> tuple[int, int]:
 
 
 def check_image(file: File, size_hw: tuple[int, int]) -> None:
-    """Refuses an image as ``image_size`` does, and one whose size is not the table's."""
+    """Validates an image file: readable header, and the size that the table gives."""
     height, width = image_size(file)
     if (height, width) != size_hw:
         raise BadInput(
@@ -85,7 +88,7 @@ def check_image(file: File, size_hw: tuple[int, int]) -> None:
 
 
 def check_intrinsics(K: np.ndarray, where: str) -> None:
-    """Refuses a camera matrix that no pinhole camera has."""
+    """Validates camera intrinsics: refuses a matrix that no pinhole camera has."""
     if K.shape != (3, 3) or not np.isfinite(K).all() or K[0, 0] <= 0 or K[1, 1] <= 0:
         raise BadInput(where, f"camera_intrinsic {K.tolist()} is not a camera matrix")
     if not np.allclose(K[2], [0, 0, 1]) or K[1, 0] != 0:
@@ -95,9 +98,7 @@ def check_intrinsics(K: np.ndarray, where: str) -> None:
 
 
 def check_times(sweeps: Sequence[Sweep], cameras: Sequence[Camera], where: str) -> None:
-    """Refuses sweeps that do not go back in time or that jump, and cameras far from the key
-    sweep in time.
-    """
+    """Validates timestamps: sweeps go back in time without jumps, cameras near the key sweep."""
     for newer, older in pairwise(sweeps):
         step_s = (newer.time_us - older.time_us) * 1e-6
         if step_s <= 0:

@@ -42,7 +42,7 @@ def submission(
     space: LabelSpace,
     predictions: Iterable[tuple[Frame, UInt8[np.ndarray, " n"]]],
 ) -> None:
-    """Writes an entry to the data set's challenge: an official id for every point of every frame.
+    """Exports a benchmark submission: an official id for every point of every frame.
 
     Raises:
         BadInput: ``out`` exists, there is no frame, a point has no class, or the space or a frame's
@@ -69,8 +69,9 @@ def pseudo_labels(
     space: LabelSpace,
     labels: Iterable[tuple[Frame, PointLabels]],
 ) -> None:
-    """Writes fused labels in the files of a submission with 0 = no label, and ``.npz`` beside
-    them.
+    """Exports fused pseudo-labels in the official label files, 0 = no label.
+
+    An ``.npz`` lies beside each file.
 
     The ``.npz`` holds ``score`` and ``agreement`` (float16, one a point). Nothing seals the folder
     as a submission: this is training material, not an entry.
@@ -91,7 +92,7 @@ def pseudo_labels(
 
 
 def _some(labels: Iterable[T]) -> Iterator[T]:
-    """All of them, of which there must be one."""
+    """All frames' labels; refuses an empty sequence."""
     empty = True
     for each in labels:
         empty = False
@@ -101,7 +102,7 @@ def _some(labels: Iterable[T]) -> Iterator[T]:
 
 
 def _official(format: Format, space: LabelSpace) -> np.ndarray:
-    """Official id of each class, 0 of everything beyond them."""
+    """Official label id of each class, 0 for everything beyond the classes."""
     if space.export is None or not set(space.export.tolist()) <= set(format.ids):
         spaces = "nuscenes16 goes with format=nuscenes, semantickitti19 with format=semantickitti"
         raise BadInput("labels.space", f"{space.name} has no ids in this format", spaces)

@@ -1,4 +1,7 @@
-"""Reads nuScenes-format logs through the official devkit, once, into rows of the index."""
+"""Reader of nuScenes: key frames, sweeps, cameras, poses and boxes through the official devkit.
+
+The tables are read once, into rows of the index.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,7 @@ _UNPACK = "unpack the metadata archive again"
 
 @dataclass(frozen=True)
 class NuscenesConfig:
-    """Which of nuScenes' tables to read."""
+    """Settings of the nuScenes reader: which tables to read."""
 
     version: Annotated[
         str,
@@ -61,7 +64,7 @@ class NuscenesConfig:
 
 
 def tables(config: DataConfig[NuscenesConfig]) -> list[Path]:
-    """The table files that the index is made from.
+    """Table files of nuScenes that the index is made from.
 
     Raises:
         BadInput: the folder or a table is missing.
@@ -76,8 +79,9 @@ def tables(config: DataConfig[NuscenesConfig]) -> list[Path]:
 
 
 def index(config: DataConfig[NuscenesConfig]) -> Iterator[Row]:
-    """Yields one row for each key frame of the scenes in ``data.train`` and ``data.eval``, scene by
-    scene.
+    """Yields one index row for each key frame of the scenes in ``data.train`` and ``data.eval``.
+
+    Rows come scene by scene.
 
     Splits are the official ones of the devkit, in their order (label fractions count in it); a
     split's scenes that the tables do not hold are passed over.
@@ -96,14 +100,14 @@ def index(config: DataConfig[NuscenesConfig]) -> Iterator[Row]:
 
 
 def labels(data: bytes) -> UInt8[np.ndarray, " n"]:
-    """Raw ids of the points in the bytes of a lidarseg file."""
+    """Raw class ids of the points in the bytes of a nuScenes lidarseg file."""
     return np.frombuffer(data, np.uint8)
 
 
 def boxes(
     config: DataConfig[NuscenesConfig], frames: Iterable[Frame]
 ) -> Iterator[FrameBoxes | Skip]:
-    """Yields the annotated boxes of each frame, from the table ``sample_annotation``.
+    """Yields the annotated 3D boxes of each key frame, from the table ``sample_annotation``.
 
     Raises:
         BadInput: the tables cannot be loaded. What is wrong with a frame's comes as a ``Skip``.
@@ -126,7 +130,7 @@ def boxes(
 
 
 def _near(box: Box, token: str, frame: Frame) -> Box:
-    """The box, unless no point of the frame could lie in it."""
+    """Range filter: the box, unless no point of the frame could lie in it."""
     lidar = frame.sweeps[0].global_from_lidar.translation
     away_m = float(np.linalg.norm(box.global_from_box.translation - lidar))
     if away_m > _BOX_AWAY_M:
@@ -136,7 +140,7 @@ def _near(box: Box, token: str, frame: Frame) -> Box:
 
 
 def splits() -> dict[str, list[str]]:
-    """The scenes of each official split."""
+    """Scenes of each official nuScenes split."""
     from nuscenes.utils.splits import create_splits_scenes
 
     return create_splits_scenes()
@@ -175,7 +179,7 @@ def _scenes(nusc: NuScenes, config: DataConfig[NuscenesConfig], names: Sequence[
 
 
 def _samples(nusc: NuScenes, scene: dict[str, Any]) -> list[dict[str, Any]]:
-    """The samples of a scene in order.
+    """Samples (key frames) of a scene in order of time.
 
     Raises:
         BadInput: their chain breaks off, or has another length than the scene's.
@@ -273,7 +277,7 @@ def _camera(nusc: NuScenes, config: DataConfig[NuscenesConfig], token: str) -> C
 
 
 def _global_from_sensor(nusc: NuScenes, record: dict[str, Any]) -> Pose:
-    """``global_from_ego(t) @ ego_from_sensor``, both at the sensor's own time."""
+    """Sensor pose: ``global_from_ego(t) @ ego_from_sensor``, both at the sensor's own time."""
     ego = nusc.get("ego_pose", record["ego_pose_token"])
     sensor = nusc.get("calibrated_sensor", record["calibrated_sensor_token"])
     if not np.linalg.norm(sensor["translation"]) <= _SENSOR_OFFSET_MAX_M:
@@ -294,7 +298,7 @@ def _pose(table: str, record: dict[str, Any]) -> Pose:
 
 
 def _box(record: dict[str, Any]) -> Box:
-    """The box of a row of sample_annotation; its size there is width, length, height."""
+    """Converts a row of sample_annotation to a 3D box; its size there is width, length, height."""
     where = f"sample_annotation {record['token']}"
     try:
         width, length, height = map(float, record["size"])
@@ -329,7 +333,7 @@ def _lidarseg_file(split: str, frame: Frame) -> str:
 
 
 def _seal(folder: Path, split: str) -> None:
-    """Adds the metadata that the evaluation server asks for."""
+    """Adds the submission metadata that the nuScenes evaluation server asks for."""
     (folder / split).mkdir()
     (folder / split / "submission.json").write_text(json.dumps({"meta": _META}, indent=1))
 

@@ -1,4 +1,4 @@
-"""Reads SemanticKITTI (and any log in KITTI's odometry layout) into rows of the index."""
+"""Reader of SemanticKITTI and other logs in KITTI's odometry layout: scans, calibration, poses."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _UNPACK = "unpack the data set's archive of it again"
 
 @dataclass(frozen=True)
 class SemanticKittiConfig:
-    """Which camera of SemanticKITTI to use."""
+    """Settings of the SemanticKITTI reader: which camera to use."""
 
     camera: Annotated[
         Literal["image_0", "image_1", "image_2", "image_3", ""],
@@ -55,7 +55,7 @@ class SemanticKittiConfig:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Drive:
-    """One sequence: scans, calibration, poses and times.
+    """Sequence of SemanticKITTI: scans, calibration, poses and times.
 
     Attributes:
         name: number of the sequence.
@@ -79,7 +79,7 @@ class _Drive:
 
 
 def tables(config: DataConfig[SemanticKittiConfig]) -> list[Path]:
-    """The text files and folders that the index is made from.
+    """Text files and folders of SemanticKITTI that the index is made from.
 
     Raises:
         BadInput: a sequence, file or camera is missing, or lies outside of the data root.
@@ -92,8 +92,9 @@ def tables(config: DataConfig[SemanticKittiConfig]) -> list[Path]:
 
 
 def index(config: DataConfig[SemanticKittiConfig]) -> Iterator[Row]:
-    """Yields one row for each scan of the sequences in ``data.train`` and ``data.eval``, sequence
-    by sequence.
+    """Yields one index row for each scan of the sequences in ``data.train`` and ``data.eval``.
+
+    Rows come sequence by sequence.
 
     A sequence may be labelled up to some scan only: scans after its last label file are frames
     without labels.
@@ -126,7 +127,7 @@ def index(config: DataConfig[SemanticKittiConfig]) -> Iterator[Row]:
 
 
 def labels(data: bytes) -> UInt16[np.ndarray, " n"]:
-    """Raw ids of the points in the bytes of a label file.
+    """Raw class ids of the points in the bytes of a SemanticKITTI label file.
 
     The lower 16 bits; the instance above them is left out.
     """
@@ -134,14 +135,14 @@ def labels(data: bytes) -> UInt16[np.ndarray, " n"]:
 
 
 def splits() -> dict[str, tuple[str, ...]]:
-    """The sequences of each official split."""
+    """Sequences of each official SemanticKITTI split."""
     return SPLITS
 
 
 def _sequences(config: DataConfig[SemanticKittiConfig], names: Sequence[str]) -> list[str]:
-    """Names of the sequences on disk that splits and names stand for.
+    """Sequences on disk that splits and names stand for.
 
-    A split's others are passed over.
+    A split's sequences that are not there are passed over.
     """
     folder = within(Path(config.root), "sequences")
     present = {path.name for path in folder.glob("*") if path.is_dir()}
@@ -158,7 +159,7 @@ def _sequences(config: DataConfig[SemanticKittiConfig], names: Sequence[str]) ->
 
 
 def _sources(config: DataConfig[SemanticKittiConfig], name: str) -> list[Path]:
-    """The files and folders of a sequence."""
+    """Source files and folders of a sequence."""
     root = Path(config.root)
     sequence = f"sequences/{name}"
     camera = config.own.camera
@@ -209,7 +210,7 @@ def _read_drive(config: DataConfig[SemanticKittiConfig], name: str) -> _Drive:
 
 
 def _numbers(path: Path, columns: int) -> Float64[np.ndarray, "n columns"]:
-    """The numbers of a text file, so many a line."""
+    """Parses the numbers of a text file (calibration, poses, times), so many a line."""
     rows = [_floats(line.split(), columns, f"{path}:{i}") for i, line in enumerate(_lines(path), 1)]
     return np.stack(rows) if rows else np.empty((0, columns))
 
@@ -250,7 +251,7 @@ def _floats(words: Sequence[str], count: int, where: str) -> Float64[np.ndarray,
 
 
 def _numbered(folder: Path, suffix: str) -> frozenset[int]:
-    """Numbers of the scans that a folder has files of; none if there is no such folder."""
+    """Scan numbers of the files in a folder; none if there is no such folder."""
     names = sorted(path.name for path in folder.glob(f"*{suffix}"))
     odd = [name for name in names if not re.fullmatch(rf"\d{{6}}\{suffix}", name, re.ASCII)]
     if odd:
@@ -320,7 +321,7 @@ def _cam_from_lidar(drive: _Drive) -> Pose:
 
 
 def _mounted(matrix: Float64[np.ndarray, "..."], where: str) -> Pose:
-    """Pose of one sensor seen from another, of 12 numbers.
+    """Extrinsics: pose of one sensor seen from another, of 12 numbers.
 
     Refuses sensors too far apart to be on one car.
     """
@@ -339,7 +340,7 @@ def _mounted(matrix: Float64[np.ndarray, "..."], where: str) -> Pose:
 
 
 def _pose(drive: _Drive, number: int) -> Pose:
-    """Pose of the first camera at a scan in its own frame at the first scan."""
+    """Ego pose of the first camera at a scan, in its own frame at the first scan."""
     try:
         return Pose.from_matrix(drive.poses[number].tolist())
     except ValueError as error:
@@ -373,7 +374,7 @@ def _label_file(_split: str, frame: Frame) -> str:
 
 
 def _seal(folder: Path, _split: str) -> None:
-    """Packs ``submission.zip`` with the entries for directories that the server asks for."""
+    """Packs ``submission.zip`` with the directories that the SemanticKITTI server asks for."""
     with zipfile.ZipFile(folder / "submission.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for path in [folder / "sequences", *sorted((folder / "sequences").rglob("*"))]:
             name = path.relative_to(folder).as_posix()

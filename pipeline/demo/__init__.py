@@ -1,1 +1,1 @@
-"""A small street world with exact truth, written as nuScenes, and a small CLIP of its own."""
+"""Synthetic street data set with exact ground truth, written as nuScenes, and a small CLIP."""

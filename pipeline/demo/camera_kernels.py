@@ -1,4 +1,4 @@
-"""Camera ray casting, compiled: what each pixel sees, in light and shadow."""
+"""Camera rendering kernels: ray casting of each pixel, with light and shadow."""
 
 import math
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ _NEAR_M = 0.1
 
 
 class Eye(NamedTuple):
-    """Camera pose in the street frame: origin [m], rotation street_from_cam, K [px]."""
+    """Camera pose in the street frame and intrinsics: origin [m], street_from_cam, K [px]."""
 
     origin: Float[np.ndarray, "3"]
     turned: Float[np.ndarray, "3 3"]
@@ -34,7 +34,7 @@ class Eye(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """The world at one moment: parts, their centres [m], ground and shadow map.
+    """Scene at one moment for rendering: parts, their centres [m], ground and shadow map.
 
     Cell (row, column) of `shadow`, true where no sun reaches, is SHADE_STEP_M wide and begins at
     `corner` + (column, row) * SHADE_STEP_M. `high_m` is the height of the road at the middle of
@@ -51,7 +51,7 @@ class Stage(NamedTuple):
 
 @jit
 def near_to_far(prims: Any, centre: Any, origin: Any) -> Any:
-    """Order of parts by distance of their boxes from a point, and that of each part [m]."""
+    """Sorts parts by distance of their boxes from a point, with the distance of each [m]."""
     near = np.empty(len(centre))
     for i in range(len(centre)):
         x, y, z = to_local(
@@ -67,7 +67,7 @@ def near_to_far(prims: Any, centre: Any, origin: Any) -> Any:
 
 @kernel
 def _corners(prims: Any, centre: Any, i: Any, eye: Any, out: Any) -> Any:
-    """The eight corners of part i's box in the camera's frame [m]."""
+    """Corners of a part's bounding box in the camera's frame [m]."""
     for c in range(8):
         sx = (2.0 * (c & 1) - 1.0) * prims.half_m[i, 0]
         sy = (2.0 * ((c >> 1) & 1) - 1.0) * prims.half_m[i, 1]
@@ -84,7 +84,7 @@ def _corners(prims: Any, centre: Any, i: Any, eye: Any, out: Any) -> Any:
 
 @kernel
 def _image_box(corners: Any, K: Any) -> Any:
-    """Pixel rectangle (u0, v0, u1, v1) that holds a box, clipped at the near plane.
+    """Bounding box projected to the image (u0, v0, u1, v1), clipped at the near plane [px].
 
     Empty (u1 < u0) if behind it.
     """
@@ -146,7 +146,7 @@ def fill_tiles(prims: Any, centre: Any, order: Any, eye: Any, h: Any, w: Any) ->
 
 @kernel
 def _cells(low: Any, high: Any, corner: Any, n: Any) -> Any:
-    """First and last + 1 shadow cell of an interval, clipped to the map."""
+    """Shadow map cells of an interval, first and last + 1, clipped to the map."""
     return max(0, int((low - corner) / SHADE_STEP_M)), min(
         n, int((high - corner) / SHADE_STEP_M) + 1
     )
@@ -154,7 +154,7 @@ def _cells(low: Any, high: Any, corner: Any, n: Any) -> Any:
 
 @kernel
 def _reach(centre: Any, towards_sun: Any, radius: Any) -> Any:
-    """From where to where along an axis a part may throw its shadow."""
+    """Extent of a part's shadow along an axis."""
     return centre - max(towards_sun, 0.0) - radius, centre - min(towards_sun, 0.0) + radius
 
 
@@ -199,7 +199,7 @@ def cast_shadows(stage: Any, sun: Any) -> Any:
 
 @kernel
 def _sunlit(stage: Any, x: Any, y: Any) -> Any:
-    """Share of sunlight at a place of the ground, smoothed between cells."""
+    """Share of sunlight at a place of the ground, interpolated between shadow map cells."""
     n = len(stage.shadow)
     shadow = stage.shadow
     u = (x - stage.corner[0]) / SHADE_STEP_M - 0.5
@@ -216,7 +216,7 @@ def _sunlit(stage: Any, x: Any, y: Any) -> Any:
 
 @kernel
 def _nearest(stage: Any, near: Any, items: Any, origin: Any, dx: Any, dy: Any, dz: Any) -> Any:
-    """First hit of a camera's ray: distance, part, ground label, whether it is a kerb's face.
+    """First hit of a camera ray: distance, part, ground label, whether it is a kerb's face.
 
     The distance is inf for sky, the part -1 for ground and sky.
     """
@@ -244,7 +244,7 @@ def _nearest(stage: Any, near: Any, items: Any, origin: Any, dx: Any, dy: Any, d
 
 @kernel
 def _part_light(stage: Any, light: Any, i: Any, x: Any, y: Any, z: Any) -> Any:
-    """Colour of part i at a place of the street frame under sun and sky."""
+    """Shading of part i at a place of the street frame under sun and sky (colour)."""
     prims = stage.prims
     centre = stage.centre
     lx, ly, lz = to_local(prims.axes, i, x - centre[i, 0], y - centre[i, 1], z - centre[i, 2])
@@ -260,7 +260,7 @@ def _part_light(stage: Any, light: Any, i: Any, x: Any, y: Any, z: Any) -> Any:
 def _ground_light(
     stage: Any, light: Any, label: Any, kerb: Any, x: Any, y: Any, distance: Any
 ) -> Any:
-    """Colour of the ground at a place of the street frame under sun and sky."""
+    """Shading of the ground at a place of the street frame under sun and sky (colour)."""
     r, g, b = ground_colour(stage.ground, label, x, y, distance)
     gain = light.ambient * (0.7 if kerb else 1.0)
     if not kerb:
@@ -287,7 +287,7 @@ def cast_pixels(
     instance: Any,
     depth: Any,
 ) -> Any:
-    """Renders an image by ray casting, tile by tile (see render.View)."""
+    """Renders a camera image by ray casting, tile by tile (see render.View)."""
     h, w = label.shape
     columns = (w + TILE_PX - 1) // TILE_PX
     turned = eye.turned

@@ -1,6 +1,6 @@
-"""Crops of rendered streets and which classes their captions may mention.
+"""Training crops of rendered streets for CLIP, with the classes that captions may mention.
 
-The teacher's training data, made on the fly.
+The demo's teacher is trained on them; they are made on the fly.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ open between.
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Picture:
-    """A rendered picture: colours, classes (255: none), boxes of objects and spots of stuff.
+    """Rendered picture for crops: colours, classes (255: none), object boxes, spots of stuff.
 
     `boxes` rows are class, u0, v0, u1, v1 [px]; `spots` rows are class, u, v [px].
     """
@@ -42,7 +42,7 @@ class Picture:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Album:
-    """Pictures, and for each class the (picture, row) of every box or spot that shows it."""
+    """Rendered pictures, and for each class the (picture, row) of every box or spot of it."""
 
     pictures: Sequence[Picture]
     places: Sequence[Int64[np.ndarray, "_ 2"]]
@@ -50,7 +50,7 @@ class Album:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Crops:
-    """Training crops, the class that each is about, and which classes it shows or lacks.
+    """Training crops: images, main class of each, and which classes it shows or lacks.
 
     `shown` and `hidden` are both false where that is unsure.
     """
@@ -64,7 +64,7 @@ class Crops:
 def render_album(
     seed: int, worlds: int, shots: int, size_wh: tuple[int, int], workers: int
 ) -> Album:
-    """`shots` pictures by random cameras at random times in each of `worlds` streets of a seed."""
+    """Renders training pictures: `shots` random views in each of `worlds` streets of a seed."""
     with ThreadPoolExecutor(workers) as pool:
         found = pool.map(lambda scene: _photograph(seed, scene, shots, size_wh), range(worlds))
         pictures = [picture for street in found for picture in street]
@@ -89,7 +89,7 @@ def _photograph(seed: int, scene: int, shots: int, size_wh: tuple[int, int]) -> 
 
 
 def _boxes(instance: np.ndarray, label: UInt8[np.ndarray, "h w"]) -> Int64[np.ndarray, "boxes 5"]:
-    """Class and pixel box of each tracked object that shows enough of itself."""
+    """2D bounding boxes: class and pixel box of each tracked object that shows enough of itself."""
     v, u = np.nonzero(instance >= 0)
     who, first, index, count = np.unique(
         instance[v, u], return_index=True, return_inverse=True, return_counts=True
@@ -105,7 +105,7 @@ def _boxes(instance: np.ndarray, label: UInt8[np.ndarray, "h w"]) -> Int64[np.nd
 def _spots(
     rng: np.random.Generator, label: UInt8[np.ndarray, "h w"]
 ) -> Int64[np.ndarray, "spots 3"]:
-    """Random pixels of each class of stuff."""
+    """Random pixel positions of each class of stuff."""
     out = [np.zeros((0, 3), np.int64)]
     for kind in range(len(THINGS), len(NAMES)):
         v, u = np.nonzero(label == kind)
@@ -115,7 +115,7 @@ def _spots(
 
 
 def draw_crops(album: Album, rng: np.random.Generator, count: int, side_px: int) -> Crops:
-    """Draws square crops about objects and stuff, classes drawn evenly, at `side_px`.
+    """Draws square training crops of objects and stuff, classes balanced, at `side_px`.
 
     A few are taken anywhere.
     """
@@ -131,7 +131,7 @@ def draw_crops(album: Album, rng: np.random.Generator, count: int, side_px: int)
 def _draw(
     album: Album, rng: np.random.Generator, side_px: int
 ) -> tuple[UInt8[np.ndarray, "s s 3"], int, Float32[np.ndarray, "c"]]:
-    """One crop, the class that it is about, and each class's share of its area."""
+    """Draws one crop: image, main class, and each class's share of its area."""
     picture, target, window = _window(album, rng)
     u0, v0, u1, v1 = window
     share = np.bincount(picture.label[v0:v1, u0:u1].ravel(), minlength=256)[: len(NAMES)] / (
@@ -150,7 +150,7 @@ def _draw(
 def _window(
     album: Album, rng: np.random.Generator
 ) -> tuple[Picture, int, tuple[int, int, int, int]]:
-    """Draws a square crop: picture, class that it is about, window u0, v0, u1, v1 [px].
+    """Draws the square window of a crop: picture, main class, u0, v0, u1, v1 [px].
 
     The class is -1 where it shall be whichever fills most.
     """

@@ -1,4 +1,4 @@
-"""The ground map: what surface lies where, the paint on it, and how high it lies."""
+"""Synthetic ground map: surface classes, lane markings and height of a street."""
 
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -24,7 +24,7 @@ _WAVE_M = (60.0, 120.0)
 
 
 class Hills(NamedTuple):
-    """A street that goes up and down smoothly: height crest_m * u^2 (3 - 2 u) [m].
+    """Hilly street, smoothly up and down: height crest_m * u^2 (3 - 2 u) [m].
 
     u is the distance along the street from the nearest valley, 0 there and 1 on the crest. Valleys
     lie at x = `valley_m` and every `wave_m` from there, at a height of 0. x runs along the street;
@@ -37,21 +37,21 @@ class Hills(NamedTuple):
 
     @property
     def steepest(self) -> float:
-        """The greatest slope anywhere, as rise over run."""
+        """Steepest slope of the street, as rise over run."""
         return 3.0 * self.crest_m / self.wave_m
 
     def height_m(self, x_m: Angles) -> Angles:
-        """Height of the road's surface at places along the street [m]."""
+        """Height of the road's surface at positions along the street [m]."""
         u = np.abs(self._from_valley(x_m))
         return self.crest_m * u * u * (3.0 - 2.0 * u)
 
     def slope(self, x_m: Angles) -> Angles:
-        """Rise over run towards +x at places along the street."""
+        """Slope of the road towards +x at positions along the street, as rise over run."""
         u = self._from_valley(x_m)
         return 4.0 * self.steepest * u * (1.0 - np.abs(u))
 
     def tilt_rad(self, x_m: Angles, yaw_rad: Angles) -> tuple[Angles, Angles]:
-        """Pitch and roll of what stands flat on the road at `x_m`, facing `yaw_rad`.
+        """Pitch and roll of an object that stands flat on the road at `x_m`, facing `yaw_rad`.
 
         With them the z axis of Rz(yaw) Ry(pitch) Rx(roll) is the road's normal.
         """
@@ -60,7 +60,7 @@ class Hills(NamedTuple):
         return pitch_rad, -np.arctan(slope * np.sin(yaw_rad) * np.cos(pitch_rad))
 
     def _from_valley(self, x_m: Angles) -> Angles:
-        """Signed distance from the nearest valley in half waves."""
+        """Signed distance from the nearest valley, in half waves."""
         waves = (np.asarray(x_m) - self.valley_m) / self.wave_m
         return 2.0 * (waves - np.floor(waves + 0.5))
 
@@ -69,7 +69,7 @@ FLAT = Hills(0.0, 1.0, 0.0)
 
 
 def draw_hills(rng: np.random.Generator, crest_m: float) -> Hills:
-    """Hills of a height from valley to crest, 60 to 120 m long or so long that 8 % is steepest."""
+    """Draws random hills of a given height, 60 to 120 m long, or longer so that 8 % is steepest."""
     shortest_m = max(_WAVE_M[0], 3.0 * crest_m / _STEEPEST)
     wave_m = float(rng.uniform(shortest_m, max(_WAVE_M[1], 1.3 * shortest_m)))
     return Hills(crest_m, wave_m, float(rng.uniform(0, wave_m)))
@@ -93,7 +93,7 @@ class Ground(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One side of the street, outwards from the road's edge: sidewalk, a strip, then the lots."""
+    """Side of a street, outwards from the road's edge: sidewalk, a strip, then the lots."""
 
     sidewalk_m: float
     strip_m: float
@@ -103,7 +103,7 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Street:
-    """The cross-section of a straight street along x, and where side streets cross it.
+    """Cross-section of a straight street along x, and where side streets cross it.
 
     Widths in m. Right-hand traffic: the car drives towards +x on the side y < 0. `crossings` are
     (start, end) along x.
@@ -121,7 +121,7 @@ class Street:
 
     @property
     def kerb_lane_m(self) -> float:
-        """Distance of the outer edge of the moving lanes from the street's axis."""
+        """Distance of the outer edge of the traffic lanes from the street's axis."""
         return self.median_m / 2 + self.lanes * self.lane_m
 
     @property
@@ -130,12 +130,12 @@ class Street:
         return self.kerb_lane_m + self.parking_m
 
     def lane_y_m(self, lane: int) -> float:
-        """Distance of the middle of a lane from the axis, lane 0 beside the median."""
+        """Distance of a lane's middle from the street's axis, lane 0 beside the median."""
         return self.median_m / 2 + (lane + 0.5) * self.lane_m
 
 
 def draw_street(rng: np.random.Generator, travel_m: float) -> Street:
-    """Draws a random street: its cross-section, and where side streets cross it.
+    """Draws a random street layout: its cross-section, and where side streets cross it.
 
     Terrain lies on one side at least, other flat somewhere; a crossing comes every 100 m.
     """
@@ -250,7 +250,7 @@ def _line(
 
 
 def _cut_side_street(ground: Ground, street: Street, crossing: tuple[float, float]) -> None:
-    """Lays a side street across the map, with zebra crossings and traffic islands.
+    """Rasterises a side street into the ground map, with zebra crossings and traffic islands.
 
     Zebra stripes lie on both sides of it, and an island at the middle of each zebra.
     """
@@ -295,7 +295,7 @@ def _cut_side_street(ground: Ground, street: Street, crossing: tuple[float, floa
 def _fill(
     layer: UInt8[np.ndarray, "ny nx"], ground: Ground, xs_m: Span, ys_m: Span, value: int
 ) -> None:
-    """Set a rectangle of the street frame, clipped to the map [m]."""
+    """Fills a rectangle of the ground map in the street frame, clipped to the map [m]."""
     (x0, x1) = sorted(xs_m)
     (y0, y1) = sorted(ys_m)
     i0, i1 = (max(round((x - ground.corner_m[0]) / STEP_M), 0) for x in (x0, x1))

@@ -1,4 +1,4 @@
-"""Writes the demo world in SemanticKITTI's layout: 64 beams and one camera ahead."""
+"""Writes the synthetic data set in SemanticKITTI's layout: 64 beams and one camera ahead."""
 
 import os
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ _MOVING_ID = _table(1)
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Rig:
-    """The car's sensors; all times are those of the images, when the LiDAR faces ahead."""
+    """SemanticKITTI sensor rig; all times are those of the images, when the LiDAR faces ahead."""
 
     camera: RigCamera
     ego_from_first: Float[np.ndarray, "4 4"]
@@ -52,7 +52,7 @@ class _Rig:
 
 
 def write_kitti_demo(config: DemoConfig, out: Path) -> None:
-    """Writes the demo in SemanticKITTI's layout; `out` appears whole or not at all.
+    """Writes the demo data set in SemanticKITTI's layout; `out` appears whole or not at all.
 
     The streets are those of the nuScenes demo's kind, other ones by length of the drive. Manmade
     objects are buildings (50), barriers fences (51), cones other objects (99); what moves has the
@@ -88,7 +88,7 @@ def write_kitti_demo(config: DemoConfig, out: Path) -> None:
 
 
 def _rig(config: DemoConfig) -> _Rig:
-    """SemanticKITTI's rig: camera 2 looks ahead, the LiDAR stands behind it on the roof.
+    """SemanticKITTI's sensor extrinsics: camera 2 looks ahead, the LiDAR is behind it on the roof.
 
     The LiDAR's frame is x ahead, y left, z up.
     """
@@ -129,14 +129,14 @@ def _write_sequence(
 
 
 def _lines(matrices: Sequence[Float[np.ndarray, "rows 4"]]) -> str:
-    """The upper three rows of matrices, twelve numbers a line."""
+    """Formats 3x4 matrices as calibration and pose files do: twelve numbers a line."""
     return "".join(
         " ".join(f"{number:.12e}" for number in matrix[:3].ravel()) + "\n" for matrix in matrices
     )
 
 
 def _take(world: World, rig: _Rig, folder: Path, i: int, time_s: float) -> None:
-    """One picture and one scan with its labels."""
+    """Simulates and writes one camera image and one labelled LiDAR scan."""
     Image.fromarray(render(world, rig.camera, time_s).colour).save(
         folder / rig.camera.channel / f"{i:06d}.png"
     )
@@ -148,7 +148,7 @@ def _take(world: World, rig: _Rig, folder: Path, i: int, time_s: float) -> None:
 
 
 def _ids(world: World, taken: Scan) -> UInt32[np.ndarray, "n"]:
-    """SemanticKITTI's raw ids, instances above them."""
+    """SemanticKITTI's raw label ids of the returns, instance ids in the upper bits."""
     # the last is of all that is untracked
     speed_mps = np.array([*(obj.speed_mps for obj in world.objects), 0.0])
     ids = np.where(

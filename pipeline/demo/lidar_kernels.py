@@ -1,4 +1,4 @@
-"""LiDAR ray casting, compiled: each ray at its own firing time; points counted in boxes."""
+"""LiDAR simulation kernels: ray casting at each ray's firing time, points counted in boxes."""
 
 import math
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ EGO = 31
 
 
 class Turn(NamedTuple):
-    """Rays of one turn of the LiDAR, by column and ring.
+    """LiDAR rays of one turn, by column and ring.
 
     Per column its origin [m], rotation street_from_lidar and firing time [s]; per ray its direction
     in the LiDAR frame and the distance to the car itself [m].
@@ -40,7 +40,7 @@ class Turn(NamedTuple):
 
 @kernel
 def cast_car(car: Any, at: Any, rays: Any, out: Any) -> Any:
-    """Distance from the LiDAR to the car's own body along each ray, inf where none [m].
+    """Self-hits: distance from the LiDAR to the car's own body along each ray, inf if none [m].
 
     `at` and `rays` (columns, rings, 3) are in the car's frame.
     """
@@ -59,9 +59,9 @@ def cast_car(car: Any, at: Any, rays: Any, out: Any) -> Any:
 
 @jit
 def fill_bins(prims: Any, origin: Any, time_s: Any, reach_m: Any, slack_rad: Any) -> Any:
-    """Azimuth bins: starts, items and near of the parts that rays there may meet (see Lists).
+    """Azimuth bins for ray casting: candidate parts of the rays in each bin (see Lists).
 
-    There are BINS of them in the street frame.
+    There are BINS of them in the street frame; writes starts, items and near.
 
     `reach_m` is how far car and parts may move against each other during the turn that ends at
     `time_s`, `slack_rad` by how much the azimuths of a column's rays may differ because the car is
@@ -115,7 +115,7 @@ def cast_turn(
     cosine: Any,
     reflect: Any,
 ) -> Any:
-    """Casts the rays of a LiDAR turn, each column at its own firing time (see spin.Hits).
+    """LiDAR ray casting of one turn, each column at its own firing time (see spin.Hits).
 
     `local` (parts, 3) is scratch room.
     """
@@ -164,7 +164,7 @@ def _one_ray(
     near: Any,
     ego_m: Any,
 ) -> Any:
-    """Distance, part, label, cosine of incidence and reflectance of the first hit of a ray."""
+    """First hit of a LiDAR ray: distance, part, label, cosine of incidence and reflectance."""
     best, surface, kerb = hit_ground(ground, ox, oy, oz, dx, dy, dz)
     part = -1
     lx = 0.0
@@ -200,7 +200,7 @@ def _one_ray(
 
 @kernel
 def _ground_reflect(ground: Any, surface: Any, x: Any, y: Any) -> Any:
-    """Reflectance of the ground: asphalt dark, paint bright, grass and concrete between."""
+    """LiDAR reflectance of the ground: asphalt dark, paint bright, grass and concrete between."""
     if surface == TERRAIN:
         return 0.30
     if surface == SIDEWALK:

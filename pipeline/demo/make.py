@@ -1,4 +1,4 @@
-"""Writes the demo world in the layout of the configured data set, once."""
+"""Writes the synthetic demo data set once, in the layout of the configured data set."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _POLL_S = 0.5
 
 
 def make_demo(config: Config, root: Path) -> None:
-    """Writes the demo world to a data root, in the layout of ``data.kind``, unless it is there.
+    """Writes the demo data set in the layout of ``data.kind`` to a data root that lacks it.
 
     Of several training workers the first writes, the others wait for it.
 

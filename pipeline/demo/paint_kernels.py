@@ -1,4 +1,4 @@
-"""Procedural textures: colours of surfaces, ground and sky at the hit point."""
+"""Procedural textures for rendering: colours of surfaces, ground and sky at the hit point."""
 
 import math
 from typing import Any
@@ -25,7 +25,7 @@ from clipsweep.pipeline.demo.ray_kernels import cell_of, kernel
 
 @kernel
 def hashed(i: Any, j: Any, k: Any) -> Any:
-    """A number in [0, 1) that depends on three integers."""
+    """Hash noise: a number in [0, 1) that depends on three integers."""
     h = (i * 73856093) ^ (j * 19349663) ^ (k * 83492791)
     h = ((h ^ (h >> 13)) * 1274126177) & 0x7FFFFFFF
     h = ((h ^ (h >> 15)) * 2246822519) & 0x7FFFFFFF
@@ -34,7 +34,7 @@ def hashed(i: Any, j: Any, k: Any) -> Any:
 
 @kernel
 def noise(x: Any, y: Any, z: Any) -> Any:
-    """Smooth value noise in [0, 1] with one knot per unit."""
+    """Value noise in [0, 1], smooth, with one knot per unit."""
     fx = math.floor(x)
     fy = math.floor(y)
     fz = math.floor(z)
@@ -58,7 +58,7 @@ def noise(x: Any, y: Any, z: Any) -> Any:
 
 @kernel
 def _stripe(value: Any, period: Any, share: Any) -> Any:
-    """Whether `value` lies in the first `share` of its period."""
+    """Stripe pattern: whether `value` lies in the first `share` of its period."""
     return value / period - math.floor(value / period) < share
 
 
@@ -76,7 +76,9 @@ def accented(
     p1: Any,
     p2: Any,
 ) -> Any:
-    """Share of the accent colour, 0..1, at a surface point of a part's own axes.
+    """Texture accent: share of the accent colour, 0..1, at a surface point of a part.
+
+    The point is in the part's own axes.
 
     `hx`, `hy`, `hz` are half the part's sides [m], `p0`, `p1`, `p2` its pattern (looks: see parts).
     """
@@ -106,7 +108,7 @@ def _in_accent(
     p1: Any,
     p2: Any,
 ) -> Any:
-    """Whether a point has the accent colour, by the looks that do not blend two colours.
+    """Texture accent of patterns without blending: whether a point has the accent colour.
 
     `u` is its place along the face, -`half`..`half` [m], `v` its height, 0..1.
     """
@@ -131,7 +133,7 @@ def _in_accent(
 
 @kernel
 def _windows(face: Any, column: Any, row: Any, hx: Any, hz: Any, p0: Any, p1: Any, p2: Any) -> Any:
-    """Shop windows up to a height of `p2`, above them windows every `p0` by `p1` metres."""
+    """Window pattern of a building: shop windows up to `p2`, then windows every `p0` by `p1` m."""
     if face == 2:
         return 0.0
     if row < p2:
@@ -149,7 +151,7 @@ def _windows(face: Any, column: Any, row: Any, hx: Any, hz: Any, p0: Any, p1: An
 
 @kernel
 def _bus_glass(face: Any, x: Any, y: Any, v: Any, hx: Any, hy: Any, p0: Any) -> Any:
-    """Windscreen, rear window, and windows every `p0` metres along the sides of a bus."""
+    """Window pattern of a bus: windscreen, rear window, and side windows every `p0` metres."""
     if face == 0:
         low, high, wide = (0.30, 0.86, 0.9) if x > 0 else (0.5, 0.8, 0.7)
         return low < v < high and abs(y) < wide * hy
@@ -158,14 +160,14 @@ def _bus_glass(face: Any, x: Any, y: Any, v: Any, hx: Any, hy: Any, p0: Any) -> 
 
 @kernel
 def _cabin_glass(face: Any, x: Any, u: Any, v: Any, hx: Any, half: Any) -> Any:
-    """Windows all around a car's cabin, between pillars."""
+    """Window pattern of a car's cabin: all around, between pillars."""
     pillar = abs(u) > 0.9 * half or (face == 1 and abs(x + 0.05 * hx) < 0.05 * hx)
     return not (face == 2 or pillar or v > 0.9 or v < 0.05)
 
 
 @kernel
 def _cab_glass(face: Any, x: Any, y: Any, v: Any, hx: Any, hy: Any) -> Any:
-    """Windscreen and side windows of a truck's cab."""
+    """Window pattern of a truck's cab: windscreen and side windows."""
     if face == 0:
         return x > 0 and abs(y) < 0.88 * hy and 0.42 < v < 0.9
     return face == 1 and x > -0.5 * hx and abs(x) < 0.8 * hx and 0.45 < v < 0.88
@@ -173,7 +175,7 @@ def _cab_glass(face: Any, x: Any, y: Any, v: Any, hx: Any, hy: Any) -> Any:
 
 @kernel
 def _plate(face: Any, x: Any, y: Any, z: Any, hx: Any, hy: Any, hz: Any) -> Any:
-    """Rim and bar of a traffic sign's plate."""
+    """Traffic sign texture: rim and bar of the plate."""
     across, along = (abs(x) / hx, abs(y) / hy) if face == 2 else (abs(y) / hy, abs(z) / hz)
     rim = max(across, along)
     return 0.78 < rim < 0.95 or (rim < 0.6 and along < 0.18)
@@ -181,7 +183,7 @@ def _plate(face: Any, x: Any, y: Any, z: Any, hx: Any, hy: Any, hz: Any) -> Any:
 
 @kernel
 def part_colour(prims: Any, i: Any, x: Any, y: Any, z: Any, face: Any) -> Any:
-    """Albedo (r, g, b) of part i at a surface point of its own axes."""
+    """Albedo (r, g, b) of part i at a surface point, in the part's own axes."""
     look = prims.look[i]
     hx = prims.half_m[i, 0]
     hy = prims.half_m[i, 1]
@@ -218,7 +220,7 @@ def part_colour(prims: Any, i: Any, x: Any, y: Any, z: Any, face: Any) -> Any:
 
 @kernel
 def _signal(x: Any, y: Any, z: Any, hx: Any, hz: Any, lit: Any) -> Any:
-    """A traffic light's head: three lamps on its front, one of them on."""
+    """Traffic light texture: three lamps on the front, one of them on."""
     lamp = math.floor((z + hz) / (2 * hz) * 3)
     if x > -hx + 1e-6 or abs(y) > 0.14 or lamp < 0 or lamp > 2:
         return 0.07, 0.07, 0.07
@@ -228,7 +230,7 @@ def _signal(x: Any, y: Any, z: Any, hx: Any, hz: Any, lit: Any) -> Any:
 
 @kernel
 def ground_colour(ground: Any, label: Any, x: Any, y: Any, distance: Any) -> Any:
-    """Albedo (r, g, b) of the ground at a place [m].
+    """Albedo (r, g, b) of the ground at a position [m].
 
     Fine texture fades with distance lest it flicker.
     """
@@ -267,7 +269,7 @@ def ground_colour(ground: Any, label: Any, x: Any, y: Any, distance: Any) -> Any
 
 @kernel
 def sky_colour(light: Any, dx: Any, dy: Any, dz: Any) -> Any:
-    """Colour of the sky in a unit direction: a gradient, soft clouds, a glow about the sun."""
+    """Sky colour in a unit direction: a gradient, soft clouds, a glow about the sun."""
     up = min(1.0, max(0.0, dz) * 2.2)
     cloud = 0.0
     if dz > 0.02:

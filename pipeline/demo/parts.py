@@ -1,4 +1,4 @@
-"""Primitives of the demo world (box, ellipsoid, cylinder), alone or as flat arrays."""
+"""Geometric primitives of synthetic objects (box, ellipsoid, cylinder), alone or as arrays."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ GLASS: Colour = (0.12, 0.16, 0.20)
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One primitive of an object, in the object's frame [m, rad].
+    """Primitive of a synthetic object, in the object's frame [m, rad].
 
     That frame is x forward, y left, z up, its origin on the ground. `taper` shrinks a box's top
     along x and y (0 none, 1 to an edge); for a cylinder (axis z) its first number does so for both
@@ -62,7 +62,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class SceneObject:
-    """An object in the street frame: its parts, raw nuScenes label, pose at t = 0, velocity.
+    """Synthetic object in the street frame: parts, raw nuScenes label, pose at t = 0, velocity.
 
     `size_m` is length, width, height of its box, whose bottom is at `z_m`; it moves where it faces.
     `tracked` objects get an instance and annotation boxes.
@@ -80,7 +80,7 @@ class SceneObject:
 
     @property
     def leans(self) -> bool:
-        """Whether it stands at right angles to a sloping road.
+        """Whether the object tilts with a sloping road.
 
         Vehicles, cones, barriers; no people.
         """
@@ -93,7 +93,7 @@ class SceneObject:
 
 
 class Primitives(NamedTuple):
-    """All n parts of a world as flat arrays in the street frame.
+    """Primitives of a whole scene as flat arrays in the street frame, n parts.
 
     A NamedTuple, because Numba takes one as it is.
     """
@@ -114,7 +114,7 @@ class Primitives(NamedTuple):
 
 
 class Places(NamedTuple):
-    """Where k objects stand at t = 0 in a street without hills, and how they move.
+    """Poses at t = 0 and velocities of k objects in a street without hills, as arrays.
 
     `base_m` is the middle of a box's bottom; what `leans` stands at right angles to the road.
     """
@@ -131,7 +131,10 @@ class Places(NamedTuple):
 def rotation(
     yaw_rad: Angles, pitch_rad: Angles = 0.0, roll_rad: Angles = 0.0
 ) -> Float[np.ndarray, "*n 3 3"]:
-    """Rz(yaw) Ry(pitch) Rx(roll), for scalars or equal shapes; positive pitch lowers the nose."""
+    """Rotation matrix Rz(yaw) Ry(pitch) Rx(roll); positive pitch lowers the nose.
+
+    For scalars or equal shapes.
+    """
     yaw, pitch, roll = np.broadcast_arrays(
         *(np.asarray(a, dtype=float) for a in (yaw_rad, pitch_rad, roll_rad))
     )
@@ -150,7 +153,10 @@ def rotation(
 
 
 def pack(objects: Sequence[SceneObject]) -> Primitives:
-    """Flatten objects into arrays; `instance` is the index in `objects` where tracked, else -1."""
+    """Packs objects into flat arrays of primitives.
+
+    `instance` is the index in `objects` where tracked, else -1.
+    """
     owner = np.array([i for i, obj in enumerate(objects) for _ in obj.parts])
     parts = [part for obj in objects for part in obj.parts]
     base = _rows((t.x_m, t.y_m, t.z_m) for t in objects)[owner]
@@ -174,7 +180,7 @@ def pack(objects: Sequence[SceneObject]) -> Primitives:
 
 
 def place(objects: Sequence[SceneObject]) -> Places:
-    """Where objects stand, as arrays."""
+    """Poses and velocities of objects as arrays."""
     owner = np.repeat(np.arange(len(objects), dtype=np.int32), [len(t.parts) for t in objects])
     return Places(
         base_m=_rows((t.x_m, t.y_m, t.z_m) for t in objects),
@@ -191,22 +197,22 @@ def _rows(values: Iterable[object]) -> Float[np.ndarray, "n *d"]:
 
 
 def box(at_m: Triple, size_m: Triple, colour: Colour, **more: Any) -> Part:
-    """A box centred at `at_m` with full sides `size_m` [m]."""
+    """Box primitive centred at `at_m` with full sides `size_m` [m]."""
     return Part(BOX, at_m, size_m, colour, **more)
 
 
 def ball(at_m: Triple, size_m: Triple, colour: Colour, **more: Any) -> Part:
-    """An ellipsoid centred at `at_m` with full axes `size_m` [m]."""
+    """Ellipsoid primitive centred at `at_m` with full axes `size_m` [m]."""
     return Part(ELLIPSOID, at_m, size_m, colour, **more)
 
 
 def tube(at_m: Triple, radius_m: float, length_m: float, colour: Colour, **more: Any) -> Part:
-    """A cylinder along its own z, centred at `at_m` [m]."""
+    """Cylinder primitive along its own z, centred at `at_m` [m]."""
     return Part(CYLINDER, at_m, (2 * radius_m, 2 * radius_m, length_m), colour, **more)
 
 
 def rod(start_m: Triple, end_m: Triple, thick_m: float, colour: Colour, **more: Any) -> Part:
-    """A square bar from `start_m` to `end_m` [m]."""
+    """Square bar primitive from `start_m` to `end_m` [m]."""
     start = np.asarray(start_m, dtype=float)
     end = np.asarray(end_m, dtype=float)
     dx, dy, dz = end - start
@@ -220,7 +226,7 @@ def rod(start_m: Triple, end_m: Triple, thick_m: float, colour: Colour, **more: 
 def wheels(
     xs_m: Iterable[float], y_m: float, radius_m: float, width_m: float, hub: Colour
 ) -> list[Part]:
-    """Pairs of tyres with hubs at the given x, left and right at +-`y_m` [m]."""
+    """Wheel primitives: tyres with hubs at the given x, left and right at +-`y_m` [m]."""
     side = (0.0, 0.0, np.pi / 2)
     return [
         tube(

@@ -1,4 +1,4 @@
-"""Places pedestrians: along the sidewalk, beside walls, close together, under trees."""
+"""Synthetic pedestrians: along the sidewalk, beside walls, in groups, under trees."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -31,7 +31,9 @@ _STEP_S = 0.2
 def draw_parties(
     rng: Rng, sign: int, y0_m: float, y1_m: float, near_m: tuple[float, float]
 ) -> list[Party]:
-    """Walkers and people who stand, one to three together, about one per six metres of sidewalk.
+    """Draws random pedestrians, walking or standing, one to three together on the sidewalk.
+
+    About one group per six metres of sidewalk.
 
     The sidewalk lies between `y0_m` and `y1_m` from the street's axis, on the side `sign` of y.
     """
@@ -70,7 +72,7 @@ def _kind(rng: Rng) -> int:
 def spread(
     rng: Rng, parties: Sequence[Party], objects: Sequence[SceneObject], duration_s: float
 ) -> list[SceneObject]:
-    """Moves some pedestrians to walls, trees and into groups, free of collisions.
+    """Relocates some pedestrians to walls, trees and into groups, free of collisions.
 
     `objects` are those of the parties' side of the street. Who finds no free place where they
     should go stays on the sidewalk; who is in something's way even there is left out.
@@ -98,9 +100,9 @@ def _first_free(
     taken: "_Footprints",
     times_s: Float[np.ndarray, "t"],
 ) -> Party:
-    """The party at the first of the places where all have room.
+    """Chooses the first placement of a group of pedestrians without collisions.
 
-    Else who has room where they are.
+    If there is none, those who have room where they are.
     """
     for moved in candidates:
         free = _with_room(moved, taken, times_s)
@@ -110,7 +112,7 @@ def _first_free(
 
 
 def _candidates(rng: Rng, way: _Way | None, party: Party) -> Iterator[Party]:
-    """Places to try for a party: where its way leads it, where it is, elsewhere on the sidewalk."""
+    """Candidate placements of a group: where it should go, where it is, elsewhere."""
     if way:
         for _ in range(_TRIES):
             yield way(party)
@@ -120,13 +122,16 @@ def _candidates(rng: Rng, way: _Way | None, party: Party) -> Iterator[Party]:
 
 
 def _shifted(rng: Rng, party: Party) -> Party:
-    """Elsewhere on the sidewalk: further along it, each with a distance from the axis as before."""
+    """Placement elsewhere along the sidewalk; distances from the axis stay."""
     along_m = float(rng.uniform(-3.0, 3.0))
     return [replace(person, x_m=person.x_m + along_m) for person in party]
 
 
 def _beside_wall(rng: Rng, party: Party, objects: Sequence[SceneObject]) -> Party:
-    """Along the street's face of the first wall, hedge, shelter or house that one meets there."""
+    """Placement of pedestrians beside a wall, hedge, shelter or house.
+
+    Along the street's face of the first one that they meet there.
+    """
     x = party[0].x_m + float(rng.uniform(-5.0, 5.0))
     walls = [t for t in objects if _is_wall(t) and abs(t.x_m - x) < t.size_m[0] / 2]
     if not walls:
@@ -145,7 +150,7 @@ def _is_wall(obj: SceneObject) -> bool:
 
 
 def _close_together(rng: Rng, party: Party) -> Party:
-    """Three to five people about half a metre apart, most of them turned to each other."""
+    """Placement of three to five pedestrians about half a metre apart, most facing each other."""
     count = int(rng.integers(3, 6))
     more = [shapes.pedestrian(rng, _kind(rng)) for _ in range(count - len(party))]
     radius_m = float(rng.uniform(0.52, 0.6)) / (2 * np.sin(np.pi / count))
@@ -167,7 +172,7 @@ def _close_together(rng: Rng, party: Party) -> Party:
 
 
 def _under_tree(rng: Rng, party: Party, objects: Sequence[SceneObject]) -> Party:
-    """Standing beside the trunk of a tree near by, below its crown."""
+    """Placement of pedestrians beside the trunk of a tree near by, below its crown."""
     tallest_m = max(person.size_m[2] for person in party)
     trees = [
         t
@@ -194,7 +199,7 @@ def _under_tree(rng: Rng, party: Party, objects: Sequence[SceneObject]) -> Party
 
 
 def _crown_m(obj: SceneObject) -> float:
-    """Height of a broad-leaved tree's lowest leaves above the ground; of all else 0 [m]."""
+    """Crown height: a broad-leaved tree's lowest leaves above the ground, of all else 0 [m]."""
     if obj.label != scenery.VEGETATION or obj.parts[0].kind != CYLINDER:
         return 0.0
     crowns = [part for part in obj.parts if part.kind == ELLIPSOID]
@@ -205,7 +210,7 @@ def _crown_m(obj: SceneObject) -> float:
 
 
 class _Footprints(NamedTuple):
-    """Rectangles on the ground that no one may step into, at t = 0, and how they move."""
+    """Footprints for collision tests: rectangles on the ground at t = 0, and how they move."""
 
     at_m: Float[np.ndarray, "k 2"]
     velocity_mps: Float[np.ndarray, "k 2"]
@@ -225,7 +230,7 @@ def _footprints(objects: Sequence[SceneObject]) -> _Footprints:
 
 
 def _foot_m(obj: SceneObject) -> tuple[float, float]:
-    """Length and width of what an object has below a person's head."""
+    """Footprint of an object below a person's head, length and width [m]."""
     if obj.tracked:
         return float(obj.size_m[0]), float(obj.size_m[1])
     low = [part for part in obj.parts if part.at_m[2] - part.size_m[2] / 2 < _HEAD_M]
@@ -239,7 +244,7 @@ def _joined(first: _Footprints, second: _Footprints) -> _Footprints:
 
 
 def _with_room(party: Party, taken: _Footprints, times_s: Float[np.ndarray, "t"]) -> Party:
-    """Those who collide with nothing at any of the times."""
+    """Pedestrians of a group who collide with nothing at any of the times."""
     out: Party = []
     for person in party:
         if not _meets(person, taken, times_s):

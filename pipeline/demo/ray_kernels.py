@@ -1,4 +1,4 @@
-"""Ray casting against primitives and the ground: distances and normals, compiled."""
+"""Ray casting kernels: intersection with primitives and the ground, distances and normals."""
 
 import math
 from functools import partial
@@ -24,7 +24,9 @@ _CLOSE_M = 1e-3
 
 
 class Lists(NamedTuple):
-    """Parts to try, near to far, for each tile or azimuth bin k: items[starts[k]:starts[k + 1]].
+    """Candidate parts of each tile or azimuth bin k, near to far.
+
+    items[starts[k]:starts[k + 1]] are those of bin k.
 
     `near` is each part's least possible distance [m].
     """
@@ -36,7 +38,7 @@ class Lists(NamedTuple):
 
 @kernel
 def to_local(axes: Any, i: Any, x: Any, y: Any, z: Any) -> Any:
-    """A direction of the street frame in part i's own axes."""
+    """Rotates a direction of the street frame into part i's own axes."""
     return (
         axes[i, 0, 0] * x + axes[i, 1, 0] * y + axes[i, 2, 0] * z,
         axes[i, 0, 1] * x + axes[i, 1, 1] * y + axes[i, 2, 1] * z,
@@ -194,7 +196,9 @@ def bound_m(prims: Any, i: Any, ox: Any, oy: Any, oz: Any) -> Any:
 
 @kernel
 def normal(prims: Any, i: Any, x: Any, y: Any, z: Any) -> Any:
-    """Outward unit normal at a surface point of part i, in its own axes, and the face.
+    """Surface normal: outward unit normal and face at a surface point of part i.
+
+    In the part's own axes.
 
     0, 1, 2 by axis, 3 if round.
     """
@@ -240,7 +244,7 @@ def normal(prims: Any, i: Any, x: Any, y: Any, z: Any) -> Any:
 
 @kernel
 def cell_of(ground: Any, x: Any, y: Any) -> Any:
-    """Row and column of the ground map at a place of the street frame.
+    """Ground map cell, row and column, at a position of the street frame.
 
     The map's border continues outside.
     """
@@ -252,7 +256,7 @@ def cell_of(ground: Any, x: Any, y: Any) -> Any:
 
 @kernel
 def surface_at(ground: Any, x: Any, y: Any) -> Any:
-    """Raw label of the ground at a place of the street frame."""
+    """Ground label: raw label at a position of the street frame."""
     row, column = cell_of(ground, x, y)
     return ground.surface[row, column]
 
@@ -261,7 +265,7 @@ def surface_at(ground: Any, x: Any, y: Any) -> Any:
 def _kerb_face(
     ground: Any, top: Any, low: Any, label: Any, ox: Any, oy: Any, dx: Any, dy: Any
 ) -> Any:
-    """Where a ray enters the face of a kerb, by bisection, and the label there.
+    """Kerb intersection: where a ray enters the face of a kerb, by bisection, and the label.
 
     The ray is above the road at `top` and in the kerb at `low`.
     """
@@ -278,7 +282,7 @@ def _kerb_face(
 
 @kernel
 def slope_at(ground: Any, x: Any) -> Any:
-    """Rise over run of the ground towards +x at a place along the street (see ground.Hills)."""
+    """Slope of the ground towards +x at a position along the street (see ground.Hills)."""
     hills = ground.hills
     if hills.crest_m == 0.0:
         return 0.0
@@ -289,7 +293,7 @@ def slope_at(ground: Any, x: Any) -> Any:
 
 @kernel
 def _come_down(hills: Any, lift: Any, roof: Any, t: Any, ox: Any, oz: Any, dx: Any, dz: Any) -> Any:
-    """Ray against hills: first distance from `t` on at which it is `lift` above them.
+    """Ray marching over hills: first distance from `t` on at which the ray is `lift` above them.
 
     Answers that (inf: never) and False, or a distance at which the ray has risen more than `roof`
     above them again, and True. The height of the ray above the hills bends down by at most `bend`,

@@ -1,4 +1,4 @@
-"""Cameras of the demo world: every pixel's colour, label, instance and depth by ray casting."""
+"""Renders the demo's camera images: colour, label, instance and depth of every pixel."""
 
 from dataclasses import dataclass
 
@@ -26,7 +26,7 @@ _SHADE_REACH_M = 45.0
 
 @dataclass(frozen=True, eq=False, slots=True)
 class View:
-    """A rendered image: colour, label, instance and depth of each pixel.
+    """Rendered camera image: colour, label, instance and depth of each pixel.
 
     `label` holds raw nuScenes labels (0: sky), `instance` indices into the world's objects (-1:
     untracked), `depth_m` the depth along the optical axis at the pixel's centre (inf: sky).
@@ -58,7 +58,7 @@ def render(world: World, camera: RigCamera, time_s: float) -> View:
 
 
 def _stage(world: World, time_s: float, eye: Eye) -> Stage:
-    """The world at `time_s`, with a shadow map about the camera if the sun is strong."""
+    """Scene at `time_s` for rendering, with a shadow map about the camera if the sun is strong."""
     n = round(2 * _SHADE_REACH_M / SHADE_STEP_M)
     prims = world.at(time_s)
     corner = eye.origin[:2] - _SHADE_REACH_M

@@ -1,4 +1,4 @@
-"""Sensor rig of the demo car: mounts, firing times, ego-motion, and errors of its poses."""
+"""Sensor rig of the synthetic car: extrinsics, firing times, ego-motion, and pose errors."""
 
 from dataclasses import dataclass
 
@@ -22,7 +22,7 @@ LEVEL = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
 
 @dataclass(frozen=True, eq=False, slots=True)
 class RigCamera:
-    """A pinhole camera.
+    """Pinhole camera of the rig: extrinsics, intrinsics, image size, firing time.
 
     `ego_from_cam` [m], `K` [px]; it fires `delay_s` (<= 0) from the sweep's stamp.
     """
@@ -36,7 +36,9 @@ class RigCamera:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class RigLidar:
-    """A spinning LiDAR: `ego_from_lidar` [m], and unit directions of its rays in its own frame.
+    """Spinning LiDAR of the rig: extrinsics, and ray directions in its own frame.
+
+    `ego_from_lidar` [m]; directions are unit vectors.
 
     That frame is x right, y forward, z up; columns are in firing order, rings from the lowest.
     `delay_s` (<= 0) is a column's firing time from the sweep's stamp.
@@ -49,7 +51,7 @@ class RigLidar:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Drive:
-    """Ego-motion along the street: varying speed, weaving, pitching and rolling a little.
+    """Ego-motion along the street: varying speed, weaving, small pitch and roll.
 
     The car stands on the road of the `hills`.
     """
@@ -84,7 +86,7 @@ class Drive:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class FlatPoses:
-    """Poses as nuScenes has them: z is 0, pitch and roll are wrong by an IMU's slow error.
+    """Ego pose errors as in nuScenes: z is 0, pitch and roll drift like those of an IMU.
 
     The error of each angle is a sum of waves, near a Gaussian process with the covariance
     std^2 exp(-(t / 1 s)^2 / 2): `size_rad` of a wave, `rate_rad_s` and `phase_rad` of (pitch,
@@ -96,13 +98,13 @@ class FlatPoses:
     phase_rad: Float[np.ndarray, "2 waves"]
 
     def error_rad(self, time_s: float) -> Float[np.ndarray, "2"]:
-        """By how much pitch and roll are too large at a time."""
+        """Error of pitch and roll at a time."""
         return self.size_rad * np.sin(self.rate_rad_s * time_s + self.phase_rad).sum(1)
 
     def written(
         self, global_from_ego: Float[np.ndarray, "4 4"], time_s: float
     ) -> Float[np.ndarray, "4 4"]:
-        """The pose that is written for the car's true one at a time [s]."""
+        """Ego pose with errors, as written for the car's true one at a time [s]."""
         turned = global_from_ego[:3, :3]
         (x, y, _) = global_from_ego[:3, 3]
         yaw = np.arctan2(turned[1, 0], turned[0, 0])
@@ -113,7 +115,7 @@ class FlatPoses:
 
 
 def draw_flat_poses(rng: np.random.Generator) -> FlatPoses:
-    """Draws pose errors: 0.2 degrees of pitch and roll that change over about a second."""
+    """Draws random pose errors: 0.2 degrees of pitch and roll that change over about a second."""
     std_rad = np.deg2rad(0.2)
     memory_s = 1.0
     waves = 12
@@ -125,9 +127,9 @@ def draw_flat_poses(rng: np.random.Generator) -> FlatPoses:
 def pose(
     turned: Float[np.ndarray, "*n 3 3"], at_m: Float[np.ndarray, "*n 3"]
 ) -> Float[np.ndarray, "*n 4 4"]:
-    """Rigid transforms (4x4) from rotations and translations.
+    """Rigid transforms (4x4) from rotations and translations, of many times or objects.
 
-    Of many times or objects at once, which ``projection.pose.Pose`` does not hold.
+    Unlike ``projection.pose.Pose``, which holds one.
     """
     out = np.zeros((*turned.shape[:-2], 4, 4))
     out[..., :3, :3] = turned
@@ -143,9 +145,9 @@ def inverse(transform: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "4 4"]:
 
 
 def cameras(width_px: int, height_px: int) -> tuple[RigCamera, ...]:
-    """Six cameras looking around, in the order in which they fire.
+    """Six surround-view cameras, in the order in which they fire.
 
-    The one at the back sees wider.
+    The one at the back has a wider field of view.
     """
     mounts = (  # channel, yaw [deg], position in the car's frame [m], focal length / image width
         ("CAM_FRONT_LEFT", 55.0, (1.52, 0.49, 1.51), 0.79),
@@ -177,7 +179,7 @@ def cameras(width_px: int, height_px: int) -> tuple[RigCamera, ...]:
 
 
 def lidar(beams: int, azimuths: int) -> RigLidar:
-    """A LiDAR on the roof: `beams` rings from -30.67 to +10.67 degrees, `azimuths` columns."""
+    """Roof LiDAR: `beams` rings from -30.67 to +10.67 degrees, `azimuths` columns."""
     share = (np.arange(azimuths) + 0.5) / azimuths
     yaw = SEAM_RAD - 2 * np.pi * share  # in the car's frame
     turned = rotation(-np.pi / 2 + 0.006, 0.004, -0.003)
@@ -192,7 +194,7 @@ def lidar(beams: int, azimuths: int) -> RigLidar:
 
 
 def draw_drive(rng: np.random.Generator, lane_y_m: float) -> Drive:
-    """Draws a random drive in a lane, in a city about a kilometre from its map's origin."""
+    """Draws a random ego trajectory in a lane, about a kilometre from its map's origin."""
     heading = rng.uniform(-np.pi, np.pi)
     (x, y) = rng.uniform(700.0, 1500.0, 2)
     return Drive(

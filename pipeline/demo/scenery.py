@@ -1,4 +1,4 @@
-"""Static scenery: buildings, walls, poles, signs (manmade); trees, hedges (vegetation)."""
+"""Synthetic static scenery: buildings, walls, poles, signs (manmade); trees, hedges."""
 
 import numpy as np
 
@@ -44,7 +44,7 @@ def _fixed(parts: list[Part], label: int, size_m: tuple[float, float, float]) ->
 
 
 def building(rng: np.random.Generator, length_m: float, depth_m: float) -> SceneObject:
-    """A house along the street: rows of windows, doors on every face, a roof ledge or hat."""
+    """Building along the street: rows of windows, doors on every face, a roof ledge or hat."""
     height = rng.uniform(6.0, 20.0)
     facade = shade(rng, pick(rng, FACADES))
     rows = (float(rng.uniform(2.2, 3.6)), float(rng.uniform(2.8, 3.4)), 3.2)
@@ -81,7 +81,7 @@ def building(rng: np.random.Generator, length_m: float, depth_m: float) -> Scene
 
 
 def wall(rng: np.random.Generator, length_m: float) -> SceneObject:
-    """A brick or plain garden wall along x."""
+    """Garden wall along x, brick or plain."""
     height = rng.uniform(1.4, 2.4)
     tone = pick(rng, ((0.55, 0.30, 0.22), (0.66, 0.62, 0.55), (0.50, 0.50, 0.52)))
     parts = [
@@ -99,7 +99,10 @@ def wall(rng: np.random.Generator, length_m: float) -> SceneObject:
 
 
 def street_lamp(rng: np.random.Generator) -> SceneObject:
-    """A tall grey pole with an arm along y towards the street (y < 0 in its own frame)."""
+    """Street lamp: a tall grey pole with an arm along y towards the street.
+
+    The street is at y < 0 in its own frame.
+    """
     height = rng.uniform(6.0, 8.0)
     grey = shade(rng, (0.36, 0.38, 0.40))
     parts = [
@@ -112,7 +115,7 @@ def street_lamp(rng: np.random.Generator) -> SceneObject:
 
 
 def traffic_light(rng: np.random.Generator) -> SceneObject:
-    """A pole with a black three-lamp head facing -x."""
+    """Traffic light: a pole with a black three-lamp head facing -x."""
     height = rng.uniform(3.2, 4.2)
     grey = shade(rng, (0.30, 0.31, 0.32))
     parts = [
@@ -129,7 +132,7 @@ def traffic_light(rng: np.random.Generator) -> SceneObject:
 
 
 def road_sign(rng: np.random.Generator) -> SceneObject:
-    """A plate on a pole facing -x: round, square or a large board."""
+    """Traffic sign: a plate on a pole facing -x, round, square or a large board."""
     height = rng.uniform(2.4, 3.0)
     tone = pick(rng, ((0.05, 0.2, 0.65), (0.80, 0.06, 0.08), (0.05, 0.4, 0.2)))
     pole = tube((0, 0, height / 2), 0.05, height, STEEL, reflect=0.4)
@@ -158,7 +161,7 @@ def road_sign(rng: np.random.Generator) -> SceneObject:
 
 
 def shelter(rng: np.random.Generator) -> SceneObject:
-    """A bus-stop shelter: roof, back and side panes, open towards -y."""
+    """Bus-stop shelter: roof, back and side panes, open towards -y."""
     tone = shade(rng, (0.25, 0.30, 0.34))
     parts = [
         box((0, 0, 2.4), (4.0, 1.5, 0.14), tone),
@@ -176,7 +179,7 @@ def shelter(rng: np.random.Generator) -> SceneObject:
 
 
 def tree(rng: np.random.Generator) -> SceneObject:
-    """A broad-leaved tree of three crowns, or a conifer of two cones, on a trunk."""
+    """Tree: broad-leaved with three crowns, or a conifer of two cones, on a trunk."""
     green = shade(rng, pick(rng, LEAVES), 0.05)
     if rng.random() < 0.25:
         height = rng.uniform(5.0, 8.0)
@@ -223,7 +226,7 @@ def tree(rng: np.random.Generator) -> SceneObject:
 
 
 def bush(rng: np.random.Generator) -> SceneObject:
-    """A round bush of two balls."""
+    """Bush: two round balls."""
     green = shade(rng, pick(rng, LEAVES), 0.05)
     wide = rng.uniform(0.9, 1.8)
     dx, dy = rng.normal(0, 0.25 * wide, 2)
@@ -236,7 +239,7 @@ def bush(rng: np.random.Generator) -> SceneObject:
 
 
 def hedge(rng: np.random.Generator, length_m: float) -> SceneObject:
-    """A clipped hedge along x."""
+    """Hedge along x, clipped."""
     height = rng.uniform(0.9, 1.7)
     green = shade(rng, pick(rng, LEAVES), 0.05)
     part = box(

@@ -1,6 +1,6 @@
-"""Road users and movable objects as parts.
+"""Synthetic road users and movable objects: vehicles, two-wheelers, pedestrians, barriers.
 
-Each function draws one of its kind from a random generator.
+Each function draws a random one of its kind from a generator.
 """
 
 from collections.abc import Sequence
@@ -74,12 +74,12 @@ BRIGHT: tuple[Colour, ...] = (
 
 
 def pick(rng: np.random.Generator, choices: Sequence[T]) -> T:
-    """One of `choices`, all equally likely."""
+    """Random choice: one of `choices`, all equally likely."""
     return choices[int(rng.integers(len(choices)))]
 
 
 def shade(rng: np.random.Generator, colour: Colour, spread: float = 0.06) -> Colour:
-    """`colour` made a little lighter or darker, and its hue moved a little."""
+    """Random colour variation: `colour` a little lighter or darker, its hue moved a little."""
     moved = np.asarray(colour) * rng.uniform(1 - 2 * spread, 1 + 2 * spread) + rng.normal(
         0, spread / 2, 3
     )
@@ -88,7 +88,7 @@ def shade(rng: np.random.Generator, colour: Colour, spread: float = 0.06) -> Col
 
 
 def car(rng: np.random.Generator) -> SceneObject:
-    """A saloon, estate or van: body, glazed cabin, four wheels."""
+    """Car: a saloon, estate or van with body, glazed cabin, four wheels."""
     tall = rng.random() < 0.3
     length = rng.uniform(4.0, 4.9)
     width = rng.uniform(1.75, 1.95)
@@ -122,7 +122,7 @@ def car(rng: np.random.Generator) -> SceneObject:
 
 
 def bus(rng: np.random.Generator) -> SceneObject:
-    """A city bus: one long body with a band of windows."""
+    """Bus: one long body with a band of windows."""
     length = rng.uniform(9.5, 12.0)
     width = 2.55
     height = rng.uniform(3.0, 3.3)
@@ -144,7 +144,7 @@ def bus(rng: np.random.Generator) -> SceneObject:
 
 
 def truck(rng: np.random.Generator) -> SceneObject:
-    """A box lorry: coloured cab with windscreen, tall plain cargo box, three axles."""
+    """Truck: a box lorry with coloured cab, windscreen, tall plain cargo box, three axles."""
     length = rng.uniform(6.5, 9.0)
     width = 2.4
     height = rng.uniform(3.1, 3.7)
@@ -182,7 +182,7 @@ def truck(rng: np.random.Generator) -> SceneObject:
 
 
 def trailer(rng: np.random.Generator) -> SceneObject:
-    """A trailer without its tractor.
+    """Trailer without its tractor.
 
     A ribbed box, wheels at the back, legs and drawbar in front.
     """
@@ -220,7 +220,7 @@ def trailer(rng: np.random.Generator) -> SceneObject:
 
 
 def excavator(rng: np.random.Generator) -> SceneObject:
-    """A construction vehicle: tracked digger or wheel loader, yellow, with arm and bucket."""
+    """Construction vehicle: tracked digger or wheel loader, yellow, with arm and bucket."""
     yellow = shade(
         rng, pick(rng, ((0.95, 0.70, 0.05), (0.93, 0.62, 0.08), (0.90, 0.74, 0.12))), 0.03
     )
@@ -284,7 +284,7 @@ def excavator(rng: np.random.Generator) -> SceneObject:
 
 
 def motorcycle(rng: np.random.Generator, ridden: bool = False) -> SceneObject:
-    """A motorcycle: fat small wheels, dark engine, glossy tank and fairing, long black seat."""
+    """Motorcycle: fat small wheels, dark engine, glossy tank and fairing, long black seat."""
     paint = shade(
         rng,
         pick(rng, ((0.60, 0.04, 0.04), (0.05, 0.08, 0.35), (0.06, 0.06, 0.07), (0.10, 0.28, 0.12))),
@@ -331,7 +331,7 @@ def motorcycle(rng: np.random.Generator, ridden: bool = False) -> SceneObject:
 
 
 def bicycle(rng: np.random.Generator, ridden: bool = False) -> SceneObject:
-    """A bicycle: two large thin rings and a thin bright frame that one sees through."""
+    """Bicycle: two large thin rings and a thin bright frame with gaps for rays."""
     paint = shade(rng, pick(rng, BRIGHT), 0.03)
     tube_m = 0.055
     bar = lambda a, b: rod(a, b, tube_m, paint, reflect=0.4)  # noqa: E731
@@ -368,7 +368,7 @@ def bicycle(rng: np.random.Generator, ridden: bool = False) -> SceneObject:
 def _rider(
     rng: np.random.Generator, seat_x: float, seat_z: float, suit: Colour, helmet: bool
 ) -> list[Part]:
-    """A person leaning forward on a two-wheeler (labelled with it, as nuScenes does)."""
+    """Rider of a two-wheeler, leaning forward (labelled with it, as nuScenes does)."""
     top = (
         (0.85, 0.85, 0.2)
         if helmet and rng.random() < 0.5
@@ -397,7 +397,7 @@ def _rider(
 
 
 def pedestrian(rng: np.random.Generator, label: int = ADULT) -> SceneObject:
-    """A person: shoes, legs, torso, arms, head with hair.
+    """Pedestrian: shoes, legs, torso, arms, head with hair.
 
     Workers wear an orange striped vest and a helmet.
     """
@@ -447,7 +447,7 @@ def pedestrian(rng: np.random.Generator, label: int = ADULT) -> SceneObject:
 
 
 def cone(rng: np.random.Generator) -> SceneObject:
-    """A traffic cone: orange with white bands on a square foot."""
+    """Traffic cone: orange with white bands on a square foot."""
     h = rng.uniform(0.75, 1.0)
     parts = [
         box(
@@ -472,7 +472,7 @@ def cone(rng: np.random.Generator) -> SceneObject:
 
 
 def barrier(rng: np.random.Generator, kind: int = 0) -> SceneObject:
-    """A road barrier across x.
+    """Road barrier across x.
 
     0 red and white plastic blocks, 1 concrete wedge, 2 striped board on two legs.
     """

@@ -1,4 +1,4 @@
-"""Simulates a spinning LiDAR: returns at each column's firing time, noise and dropouts."""
+"""LiDAR simulation of a spinning sensor: firing times, range noise, dropouts, intensity."""
 
 from dataclasses import dataclass
 
@@ -38,7 +38,7 @@ _CAR = pack(
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Scan:
-    """A simulated LiDAR sweep: returns of one turn in firing order, motion compensated.
+    """Simulated LiDAR sweep: returns of one turn in firing order, motion compensated.
 
     Points lie in the LiDAR frame at the sweep's stamp. `intensity` is 0..255, `label` raw nuScenes,
     `instance` an index into the world's objects (-1: untracked).
@@ -53,7 +53,7 @@ class Scan:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Hits:
-    """First hit of every ray of a turn, without noise: columns, rings.
+    """First hits of all LiDAR rays of a turn, without noise: columns, rings.
 
     `range_m` is inf where there is none, `part` -1 for ground and the car itself; `cosine` is that
     of the incidence.
@@ -67,7 +67,7 @@ class Hits:
 
 
 def scan(world: World, lidar: RigLidar, time_s: float) -> Scan:
-    """Simulates the LiDAR sweep stamped `time_s`: its columns fired during the turn before."""
+    """Simulates the LiDAR sweep stamped `time_s`, whose columns fired during the turn before."""
     fired_s = time_s + lidar.delay_s
     street_from_lidar = world.drive.street_from_ego(fired_s) @ lidar.ego_from_lidar
     hits = _cast(world, lidar, street_from_lidar, fired_s)
@@ -118,7 +118,10 @@ def _cast(
 
 
 def _detected(rng: np.random.Generator, hits: Hits) -> Bool[np.ndarray, "c r"]:
-    """Rays that return: 1.5 % fail anywhere, more where the surface is dark, slanting and far."""
+    """LiDAR dropouts: rays that return, fewer where the surface is dark, slanting and far.
+
+    1.5 % fail anywhere.
+    """
     lost = rng.random(hits.range_m.shape)
     strength = hits.reflect * (0.2 + 0.8 * hits.cosine)
     miss = 0.015 + 0.9 * np.clip(hits.range_m / RANGE_M, 0, 1) ** 2 * np.exp(-strength / 0.06)
@@ -126,9 +129,9 @@ def _detected(rng: np.random.Generator, hits: Hits) -> Bool[np.ndarray, "c r"]:
 
 
 def _error_m(rng: np.random.Generator, hits: Hits) -> Float[np.ndarray, "c r"]:
-    """Range error: Gaussian, wider on grass.
+    """LiDAR range noise: Gaussian, wider on grass [m].
 
-    Rays also enter foliage a little before they return [m].
+    Rays also enter foliage a little before they return.
     """
     soft = rng.exponential(0.10, hits.range_m.shape).clip(0, 0.5) * (hits.label == VEGETATION)
     rough = 1.0 + 0.8 * (hits.label == TERRAIN)
@@ -136,7 +139,7 @@ def _error_m(rng: np.random.Generator, hits: Hits) -> Float[np.ndarray, "c r"]:
 
 
 def _intensity(rng: np.random.Generator, hits: Hits) -> Float32[np.ndarray, "c r"]:
-    """Strength of the return, 0..255, whole numbers as the sensor gives them.
+    """LiDAR intensity of the returns, 0..255, whole numbers as the sensor gives them.
 
     Only plates and stripes saturate.
     """

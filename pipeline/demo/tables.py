@@ -1,4 +1,4 @@
-"""The nuScenes tables of the demo: plain records with readable tokens hashed by md5."""
+"""Writes nuScenes tables of the synthetic data set: records with tokens hashed by md5."""
 
 import hashlib
 import json
@@ -81,13 +81,13 @@ Record = dict[str, Any]
 
 
 def token(*parts: object) -> str:
-    """A token that depends on the words given and nothing else."""
+    """Deterministic nuScenes token: depends on the words given and nothing else."""
     return hashlib.md5("/".join(map(str, parts)).encode(), usedforsecurity=False).hexdigest()
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Tables:
-    """The nuScenes tables: all records by table name.
+    """nuScenes tables in memory: all records by table name.
 
     `add` fills them scene by scene, `save` writes one JSON file each.
     """
@@ -95,18 +95,21 @@ class Tables:
     records: dict[str, list[Record]] = field(default_factory=lambda: {name: [] for name in NAMES})
 
     def add(self, table: str, key: str, **fields: Any) -> str:
-        """Append a record with token `key`; returns the token."""
+        """Appends a record with token `key` to a table; returns the token."""
         self.records[table].append({"token": key, **fields})
         return key
 
     def save(self, folder: Path) -> None:
-        """Write `<table>.json` into `folder`."""
+        """Writes `<table>.json` of every table into `folder`."""
         for name, rows in self.records.items():
             (folder / f"{name}.json").write_text(json.dumps(rows, indent=0) + "\n")
 
 
 def quaternion(turned: Float[np.ndarray, "3 3"]) -> list[float]:
-    """Rotation matrix to w, x, y, z with w >= 0 (Shepperd's method on the largest of the four)."""
+    """Quaternion (w, x, y, z) with w >= 0 from a rotation matrix, by Shepperd's method.
+
+    Computed from the largest of the four.
+    """
     t = np.trace(turned)
     squares = np.array([t, *(2 * np.diag(turned) - t)])  # 4 w^2 - 1, 4 x^2 - 1, ...
     k = int(np.argmax(squares))
@@ -123,7 +126,7 @@ def quaternion(turned: Float[np.ndarray, "3 3"]) -> list[float]:
 
 
 def placed(transform: Float[np.ndarray, "4 4"]) -> Record:
-    """A rigid transform as nuScenes writes it: translation [m] and rotation w, x, y, z."""
+    """Rigid transform in nuScenes' format: translation [m] and rotation w, x, y, z."""
     return {
         "translation": [float(v) for v in transform[:3, 3]],
         "rotation": quaternion(transform[:3, :3]),
@@ -131,7 +134,7 @@ def placed(transform: Float[np.ndarray, "4 4"]) -> Record:
 
 
 def add_fixed(tables: Tables, cameras: Sequence[RigCamera], lidar: RigLidar) -> None:
-    """Adds what all scenes share: categories, attributes, visibility, sensor calibration."""
+    """Adds records that all scenes share: categories, attributes, visibility, calibration."""
     for index, name in enumerate(CATEGORIES):
         tables.add("category", token("category", name), name=name, description="", index=index)
     for name in ATTRIBUTES:
@@ -199,7 +202,7 @@ def add_sample_data(
     size_hw: tuple[int, int],
     samples: Sequence[int],
 ) -> list[str]:
-    """Adds all readings of one sensor in time order, each linked to the next.
+    """Adds the sample_data of one sensor in time order, each reading linked to the next.
 
     Each belongs to the sample at or next after it.
     """
@@ -225,7 +228,7 @@ def add_sample_data(
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Shot:
-    """One sensor reading: time, ego pose, file below the root, index of its sample."""
+    """Sensor reading: time, ego pose, file below the root, index of its sample."""
 
     time_us: int
     global_from_ego: Float[np.ndarray, "4 4"]
@@ -236,7 +239,7 @@ class Shot:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Seen:
-    """A box at a key frame: its pose, the index of its sample, and the LiDAR points inside."""
+    """Annotated box at a key frame: pose, index of its sample, number of LiDAR points inside."""
 
     sample: int
     global_from_box: Float[np.ndarray, "4 4"]
@@ -251,7 +254,7 @@ def add_instance(
     seen: Sequence[Seen],
     samples: Sequence[int],
 ) -> None:
-    """Adds the track of one object over the key frames in which the LiDAR hit it.
+    """Adds the annotations of one object over the key frames in which the LiDAR hit it.
 
     `visibility` is a bin of the number of points in the box (1: below 5, 2: below 20, 3: below 60,
     4: more).
@@ -284,7 +287,7 @@ def add_instance(
 
 
 def log_name(scene: str) -> str:
-    """The log that a scene belongs to: one each."""
+    """Name of the log that a scene belongs to, one for each scene."""
     return f"demo-{scene}"
 
 

@@ -63,7 +63,7 @@ ASKED = ("a photo of a {}.", "a photo of the {}.", *SCENE_TEMPLATES[:2], "{}")
 
 @dataclass(frozen=True)
 class TeachConfig:
-    """How the demo's teacher is trained.
+    """Settings of the training of the demo's CLIP.
 
     Attributes:
         out: folder to write, an open_clip checkpoint: local-dir:FOLDER
@@ -89,7 +89,10 @@ class TeachConfig:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Train, write the checkpoint and its card; arguments are key=value of TeachConfig."""
+    """Trains the demo's CLIP, writes its checkpoint and model card.
+
+    Arguments are key=value of TeachConfig.
+    """
     given = OmegaConf.merge(
         OmegaConf.structured(TeachConfig), OmegaConf.from_dotlist(list(arguments))
     )
@@ -122,7 +125,7 @@ def _tell(line: str) -> None:
 
 
 def train(config: TeachConfig, album: Album) -> nn.Module:
-    """A CLIP model trained on an album's crops."""
+    """Trains a CLIP model on the crops of an album."""
     model: Any = open_clip.CLIP(**MODEL).to(memory_format=torch.channels_last)
     with torch.no_grad():
         # token embeddings start larger than position embeddings: it converges sooner
@@ -161,9 +164,9 @@ def train(config: TeachConfig, album: Album) -> nn.Module:
 
 
 class CaptionSampler:
-    """Samples captions for sets of classes.
+    """Samples captions for the classes that crops show.
 
-    Random synonyms in random templates, as the stock tokenizer's ids.
+    Random synonyms in random templates, as token ids of the stock tokenizer.
     """
 
     def __init__(self, seed: int) -> None:
@@ -173,7 +176,7 @@ class CaptionSampler:
         )
 
     def word(self, kind: int) -> str:
-        """A word for a class; two times in three its name."""
+        """Random synonym of a class; two times in three its name."""
         choices = SYNONYMS[kind]
         return (
             NAMES[kind]
@@ -182,20 +185,20 @@ class CaptionSampler:
         )
 
     def absent(self, count: int) -> list[str]:
-        """Words for objects that are never there."""
+        """Words for objects that no scene has (negatives)."""
         return [str(word) for word in self._rng.choice(ABSENT, count, replace=False)]
 
     def sentences(self, words: Sequence[str]) -> Int64[Tensor, "n context"]:
-        """Token ids of the words, each in a template of its own, more often a simple one."""
+        """Tokenizes the words, each in a template of its own, more often a simple one."""
         sets = [ASKED if self._rng.random() < 0.6 else TEMPLATES for _ in words]
         return self._tokenizer(
             [str(self._rng.choice(s)).replace("{}", w) for s, w in zip(sets, words, strict=True)]
         )
 
     def captions(self, crops: Crops) -> tuple[list[str], Bool[np.ndarray, "n c"]]:
-        """A caption for each crop: its class and up to two more that it shows.
+        """Samples a caption for each crop: its class and up to two more that it shows.
 
-        In words, and as the set of classes that they mention.
+        Gives token ids, and the set of classes that each caption mentions.
         """
         mentioned = np.zeros_like(crops.shown)
         words = []
@@ -209,7 +212,9 @@ class CaptionSampler:
 
 
 def contrast(model: Any, bias: Tensor, crops: Crops, sampler: CaptionSampler) -> Float[Tensor, ""]:
-    """Sigmoid loss of crops against captions, plus cross-entropy against the captions of one word.
+    """Contrastive loss: sigmoid loss of crops against captions, plus cross-entropy on words.
+
+    The cross-entropy is against the captions of one word.
 
     Captions are those of the crops, one for every class, and some of objects that are never there.
     A crop and a caption match when the crop shows all that the caption names; they do not when it
@@ -244,7 +249,7 @@ def contrast(model: Any, bias: Tensor, crops: Crops, sampler: CaptionSampler) ->
 
 
 def normalised(images: np.ndarray) -> Float[Tensor, "n 3 h w"]:
-    """Images (n, h, w, 3) uint8 as the network takes them."""
+    """Normalises uint8 images (n, h, w, 3) for the network."""
     x = (
         torch.from_numpy(images)
         .permute(0, 3, 1, 2)
@@ -260,7 +265,7 @@ def normalised(images: np.ndarray) -> Float[Tensor, "n 3 h w"]:
 
 @torch.inference_mode()
 def dense_score(model: Any, seed: int, worlds: int, size_wh: tuple[int, int]) -> dict[str, Any]:
-    """IoU of each class over all pixels of unseen streets, by dense CLIP features.
+    """Zero-shot IoU of each class over all pixels of unseen streets, by dense CLIP features.
 
     The model is read cell by cell, without pooling.
 
@@ -292,7 +297,7 @@ def dense_score(model: Any, seed: int, worlds: int, size_wh: tuple[int, int]) ->
 
 
 def dense(model: Any, images: np.ndarray) -> Float[Tensor, "n h w d"]:
-    """Unit features of each cell of images (n, h, w, 3).
+    """Dense CLIP features of images (n, h, w, 3): a unit vector for each cell.
 
     The attention pool's value path, as MaskCLIP reads it.
     """
@@ -307,7 +312,7 @@ def dense(model: Any, images: np.ndarray) -> Float[Tensor, "n h w d"]:
 
 
 def save(model: nn.Module, folder: Path, config: TeachConfig, measured: dict[str, Any]) -> None:
-    """Writes an open_clip checkpoint of float16 weights, and its model card.
+    """Saves an open_clip checkpoint in float16, and its model card.
 
     The card tells how the model was made and what it scores.
 

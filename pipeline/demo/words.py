@@ -1,4 +1,4 @@
-"""The words that captions of the demo world are made of."""
+"""Caption vocabulary of the synthetic streets: class synonyms and templates."""
 
 NAMES = (
     "barrier", "bicycle", "bus", "car", "construction vehicle", "motorcycle", "pedestrian",

@@ -1,6 +1,6 @@
-"""Random street scenes: layout, traffic, light.
+"""Procedural street scenes for synthetic data: layout, traffic, light.
 
-A seed becomes a street scene of primitives over time, its ground, light and drive.
+A seed becomes a street scene of primitives over time, its ground, light and ego-motion.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -43,7 +43,7 @@ SET_M = 85.0
 
 
 class Light(NamedTuple):
-    """Sun and sky: direction towards the sun, strengths, colours, clouds and haze [1/m].
+    """Scene lighting: direction towards the sun, strengths, colours, clouds and haze [1/m].
 
     `tint` is that of the whole image.
     """
@@ -60,7 +60,7 @@ class Light(NamedTuple):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class World:
-    """A street scene from t = 0 to `duration_s`, in the street frame.
+    """Synthetic street scene from t = 0 to `duration_s`, in the street frame.
 
     That frame is x along the street, y left, z up [m]. `prims` and `places` leave the hills out;
     `at` and `boxes` put everything on them.
@@ -76,11 +76,11 @@ class World:
     drive: Drive
 
     def noise(self, *stream: int) -> Rng:
-        """A generator for one sensor reading: the same world and `stream` give the same numbers."""
+        """Random generator of one sensor reading: same world and `stream`, same numbers."""
         return np.random.default_rng([*self.key, 1, *(number % 2**32 for number in stream)])
 
     def at(self, time_s: float) -> Primitives:
-        """All parts as they stand and tilt at a time, valid for some tenths of a second about it.
+        """Object primitives at a time, moved and tilted; valid some tenths of a second about it.
 
         They are given by their places at t = 0 and velocities, as if these had always been the
         same.
@@ -103,7 +103,7 @@ class World:
         )
 
     def boxes(self, time_s: float) -> Float[np.ndarray, "objects 4 4"]:
-        """Poses street_from_box of the objects' boxes at a time.
+        """Poses street_from_box of the objects' 3D bounding boxes at a time.
 
         Their origins are the centres [m].
         """
@@ -112,7 +112,7 @@ class World:
         return placed
 
     def _street_from_objects(self, time_s: float) -> Float[np.ndarray, "objects 4 4"]:
-        """Poses of the objects; their origins are at the middle of their boxes' bottoms [m]."""
+        """Object poses in the street frame; origins are at the middle of the boxes' bottoms [m]."""
         places = self.places
         hills = self.ground.hills
         at_m = places.base_m + places.velocity_mps * time_s
@@ -125,14 +125,14 @@ class World:
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Objects that belong together, around (0, 0), and the length of street they need [m]."""
+    """Group of objects around (0, 0), and the length of street that they need [m]."""
 
     length_m: float
     objects: tuple[SceneObject, ...]
 
 
 def build_world(seed: int, scene: int, duration_s: float, hills_m: float = 0.0) -> World:
-    """Generates a street scene: another one for each `seed` and number `scene`.
+    """Generates a synthetic street scene: another one for each `seed` and number `scene`.
 
     The same street rises by `hills_m` from its valleys to its crests.
     """
@@ -169,7 +169,7 @@ def build_world(seed: int, scene: int, duration_s: float, hills_m: float = 0.0) 
 
 
 def _with_foot(obj: SceneObject, hills: Hills) -> SceneObject:
-    """Extends a building, wall, hedge or shelter below the ground, lest slopes show gaps."""
+    """Extends a building, wall, hedge or shelter below the ground, so that slopes show no gaps."""
     body = obj.parts[0]
     if obj.tracked or body.kind != BOX:
         return obj
@@ -188,7 +188,7 @@ def _with_foot(obj: SceneObject, hills: Hills) -> SceneObject:
 
 
 def _draw_light(rng: Rng) -> Light:
-    """One of clear noon, overcast, low evening sun and haze, varied."""
+    """Draws random lighting: clear noon, overcast, low evening sun or haze, varied."""
     kind = int(rng.integers(4))
     sun_deg = (rng.uniform(45, 65), 60.0, rng.uniform(14, 25), rng.uniform(35, 55))[kind]
     around = rng.uniform(0, 2 * np.pi)
@@ -220,7 +220,7 @@ def _at(
 
 
 def _moved(group: _Group, x_m: float, y_m: float, z_m: float, flip: bool) -> list[SceneObject]:
-    """A group set down at a place, turned about if `flip`."""
+    """Group of objects moved to a position, turned about if `flip`."""
     sign, turn = (-1, np.pi) if flip else (1, 0.0)
     return [
         replace(
@@ -260,7 +260,7 @@ def _motorcycles(rng: Rng) -> _Group:
 
 
 def _road_works(rng: Rng) -> _Group:
-    """A digger behind striped boards, with cones towards the traffic (y > 0)."""
+    """Road works: a digger behind striped boards, with cones towards the traffic (y > 0)."""
     boards = [
         _at(shapes.barrier(rng, 2), s * 4.6, 0.0, 0.0, np.pi / 2 + rng.uniform(-0.2, 0.2))
         for s in (-1, 1)
@@ -322,7 +322,7 @@ def _rare_sets(rng: Rng) -> tuple[list[_Group], list[_Group]]:
 
 
 def _kerbs(rng: Rng, street: Street, near_m: tuple[float, float]) -> list[SceneObject]:
-    """Both parking lanes: rare objects along the drive, cars between and beyond."""
+    """Fills both parking lanes: rare objects along the drive, cars between and beyond."""
     count = max(1, round((near_m[1] - near_m[0]) / SET_M))
     sets = [_rare_sets(rng) for _ in range(count)]
     out = []
@@ -339,7 +339,7 @@ def _kerbs(rng: Rng, street: Street, near_m: tuple[float, float]) -> list[SceneO
 def _with_cars(
     rng: Rng, queue: Sequence[_Group], near_m: tuple[float, float]
 ) -> Callable[[float], tuple[_Group, float]]:
-    """What comes next at x and after which gap.
+    """Next group of objects at x and the gap after it, for a parking lane.
 
     The queue's groups along the drive, cars elsewhere and between.
     """
@@ -362,7 +362,7 @@ def _fill(
     span_m: tuple[float, float],
     clear_m: float = 4.6,
 ) -> Iterator[tuple[float, _Group]]:
-    """Set groups one after another along x, keeping `clear_m` away from side streets.
+    """Places groups one after another along x, keeping `clear_m` away from side streets.
 
     Yields centres [m].
     """
@@ -381,7 +381,7 @@ def _fill(
 
 
 def _traffic(rng: Rng, street: Street, drive: Drive) -> list[SceneObject]:
-    """A column of vehicles in every lane, one speed to a lane so that none collide."""
+    """Draws traffic: a column of vehicles in every lane, one speed to a lane against collisions."""
     out: list[SceneObject] = []
     for direction in (-1, 1):
         for lane in range(street.lanes):
@@ -414,7 +414,7 @@ def _vehicle(rng: Rng) -> SceneObject:
 
 
 def _median(rng: Rng, street: Street, near_m: tuple[float, float]) -> list[SceneObject]:
-    """Lamps, bushes, a few barriers and cones on the median, if there is one."""
+    """Objects on the median, if there is one: lamps, bushes, a few barriers and cones."""
     if not street.median_m:
         return []
 
@@ -436,7 +436,7 @@ def _median(rng: Rng, street: Street, near_m: tuple[float, float]) -> list[Scene
 def _roadside(
     rng: Rng, street: Street, sign: int, side: Side, near_m: tuple[float, float]
 ) -> list[SceneObject]:
-    """What stands beyond one kerb (`sign` of y): furniture, the strip's trees, and the lots."""
+    """Objects beyond one kerb (`sign` of y): street furniture, the strip's trees, the lots."""
     kerb = street.edge_m
     inner = street.edge_m + side.sidewalk_m
     outer = inner + side.strip_m
@@ -456,7 +456,7 @@ def _roadside(
 
 
 def _sidewalk_m(street: Street, side: Side) -> tuple[float, float]:
-    """Where people walk: from and to which distance from the street's axis."""
+    """Sidewalk of a street side: from and to which distance from the street's axis."""
     start_m = street.edge_m + 0.9
     return start_m, max(street.edge_m + side.sidewalk_m - 1.0, start_m + 0.5)
 

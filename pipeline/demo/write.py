@@ -1,4 +1,4 @@
-"""Writes the demo world as a nuScenes data root: tables, images, sweeps, labels, boxes."""
+"""Writes the synthetic data set as a nuScenes data root: tables, images, sweeps, labels."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -63,7 +63,7 @@ of training scenes.
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Plan:
-    """One scene on its way to disk: its world, sensors, and the times of its key frames [us]."""
+    """Scene to be written: its world, sensors, and the times of its key frames [us]."""
 
     name: str
     world: World
@@ -80,18 +80,21 @@ class _Plan:
         return self.sweeps_us[::SWEEPS_PER_KEY]
 
     def global_from_ego(self, time_us: int) -> Float[np.ndarray, "4 4"]:
-        """The car's true pose."""
+        """True ego pose of the car."""
         return self.world.drive.global_from_street @ self.world.drive.street_from_ego(
             self.seconds(time_us)
         )
 
     def written_pose(self, time_us: int) -> Float[np.ndarray, "4 4"]:
-        """What is written for the car's pose."""
+        """Ego pose as written to the tables, with errors."""
         true = self.global_from_ego(time_us)
         return self.flat_poses.written(true, self.seconds(time_us)) if self.flat_poses else true
 
     def written_from_street(self, time_us: int) -> Float[np.ndarray, "4 4"]:
-        """Moves what the car sees at a time to where the written pose makes it lie."""
+        """Transform from the street frame to where the written ego pose puts it.
+
+        Moves what the car sees at a time to where the written pose makes it lie.
+        """
         if not self.flat_poses:
             return self.world.drive.global_from_street
         ego_from_street = inverse(self.world.drive.street_from_ego(self.seconds(time_us)))
@@ -105,7 +108,7 @@ class _Plan:
 
 
 def write_demo(config: DemoConfig, out: Path) -> None:
-    """Writes the demo as a nuScenes data root; `out` appears whole or not at all.
+    """Writes the demo data set as a nuScenes data root; `out` appears whole or not at all.
 
     Raises:
         BadInput: a setting is out of its bounds, or `out` is already there.
@@ -114,7 +117,7 @@ def write_demo(config: DemoConfig, out: Path) -> None:
 
 
 def write_root(config: DemoConfig, out: Path, write: Callable[[Path], None]) -> None:
-    """Checks the settings, lets `write` fill a folder, and gives it its name when it is whole.
+    """Writes a data root atomically: checks the settings, lets `write` fill a folder, renames it.
 
     Raises:
         BadInput: a setting is out of its bounds, or `out` is already there.
@@ -124,7 +127,7 @@ def write_root(config: DemoConfig, out: Path, write: Callable[[Path], None]) -> 
 
 
 def split_names(train_scenes: int, val_scenes: int) -> tuple[str, Sequence[str], Sequence[str]]:
-    """The version and the official names of so many train and val scenes.
+    """Official nuScenes version and scene names for so many train and val scenes.
 
     The smallest version that has them.
     """
@@ -148,7 +151,9 @@ def _check(config: DemoConfig) -> None:
 
 
 def true_pixels(config: DemoConfig, scene: str) -> dict[tuple[str, int], UInt8[np.ndarray, "h w"]]:
-    """Ground truth of a scene's images: raw nuScenes label of each pixel (0: sky).
+    """Ground-truth segmentation of a scene's images: raw nuScenes label of each pixel.
+
+    0 is sky.
 
     By camera and time [us], rendered again.
 
@@ -192,7 +197,7 @@ def _write_nuscenes(config: DemoConfig, root: Path) -> None:
 
 
 def _plans(config: DemoConfig, root: Path, only: str = "") -> Iterator[_Plan]:
-    """The plan of every scene, or of one alone."""
+    """Plans of all scenes to be written, or of one alone."""
     rig = cameras(config.width_px, config.height_px)
     spinner = lidar(config.beams, config.azimuths)
     version, train, val = split_names(config.train_scenes, config.val_scenes)
@@ -207,7 +212,7 @@ def _plans(config: DemoConfig, root: Path, only: str = "") -> Iterator[_Plan]:
 
 
 def _stamps(world: World, start_us: int, key_frames: int) -> list[int]:
-    """Times of all sweeps [us]: 20 Hz with a jitter of up to 0.3 ms."""
+    """Timestamps of all sweeps [us]: 20 Hz with a jitter of up to 0.3 ms."""
     count = (key_frames - 1) * SWEEPS_PER_KEY + 1
     jitter = world.noise(0).integers(-300, 301, count)
     return [start_us + round(i * SPIN_S * 1e6) + int(j) for i, j in enumerate(jitter)]
@@ -246,7 +251,7 @@ def _take_picture(plan: _Plan, camera: RigCamera, sample: int) -> Shot:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Swept:
-    """A written sweep, and how many points each object's box holds (key frames only)."""
+    """Written sweep, and the number of points in each object's 3D box (key frames only)."""
 
     shot: Shot
     counts: Int64[np.ndarray, "objects"] | None
@@ -277,14 +282,14 @@ def _labels_file(plan: _Plan, key: str) -> str:
 
 
 def _boxes(plan: _Plan, time_us: int) -> Float[np.ndarray, "objects 4 4"]:
-    """Poses of the objects' boxes at a key frame, where the written pose makes them lie."""
+    """Poses of the objects' 3D boxes at a key frame, in the frame of the written ego pose."""
     return plan.written_from_street(time_us) @ plan.world.boxes(plan.seconds(time_us))
 
 
 def _count(
     plan: _Plan, xyz_m: Float32[np.ndarray, "n 3"], time_s: float
 ) -> Int64[np.ndarray, "objects"]:
-    """Points of a sweep in each object's box at the sweep's time."""
+    """Points of a sweep in each object's 3D box at the sweep's time."""
     street_from_lidar = plan.world.drive.street_from_ego(time_s) @ plan.lidar.ego_from_lidar
     xyz = Pose(street_from_lidar[:3, :3], street_from_lidar[:3, 3]).apply(xyz_m)
     return count_in_boxes(xyz, plan.world.boxes(time_s), plan.world.places.size_m / 2)

@@ -1,1 +1,1 @@
-"""Reports: tables, label statistics, pictures."""
+"""Reports: score tables, label statistics, pictures of labelled point clouds."""

@@ -1,6 +1,6 @@
-"""Quality report of pseudo-labels, before a student is trained on them.
+"""Pseudo-label quality report: coverage, class balance, confidence, agreement, IoU.
 
-Coverage, balance, confidence, agreement, truth where there is.
+Made before a student is trained on the labels; compared with ground truth where there is some.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _BOXES = "annotated boxes"
 
 @dataclass(frozen=True, eq=False, slots=True)
 class LabelStatistics:
-    """Counts of pixel labels and point labels, and of their agreement.
+    """Counts of pixel labels and point labels, and confusion matrices of their agreement.
 
     Agreement is counted in both directions, so that a class's IoU there is the share of those that
     either side calls by its name which both do.
@@ -85,7 +85,7 @@ class LabelStatistics:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Truth:
-    """True classes of the frames of ``data.eval``: from label files, or from annotated boxes.
+    """Ground truth of the frames of ``data.eval``: from label files, or from annotated boxes.
 
     Attributes:
         read: true class of every raw row of a frame's key sweep, if it has labels.
@@ -96,7 +96,10 @@ class _Truth:
     scored: Bool[np.ndarray, " classes"]
 
     def of(self, frame: Frame, config: Config) -> UInt8[np.ndarray, " n"] | None:
-        """True classes; with ``on_bad=skip`` none, and a warning, where the file is bad."""
+        """Ground-truth classes of a key sweep's points, if it has any.
+
+        With ``on_bad=skip`` a bad file gives none, and a warning.
+        """
         try:
             return self.read(frame)
         except BadInput as error:
@@ -105,7 +108,7 @@ class _Truth:
             return None
 
     def in_table(self, label: UInt8[np.ndarray, " n"]) -> UInt8[np.ndarray, " n"]:
-        """Labels with those that cannot be scored as ``OTHER``."""
+        """Labels with the classes that cannot be scored as ``OTHER``."""
         table = np.full(256, NONE, np.uint8)
         table[: len(self.scored)] = np.where(self.scored, np.arange(len(self.scored)), OTHER)
         return table[label]
@@ -135,7 +138,7 @@ def truth_source(config: Config, index: Artifact) -> str:
 
 
 def _open_truth(config: Config, index: Artifact, space: LabelSpace) -> _Truth:
-    """The truth of the report; without any where boxes are bad and were not asked for."""
+    """Opens the report's ground truth; none where boxes are bad and were not asked for."""
     everything = np.ones(len(space), np.bool_)
     if truth_source(config, index) != _BOXES:
         return _Truth(lambda frame: read_truth(frame, space, config), everything)
@@ -194,7 +197,7 @@ def _unchecked(
     labelled: _LabelledPairs,
     before: _LabelledPairs | None,
 ) -> LabelStatistics:
-    """Statistics of a frame's labels without truth, and against the key frame before."""
+    """Label statistics of a frame without ground truth, and against the key frame before."""
     label = np.concatenate([image.label.ravel() for image in images])
     score = np.concatenate([image.score.ravel() for image in images])
     surest = surest_labels(labelled.pairs, labelled.label, labelled.score, len(fused))
@@ -219,7 +222,7 @@ def _checked(
     labelled: _LabelledPairs,
     cloud: Cloud,
 ) -> LabelStatistics:
-    """Statistics of a frame's labels against ground truth."""
+    """Label statistics of a frame against ground truth (confusion matrices)."""
     classes = len(opened.scored)
     true = truth[cloud.source[labelled.pairs.point]]
     known = true < OTHER
@@ -236,7 +239,7 @@ def _checked(
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _LabelledPairs:
-    """Pairs of point and pixel whose pixel has a label, and the key of the cell of each point."""
+    """Point-pixel pairs with a pixel label, and the voxel key of each point."""
 
     pairs: Pairs
     label: UInt8[np.ndarray, " m"]
@@ -244,7 +247,7 @@ class _LabelledPairs:
     cell: UInt64[np.ndarray, " m"]
 
     def overlaps(self) -> tuple[UInt8[np.ndarray, " k"], UInt8[np.ndarray, " k"]]:
-        """Labels of points in two images: one camera's and the next one's."""
+        """Camera overlap: labels of points that two images show, by one and by the next camera."""
         order = np.argsort(self.pairs.point, kind="stable")
         point = self.pairs.point[order]
         label = self.label[order]
@@ -267,7 +270,7 @@ def _label_pairs(
 
 
 def _both(one: UInt8[np.ndarray, " k"], two: UInt8[np.ndarray, " k"], classes: int) -> Confusion:
-    """Confusion of two labellings of the same points, both ways, where both have a label."""
+    """Symmetric confusion matrix of two labellings of the same points, where both have a label."""
     return Confusion.of(one, two, classes).covered() + Confusion.of(two, one, classes).covered()
 
 
@@ -287,7 +290,7 @@ _CLASS_LOST = 0.5
 
 
 def statistics_warnings(statistics: LabelStatistics, space: LabelSpace) -> list[str]:
-    """Warnings about pseudo-labels that are suspicious to train on.
+    """Warnings about pseudo-labels that look wrong to train on.
 
     Fusion may well be right against the pixels (a fence that they call road). That it moves so
     many labels is worth a look at the pictures of ``tools/view.py`` in any case.
@@ -320,7 +323,7 @@ def statistics_warnings(statistics: LabelStatistics, space: LabelSpace) -> list[
 
 
 def _largest(counts: Int64[np.ndarray, " c"], none: int, seen: int, space: LabelSpace) -> str:
-    """The three labels that most of the points get, with their shares."""
+    """The three most frequent labels, with their shares."""
     most = [(int(counts[i]), space.names[i]) for i in np.argsort(-counts, kind="stable")]
     most = sorted([*most, (none, "no label")], key=lambda each: -each[0])[:3]
     return ", ".join(f"{_percent(count, seen)} {name}" for count, name in most if count)
@@ -370,7 +373,7 @@ def _labelled(counts: Int64[np.ndarray, " c1"]) -> float:
 
 
 def draw_statistics(statistics: LabelStatistics, space: LabelSpace, title: str) -> Figure:
-    """Figure of label statistics: class balance, agreement, IoU, confidence calibration."""
+    """Plots label statistics: class balance, agreement, IoU, confidence calibration."""
     figure = Figure(figsize=(16, 10), layout="constrained", dpi=110)
     figure.suptitle(title)
     axes: Any = figure.subplots(2, 2)
@@ -403,7 +406,7 @@ def draw_statistics(statistics: LabelStatistics, space: LabelSpace, title: str) 
 
 
 def _bars(axis: Any, space: LabelSpace, series: Mapping[str, np.ndarray], title: str) -> None:
-    """Bars side by side in the classes' colours, the second series hatched."""
+    """Grouped bar chart in the classes' colours, the second series hatched."""
     colors = space.colors / 255.0
     place = np.arange(len(space))
     for number, (name, values) in enumerate(series.items()):

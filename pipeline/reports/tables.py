@@ -1,4 +1,4 @@
-"""Tables of IoU per class, as text."""
+"""Text tables of IoU per class."""
 
 from __future__ import annotations
 

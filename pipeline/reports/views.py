@@ -38,7 +38,7 @@ def draw_frame(
     fusion: FusionConfig,
     title: str,
 ) -> Figure:
-    """Figure of a labelled frame: points on its camera images, and bird's-eye views.
+    """Plots a labelled key frame: points on its camera images, and bird's-eye views.
 
     Points that a camera sees are coloured by label.
 
@@ -102,7 +102,7 @@ def draw_frame(
 
 
 def _camera_order(frame: Frame) -> list[int]:
-    """Cameras as they look around the car, left to right, front above back; others after them."""
+    """Camera order around the car, left to right, front above back; others after them."""
 
     def place(index: int) -> int:
         side = frame.cameras[index].name.removeprefix("CAM_")
@@ -138,13 +138,13 @@ def _from_above(
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Writes a figure as PNG or another format by its suffix."""
+    """Saves a figure as PNG or in another format, by its suffix."""
     check_picture(path)
     figure.savefig(path)
 
 
 def check_picture(path: Path) -> None:
-    """Checks the name of a picture that is to be written, and makes its folder.
+    """Validates the file name of a picture to be written, and makes its folder.
 
     Raises:
         BadInput: it cannot be written there, or is no picture.

@@ -1,1 +1,1 @@
-"""Execution: local, torchrun or Ray; signals."""
+"""Execution of stages: local, torchrun or Ray; signals."""

@@ -1,6 +1,6 @@
 """Distributed labelling and inference on Ray: retries, deadlines, report.
 
-Placement is Ray's; retries, deadlines, giving up and the report are ours.
+Ray places the work; retries, deadlines, giving up and the report are done here.
 
 Ray retries nothing. A worker commits its shard itself, so a worker that dies, or that was
 thought dead and was not, can at worst make a shard twice; both commits have the same bytes.
@@ -87,7 +87,7 @@ def ray_cluster(run: RunConfig) -> Iterator[None]:
 
 
 def check_room(workers: int, gpu: bool) -> None:
-    """Refuses a training with more workers than the Ray cluster has CPUs or GPUs for.
+    """Checks that the Ray cluster has CPUs or GPUs for all training workers.
 
     Ray would wait for room and log nothing.
 
@@ -105,7 +105,7 @@ def check_room(workers: int, gpu: bool) -> None:
 
 
 class _Actor:
-    """Ray actor: a process with a worker of its own."""
+    """Ray actor: a process with a stage's worker of its own."""
 
     def build(self, make_worker: Callable[[], Worker]) -> None:
         self._worker = make_worker()
@@ -116,7 +116,7 @@ class _Actor:
 
 @dataclass(eq=False, slots=True)
 class _Job:
-    """Shard to be made, with its attempts.
+    """Shard to be made on Ray, with its attempts.
 
     Attributes:
         name: its name.
@@ -135,7 +135,7 @@ class _Job:
 class _Flight:
     """Ray task in flight on an actor.
 
-    A job, or building its worker. An overdue one no longer counts as a worker.
+    It makes a shard or builds the actor's worker. An overdue one no longer counts as a worker.
     """
 
     actor: Any
@@ -196,7 +196,7 @@ class _Driver:
             )
 
     def _launch(self) -> None:
-        """Gives idle actors the shards whose time has come."""
+        """Dispatches shards that are due to idle actors."""
         for _ in range(len(self.queue)):
             if not self.idle:
                 return
@@ -210,7 +210,7 @@ class _Driver:
             self.flights[ref] = _Flight(actor, job, time.monotonic())
 
     def _land(self, flight: _Flight, ref: Any) -> None:
-        """Handles the result of a finished task."""
+        """Handles the result of a finished Ray task."""
         job = flight.job
         try:
             ray.get(ref)
@@ -262,7 +262,7 @@ class _Driver:
                 self._failed(flight.job, limit)
 
     def _not_built(self, reason: str) -> None:
-        """Ends a run that gets no worker at all.
+        """Ends a run whose workers cannot be built at all.
 
         While others work, one that cannot be placed is no harm.
         """
@@ -302,14 +302,14 @@ class _Driver:
         self._forget(job)
 
     def _forget(self, job: _Job) -> None:
-        """Cancels what else is under way for a job."""
+        """Cancels the other Ray tasks of a shard."""
         for ref in [ref for ref, flight in self.flights.items() if flight.job is job]:
             ray.kill(self.flights.pop(ref).actor)
         if job in self.queue:
             self.queue.remove(job)
 
     def dismiss(self) -> None:
-        """Ends all actors."""
+        """Stops all Ray actors."""
         for actor in [*self.idle, *(flight.actor for flight in self.flights.values())]:
             ray.kill(actor)
 
@@ -318,7 +318,7 @@ class _Driver:
         return f"first {name} after {job.attempts} attempt(s): {job.reasons[-1]}"
 
     def report(self, kept: int, left: int) -> None:
-        """Writes ``report.json``."""
+        """Writes ``report.json``: the outcome of every shard."""
         report = {
             "expected": kept + left,
             "kept": kept,
@@ -339,7 +339,7 @@ def run_on_ray(
     tick: Callable[[], Any] = lambda: None,
     kept: int = 0,
 ) -> None:
-    """Makes the shards of a stage on ``run.workers`` Ray actors.
+    """Makes the shards of a stage on ``run.workers`` Ray actors, with retries and deadlines.
 
     ``report.json`` in the artifact lists the outcome of each.
 

@@ -1,6 +1,6 @@
-"""Distributed training with torchrun or Ray Train.
+"""Distributed data-parallel training with torchrun or Ray Train.
 
-Started by torchrun or by Ray Train, each runs the same function on its part.
+Each worker that torchrun or Ray Train starts runs the same function on its part.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _POLL_S = 0.5
 
 @contextmanager
 def process_group(prepare: Callable[[], T]) -> Iterator[T]:
-    """torch.distributed process group of the environment, if that names several processes.
+    """Process group of torch.distributed, if the environment names several processes.
 
     Args:
         prepare: makes what the training needs; called by the first process while the others wait,
@@ -65,7 +65,7 @@ def process_group(prepare: Callable[[], T]) -> Iterator[T]:
 
 
 def wants_ray(config: Config) -> bool:
-    """Whether ``run`` asks for several workers on Ray that have not been started yet."""
+    """Whether a run asks for several workers on Ray that have not been started yet."""
     wanted = config.run.executor == "ray" and config.run.workers > 1
     return wanted and not distributed.is_initialized() and "WORLD_SIZE" not in os.environ
 
@@ -133,7 +133,7 @@ _FINAL: dict[str, type[Exception]] = {
 def _run_worker(
     learn: Callable[[Config], object], config: Config, folder: str, outcome: Path
 ) -> None:
-    """Trains as one of the workers, and records in the store how a training ended for good.
+    """Trains as one worker of Ray Train, and records in the store how a training ended for good.
 
     A worker that fails must raise, or the others would wait for it; Ray Train then starts all of
     them once more.
@@ -151,7 +151,7 @@ def _run_worker(
 
 
 def _raise_final(outcome: Path) -> None:
-    """Raises the recorded error of a worker, if there is one."""
+    """Raises the recorded final error of a training worker, if there is one."""
     failure = json.loads(outcome.read_text())
     if failure:
         kind, arguments = failure
@@ -167,7 +167,7 @@ def _not_shared(store: Path) -> BadInput:
 
 
 def _gave_up(error: Exception) -> Incomplete:
-    """The error of the first worker that failed."""
+    """Finds the error of the first training worker that failed."""
     failures = getattr(error, "worker_failures", {}).values()
     lines = str(next(iter(failures), error)).strip().splitlines()
     return Incomplete(

@@ -1,4 +1,4 @@
-"""Preflight checks of a command: packages, GPUs, files, memory."""
+"""Preflight checks before a run: packages, GPUs, files, memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _COPIES = 4  # of a batch of images that a network needs at the very least
 
 
 def check_ready(config: Config) -> None:
-    """Preflight check: refuses settings that this machine cannot carry out.
+    """Preflight check: refuses settings that this machine cannot run.
 
     Raises:
         BadInput: Ray is wanted and not installed, several workers are wanted without it, a GPU is
@@ -45,7 +45,7 @@ def _check_workers(config: Config) -> None:
 
 
 def _check_gpus(config: Config) -> None:
-    """Refuses more GPUs than this machine has; a cluster with an address may have them."""
+    """Checks that there are as many GPUs as asked for; a cluster with an address may have them."""
     here = torch.cuda.device_count()
     if config.run.gpus > here and not config.run.address:
         problem = f"is {config.run.gpus:g}, this machine has {here} that CUDA finds"

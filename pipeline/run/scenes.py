@@ -24,7 +24,7 @@ INSTALL_RAY = 'pip install -e ".[ray]"'
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Shard:
-    """Result of a worker for one shard, before it is committed.
+    """Shard of a stage before it is committed: arrays, skipped frames, counts.
 
     Named arrays, frames left out, counts to be added up, and facts for the marker.
     """
@@ -37,10 +37,10 @@ class Shard:
 
 @runtime_checkable
 class Worker(Protocol):
-    """Worker of a stage: makes one shard a call, and owns its model between calls."""
+    """Interface of a stage's worker: makes one shard a call, and owns its model between calls."""
 
     def __call__(self, name: str) -> Shard:
-        """What becomes the shard of that name."""
+        """Computes the shard of that name."""
         ...
 
 
@@ -52,7 +52,7 @@ class Incomplete(RuntimeError):
 
 
 def make_shard(artifact: Artifact, worker: Worker, name: str, attempt: int = 1) -> None:
-    """Makes and commits a shard, unless another worker has committed it meanwhile."""
+    """Makes and commits one shard, unless another worker has committed it meanwhile."""
     begun = time.time()
     shard = worker(name)
     if not artifact.done(name, verify=True):  # an altered shard has the right size too
@@ -113,7 +113,7 @@ def run_stage(
 
 @contextmanager
 def needs_ray(where: str) -> Iterator[None]:
-    """Turns a failed import of Ray within into ``BadInput`` with the installation as its cure."""
+    """Turns a failed import of Ray into ``BadInput`` that tells how to install it."""
     try:
         yield
     except ImportError as error:

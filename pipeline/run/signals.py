@@ -1,6 +1,6 @@
-"""Handling of SIGTERM and SIGINT.
+"""Signal handling: SIGTERM and SIGINT end a run cleanly, with a training checkpoint.
 
-What is half written is removed, a training writes a checkpoint first.
+What is half written is removed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from types import FrameType
 
 
 class Stopped(BaseException):
-    """Raised when SIGTERM or SIGINT ends the work early; what was done is kept.
+    """Raised when SIGTERM or SIGINT ends a run early; what was done is kept.
 
     Like ``KeyboardInterrupt`` it may come out of any line, so nothing that expects errors may catch
     it.
@@ -37,7 +37,7 @@ class Stopped(BaseException):
 
 @contextmanager
 def defer_signals() -> Iterator[Sequence[int]]:
-    """Context that defers the first SIGTERM or SIGINT, so that a training can write a checkpoint.
+    """Signal handling context: defers the first SIGTERM or SIGINT until a training checkpoint.
 
     The signal is appended to the list that the context gives. A second one acts as ever.
 
@@ -68,9 +68,9 @@ def defer_signals() -> Iterator[Sequence[int]]:
 
 @contextmanager
 def raise_on_sigterm(progress: str) -> Iterator[None]:
-    """Context in which SIGTERM raises ``Stopped``.
+    """Signal handling context: SIGTERM raises ``Stopped``.
 
-    Its own answer would leave half-written folders behind.
+    The signal's default action would leave half-written folders behind.
 
     Outside of the main thread, where Python receives no signals, nothing changes.
     """

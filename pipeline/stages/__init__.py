@@ -1,1 +1,1 @@
-"""The stages: configuration and artifacts in, an artifact out, nothing done twice."""
+"""Pipeline stages: configuration and artifacts in, an artifact out, resumable."""

@@ -1,4 +1,4 @@
-"""Boxes stage: annotated 3D boxes as ground truth, closed to training without labels."""
+"""Boxes stage: annotated 3D boxes as ground truth, out of reach of annotation-free training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from clipsweep.projection.frames import Frame
 
 
 def boxes_artifact(index: Artifact) -> Artifact:
-    """Artifact of the boxes of an index, beside it in the store, whether it exists or not."""
+    """Artifact of the 3D boxes of an index, beside it in the store, whether it exists or not."""
     key = {"index": index.facts("index")["sha256"]}
     return Artifact.of(str(index.path.parent), "boxes", key, [index], suffix=".parquet")
 
@@ -69,10 +69,10 @@ def make_boxes(config: Config, index: Artifact) -> Artifact:
 
 
 class BoxTruth:
-    """Ground-truth class of each point of a key sweep, from annotated 3D boxes."""
+    """Ground-truth reader: class of each point of a key sweep, from annotated 3D boxes."""
 
     def __init__(self, config: Config, boxes: Artifact, class_of: Mapping[str, int]) -> None:
-        """Opens the boxes.
+        """Opens the 3D boxes.
 
         Args:
             config: the resolved configuration.
@@ -87,7 +87,7 @@ class BoxTruth:
         self._of_scene: dict[str, tuple[Box, ...]] = {}
 
     def __call__(self, frame: Frame) -> UInt8[np.ndarray, " n"]:
-        """True class of every raw row of a frame's key sweep, as ``box_truth`` gives it.
+        """Ground-truth class of every raw point of a key sweep, as ``box_truth`` gives it.
 
         Raises:
             BadInput: the frame's boxes or its key sweep cannot be used.

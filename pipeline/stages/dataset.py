@@ -1,6 +1,6 @@
-"""PyTorch training data set and loader.
+"""PyTorch training data set and data loader for point clouds.
 
-Point clouds with targets, augmented, voxelized and collated into batches.
+Point clouds get targets, are augmented, voxelized and collated into batches.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from clipsweep.projection.sweeps import choose_sweeps
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Targets:
-    """Training targets of some points of a cloud.
+    """Training targets: class, and pixel feature, of some points of a point cloud.
 
     Attributes:
         point: row of the point.
@@ -55,8 +55,9 @@ class Targets:
 
 
 def pixel_targets(pixels: Artifact, config: Config, frame: Frame, cloud: Cloud) -> Targets:
-    """A target for each visible point-pixel pair whose pixel has a label, or a feature if
-    nothing asks for labels.
+    """Training targets from pixels: each visible point-pixel pair with a pixel label.
+
+    If nothing asks for labels, each pair with a pixel feature.
     """
     pairs = visible_pairs(frame, cloud.xyz, config.fusion)
     images = read_pixels(pixels, frame)
@@ -77,7 +78,7 @@ def pixel_targets(pixels: Artifact, config: Config, frame: Frame, cloud: Cloud) 
 
 
 def point_targets(points: Artifact, frame: Frame, cloud: Cloud) -> Targets:
-    """A target for each point of the key sweep that has a fused label."""
+    """Training targets from fused pseudo-labels: each labelled point of the key sweep."""
     fused = read_points(points, frame)
     key = np.flatnonzero(cloud.sweep == 0)
     label = fused.label[cloud.source[key]]
@@ -86,7 +87,7 @@ def point_targets(points: Artifact, frame: Frame, cloud: Cloud) -> Targets:
 
 
 def truth_targets(space: LabelSpace, config: Config, frame: Frame, cloud: Cloud) -> Targets:
-    """A target for each point that has a true class."""
+    """Training targets from human labels: each point that has a true class."""
     truth = read_truth(frame, space, config)
     assert truth is not None
     key = np.flatnonzero(cloud.sweep == 0)
@@ -97,8 +98,9 @@ def truth_targets(space: LabelSpace, config: Config, frame: Frame, cloud: Cloud)
 
 @dataclass(frozen=True)
 class TrainingFrames(Dataset[SweepSet | BadInput]):
-    """Frames by (epoch, number), each with a random state of its own, so that the order of loading
-    cannot matter.
+    """PyTorch data set of training frames by (epoch, number).
+
+    Each frame has a random state of its own, so that the order of loading cannot matter.
 
     A frame that turns out bad is answered as its error: worker processes cannot raise it whole.
     """
@@ -108,7 +110,7 @@ class TrainingFrames(Dataset[SweepSet | BadInput]):
     config: Config
 
     def __getitem__(self, item: tuple[int, int]) -> SweepSet | BadInput:
-        """The sweeps of a frame, each moved by itself, with their targets."""
+        """Loads a training frame: sweeps, each augmented by itself and voxelized, with targets."""
         epoch, number = item
         random = np.random.default_rng([self.config.seed, epoch, number])
         settings = self.config.train
@@ -134,7 +136,7 @@ class TrainingFrames(Dataset[SweepSet | BadInput]):
         return SweepSet(sweeps, targets.feature, tuple(map(str, left_out)))
 
     def _voxel_ids(self, cloud: Cloud, targets: Targets) -> Int64[np.ndarray, " m"] | None:
-        """The voxel of each target, computed before any augmentation, numbered over all sweeps."""
+        """Voxel of each target, before any augmentation, numbered over all merged sweeps."""
         wanted = self.config.objectives.spatiotemporal
         if not wanted.weight:
             return None
@@ -150,7 +152,7 @@ class TrainingFrames(Dataset[SweepSet | BadInput]):
         part: slice,
         random: np.random.Generator,
     ) -> Voxels:
-        """Some rows of a cloud, augmented and voxelized, with their targets."""
+        """Augments and voxelizes some rows of a point cloud, with their targets."""
         mine = np.flatnonzero((targets.point >= part.start) & (targets.point < part.stop))
         sample = Sample(
             frame=frame.id,
@@ -181,7 +183,7 @@ def _collate(items: list[SweepSet | BadInput]) -> Batch | BadInput:
 
 
 def training_steps(config: Config, frames: int) -> int:
-    """Steps of a training of ``train.epochs``; every step has the same number of frames."""
+    """Number of training steps of ``train.epochs``; every step has the same number of frames."""
     train = config.train
     return -(-train.epochs * frames // (train.batch_size * train.accumulate))
 
@@ -189,7 +191,7 @@ def training_steps(config: Config, frames: int) -> int:
 def batch_order(
     seed: int, frames: int, batch_size: int, batches: range
 ) -> Iterator[list[tuple[int, int]]]:
-    """Some batches of an endless training as (epoch, number) of frames.
+    """Sampler: batches of an endless training as (epoch, number) of frames.
 
     Epochs, each with every frame once, follow one another in one stream that is split into batches
     of one size.
@@ -207,7 +209,9 @@ def batch_order(
 
 
 def _leave_signals_alone(worker: int) -> None:
-    """A loader ends with the training, which may want one more batch after a signal to the whole
+    """Makes data loader workers ignore signals, so that a training can end with a checkpoint.
+
+    A loader ends with the training, which may want one more batch after a signal to the whole
     process group.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -220,8 +224,9 @@ def training_batches(
     config: Config,
     first_step: int = 0,
 ) -> Generator[Batch, None, None]:
-    """The batches of all steps from ``first_step`` on, made by ``run.loaders`` processes beside the
-    training.
+    """Data loader: batches of all steps from ``first_step`` on, from ``run.loaders`` processes.
+
+    The processes run beside the training.
 
     Of several workers each gets its part of every batch. Close it: the processes live as long as it
     does.

@@ -1,4 +1,4 @@
-"""The fine-tuning stage: trains a student on a share of the human labels."""
+"""Fine-tuning stage: trains a student on a share of the human labels."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ FINETUNED_BY = ("model", "train", "finetune", "protocol", "seed", "objectives.se
 
 
 def make_finetuned(config: Config, source: str) -> Artifact:
-    """A student with a classifier, trained on the labels that ``protocol`` gives.
+    """Fine-tunes a student with a classifier on the labels that ``protocol`` gives.
 
     The frames whose labels were used are listed in the manifest.
 
@@ -87,7 +87,7 @@ def make_finetuned(config: Config, source: str) -> Artifact:
 
 
 def _finetuned(config: Config, index: Artifact, source: str) -> Artifact:
-    """The fine-tuned student of a configuration, whether it exists or not."""
+    """Artifact of the fine-tuned student of a configuration, whether it exists or not."""
     key = {
         **config.values(*READS_CLOUDS, *FINETUNED_BY),
         "student": student_digest(_folder(source)),
@@ -131,14 +131,14 @@ def _folder(source: str) -> str:
 
 
 def _labelled_cloud(space: LabelSpace, config: Config, frame: Frame) -> None:
-    """Reads what a frame is fine-tuned on, to see whether that can be done."""
+    """Reads the point cloud and human labels of a frame, to see whether it can be used."""
     truth_targets(space, config, frame, key_cloud(frame, config))
 
 
 def _student_to_tune(config: Config, source: str, classes: int) -> tuple[Student, Tensor]:
-    """A student with a classifier to be trained, all else from ``source``.
+    """Loads the student to fine-tune: a new classifier, all else from ``source``.
 
-    And the embeddings of its classes.
+    Also gives the embeddings of its classes.
     """
     if not source:
         return new_student(config, classes, classes), torch.eye(classes)

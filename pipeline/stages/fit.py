@@ -1,7 +1,4 @@
-"""Training run: checkpoints, log, weights, resuming.
-
-Checkpoints, log, weights; what pre-training and fine-tuning share.
-"""
+"""Training run of pre-training and fine-tuning: checkpoints, log, weights, resuming."""
 
 from __future__ import annotations
 
@@ -58,7 +55,7 @@ def finish_student(
 
 
 def training_frames(index: Artifact, config: Config) -> list[Frame]:
-    """The frames of ``data.train`` in official order.
+    """Training frames: the key frames of ``data.train`` in official order.
 
     Raises:
         BadInput: there is none.
@@ -77,7 +74,7 @@ def is_complete(student: Artifact, config: Config) -> bool:
 
 
 def finished_student(path: str) -> Artifact:
-    """A student that a user named, as training wrote it.
+    """Opens a trained student from a folder that a user named.
 
     Raises:
         BadInput: there is none, or a file of it was changed since.
@@ -102,13 +99,13 @@ def student_digest(student: str) -> str:
 
 
 def new_student(config: Config, text_dim: int, classes: int | None = None) -> Student:
-    """A student with random weights, drawn from ``seed``, on the device."""
+    """Builds a student network with random weights, drawn from ``seed``, on the device."""
     torch.manual_seed(config.seed)
     return make_student(config.model, text_dim, classes).to(device())
 
 
 def check_same_network(student: str, made: ModelConfig, wanted: ModelConfig) -> None:
-    """Refuses a student whose network is not the configured one.
+    """Checks that a student's network is the configured one.
 
     Raises:
         BadInput: names the settings that differ.
@@ -123,7 +120,7 @@ def check_same_network(student: str, made: ModelConfig, wanted: ModelConfig) -> 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class TrainingTask:
-    """A training: frames, targets and loss of a student.
+    """Training task: frames, targets and loss of a student.
 
     Attributes:
         network: the student, on its device.
@@ -144,7 +141,7 @@ class TrainingTask:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Fitted:
-    """What a training left out.
+    """Outcome of a training: skipped steps and sweeps.
 
     Attributes:
         bad_steps: number of steps whose loss was not finite.
@@ -156,8 +153,9 @@ class Fitted:
 
 
 def fit(config: Config, out: Artifact, task: TrainingTask, resume: str = "") -> Fitted:
-    """Trains into an artifact, from its last checkpoint if it has one, else from ``resume``'s, else
-    from the start.
+    """Trains a student into an artifact, resuming from its last checkpoint if it has one.
+
+    Without a checkpoint it starts from that of ``resume``, else from the start.
 
     The checkpoint is one shard, so that no part of it is ever older than another.
 
@@ -185,7 +183,7 @@ def fit(config: Config, out: Artifact, task: TrainingTask, resume: str = "") -> 
 
 
 def _write_description(config: Config, out: Artifact, task: TrainingTask) -> None:
-    """Writes ``config.json``, which describes the network of the weights."""
+    """Writes ``config.json``, which describes the student network."""
     described = student_config(
         task.network,
         config.model,
@@ -197,7 +195,7 @@ def _write_description(config: Config, out: Artifact, task: TrainingTask) -> Non
 
 
 def _train(config: Config, out: Artifact, task: TrainingTask, learner: Learner) -> list[Skip]:
-    """Takes the steps that are left; gives the older sweeps that could not be read."""
+    """Runs the training steps that are left; gives the older sweeps that could not be read."""
     steps = training_steps(config, len(task.frames))
     older_sweeps: list[Skip] = []
     with (
@@ -231,7 +229,7 @@ def _check_training(out: Artifact, learner: Learner) -> None:
 
 
 def _record_left_out(batches: Iterable[Batch], left_out: list[Skip]) -> Iterator[Batch]:
-    """The batches; the older sweeps that they lack are written down."""
+    """Passes batches on and records the older sweeps that they lack."""
     for batch in batches:
         for reason in batch.left_out:
             record_older_sweep(left_out, "", reason)
@@ -242,9 +240,9 @@ def _record_left_out(batches: Iterable[Batch], left_out: list[Skip]) -> Iterator
 def _recorded(
     out: Artifact, learner: Learner, steps: int, config: Config
 ) -> Iterator[Callable[[Step], None]]:
-    """A callback for each step.
+    """Training callback for each step: log and checkpoint.
 
-    Logs it, and commits the learner every ``run.checkpoint_s`` and at the end.
+    Logs the step, and commits the learner every ``run.checkpoint_s`` and at the end.
 
     Of several workers only the first writes.
     """
@@ -267,7 +265,7 @@ def _recorded(
 
 
 def _start_from(source: Artifact, learner: Learner, config: Config, frames: int) -> None:
-    """Takes up the training of another student after its last epoch."""
+    """Resumes from the training state of another student, after its last epoch."""
     trained = load_student(source.path)
     if trained.used_labels:
         raise BadInput(source.path, "was trained on labels", "resume a pre-trained student")

@@ -16,7 +16,7 @@ from clipsweep.pipeline.stages.boxes import boxes_artifact
 
 
 class LabelLeak(RuntimeError):
-    """A file of human labels was opened in an annotation-free training."""
+    """Error: a file of human labels was opened in annotation-free training."""
 
 
 _OPEN_FILES = "/proc/self/fd"
@@ -31,7 +31,7 @@ def _watch(event: str, arguments: tuple[object, ...]) -> None:
 
 
 def _meant(name: str) -> Iterator[str]:
-    """Every path that a file name of an audit event may stand for.
+    """All paths that a file name of an audit event may stand for.
 
     The audit event has no ``dir_fd``, so a relative name that is not there from here may lie
     below any folder that is open.
@@ -45,12 +45,12 @@ def _meant(name: str) -> Iterator[str]:
 
 @cache
 def _install() -> None:
-    """Adds the audit hook to this process, once: Python has no call that removes one again."""
+    """Installs the audit hook in this process, once: Python cannot remove one again."""
     sys.addaudithook(_watch)
 
 
 def label_folders(data: DataConfig, index: Artifact) -> list[Path]:
-    """Folders and files of ground-truth labels, of any split.
+    """Label folders and files: where ground truth of any split lies.
 
     They are those of the data set's layout, those that the index names, and the stored boxes of
     this and of any other index beside it, which ``labels.truth=boxes`` scores against.
@@ -68,7 +68,7 @@ def label_folders(data: DataConfig, index: Artifact) -> list[Path]:
 
 @contextmanager
 def no_labels(places: Iterable[Path]) -> Iterator[None]:
-    """Label leakage guard: while this lasts, no file at or in these places may be opened.
+    """Label leakage guard: context in which no file at or in these places may be opened.
 
     Opening one raises ``LabelLeak``, in worker processes too.
 

@@ -1,4 +1,4 @@
-"""The index stage: reads a data set's tables once, and gives the frames of its scenes."""
+"""Index stage: reads a data set's tables once, and gives the key frames of its scenes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ DEMO_MARK = "demo.json"
 
 
 def make_index(config: Config) -> Artifact:
-    """Reads the data set's tables once into ``index.parquet``.
+    """Indexes a data set: reads its tables once into ``index.parquet``.
 
     The tables name the index, and files beside them may change. With ``verify`` all is read again;
     what was made from rows that have changed since is no longer found then, and made again.
@@ -68,7 +68,7 @@ def make_index(config: Config) -> Artifact:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Rows:
-    """What a reader found in a data root.
+    """Index rows that a reader found in a data root.
 
     Attributes:
         parquet: the bytes of ``index.parquet``.
@@ -84,7 +84,7 @@ class _Rows:
 
 
 def _read_rows(config: Config, root: Path) -> _Rows:
-    """Reads all rows; reports what is missing, if it can be done without."""
+    """Reads all index rows; reports what is missing, if the run can do without."""
     reader = DATASETS[config.data.kind]
     skipped: list[Skip] = []
     counts = {"frames": 0, "labelled": 0, "missing_sweeps": 0}
@@ -141,7 +141,7 @@ def _absent(config: Config, role: str, present: set[str]) -> int:
 
 
 def scene_frames(index: Artifact, config: Config, scene: str) -> list[Frame]:
-    """The frames of a scene in order of time."""
+    """Key frames of a scene in order of time."""
     path = index.payload("index")
     changed_ns = path.stat().st_mtime_ns
     return list(_frames(path, changed_ns, Path(config.data.root), scene))
@@ -153,12 +153,15 @@ def _frames(index: Path, changed_ns: int, root: Path, scene: str) -> tuple[Frame
 
 
 def scenes_of(index: Artifact, *roles: str) -> list[str]:
-    """The scenes that have one of the roles ``train`` and ``eval``, all without any."""
+    """Scenes of the index that have one of the roles ``train`` and ``eval``.
+
+    Without any role, all scenes.
+    """
     return list(read_scenes(index.payload("index"), roles or ("train", "eval")))
 
 
 def scene_digests(index: Artifact, *roles: str) -> dict[str, str]:
-    """Digest of all that the index holds of each scene that has one of the roles."""
+    """Digest of the index rows of each scene that has one of the roles."""
     digests = index.facts("index")["scenes"]
     return {scene: digests[scene] for scene in scenes_of(index, *roles)}
 
@@ -169,7 +172,7 @@ def split_scenes(
     frames: int | None = None,
     inputs_of: Callable[[str], str] = lambda scene: "",
 ) -> tuple[Part, ...]:
-    """Splits scenes into parts of successive key frames, each with a shard of its own.
+    """Splits scenes into shards of successive key frames.
 
     A shard is named by its scene, by what it is made from and by its number in the scene.
 
@@ -191,7 +194,7 @@ def split_scenes(
 
 
 def find_parts(artifact: Artifact, index: Artifact, scenes: Sequence[str]) -> Artifact:
-    """Finds the shards of a finished artifact that hold some scenes as the index has them.
+    """Finds the shards of a finished artifact for some scenes of the index.
 
     Where a scene is there more than once, what the manifest lists is taken, else the latest.
 

@@ -13,7 +13,7 @@ from clipsweep.distill.training.loop import Step
 
 
 def had_targets(folder: Path) -> bool:
-    """Whether any logged step of a training had a point with a target."""
+    """Whether any logged training step had a point with a target."""
     return any(
         json.loads(line)["points"] for line in (folder / "metrics.jsonl").read_text().splitlines()
     )
@@ -51,7 +51,7 @@ class TrainingLog:
         self._bar.update(step.step - self._bar.n)
 
     def close(self) -> None:
-        """Flushes and closes everything."""
+        """Flushes and closes the training log."""
         self._file.close()
         self._board.close()
         self._bar.close()

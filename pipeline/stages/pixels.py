@@ -1,4 +1,4 @@
-"""Pixels stage: semantic labels of the camera images by the 2D teacher."""
+"""Pixels stage: semantic segmentation of the camera images by the 2D teacher."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class PixelWorker:
         self.teacher = open_teacher(config, load_space(config.labels))
 
     def __call__(self, name: str) -> Shard:
-        """The labels of a shard's images."""
+        """Pixel labels of a shard's images."""
         part = self.parts[name]
         arrays: dict[str, np.ndarray] = {}
         skipped: list[Skip] = []
@@ -87,7 +87,7 @@ class PixelWorker:
 
 
 def make_pixels(config: Config, index: Artifact) -> Artifact:
-    """Pixel labels of every image of the index by the 2D teacher.
+    """Labels the pixels of every camera image of the index by the 2D teacher.
 
     The shard ``_text`` holds the text embeddings of the classes. The teacher and the classes name
     the artifact. Where features of the same model were kept before and only the names differ, the
@@ -126,7 +126,7 @@ def _all_done(artifact: Artifact, shards: Sequence[str], config: Config) -> bool
 
 
 def _kept_features(config: Config, pixels: Artifact, features: str) -> Artifact | None:
-    """Finished artifact with dense features of all these images by the same model.
+    """Cached dense features of all these images by the same model, as a finished artifact.
 
     No frame may be left out of it.
     """

@@ -27,7 +27,7 @@ FRAMES = 64
 
 
 class FuseWorker:
-    """Worker that fuses the pixel labels of a scene into labels of some of its key sweeps."""
+    """Worker that fuses the pixel labels of a scene into pseudo-labels of some key sweeps."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class FuseWorker:
         self.lost = {skip.frame: skip for skip in (*pixels.skipped(), *poses.skipped())}
 
     def __call__(self, name: str) -> Shard:
-        """The fused labels of a part's key sweeps."""
+        """Fused pseudo-labels of the key sweeps of a shard."""
         part = self.parts[name]
         skipped = [self.lost[frame] for frame in part.frames if frame in self.lost]
         frames = scene_frames(self.index, self.config, part.scene)
@@ -68,7 +68,7 @@ class FuseWorker:
     def _fuse(
         self, scene: str, frames: list[Frame], wanted: range, skipped: list[Skip]
     ) -> Iterator[tuple[Frame, PointLabels]]:
-        """Fused labels of some of a scene's frames; bad older sweeps are added to ``skipped``."""
+        """Fused pseudo-labels of some frames of a scene; adds bad older sweeps to ``skipped``."""
         poses = read_poses(self.poses, scene)
         assert poses is not None  # as there are frames
         row_of = {frame: row for row, frame in enumerate(poses.frames)}
@@ -95,7 +95,7 @@ class FuseWorker:
 
 
 def make_points(config: Config, index: Artifact, pixels: Artifact) -> Artifact:
-    """Multi-sweep fusion of pixel labels into point labels, scene by scene: ``points-<id>/``."""
+    """Fuses pixel labels over sweeps into pseudo-labels, scene by scene: ``points-<id>/``."""
     space = load_space(config.labels)
     limits = space.limits
     poses = make_poses(config, index)

@@ -1,4 +1,4 @@
-"""The poses stage: corrects poses of key frames that disagree on the ground."""
+"""Poses stage: corrects ego poses of key frames that disagree on the ground."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NAMED_BY = (
 
 @dataclass(frozen=True, eq=False, slots=True)
 class ScenePoses:
-    """The key frames of a scene that can be read, and the corrections of their poses.
+    """Readable key frames of a scene, and the corrections of their ego poses.
 
     Attributes:
         frames: ids of the key frames.
@@ -46,7 +46,7 @@ class ScenePoses:
 
 
 class PoseWorker:
-    """Aligns the key frames of a scene."""
+    """Worker that aligns the key frames of a scene by their ground."""
 
     def __init__(self, config: Config, index: Artifact, parts: Sequence[Part]) -> None:
         self.config = config
@@ -54,7 +54,7 @@ class PoseWorker:
         self.parts = {part.shard: part for part in parts}
 
     def __call__(self, name: str) -> Shard:
-        """The corrections of a scene's poses, of those key frames that can be read."""
+        """Ego pose corrections of a scene, for the key frames that can be read."""
         part = self.parts[name]
         layout = geometry_layout(self.config.data)
         frames = scene_frames(self.index, self.config, part.scene)
@@ -79,7 +79,7 @@ class PoseWorker:
 
 
 def _report_alignment(scene: str, alignment: Alignment) -> dict[str, int]:
-    """Logs how the poses of a scene were corrected.
+    """Logs how the ego poses of a scene were corrected.
 
     Counts scenes corrected and frames left alone.
     """
@@ -101,7 +101,7 @@ def _report_alignment(scene: str, alignment: Alignment) -> dict[str, int]:
 
 
 def make_poses(config: Config, index: Artifact) -> Artifact:
-    """Aligns the key frames of each scene: ``poses-<id>/``, one shard a scene."""
+    """Corrects the ego poses of each scene: ``poses-<id>/``, one shard a scene."""
     parts = split_scenes(index)
     poses = Artifact.of(config.store, "poses", config.values(*NAMED_BY))
     poses = poses.holding(parts, index.skipped())
@@ -110,7 +110,7 @@ def make_poses(config: Config, index: Artifact) -> Artifact:
 
 
 def read_poses(poses: Artifact, scene: str) -> ScenePoses | None:
-    """The corrected poses of a scene; None where no key frame of it can be read."""
+    """Reads the corrected ego poses of a scene; None where no key frame of it can be read."""
     part = next(part for part in poses.parts if part.scene == scene)
     lost = {skip.frame for skip in poses.skipped() if skip.scene == scene}
     frames = tuple(frame for frame in part.frames if frame not in lost)

@@ -86,7 +86,7 @@ FRAMES = 64
 
 
 class PredictWorker:
-    """Worker of inference: class of every raw point of some key sweeps of a scene."""
+    """Worker of inference: predicts every raw point of some key sweeps of a scene."""
 
     def __init__(
         self, config: Config, index: Artifact, student: str, parts: Sequence[Part]
@@ -97,7 +97,7 @@ class PredictWorker:
         self.trained, _ = open_student(config, student)
 
     def __call__(self, name: str) -> Shard:
-        """Predicts the key sweeps of a part."""
+        """Predicts the key sweeps of a shard."""
         part = self.parts[name]
         wanted = set(part.frames)
         arrays: dict[str, np.ndarray] = {}
@@ -117,7 +117,7 @@ class PredictWorker:
     def predict(
         self, frame: Frame, left_out: Callable[[BadInput], None]
     ) -> UInt8[np.ndarray, " n"]:
-        """Predicted class of every raw point of a key sweep.
+        """Inference: predicted class of every raw point of a key sweep.
 
         Rows that are no points (``data.bad_share``) get the frame's most frequent one.
         """
@@ -144,7 +144,7 @@ def make_predictions(config: Config, index: Artifact, student: str) -> Artifact:
 
 
 def open_labels(config: Config, index: Artifact, student: str, points: str) -> Artifact:
-    """Labels to score, draw or export: predictions of a student, or fused pseudo-labels.
+    """Opens labels to score, draw or export: a student's predictions, or fused pseudo-labels.
 
     Args:
         config: everything else.
@@ -165,7 +165,7 @@ def open_labels(config: Config, index: Artifact, student: str, points: str) -> A
 def labelled_frames(
     config: Config, index: Artifact, predicted: Artifact
 ) -> Iterator[tuple[Frame, UInt8[np.ndarray, " n"]]]:
-    """Frames of ``data.eval``, each with its predicted or fused label of every raw point.
+    """Key frames of ``data.eval``, each with the predicted or fused label of every raw point.
 
     Raises:
         BadInput: all frames were left out.

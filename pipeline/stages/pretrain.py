@@ -1,4 +1,4 @@
-"""The pre-training stage: trains a student on the teacher's labels, without human labels."""
+"""Pre-training stage: trains a student on the teacher's pseudo-labels, without human labels."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ PRETRAINED_BY = (
 
 
 def make_pretrained(config: Config, resume: str = "") -> Artifact:
-    """The pre-trained student, without any human label.
+    """Pre-trains a student without any human label.
 
     Makes the stages before it where missing.
 
@@ -71,7 +71,7 @@ def make_pretrained(config: Config, resume: str = "") -> Artifact:
 
 
 def _check_teacher(config: Config) -> None:
-    """Refuses objectives that the teacher has no targets for."""
+    """Checks that the teacher has targets for all losses."""
     teacher = config.teacher
     objectives = config.objectives
     if teacher.kind == "features" and objectives.needs_labels():
@@ -86,7 +86,7 @@ def _check_teacher(config: Config) -> None:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Sources:
-    """Artifacts that pre-training reads: index, pixel labels, fused labels."""
+    """Artifacts that pre-training reads: index, pixel labels, fused point labels."""
 
     index: Artifact
     pixels: Artifact
@@ -100,7 +100,7 @@ def _sources(config: Config) -> _Sources:
 
 
 def _pretrained(config: Config, sources: _Sources, resume: str) -> Artifact:
-    """The student of a configuration, whether it exists or not."""
+    """Artifact of the pre-trained student of a configuration, whether it exists or not."""
     scenes = scene_digests(sources.index, "train")
     key = {
         **config.values(*READS_CLOUDS, *PRETRAINED_BY),

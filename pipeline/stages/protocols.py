@@ -1,4 +1,4 @@
-"""Label fractions for fine-tuning (1 %, 10 %, ...): which training frames keep their labels."""
+"""Label-efficient fine-tuning protocols (1 %, 10 %): which training frames keep their labels."""
 
 from __future__ import annotations
 

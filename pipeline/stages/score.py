@@ -34,7 +34,7 @@ from clipsweep.projection.frames import NONE, Frame
 def make_scores(
     config: Config, index: Artifact, predicted: Artifact, student: str = ""
 ) -> Artifact:
-    """mIoU, IoU and accuracy of predictions or fused labels against the truth of ``data.eval``.
+    """Evaluates predictions or fused labels on ``data.eval``: mIoU, IoU of each class, accuracy.
 
     They are written to ``scores-<id>/scores.json``.
 
@@ -126,7 +126,7 @@ def truth_reader(
 
 
 def _protocol(predicted: Artifact, student: str) -> str:
-    """Label protocol of what is scored: annotation-free, or the share of labels used."""
+    """Label protocol of scores: annotation-free, or the share of human labels used."""
     if predicted.stage == "points":
         return "annotation-free"
     manifest = Artifact.at(student, "student").manifest()
@@ -134,7 +134,7 @@ def _protocol(predicted: Artifact, student: str) -> str:
 
 
 def _knowledge(labels: Artifact, student: str) -> list[str]:
-    """Human priors used beside true labels, as texts for a table."""
+    """Human priors used besides human labels (class limits), as texts for a table."""
     made = labels if labels.stage == "points" else Artifact.at(student, "student")
     settings = made.manifest()["config"]
     fused = made.stage == "points" or settings["objectives"]["semantic"]["targets"] == "points"

@@ -1,1 +1,1 @@
-"""The measurements of tools/bench.py."""
+"""Benchmarks and experiments of tools/bench.py."""

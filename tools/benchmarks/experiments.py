@@ -1,6 +1,6 @@
-"""Experiments on a data set with truth, each a table.
+"""Experiments on a data set with ground truth: fusion steps, ablation, label fractions, transfer.
 
-The method's steps, the paper's ablation, shares of the labels.
+Each gives a table. Compared are the method's steps, the paper's ablation and shares of the labels.
 
 Every line is a training of its own, kept as an artifact: a stopped experiment goes on where it was.
 """
@@ -52,7 +52,7 @@ SEEDS = (0, 1, 2)
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Scores of a row.
+    """Scores of a table row: mIoU, accuracy and IoU of each class over several seeds.
 
     mIoU and accuracy of each seed, and the IoU of each class, mean over the seeds.
     """
@@ -65,7 +65,7 @@ class Line:
 
 
 def _open(arguments: Sequence[str]) -> Config:
-    """A configuration whose data are there: the demo world is written first."""
+    """Opens the configuration of an experiment; writes the demo data set first if needed."""
     config = load_config(arguments)
     if config.make_demo:
         make_demo(config, Path(config.data.root))
@@ -76,7 +76,7 @@ def _open(arguments: Sequence[str]) -> Config:
 
 
 def steps(arguments: Sequence[str]) -> Iterator[Job]:
-    """Point labels before and after fusion, the student, and the lines below and above it."""
+    """Experiment: mIoU of labels before and after fusion, of the student, and of its bounds."""
 
     @functools.cache
     def lifted() -> dict[str, Line]:
@@ -107,7 +107,10 @@ LIFTED = (
 
 
 def _lifting(config: Config) -> Iterator[Line]:
-    """One pixel for each point against fused labels, on all points and on those both label."""
+    """Label lifting: pixel labels without fusion against fused labels.
+
+    On all points and on those that both label.
+    """
     index = make_index(config)
     pixels = make_pixels(config, index)
     points = make_points(config, index, pixels)
@@ -149,9 +152,9 @@ def _no_truth(frame: Frame) -> BadInput:
 
 
 def surest_pixel_labels(config: Config, pixels: Artifact, frame: Frame) -> UInt8[np.ndarray, " n"]:
-    """Labels of a key sweep's raw rows without any fusion.
+    """Baseline without fusion: labels each raw point by its surest pixel.
 
-    Of the pixels that show a point, the surest one's.
+    Of the pixels that show a point, the one of highest score counts.
     """
     cloud = key_cloud(frame, config)
     pairs = visible_pairs(frame, cloud.xyz, config.fusion)
@@ -192,7 +195,7 @@ FUSION: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 
 def fusion(arguments: Sequence[str]) -> Iterator[Job]:
-    """What each step of the fusion gives, on the points of ``data.eval`` that get a label."""
+    """Experiment: what each step of the label fusion gives, on labelled points of ``data.eval``."""
     table: tuple[tuple[str, tuple[str, ...], FrameLabels], ...] = (
         ("one pixel a point", (_NO_Z_BUFFER,), _surest),
         ("+ z-buffer", (), _surest),
@@ -225,7 +228,7 @@ PLAIN_CELL_M = 0.4
 
 
 def plain_votes(config: Config, pixels: Artifact, frames: list[Frame]) -> Iterator[LabelledFrame]:
-    """The usual baseline: majority of all key frames' pixels in cells of 0.4 m, no more."""
+    """Baseline of label fusion: majority vote of all key frames' pixels in voxels of 0.4 m."""
     classes = len(load_space(config.labels))
     read = []
     grid_from_global = frames[0].sweeps[0].global_from_lidar.inverse()
@@ -245,7 +248,7 @@ def plain_votes(config: Config, pixels: Artifact, frames: list[Frame]) -> Iterat
 
 
 def _score_frames(name: str, arguments: Sequence[str], label: FrameLabels) -> Line:
-    """Scores labels of the scenes to be scored, on the points that have one."""
+    """Scores labels of the evaluation scenes, on the points that have one."""
     config = _open(arguments)
     index = make_index(config)
     pixels = make_pixels(config, index)
@@ -304,7 +307,7 @@ The lines of CLIP2Scene's own ablation, and the readings of its losses.
 
 
 def ablation(arguments: Sequence[str]) -> Iterator[Job]:
-    """CLIP2Scene's ablation, annotation-free, after the recipe that ``arguments`` name."""
+    """Experiment: CLIP2Scene's ablation, annotation-free, after the recipe in ``arguments``."""
     for name, overrides, seeds in ABLATION:
         yield _trained(name, [*arguments, *overrides], seeds, _pretrained)
 
@@ -318,7 +321,7 @@ pre-training.
 
 
 def shares(arguments: Sequence[str]) -> Iterator[Job]:
-    """Fine-tuning from the pre-trained student against training from random weights.
+    """Experiment: fine-tuning at label fractions, pre-trained against random weights.
 
     Three seeds at 1 and 100 %.
     """
@@ -337,9 +340,9 @@ RIGS = {"nuScenes-like": "demo", "KITTI-like": "demo_kitti"}
 
 
 def transfer(arguments: Sequence[str]) -> Iterator[Job]:
-    """A student of each demo rig, annotation-free, on the held-out streets of both.
+    """Experiment: domain transfer of a student between the demo's two sensor rigs.
 
-    The classes that they share.
+    Annotation-free students on the held-out streets of both, over the classes that the rigs share.
     """
     for training_rig, recipe in RIGS.items():
         for scored, other in RIGS.items():
@@ -369,7 +372,7 @@ def _trained(
     seeds: Sequence[int],
     train: Callable[[Sequence[str]], dict[str, Any]],
 ) -> Job:
-    """A line of trainings, one a seed."""
+    """Scores of trainings with several seeds, as one table row."""
     of_seed = [[*arguments, f"seed={seed}"] for seed in seeds]
     return Job(name, arguments, lambda: _line(name, [train(each) for each in of_seed]))
 

@@ -1,6 +1,4 @@
-"""Measures what Ray costs a scene, and what planning costs a fleet of 1,000 scenes and 40,000
-key frames.
-"""
+"""Benchmark of Ray's cost a scene, and of planning a fleet of 1,000 scenes (40,000 key frames)."""
 
 from __future__ import annotations
 
@@ -39,9 +37,9 @@ _WARM = 2
 
 
 def rows(scenes: int = 1000) -> Iterator[BenchRow]:
-    """Rows of Ray against the same work in this process.
+    """Benchmark rows: Ray against the same work in this process, then planning and skipping.
 
-    Then of planning and skipping, in a process of its own.
+    Planning and skipping run in a process of their own.
 
     Args:
         scenes: size of the simulated fleet.
@@ -56,7 +54,7 @@ def rows(scenes: int = 1000) -> Iterator[BenchRow]:
 
 
 class _Small:
-    """Stands in for a worker: shards of a few bytes."""
+    """Stub worker: shards of a few bytes."""
 
     def __init__(self, *_: Any) -> None:
         pass
@@ -66,7 +64,7 @@ class _Small:
 
 
 class _Again:
-    """Labels the images of one scene under whatever name it is asked for, on one thread."""
+    """Labels the images of one scene under any name, on one thread."""
 
     def __init__(self, config: Config, index: Artifact) -> None:
         torch.set_num_threads(1)
@@ -79,7 +77,7 @@ class _Again:
 
 
 def _cost(folder: Path) -> Iterator[BenchRow]:
-    """Seconds between one scene and the next, one worker on each side, in turns.
+    """Ray overhead: seconds between scenes with one worker, on Ray and without, in turns.
 
     Empty scenes show Ray's share bare.
     """
@@ -123,7 +121,7 @@ def _cost(folder: Path) -> Iterator[BenchRow]:
 
 
 class _Times:
-    """When the scenes of a turn were done."""
+    """Times at which the scenes of a run were done."""
 
     def __init__(self) -> None:
         self.done: list[float] = []
@@ -132,8 +130,9 @@ class _Times:
         self.done.append(time.perf_counter())
 
     def between(self) -> list[float]:
-        """Seconds from one scene to the next, without the first, in which caches fill and a
-        worker starts.
+        """Seconds from one scene to the next, without the first.
+
+        In the first, caches fill and a worker starts.
         """
         warm = self.done[_WARM - 1 :]
         return [after - before for before, after in pairwise(warm)]
@@ -143,8 +142,7 @@ class _Times:
 
 
 def simulate(scenes: int) -> None:
-    """Lets the nuScenes reader of this process give its scene under as many names as there shall be
-    scenes.
+    """Simulates a fleet: the nuScenes reader of this process gives its scene under many names.
 
     Args:
         scenes: how many; every fifth is one to score on.
@@ -163,7 +161,7 @@ def simulate(scenes: int) -> None:
 
 
 def label(config: Config) -> Artifact:
-    """Indexes a fleet and labels what is not labelled yet, with next to nothing."""
+    """Indexes a simulated fleet and labels what is not labelled yet, at next to no cost."""
     with mock.patch.object(pixels_stage, "PixelWorker", _Small):
         return pixels_stage.make_pixels(config, make_index(config))
 
@@ -216,7 +214,7 @@ def _planned(folder: Path, scenes: int) -> dict[str, float]:
 
 
 def _plan(folder: Path, scenes: int) -> dict[str, float]:
-    """What a second run of a labelling costs that finds everything done."""
+    """Cost of a resumed labelling run that finds everything done."""
     simulate(scenes)
     config = replace(_config(folder), store=str(folder / str(scenes)))
     start = time.perf_counter()

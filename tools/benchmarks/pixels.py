@@ -1,5 +1,6 @@
-"""Pixel labels of the demo against the renderer's exact truth, under one setting of the teacher
-after another.
+"""Benchmark of the 2D teacher: mIoU of the demo's pixel labels against rendered ground truth.
+
+One setting of the teacher after another.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from clipsweep.tools.benchmarks.results import Job
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A line of the table.
+    """Teacher setting of a table row.
 
     What differs from the configuration that was given; `negatives` None leaves them.
     """
@@ -75,9 +76,9 @@ SETTINGS = (
 
 
 def teacher_settings(arguments: Sequence[str]) -> Iterator[Job]:
-    """A line for each of `SETTINGS`.
+    """Pixel mIoU of each teacher setting in `SETTINGS`.
 
-    mIoU over the classes on all pixels of the scenes to be scored.
+    A line for each setting: mIoU over the classes on all pixels of the scenes to be scored.
 
     Sky counts only as a mistake of the class that it is given. The note holds the share of grid
     cells with a label, the mIoU of the pixels that LiDAR points fall on, without fusion and with no
@@ -99,7 +100,7 @@ def teacher_settings(arguments: Sequence[str]) -> Iterator[Job]:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Truth:
-    """Frames to be scored, and the true raw class of each pixel of their images."""
+    """Ground truth of the frames to be scored: raw class of each pixel of their images."""
 
     frames: list[Frame]
     pixels: dict[str, dict[tuple[str, int], UInt8[np.ndarray, "height width"]]]
@@ -146,7 +147,7 @@ def _measured(setting: Setting, arguments: Sequence[str], rendered: Callable[[],
 def _dense(
     space: LabelSpace, raw: UInt8[np.ndarray, "height width"], image: PixelLabels
 ) -> Confusion:
-    """Every pixel against the cell of the teacher's grid that it lies in.
+    """Confusion matrix of all pixels against the cell of the teacher's grid that they lie in.
 
     The sky is one class more.
     """
@@ -160,7 +161,7 @@ def _dense(
 def _score_points(
     config: Config, space: LabelSpace, frame: Frame, images: Sequence[PixelLabels]
 ) -> Confusion:
-    """The pixel of each point that a camera sees against the point's true class."""
+    """Confusion matrix of the pixels of visible points against the points' true classes."""
     cloud = key_cloud(frame, config)
     truth = read_truth(frame, space, config)
     assert truth is not None
@@ -170,7 +171,7 @@ def _score_points(
 
 
 def _line(name: str, dense: Confusion, names: Sequence[str], note: str) -> Line:
-    """The classes alone: the sky's row counts in their unions, not as a class."""
+    """Table row of the classes alone: the sky counts in their unions, not as a class."""
     iou = dense.iou()[: len(names)]
     right = float(np.trace(dense.counts) / dense.counts[: len(names)].sum())
     values = [None if np.isnan(value) else float(value) for value in iou]

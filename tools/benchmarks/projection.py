@@ -1,5 +1,6 @@
-"""Measures projection, merging and grid fusion against nuscenes-devkit and NumPy, interleaved in
-one process.
+"""Benchmark of projection, sweep merging and label fusion against nuscenes-devkit and NumPy.
+
+Both sides run interleaved in one process.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _GRID_HW = (256, 512)
 
 
 def rows(data_root: Path, seconds: float = 4.0) -> Iterator[Row]:
-    """The rows of both real samples under ``data_root``; those that are absent are left out.
+    """Benchmark rows of the real samples under ``data_root``; absent ones are left out.
 
     Args:
         data_root: folder of the samples.
@@ -53,8 +54,9 @@ def rows(data_root: Path, seconds: float = 4.0) -> Iterator[Row]:
 
 
 def _race(ours: Callable[[], Any], peer: Callable[[], Any], seconds: float) -> tuple[float, float]:
-    """Median milliseconds of each, in turns of at least 20 ms each, after a run that compiles
-    and fills caches.
+    """Median milliseconds of both sides, interleaved in turns of at least 20 ms.
+
+    A run that compiles and fills caches comes first.
     """
     sides = (ours, peer)
     repeats = [max(1, int(_TURN_S / min(_spent(run, 1), _spent(run, 1)))) for run in sides]
@@ -154,7 +156,7 @@ def _fuse(sample: str, frame: Frame, seconds: float) -> Iterator[Row]:
 
 
 def _label(sample: str, frames: Sequence[Frame]) -> Row:
-    """All of the fusion, from files and pixel labels to point labels, a key frame, warm.
+    """Times the label fusion from files and pixel labels to point labels, a key frame, warm.
 
     The pixel labels are random blocks, which cost as much time as true ones.
     """
@@ -184,7 +186,7 @@ def _label(sample: str, frames: Sequence[Frame]) -> Row:
 
 
 def fuse_cloud(cloud: Cloud, label: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Labels the points of a cloud by the votes of all of them in cells of 0.4 m."""
+    """Baseline fusion: labels a point cloud by the majority of its votes in voxels of 0.4 m."""
     cell = cell_keys(cloud.xyz, _CELL_M)
     return vote_in_cells(cell, label, weight, _CLASSES, cell)
 

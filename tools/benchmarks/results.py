@@ -1,4 +1,4 @@
-"""Published results: one JSON line a row, so that a table can be made again and a run resumed.
+"""Benchmark results as JSON lines: tables can be made again, and a stopped run resumed.
 
 A row is named by its benchmark, its name and its configuration, and by the code that made it. A row
 that is there is not measured again.
@@ -29,7 +29,7 @@ _ELSEWHERE = ("run", "store", "verify")
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A row to be measured.
+    """Benchmark row to be measured.
 
     Attributes:
         name: first column of its table.
@@ -43,7 +43,10 @@ class Job:
 
 
 def code_digest() -> str:
-    """Digest of the library's syntax trees: comments and docstrings do not count."""
+    """Digest of the library's code: comments and docstrings do not count.
+
+    It is taken of the syntax trees.
+    """
     digest = hashlib.sha256()
     package = Path(__file__).parents[2]
     for folder in _CODE:
@@ -72,7 +75,7 @@ def config_digest(arguments: Sequence[str]) -> str:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of results, oldest first; none where there is no file.
+    """Reads the rows of a results file, oldest first; none where there is no file.
 
     Raises:
         BadInput: a line is no row.
@@ -93,7 +96,7 @@ Ratios = Callable[[], Iterable[Mapping[str, Any]]]
 
 
 class Results:
-    """The rows of one benchmark in a folder.
+    """Benchmark results of one benchmark in a folder.
 
     Args:
         folder: where ``NAME.jsonl`` lies; made where it is missing.
@@ -106,7 +109,7 @@ class Results:
         self._rows = read_rows(self.path)
 
     def rows(self, jobs: Iterable[Job]) -> Iterator[dict[str, Any]]:
-        """The row of each job: as it stands in the file, or measured and written there."""
+        """Benchmark row of each job: read from the file, or measured and written there."""
         for job in jobs:
             data = Path(load_config(job.arguments).data.root).name
             key = {"name": job.name, "data": data, "config": config_digest(job.arguments)}
@@ -115,7 +118,7 @@ class Results:
     def ratios(
         self, measure: Callable[[], Iterable[Mapping[str, Any]]]
     ) -> Iterator[dict[str, Any]]:
-        """Rows that are measured beside one another: all as they stand in the file, or all anew."""
+        """Benchmark rows measured beside one another: all read from the file, or all anew."""
         there = [row for row in self._rows if row["code"] == self._code]
         if there:
             yield from there
@@ -128,7 +131,7 @@ class Results:
         return next((row for row in self._rows if wanted.items() <= row.items()), None)
 
     def _write(self, key: dict[str, str], values: Mapping[str, Any]) -> dict[str, Any]:
-        """Writes a row in the place of that of older code or other settings."""
+        """Writes a row, in place of that of older code or other settings."""
         row = {
             **values,
             **key,

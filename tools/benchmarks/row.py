@@ -1,4 +1,4 @@
-"""The line of a benchmark."""
+"""Benchmark row: time or rate, peer, ratio."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from typing import TypedDict
 
 
 class Row(TypedDict):
-    """One line of ``bench.json``.
+    """One line of the benchmark results.
+
+    A line of ``bench.json``.
 
     ``ratio`` over 1 means that ours is better, ``bar`` is what it must reach.
     """

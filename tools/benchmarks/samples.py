@@ -1,6 +1,4 @@
-"""Frames of a nuScenes-format folder straight from the devkit, for measurements and as a check
-on our own reader.
-"""
+"""Key frames of a nuScenes folder straight from the devkit, to check and measure our reader."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ CAMERAS = (
 
 
 def open_devkit(root: Path) -> Any:
-    """The devkit's ``NuScenes`` of a folder that holds one version."""
+    """Opens a folder that holds one nuScenes version with the devkit."""
     from nuscenes.nuscenes import NuScenes
 
     (version,) = (path.name for path in root.glob("v1.0-*"))
@@ -31,7 +29,7 @@ def open_devkit(root: Path) -> Any:
 
 
 def frames(devkit: Any, most_sweeps: int = 10) -> list[Frame]:
-    """All key frames, scene after scene, with up to ``most_sweeps`` sweeps each."""
+    """Key frames of all scenes, with up to ``most_sweeps`` sweeps each."""
     found = []
     for scene in devkit.scene:
         token = scene["first_sample_token"]
@@ -63,7 +61,7 @@ def _frame(devkit: Any, scene: str, sample: Any, most_sweeps: int) -> Frame:
 
 
 def _pose(devkit: Any, record: Any) -> tuple[Pose, np.ndarray]:
-    """``global_from_sensor`` at the record's own time, and the intrinsic matrix if it has one."""
+    """Sensor pose ``global_from_sensor`` at the record's own time, and intrinsics if any."""
     sensor = devkit.get("calibrated_sensor", record["calibrated_sensor_token"])
     ego = devkit.get("ego_pose", record["ego_pose_token"])
     global_from_ego = Pose.from_quaternion(ego["rotation"], ego["translation"])

@@ -1,4 +1,4 @@
-"""Measures the native sparse U-Net on the CPU against spconv.
+"""Benchmark of sparse convolution: the native sparse U-Net on the CPU against spconv.
 
 Both have the same network and weights, and run interleaved in one process.
 
@@ -52,7 +52,7 @@ _CROP = 64
 
 
 def clouds(nuscenes: Path, sweeps: Sequence[int] = SWEEPS) -> list[Float32[np.ndarray, "_ 5"]]:
-    """The last key frame of a nuScenes folder, so many sweeps merged.
+    """Point cloud of the last key frame of a nuScenes folder, so many sweeps merged.
 
     X, y, z [m], intensity 0..1, age [s].
     """
@@ -64,7 +64,7 @@ def clouds(nuscenes: Path, sweeps: Sequence[int] = SWEEPS) -> list[Float32[np.nd
 def rows(
     clouds: Sequence[Float32[np.ndarray, "_ 5"]], seconds: float = 20.0, size: str = "unet14"
 ) -> Iterator[Row]:
-    """Rows for each cloud.
+    """Benchmark rows for each point cloud: training step, inference, errors, memory.
 
     The bars are for one and for four merged sweeps, so for the clouds but the last.
 
@@ -120,7 +120,7 @@ def rows(
 
 
 def _row(name: str, unit: str, ours: float, peer_name: str, peer: float, bar: float | None) -> Row:
-    """Less is better."""
+    """Benchmark row in which less is better."""
     return Row(
         name=name, unit=unit, ours=ours, peer_name=peer_name, peer=peer, ratio=peer / ours, bar=bar
     )
@@ -182,7 +182,7 @@ def _forward(network: nn.Module, batch: Batch, backend: Backend, bfloat: bool = 
 
 
 def _arms(network: UNet, batch: Batch) -> dict[str, Callable[[], object]]:
-    """Everything that is timed on a cloud, by name."""
+    """Everything that is timed on a point cloud, by name: network passes and matrix products."""
 
     def step(backend: Backend, bfloat: bool = False) -> None:
         network.zero_grad()
@@ -212,7 +212,7 @@ def _arms(network: UNet, batch: Batch) -> dict[str, Callable[[], object]]:
 
 
 def _skeleton() -> Callable[[SparseTensor], None]:
-    """A network of one channel that needs all maps and does next to no arithmetic."""
+    """Network of one channel: all kernel maps, next to no arithmetic."""
     flat = SubMConv3d(1, 1)
     down = Down(1, 1)
     up = Up(1, 1)
@@ -230,7 +230,10 @@ def _skeleton() -> Callable[[SparseTensor], None]:
 
 
 def _race(arms: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    """Median milliseconds of each arm, in turns, after one round that compiles and fills caches."""
+    """Median milliseconds of each network pass, interleaved in turns.
+
+    One round that compiles and fills caches comes first.
+    """
     times: dict[str, list[float]] = {name: [] for name in arms}
     end = time.perf_counter() + seconds
     while len(times["maps"]) < 4 or time.perf_counter() < end:
@@ -242,7 +245,10 @@ def _race(arms: dict[str, Callable[[], object]], seconds: float) -> dict[str, fl
 
 
 def _gflop(size: str, batch: Batch) -> float:
-    """Arithmetic of the sparse convolutions of a forward pass, in 10^9 products and sums."""
+    """Arithmetic of the sparse convolutions of a forward pass [GFLOP].
+
+    In 10^9 products and sums.
+    """
     total = 0
 
     def add(op: SubMConv3d | Down | Up | Pointwise, inputs: tuple, out: SparseTensor) -> None:
@@ -263,8 +269,9 @@ def _gflop(size: str, batch: Batch) -> float:
 
 
 def _rates(label: str, times: dict[str, float], gflop: float, bars: bool) -> Iterator[Row]:
-    """The rate of a whole step, maps, norms and all, as a share of that of one large matrix
-    product.
+    """Arithmetic rate of a training step as a share of that of one large matrix product.
+
+    Of a whole step, maps, norms and all.
     """
     for kind in ("float32", "bf16"):
         ours = gflop / times[f"step, {kind}"] * 1e3
@@ -287,7 +294,7 @@ def _rates(label: str, times: dict[str, float], gflop: float, bars: bool) -> Ite
 
 
 def _errors(label: str, batch: Batch, peer: str) -> Iterator[Row]:
-    """Worst errors of one submanifold layer, as a share of its largest output."""
+    """Numerical errors of a submanifold convolution, the worst as a share of its largest output."""
     torch.manual_seed(0)
     op = SubMConv3d(32, 32)
     feats = torch.randn(len(batch.coords), 32)
@@ -339,7 +346,7 @@ def _dense(op: SubMConv3d, feats: Tensor, coords: Tensor) -> Tensor:
 
 
 def _peak_mb(cloud: Float32[np.ndarray, "n 5"], size: str, backend: Backend, bfloat: bool) -> float:
-    """Most memory that two training steps add to a fresh process that has its network and batch.
+    """Peak memory of two training steps in a fresh process that has its network and batch.
 
     There glibc gives large blocks back at once: otherwise holes in its heap add a third, and as
     much again as noise.

@@ -1,4 +1,4 @@
-"""Tables of tools/RESULTS.md, made from the published rows.
+"""Markdown tables of tools/RESULTS.md, made from the published benchmark rows.
 
 A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``; the text around it is written
 by hand.
@@ -24,7 +24,7 @@ Row = dict[str, Any]
 
 
 def filled(text: str, published: Path = PUBLISHED) -> str:
-    """A page with its tables made anew.
+    """Fills the tables of a Markdown page.
 
     Raises:
         BadInput: it asks for a table that is not known, or for one without rows.
@@ -47,7 +47,7 @@ def filled(text: str, published: Path = PUBLISHED) -> str:
 
 
 def score(row: Row) -> str:
-    """A row of scores, as the terminal shows it."""
+    """Formats a row of scores for the terminal."""
     classes = [f"{name} {_percent(value, 0)}" for name, value in row["iou"].items()]
     return f"{row['name']}: mIoU {_mean(row['miou'])}, {_mean(row['accuracy'])}; " + ", ".join(
         [*classes, row["note"]]
@@ -55,14 +55,14 @@ def score(row: Row) -> str:
 
 
 def ratio(row: Row) -> str:
-    """A row of a ratio, as the terminal shows it."""
+    """Formats a row of a ratio for the terminal."""
     bar = "" if row["bar"] is None else f", bar {row['bar']:g}"
     peer = f"{row['peer_name']} {row['peer']:.4g}"
     return f"{row['name']}: {row['ours']:.4g} {row['unit']}, {peer}: ratio {row['ratio']:.3g}{bar}"
 
 
 def _made(rows: Sequence[Row]) -> str:
-    """When, by which code and on which machine rows were made."""
+    """Provenance of rows: when, by which code and on which machine they were made."""
     code = sorted({row["code"] for row in rows})
     dates = sorted({row["date"] for row in rows})
     machines = sorted({row["machine"] for row in rows})
@@ -75,7 +75,7 @@ def _percent(value: float | None, digits: int = 1) -> str:
 
 
 def _mean(values: Sequence[float]) -> str:
-    """Mean in percent, and the least and the most where there are several seeds."""
+    """Formats the mean in percent, with the least and the most where there are several seeds."""
     mean = _percent(float(np.mean(values)))
     if len(values) == 1:
         return mean
@@ -88,7 +88,7 @@ def _scores(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def _classes(rows: Sequence[Row]) -> list[list[str]]:
-    """IoU by class, a column for each row that covers all points."""
+    """Table of IoU by class, a column for each row that covers all points."""
     shown = [row for row in rows if "common" not in row["name"] and "random" not in row["name"]]
     names = [row["name"].replace("student, ", "").replace(", all points", "") for row in shown]
     body = [[c, *(_percent(row["iou"][c], 0) for row in shown)] for c in shown[0]["iou"]]
@@ -96,7 +96,7 @@ def _classes(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def _fusion(rows: Sequence[Row]) -> list[list[str]]:
-    """A line for each setting, columns for the demo, PandaSet and nuScenes."""
+    """Table of label fusion: a line a setting, columns for the demo, PandaSet and nuScenes."""
     of_data = {data: {r["name"]: r for r in rows if r["data"] == data} for data in _FUSION_DATA}
     body = []
     for name, row in of_data["demo-data"].items():
@@ -119,7 +119,7 @@ _FUSION_DATA = ("demo-data", "pandaset-002", "nuscenes-0523")
 
 
 def _some(row: Row | None, names: Sequence[str]) -> list[str]:
-    """mIoU or the IoU of classes; empty cells where there is no such row."""
+    """Table cells of mIoU or the IoU of classes; empty where there is no such row."""
     if row is None:
         return [""] * len(names)
     return [_mean(row["miou"]) if n == "miou" else _percent(row["iou"][n], 0) for n in names]

@@ -1,5 +1,6 @@
-"""Measures labelling, JPEG files to labels, against open_clip's bare image encoder at the same
-number of tokens.
+"""Benchmark of pixel labelling by CLIP against open_clip's bare image encoder.
+
+From JPEG files to labels, at the same number of tokens.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def rows(
     rounds: int = 5,
     readings: tuple[Reading, ...] = ("residual", "naclip"),
 ) -> Iterator[Row]:
-    """A row for each reading.
+    """Benchmark rows of the dense readings: images per second, labelling and bare encoder.
 
     Images per second from JPEG files to labels, and of ``encode_image`` on ready tensors.
 
@@ -77,7 +78,7 @@ def rows(
 
 
 def _random_clip(model: str, root: Path, size_hw: tuple[int, int]) -> Any:
-    """Writes a random model with a small text tower to a folder.
+    """Writes a random CLIP model with a small text encoder to a folder.
 
     Returns it at the input size, for the peer.
     """
@@ -95,7 +96,7 @@ def _random_clip(model: str, root: Path, size_hw: tuple[int, int]) -> Any:
 
 
 def _camera(path: Path, seed: int) -> Camera:
-    """A photograph-like JPEG: smooth shapes and some noise, about the size of a real one."""
+    """Writes a photograph-like JPEG: smooth shapes and some noise, about the size of a real one."""
     random = np.random.default_rng(seed)
     smooth = Image.fromarray(random.integers(0, 256, (45, 80, 3), dtype=np.uint8)).resize(
         (_IMAGE_HW[1], _IMAGE_HW[0])

@@ -1,5 +1,6 @@
-"""Measures what a training step is fed with and what its costliest term holds, against the
-published way of both.
+"""Benchmark of training: input pipeline and loss memory against the published way of both.
+
+The input of a training step, and the memory of the costliest loss.
 """
 
 from __future__ import annotations
@@ -37,8 +38,7 @@ _CLASSES = 16
 
 
 def rows(data_root: Path, rounds: int = 2) -> Iterator[Row]:
-    """The training input of three sweeps, and the memory of the spatio-temporal objective on one
-    such frame.
+    """Benchmark rows of training: input of three sweeps, memory of the spatio-temporal loss.
 
     Args:
         data_root: folder of the samples; real nuScenes frames are read.
@@ -61,7 +61,7 @@ def rows(data_root: Path, rounds: int = 2) -> Iterator[Row]:
 
 
 def _config(root: Path, store: str) -> Config:
-    """CLIP2Scene's recipe on the real frames, with the demo's small CLIP.
+    """CLIP2Scene's training recipe on real frames, with the demo's small CLIP.
 
     Features of 224x416 pixels, kept.
     """
@@ -121,9 +121,7 @@ def _input(ready: TrainingFrames, frames: list[Frame], rounds: int) -> Row:
 
 
 def _hashing(ready: TrainingFrames, pixels: Artifact, rounds: int) -> Row:
-    """What a process pays once for comparing shards with their sha256, against one pass over
-    their frames.
-    """
+    """Cost of verifying shards with sha256, once a process, against one pass over their frames."""
     passes: list[float] = []
     hashes: list[float] = []
     for turn in range(rounds):
@@ -159,7 +157,7 @@ def _decode(images: list[Path]) -> list[np.ndarray]:
 
 
 def _memory(batch: Batch) -> Row:
-    """Of a forward and a backward pass over the pairs of a batch, beyond its inputs."""
+    """Peak memory of a loss: forward and backward pass over a batch's pairs, without its inputs."""
     assert batch.voxel_id is not None
     random = torch.Generator().manual_seed(0)
     pairs = len(batch.voxel_id)
@@ -196,7 +194,7 @@ def _dense(
     text: Float[Tensor, "m d"],
     voxel: Int64[Tensor, " m"],
 ) -> Float[Tensor, ""]:
-    """CLIP2Scene's loss as its code lays it out.
+    """CLIP2Scene's spatio-temporal loss with the dense layout of its code (memory baseline).
 
     A tensor of 8 slots a voxel of point, pixel and number side by side.
     """
@@ -219,7 +217,7 @@ def _dense(
 
 
 def _peak_mb(run: Callable[[], object]) -> float:
-    """Megabytes that a run adds to this process's memory at its height (Linux)."""
+    """Peak memory that a run adds to this process [MB] (Linux)."""
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the mark of the height starts anew
     before = _resident_kb("VmRSS")

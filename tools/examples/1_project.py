@@ -1,4 +1,6 @@
-"""Projects the points of a key frame into its cameras, and counts those that each camera sees.
+"""Example: projects the point cloud of a key frame into its cameras, with z-buffer occlusion.
+
+Counts the points that each camera sees.
 
 usage: python tools/examples/1_project.py configs/demo.yaml [key=value ...]
 """

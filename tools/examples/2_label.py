@@ -1,4 +1,4 @@
-"""Labels the images of a scene with CLIP and fuses the labels on its points.
+"""Example: labels the images of a scene with CLIP and fuses them to pseudo-labels of points.
 
 usage: python tools/examples/2_label.py configs/demo.yaml [key=value ...]
 """

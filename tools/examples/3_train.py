@@ -1,4 +1,4 @@
-"""Trains a student on the pseudo-labels, making first whatever that needs.
+"""Example: trains a student on pseudo-labels, making first whatever that needs.
 
 usage: python tools/examples/3_train.py configs/demo.yaml [train.epochs=1] [key=value ...]
 """

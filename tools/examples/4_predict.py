@@ -1,4 +1,4 @@
-"""Predicts a class for every point of a sweep file with a trained student.
+"""Example: semantic segmentation of a LiDAR sweep file with a trained student.
 
 usage: python tools/examples/4_predict.py STUDENT_FOLDER SWEEP.bin [COLUMNS]
 """
