@@ -200,7 +200,7 @@ def label_scene(
         read_pixels: gives a frame's pixel labels, one for each of its cameras.
         config: how to fuse.
         classes: number of classes.
-        layout: of the sweeps' files; rows that it leaves out get no label.
+        layout: layout of the sweep files; points that it leaves out get no label.
         limits: what is known of the classes' places; None is nothing.
         on_bad_sweep: called with older sweeps that cannot be used, which are left out then; None
             raises.
@@ -340,10 +340,10 @@ class SweepReader:
     """Reads LiDAR sweeps without the car's own returns and bad points.
 
     Attributes:
-        layout: of the sweeps' files, and which returns are left out.
+        layout: layout of the sweep files, and which returns are left out.
         on_bad_sweep: called once with each older sweep that cannot be used, which is left out then;
             None raises.
-        bad: files of those.
+        bad: files of the sweeps that could not be used.
     """
 
     layout: SweepLayout

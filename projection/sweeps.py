@@ -43,7 +43,7 @@ def read_sweep(sweep: Sweep, layout: SweepLayout) -> Float32[np.ndarray, "n c"]:
 
     Args:
         sweep: the sweep to read.
-        layout: of its file; the returns of the car itself stay, and bad rows become NaN.
+        layout: layout of its file; returns of the ego vehicle stay, and bad rows become NaN.
 
     Raises:
         BadInput: the file is not the indexed one, no whole number of points, empty, or has too many
@@ -65,7 +65,7 @@ def merge(frame: Frame, sweeps: int, layout: SweepLayout) -> Cloud:
     Args:
         frame: the key frame; it may have fewer sweeps than asked for.
         sweeps: how many, the key sweep included.
-        layout: of the sweeps' files, and which returns are left out.
+        layout: layout of the sweep files, and which returns are left out.
 
     Raises:
         BadInput: a sweep cannot be used.

@@ -26,7 +26,7 @@ _FLUSH_WEIGHT = 0.1
 class ClassLimits:
     """Limits on where the points of a class can be: height above ground, ground only.
 
-    A class that nothing is known of has no limits. They hold where the ground is known for sure
+    A class that is not listed has no limits. They hold where the ground is known for sure
     (``projection.ground.Heights.known``).
 
     Attributes:
@@ -143,8 +143,8 @@ class VoteGrid:
 
     A point's label is the class with the largest share of the votes around it: those of the fine
     cells weigh ``cell_share``, those of its cluster ``cluster_share``, those of the coarse cells
-    the rest. A point without votes in the cells around it gets no label: its cluster decides
-    between labels nearby and brings none from afar. Cells around a point are interpolated, so that
+    the rest. A point without votes in the cells around it gets no label: the cluster only ranks
+    classes that have votes nearby. Cells around a point are interpolated, so that
     results hardly depend on where the grid lies. A frame's votes can be added and taken out again;
     sums are integers, so neither the order of the votes nor what was added and taken out before can
     matter.

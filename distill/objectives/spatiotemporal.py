@@ -75,8 +75,8 @@ def spatiotemporal(
 
     With ``a_i = exp(<x_i,t_i>/T) / Z_n`` and ``b_i = exp(<s_i,t_i>/T) / Z_n`` (``Z_n`` sums both
     kinds over voxel n), the fused feature is ``f_n = sum_i a_i x_i + b_i p_i``; ``ours`` is the
-    mean of ``1 - cos(p_i, f_n)``. Nothing flows back through a, b and the p inside f, else the term
-    agrees with itself, and a voxel with one pair is compared with its pixel alone.
+    mean of ``1 - cos(p_i, f_n)``. a, b and the p inside f are detached: otherwise the loss has a
+    trivial solution. In a voxel with a single pair, f is the pixel's feature alone.
     ``paper`` and ``reference`` are CLIP2Scene's, see published.py; both are averaged over voxels.
 
     Args:

@@ -99,7 +99,7 @@ class Embeddings:
 def at_points(
     feats: Float[Tensor, "v c"], batch: Batch, points: Tensor | None
 ) -> Float[Tensor, "m c"]:
-    """Devoxelize: voxel features at points, of the own voxel, or trilinear with corners."""
+    """Devoxelize: features of the voxel of each point, or trilinear between voxels."""
     if batch.corner is None or batch.corner_weight is None:
         return feats.index_select(0, batch.inverse if points is None else batch.inverse[points])
     corner = batch.corner

@@ -120,9 +120,9 @@ def words_of(name: str) -> list[str]:
 class Encoder:
     """CLIP's text encoder: sentences to embeddings.
 
-    Under causal attention, with the embedding read at a sentence's own end, what follows the end
-    changes nothing: a batch is truncated at its longest sentence, which for class names takes a
-    fifth of the time of the full 77 tokens.
+    Its attention is causal and the embedding is read at the end-of-text token, so padding behind it
+    has no effect: a batch is truncated to its longest sentence, which for class names takes a fifth
+    of the time of the full 77 tokens.
 
     Args:
         model: open_clip model.

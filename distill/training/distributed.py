@@ -1,9 +1,8 @@
 """Data-parallel training: collective operations over all processes.
 
-Each process has frames of its own, and sums are taken over all processes.
-
-A loss is a sum of shares: each process computes its part of the loss over the frames of all, and
-gradients are added up. Alone, a share is the whole, and nothing is sent.
+Each process has frames of its own and computes its share of the loss over the frames of all;
+gradients are summed, not averaged as in DistributedDataParallel. A single process communicates
+nothing, and its share is the whole loss.
 """
 
 from __future__ import annotations

@@ -38,9 +38,9 @@ def make_scores(
 
     They are written to ``scores-<id>/scores.json``.
 
-    With ``labels.truth=boxes`` the truth of a class is the points in its annotated boxes. Points in
-    no box have no class; those that are labelled as one of the table's count against it. Objects
-    far away may have no box, and a box holds some points of the ground beneath it: both count as
+    With ``labels.truth=boxes`` the ground truth of a class is the points in its annotated boxes. A
+    point outside all boxes that is predicted as an evaluated class is a false positive. Objects far
+    away may have no box, and a box holds some points of the ground beneath it: both count as
     errors, also of a perfect labelling.
 
     Args:
