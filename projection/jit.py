@@ -71,7 +71,8 @@ def jit(function: Callable[..., Any], **options: Any) -> Any:
         function: to be compiled.
         options: more of ``njit``'s.
     """
-    compiled: Any = njit(**{"nogil": True, "error_model": "numpy", **options})(function)
+    settings: dict[str, Any] = {"nogil": True, "error_model": "numpy", **options}
+    compiled: Any = njit(**settings)(function)
     with suppress(RuntimeError):
         compiled._cache = _SharedCache(function)  # as its ``enable_caching`` does with Numba's own
     return compiled
