@@ -29,6 +29,7 @@ from clipsweep.pipeline.stages.dataset import TrainingFrames, pixel_targets
 from clipsweep.pipeline.stages.fit import training_frames
 from clipsweep.pipeline.stages.index import make_index
 from clipsweep.pipeline.stages.pixels import make_pixels
+from clipsweep.pipeline.yaml_files import CONFIGS
 from clipsweep.projection.frames import Frame
 from clipsweep.tools.benchmarks.row import Row
 
@@ -78,7 +79,7 @@ def _config(root: Path, store: str) -> Config:
     )
     return load_config(
         [
-            "configs/pretrain/clip2scene.yaml",
+            str(CONFIGS / "pretrain/clip2scene.yaml"),
             *teacher,
             *data,
             f"store={store}",
