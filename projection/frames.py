@@ -122,6 +122,15 @@ class SweepLayout:
     ego_box_m: float = 0.0
     bad_share: float = 0.0
 
+    def __post_init__(self) -> None:
+        """Refuses what no file can have: compiled code reads the first four columns unchecked."""
+        if self.columns < 4:
+            raise ValueError(f"columns={self.columns}: x, y, z and intensity are four")
+        if not (0 < self.intensity_scale < np.inf and 0 <= self.ego_box_m < np.inf):
+            raise ValueError(f"{self}: scale and box must be finite, the scale above 0")
+        if not 0 <= self.bad_share <= 1:
+            raise ValueError(f"bad_share={self.bad_share} is no share from 0 to 1")
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Cloud:

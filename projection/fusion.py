@@ -209,7 +209,7 @@ def label_scene(
 
     Raises:
         BadInput: a key sweep cannot be used, or another where ``on_bad_sweep`` is None; the poses
-            of a scene lie more than 70 km apart.
+            of a scene lie more than 70 km apart; a pixel label is none of the classes.
     """
     if not frames:
         return
@@ -448,6 +448,9 @@ class _SceneFusion:
         label, score = sample_pixel_labels(pairs, frame.cameras, self.read_pixels(frame))
         weight = score * np.where(clear, np.float32(1), np.float32(config.unclear_weight))
         labelled = np.flatnonzero(label != NONE)
+        most = label[labelled].max(initial=0)
+        if most >= self.classes:  # compiled code indexes by it unchecked
+            raise BadInput(frame.id, f"has a pixel label {most}, of {self.classes} classes")
         votes = Votes(
             places, pairs.point[labelled], label[labelled], weight[labelled], score[labelled]
         )

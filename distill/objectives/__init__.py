@@ -111,6 +111,7 @@ def pretraining(student: Student, text: Float[Tensor, "c d"], config: Objectives
         feats = student.features(batch, None if everywhere else batch.pair_point)
         pairs = feats[batch.pair_point] if everywhere else feats
         local = student.local(pairs) if weights.keys() - {"semantic"} else None
+        named = student.semantic(pairs, unit=True) if "spatiotemporal" in weights else None
         found = {}
         # products of unit vectors are too fine for 8 bits
         with torch.autocast(text.device.type, enabled=False):
@@ -118,7 +119,7 @@ def pretraining(student: Student, text: Float[Tensor, "c d"], config: Objectives
                 unpaired = feats if everywhere else None
                 found["semantic"] = _semantic(student, pairs, unpaired, batch, text, config, own)
             if local is not None:
-                found |= _with_pixels(student, pairs, local, batch, text, config, weights)
+                found |= _with_pixels(local, named, batch, text, config, weights)
         return {name: weights[name] * value for name, value in found.items()}
 
     return terms
@@ -156,9 +157,8 @@ def _semantic(
 
 
 def _with_pixels(
-    student: Student,
-    pairs: Float[Tensor, "m c"],
     local: Float[Tensor, "m d"],
+    named: Float[Tensor, "m d"] | None,
     batch: Batch,
     text: Tensor,
     config: ObjectivesConfig,
@@ -177,11 +177,12 @@ def _with_pixels(
         found["regression"] = regression(F.normalize(local, dim=1), pixel)
     if "spatiotemporal" in wanted:
         assert batch.voxel_id is not None
+        assert named is not None
         if config.spatiotemporal.kind != "reference":
             local = F.normalize(local, dim=1)
         found["spatiotemporal"] = spatiotemporal(
             local,
-            student.semantic(pairs, unit=True),
+            named,
             pixel,
             text[batch.pair_label],
             batch.voxel_id,

@@ -341,3 +341,11 @@ def test_a_person_beside_a_wall_stays_a_person_wherever_the_grid_lies(tmp_path):
 
 def test_no_frames():
     assert run([]) == {}
+
+
+def test_a_pixel_label_beyond_the_classes_is_refused(drive):
+    def beyond(frame):
+        return [pixels(np.full((90, 160), 3), 0.8)]  # classes are 0 to 2
+
+    with pytest.raises(BadInput, match="frame-0: has a pixel label 3, of 3 classes"):
+        run(drive, beyond)

@@ -144,3 +144,18 @@ def test_a_spin_on_the_move_is_set_straight(order):
     assert np.abs(seen - walls).max() > 0.5
     with pytest.raises(ValueError, match="determines no motion"):
         deskew(seen.astype(np.float32), after, sweep, sweep)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"columns": 3},
+        {"intensity_scale": 0.0},
+        {"ego_box_m": float("nan")},
+        {"bad_share": 2.0},
+        {"bad_share": float("nan")},
+    ],
+)
+def test_a_layout_that_no_file_can_have_is_refused(wrong: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        SweepLayout(**wrong)
