@@ -22,7 +22,7 @@ from clipsweep.pipeline.config import Setting, describe, load_arguments, load_co
 from clipsweep.pipeline.run.ready import check_ready
 from clipsweep.pipeline.run.scenes import Incomplete
 from clipsweep.pipeline.run.signals import Stopped, raise_on_sigterm
-from clipsweep.projection.errors import BadInput
+from clipsweep.projection.errors import BadInput, printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,20 @@ class Made:
 
 def say(text: str) -> None:
     """Prints a message to stderr; stdout is kept for the one path of the result."""
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(_escaped(text) + "\n")
+
+
+def _escaped(text: str) -> str:
+    """Escapes control characters, which names from files may hold; lines stay lines."""
+    return "\n".join(printable(line) for line in text.split("\n"))
+
+
+class _Escaping(logging.Formatter):
+    """Log formatter whose messages cannot steer a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Formats a record, control characters escaped."""
+        return _escaped(super().format(record))
 
 
 def report_bad_steps(student: Artifact) -> None:
@@ -49,6 +62,7 @@ def report_bad_steps(student: Artifact) -> None:
 def _messages(level: int) -> Iterator[None]:
     """Log level context: log messages from a level on appear on stderr."""
     handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Escaping())
     logger = logging.getLogger("clipsweep")
     before = logger.level
     logger.addHandler(handler)

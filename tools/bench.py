@@ -69,14 +69,20 @@ def run(name: str, settings: Sequence[str], config: Config, arguments: Arguments
     if name not in BENCHES and name not in EXPERIMENTS:
         known = ", ".join([*BENCHES, *EXPERIMENTS, "tables"])
         raise BadInput(name, "is no benchmark", f"choose from {known}")
-    say(machine())
+    if config.on_bad == "skip":
+        raise BadInput("on_bad", "is skip", "benchmarks score every frame: leave it out")
     results = Results(Path(arguments.out), name)
+    if name in BENCHES and arguments.smoke:
+        raise BadInput("smoke", f"is true, which {name} does not offer", "leave it out")
+    say(machine())
     if name in BENCHES:
         for row in results.ratios(BENCHES[name]):
             say(tables.ratio(row))
         return Made(results.path)
     experiment, recipe = EXPERIMENTS[name]
     named = any("=" not in setting for setting in settings)
+    if named and not recipe:
+        raise BadInput(settings[0], f"is a file, and {name} has recipes of its own", "leave it out")
     given = [*([] if named or not recipe else [recipe]), "run.progress=false", *settings]
     given += _smoke(name, given) if arguments.smoke else []
     for row in results.rows(experiment(given)):

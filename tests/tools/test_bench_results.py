@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,7 +31,7 @@ class Measuring:
                 self.measured.append(name)
                 return Line(name, [0.5, 0.7], [0.9], {"car": 0.25, "bus": None})
 
-            yield Job(name, ["data.root=here/world", *settings], make)
+            yield Job(name, ["make_demo=true", "data.root=here/world", *settings], make)
 
 
 def test_a_stopped_run_goes_on_with_the_rows_that_are_missing(tmp_path: Path) -> None:
@@ -73,9 +74,22 @@ def test_the_same_row_of_two_data_sets_are_two_rows(tmp_path: Path) -> None:
 
 
 def test_where_data_lie_does_not_name_a_row() -> None:
-    assert config_digest(["data.root=a/world"]) == config_digest(["data.root=b/world"])
-    assert config_digest(["data.root=a/world"]) != config_digest(["data.root=a/town"])
-    assert config_digest(["seed=1"]) != config_digest(["seed=2"])
+    demo = "make_demo=true"
+    assert config_digest([demo, "data.root=a/world"]) == config_digest([demo, "data.root=b/world"])
+    assert config_digest([demo, "data.root=a/world"]) != config_digest([demo, "data.root=a/town"])
+    assert config_digest([demo, "seed=1"]) != config_digest([demo, "seed=2"])
+
+
+def test_other_data_of_the_same_name_name_another_row(tmp_path: Path, small_world: Path) -> None:
+    other = tmp_path / small_world.name
+    shutil.copytree(small_world / "v1.0-mini", other / "v1.0-mini")
+    given = ["data.nuscenes.version=v1.0-mini"]
+    ours = config_digest([*given, f"data.root={small_world}"])
+    scenes = other / "v1.0-mini" / "scene.json"
+    scenes.write_text(scenes.read_text() + " ")
+    assert config_digest([*given, f"data.root={other}"]) != ours
+    with pytest.raises(BadInput, match="no such folder"):
+        config_digest([*given, f"data.root={tmp_path / 'gone' / small_world.name}"])
 
 
 def test_docstrings_do_not_change_the_digest_of_the_code(
@@ -95,9 +109,51 @@ def test_docstrings_do_not_change_the_digest_of_the_code(
 
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     path = tmp_path / "made.jsonl"
-    path.write_text('{"name": "one", "data": ""}\n{"name"')
-    with pytest.raises(BadInput, match="line 2"):
-        read_rows(path)
+    list(Results(tmp_path, "made").rows(Measuring().jobs()))
+    good = path.read_text().splitlines()[0]
+    for bad in ('{"name"', '{"name": "one"}', "[]", good.replace("[0.5, 0.7]", "[]"), "\xff"):
+        path.write_bytes(f"{good}\n{bad}\n".encode("latin-1"))
+        with pytest.raises(BadInput, match="line 2 is no row"):
+            read_rows(path)
+
+
+def test_two_runs_into_one_folder_keep_each_others_rows(tmp_path: Path) -> None:
+    first = Results(tmp_path, "made")
+    second = Results(tmp_path, "made")
+    list(first.rows(Measuring().jobs()))
+    list(second.rows(Measuring().jobs("data.root=there/town")))
+    assert len(read_rows(tmp_path / "made.jsonl")) == 4
+
+
+def test_ratios_are_measured_together_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"unit": "ms", "ours": 1.0, "peer_name": "p", "peer": 2.0, "ratio": 2.0, "bar": None}
+    turns: list[int] = []
+
+    def measure(stop: bool = False) -> Iterator[dict]:
+        turns.append(1)
+        yield {"name": "one", **row}
+        if stop:
+            raise KeyboardInterrupt
+        yield {"name": "two", **row}
+
+    with pytest.raises(KeyboardInterrupt):
+        list(Results(tmp_path, "made").ratios(lambda: measure(stop=True)))
+    assert not (tmp_path / "made.jsonl").exists()
+    for _ in range(2):
+        found = list(Results(tmp_path, "made").ratios(measure))
+        assert [each["name"] for each in found] == ["one", "two"]
+    assert len(turns) == 2
+    monkeypatch.setattr(results, "machine", lambda: "another")
+    list(Results(tmp_path, "made").ratios(measure))
+    assert len(turns) == 3
+
+
+def test_a_folder_that_cannot_be_is_refused_before_measuring(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match="is no folder"):
+        Results(tmp_path / "file", "made")
 
 
 def test_the_page_shows_the_published_rows() -> None:
@@ -140,8 +196,15 @@ def test_a_smoke_run_measures_the_demo(tmp_path: Path, monkeypatch: pytest.Monke
     assert {row["data"] for row in rows} == {"demo-data-smoke"}
 
 
-def test_an_unknown_benchmark_is_named() -> None:
+def test_what_a_benchmark_cannot_do_is_said(tmp_path: Path) -> None:
+    out = str(tmp_path)
     with pytest.raises(BadInput, match="choose from projection"):
         bench.run("fussion", [], load_config([]), bench.Arguments())
     with pytest.raises(BadInput, match="transfer"):
-        bench.run("transfer", [], load_config([]), bench.Arguments(smoke=True))
+        bench.run("transfer", [], load_config([]), bench.Arguments(out, smoke=True))
+    with pytest.raises(BadInput, match="teacher does not offer"):
+        bench.run("teacher", [], load_config([]), bench.Arguments(out, smoke=True))
+    with pytest.raises(BadInput, match="recipes of its own"):
+        bench.run("transfer", ["demo"], load_config([]), bench.Arguments(out))
+    with pytest.raises(BadInput, match="every frame"):
+        bench.run("fusion", [], load_config(["on_bad=skip"]), bench.Arguments(out))

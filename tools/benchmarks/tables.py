@@ -37,7 +37,8 @@ def filled(text: str, published: Path = PUBLISHED) -> str:
         bench, lines = TABLES[name]
         rows = read_rows(published / f"{bench}.jsonl")
         if not rows:
-            raise BadInput(published / f"{bench}.jsonl", "holds no rows", f"run bench.py {bench}")
+            cure = f"run bench.py {bench} out=tools/benchmarks/results"
+            raise BadInput(published / f"{bench}.jsonl", "holds no rows", cure)
         head, *body = lines(rows)
         rule = ["---"] * len(head)
         drawn = [f"| {' | '.join(cells)} |" for cells in (head, rule, *body)]
