@@ -26,11 +26,14 @@ from clipsweep.projection.pose import Pose
 from tests.helpers import Run, settings
 
 
-def code(heading: str) -> list[str]:
-    """The blocks of Python below a heading."""
+def follow(folder: Path, heading: str, name: str) -> None:
+    """Writes the module and the entry of a guide into a folder, and imports the entry."""
     page = Path(__file__).with_name("README.md").read_text()
     guide = page.partition(f"## {heading}\n")[2].partition("\n## ")[0]
-    return re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    module, entry = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    (folder / f"{name}.py").write_text(module)
+    (folder / "entry.py").write_text(entry)
+    importlib.import_module("entry")
 
 
 @pytest.fixture
@@ -56,10 +59,7 @@ def guide_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
 def test_the_teacher_of_the_guide_labels_pixels(
     small_world: Path, tmp_path: Path, guide_folder: Path, tool: Run
 ) -> None:
-    module, entry = code("How to add a teacher")
-    (guide_folder / "brightness.py").write_text(module)
-    (guide_folder / "entry.py").write_text(entry)
-    importlib.import_module("entry")
+    follow(guide_folder, "How to add a teacher", "brightness")
     given = [*settings(small_world, tmp_path / "store"), "teacher.kind=brightness"]
     given += ["teacher.brightness.bright=200"]
     assert tool("label", *given).status == 0
@@ -74,10 +74,7 @@ def test_the_teacher_of_the_guide_labels_pixels(
 def test_the_data_set_of_the_guide_gives_the_same_frames(
     small_world: Path, tmp_path: Path, guide_folder: Path, tool: Run
 ) -> None:
-    module, entry = code("How to add a data set")
-    (guide_folder / "drives.py").write_text(module)
-    (guide_folder / "entry.py").write_text(entry)
-    importlib.import_module("entry")
+    follow(guide_folder, "How to add a data set", "drives")
     store = tmp_path / "store"
     official = load_config(settings(small_world, store))
     expected = frames_of(official)
