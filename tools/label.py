@@ -1,6 +1,9 @@
 """Labels images with a 2D teacher (CLIP) and fuses them to pseudo-labels of LiDAR points.
 
+With a student, it labels the points instead, consolidated over views of a sweep and over time.
+
 usage: python tools/label.py DATA.yaml LABEL.yaml [report=labels.png] [key=value ...]
+       python tools/label.py DATA.yaml student=FOLDER [report=labels.png] [key=value ...]
 """
 
 import sys
@@ -22,6 +25,7 @@ from clipsweep.pipeline.reports.label_statistics import (
     truth_source,
 )
 from clipsweep.pipeline.reports.views import check_picture, save_figure
+from clipsweep.pipeline.stages.consolidate import make_consolidated
 from clipsweep.pipeline.stages.index import make_index
 from clipsweep.pipeline.stages.pixels import make_pixels
 from clipsweep.pipeline.stages.points import make_points
@@ -33,6 +37,7 @@ KEYS = (
     "labels",
     "teacher",
     "fusion",
+    "consolidation",
     "run",
     "store",
     "on_bad",
@@ -48,6 +53,10 @@ class Arguments:
         str,
         Field(description="picture (.png) of how good the labels are; a table is printed too"),
     ] = ""
+    student: Annotated[
+        str,
+        Field(description="folder of a student that labels the points; empty: fused pixel labels"),
+    ] = ""
 
 
 def run(config: Config, arguments: Arguments) -> Made:
@@ -57,9 +66,13 @@ def run(config: Config, arguments: Arguments) -> Made:
         make_demo(config, Path(config.data.root))
     index = make_index(config)
     truth = truth_source(config, index) if arguments.report else ""
-    pixels = make_pixels(config, index)
-    points = make_points(config, index, pixels)
+    student = arguments.student
+    alone = student and not config.consolidation.teacher_weight
+    teacher = None if alone else make_points(config, index, make_pixels(config, index))
+    points = make_consolidated(config, index, student, teacher=teacher) if student else teacher
+    assert points is not None
     if arguments.report:
+        pixels = make_pixels(config, index)
         space = load_space(config.labels)
         title = f"labels of {pixels.id} and {points.id}"
         title += f", truth from {truth}" if truth else ""

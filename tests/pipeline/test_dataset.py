@@ -90,11 +90,13 @@ def test_targets_are_the_labels_of_points(ready: tuple, kind: str) -> None:
 def test_batches_are_the_same_with_and_without_worker_processes(ready: tuple) -> None:
     config, pixels, points, frames = ready
     targets = target_source("points", pixels, points, config)
-    here = list(training_batches(frames, targets, config, 0))
+    here = list(training_batches(frames, targets, config, range(3)))
     beside = list(
-        training_batches(frames, targets, replace(config, run=replace(config.run, loaders=2)), 0)
+        training_batches(
+            frames, targets, replace(config, run=replace(config.run, loaders=2)), range(3)
+        )
     )
-    later = list(training_batches(frames, targets, config, 1))
+    later = list(training_batches(frames, targets, config, range(1, 3)))
     assert len(here) == 3
     assert all(same(a, b) for a, b in zip(here, beside, strict=True))
     assert all(same(a, b) for a, b in zip(here[1:], later, strict=True))
@@ -110,7 +112,7 @@ def test_sweeps_pass_apart_and_share_voxels(ready: tuple) -> None:
         train=replace(config.train, sweeps=3, sweeps_among=5, batch_size=2),
     )
     targets = target_source("pixels", pixels, points, config)
-    batch = next(iter(training_batches(frames, targets, config, 1)))
+    batch = next(iter(training_batches(frames, targets, config, range(1, 3))))
     passes = {frame.id: min(3, len(frame.sweeps)) for frame in frames}
     assert {frame: batch.frames.count(frame) for frame in batch.frames} == {
         frame: passes[frame] for frame in batch.frames
