@@ -70,9 +70,12 @@ class Trained:
                 was trained with.
 
         Raises:
-            ValueError: shapes do not fit, a value is not finite, or the student was trained on
-                features, without classes.
+            ValueError: shapes do not fit, a value is not finite, the height is none of 0 to 100 m,
+                or the student was trained on features, without classes.
         """
+        height_m = self.sensor_height_m if sensor_height_m is None else sensor_height_m
+        if not 0 <= height_m <= 100:
+            raise ValueError(f"sensor_height_m={height_m} is none of 0 to 100 m")
         points = np.asarray(xyz, np.float32)
         columns = [
             np.asarray(c, np.float32)
@@ -94,7 +97,7 @@ class Trained:
             voxel_m=self.model.voxel_m,
             features=self.model.features,
             reduce=self.model.reduce,
-            sensor_height_m=self.sensor_height_m if sensor_height_m is None else sensor_height_m,
+            sensor_height_m=height_m,
             trilinear=self.model.trilinear,
         )
         batch = collate([voxels]).to(next(self.student.parameters()).device)
