@@ -72,8 +72,8 @@ class Trained:
                 was trained with.
 
         Raises:
-            ValueError: shapes do not fit, a value is not finite, or the student was trained on
-                features, without classes.
+            ValueError: shapes do not fit, a value is not finite, the height is none of 0 to 100 m,
+                or the student was trained on features, without classes.
         """
         batch = self._batch(xyz, intensity, age_s, sensor_height_m)
         if batch is None:
@@ -140,6 +140,9 @@ class Trained:
         sensor_height_m: float | None,
     ) -> Batch | None:
         """Checks and voxelizes a point cloud, on the student's device; None without points."""
+        height_m = self.sensor_height_m if sensor_height_m is None else sensor_height_m
+        if not 0 <= height_m <= 100:
+            raise ValueError(f"sensor_height_m={height_m} is none of 0 to 100 m")
         points = np.asarray(xyz, np.float32)
         columns = [
             np.asarray(c, np.float32)
@@ -161,7 +164,7 @@ class Trained:
             voxel_m=self.model.voxel_m,
             features=self.model.features,
             reduce=self.model.reduce,
-            sensor_height_m=self.sensor_height_m if sensor_height_m is None else sensor_height_m,
+            sensor_height_m=height_m,
             trilinear=self.model.trilinear,
         )
         return collate([voxels]).to(next(self.student.parameters()).device)

@@ -382,6 +382,9 @@ def test_a_student_predicts_every_point(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=why):
             trained.predict(*bad)
+    for height_m in (np.nan, np.inf, -1.0):
+        with pytest.raises(ValueError, match=f"sensor_height_m={height_m} is none of 0 to 100 m"):
+            trained.predict(xyz, intensity, sensor_height_m=height_m)
     assert np.array_equal(trained.predict(xyz.astype(float), intensity.astype(float)), label)
 
 
