@@ -88,11 +88,11 @@ class CellMean:
 
     def __init__(
         self,
-        keys: Sequence[UInt64[np.ndarray, " n"]],
-        probabilities: Sequence[Float32[np.ndarray, "n c"]],
+        keys: Sequence[UInt64[np.ndarray, " _"]],
+        probabilities: Sequence[Float32[np.ndarray, "_ c"]],
     ) -> None:
         index, inverse = index_cells(np.concatenate(keys))
-        self._cells: list[Int32[np.ndarray, " n"]] = np.split(
+        self._cells: list[Int32[np.ndarray, " _"]] = np.split(
             inverse, np.cumsum([len(own) for own in keys])[:-1]
         )
         self._probabilities = probabilities
@@ -134,8 +134,8 @@ def add_teacher(
 
 
 def consolidate(
-    keys: Sequence[UInt64[np.ndarray, " n"]],
-    probabilities: Sequence[Float32[np.ndarray, "n c"]],
+    keys: Sequence[UInt64[np.ndarray, " _"]],
+    probabilities: Sequence[Float32[np.ndarray, "_ c"]],
     times_us: Sequence[int],
     wanted: range,
     config: ConsolidationConfig,
