@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -65,6 +66,15 @@ class Confusion:
         flat = np.bincount(true * (classes + 2) + column, minlength=classes * (classes + 2))
         background = np.bincount(wrong, minlength=classes)
         return Confusion(flat.reshape(classes, classes + 2), background)
+
+    def tree(self) -> dict[str, list]:
+        """Counts as JSON-like lists."""
+        return {"counts": self.counts.tolist(), "background": self.background.tolist()}
+
+    @staticmethod
+    def of_tree(tree: Mapping[str, list]) -> Confusion:
+        """Confusion matrix from what ``tree`` gave."""
+        return Confusion(np.array(tree["counts"], np.int64), np.array(tree["background"], np.int64))
 
     def __add__(self, other: Confusion) -> Confusion:
         return Confusion(self.counts + other.counts, self.background + other.background)

@@ -11,6 +11,7 @@ from functools import partial
 import torch
 
 from clipsweep.distill.objectives import ObjectivesConfig, pretraining
+from clipsweep.distill.student.checkpoint import load_student
 from clipsweep.distill.teacher.maskclip import MaskClipConfig
 from clipsweep.distill.training.distributed import rank
 from clipsweep.pipeline.artifacts.read import all_left_out
@@ -106,11 +107,15 @@ def _check_teacher(config: Config) -> None:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Sources:
-    """Artifacts that pre-training reads: index, pixel labels, point labels."""
+    """Artifacts that pre-training reads: index, pixel labels, point labels.
+
+    ``before`` is the folder of the student whose labels these are; empty where they are fused.
+    """
 
     index: Artifact
     pixels: Artifact
     points: Artifact
+    before: str = ""
 
 
 def _sources(config: Config, before: str) -> _Sources:
@@ -124,7 +129,7 @@ def _sources(config: Config, before: str) -> _Sources:
     learned = Artifact.at(before, "student").manifest()["class_shares"]
     for warning in collapse_warnings(learned, class_shares(points)):
         _log.warning(f"{points.id}, labels by {before}: look at this: {warning}")
-    return _Sources(index, pixels, points)
+    return _Sources(index, pixels, points, before)
 
 
 def _pretrained(config: Config, sources: _Sources, resume: str) -> Artifact:
@@ -133,6 +138,7 @@ def _pretrained(config: Config, sources: _Sources, resume: str) -> Artifact:
     key = {
         **config.values(*READS_CLOUDS, *PRETRAINED_BY),
         "resume": student_digest(resume),
+        "before": student_digest(sources.before),
         "scenes": scenes,
         "pixels": sources.pixels.content(*scenes),
         "points": sources.points.content(*scenes),
@@ -153,6 +159,8 @@ def _pretrain(config: Config, sources: _Sources, student: Artifact, resume: str)
     with no_labels(label_folders(config.data, sources.index)):
         network = new_student(config, text.shape[1])
         network.text_head = "semantic" if config.objectives.semantic.weight else "local"
+        if sources.before:
+            network.load_state_dict(load_student(sources.before).student.state_dict())
         terms = pretraining(network, text.to(device()), config.objectives)
         stripped = [dataclasses.replace(frame, labels=None) for frame in frames]
         task = TrainingTask(network, terms, text, stripped, targets, used_labels=False)

@@ -32,6 +32,10 @@ from clipsweep.projection.frames import NONE, Frame
 # --- scores ---------------------------------------------------------------------------------------
 
 
+_LAYOUT = 2
+"""Of ``scores.json``; 2 has a confusion matrix for each scene."""
+
+
 def make_scores(
     config: Config, index: Artifact, predicted: Artifact, student: str = ""
 ) -> Artifact:
@@ -66,6 +70,7 @@ def make_scores(
             truths.digest(),
         ],
         "labels": predicted.content(),
+        "layout": _LAYOUT,
     }
     inputs = [predicted]
     if config.labels.truth == BOXES:
@@ -77,7 +82,7 @@ def make_scores(
     truth_of = truth_reader(config, index, truths, scoring)
     table_class = np.full(256, NONE, np.uint8)
     table_class[: len(space)] = np.where(scoring.of_class == NONE, OTHER, scoring.of_class)
-    confusion = Confusion.empty(len(scoring.names))
+    of_scene: dict[str, Confusion] = {}
     frames = 0
     skipped = predicted.skipped()
     for frame, label in labelled_frames(config, index, predicted):
@@ -92,8 +97,10 @@ def make_scores(
             raise BadInput(
                 frame.id, f"has {len(truth)} true labels and {len(label)} predicted ones"
             )
-        confusion += Confusion.of(truth, table_class[label], len(scoring.names))
+        found = Confusion.of(truth, table_class[label], len(scoring.names))
+        of_scene[frame.scene] = of_scene[frame.scene] + found if frame.scene in of_scene else found
         frames += 1
+    confusion = sum(of_scene.values(), Confusion.empty(len(scoring.names)))
     if not frames and any(skip.frame is not None for skip in skipped):
         raise all_left_out("data.eval", skipped)
     if not confusion.points and config.labels.truth == BOXES:
@@ -104,6 +111,7 @@ def make_scores(
             "data.eval", "no frame has labels to score against", "unpack its labels, or score val"
         )
     tree = _scores(config, confusion, frames, scoring.names, predicted, student)
+    tree["scenes"] = {scene: counts.tree() for scene, counts in of_scene.items()}
     scores.commit("scores", json.dumps(tree, indent=1).encode())
     scores.finish(["scores"], config, started, skipped)
     return scores
