@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from clipsweep.pipeline.artifacts.store import Artifact
-from clipsweep.tools.benchmarks import experiments, tables
+from clipsweep.tools.benchmarks import experiments, few_labels, tables
 from clipsweep.tools.benchmarks.experiments import Line
 from tests.helpers import Run, settings
 
@@ -84,15 +84,28 @@ def test_transfer_scores_on_what_two_rigs_share(
 
 
 @pytest.mark.slow
-def test_shares_start_from_the_same_seed(
+def test_arms_of_few_labels_have_equal_steps(
     small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(experiments, "SHARES", {"100": 1})
-    monkeypatch.setattr(experiments, "SEEDS", (0,))
-    jobs = experiments.shares(settings(small_world, tmp_path / "store"))
-    scratch, tuned = [job.make() for job in jobs]
-    assert (scratch.name, tuned.name) == ("scene@100%, random weights", "scene@100%, pre-trained")
-    students = [Artifact(path).manifest() for path in (tmp_path / "store").glob("student-*")]
-    pretrained = next(student for student in students if not student["used_labels"])
-    started = {student["key"]["student"] for student in students if student["used_labels"]}
-    assert started == {"", pretrained["digest"]}
+    monkeypatch.setattr(few_labels, "SHARES", ("50",))
+    monkeypatch.setattr(few_labels, "STEPS", 4)
+    monkeypatch.setattr(few_labels, "SEEDS", (0,))
+    given = [*settings(small_world, tmp_path / "store"), "objectives.semantic.targets=points"]
+    rows = {job.name: job.make() for job in few_labels.few_labels(given)}
+    assert len(rows) == 1 + 2 * len(few_labels.ARMS)
+    ours = rows["frame@50%, pre-trained, pseudo-labels beside"]
+    assert [gain.over for gain in ours.gains] == ["no labels", "random weights, labels alone"]
+    start = rows["no labels"]
+    assert ours.gains[0].miou == pytest.approx(ours.miou[0] - start.miou[0])
+    students = [Artifact(path) for path in (tmp_path / "store").glob("student-*")]
+    (pretrained,) = (each for each in students if not each.manifest()["used_labels"])
+    before = _steps(pretrained)
+    for student in students:
+        made = student.manifest()
+        if made["used_labels"] and made["key"]["protocol"].startswith("frame"):
+            start_steps = before if made["key"]["student"] else 0
+            assert start_steps + _steps(student) == before + 4
+
+
+def _steps(student: Artifact) -> int:
+    return len((student.path / "metrics.jsonl").read_text().splitlines())

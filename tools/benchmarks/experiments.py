@@ -1,6 +1,6 @@
-"""Experiments on a data set with ground truth: fusion steps, ablation, label fractions, transfer.
+"""Experiments on a data set with ground truth: fusion steps, ablation, transfer between rigs.
 
-Each gives a table. Compared are the method's steps, the paper's ablation and shares of the labels.
+Each gives a table. Few labels have a module of their own.
 
 Every line is a training of its own, kept as an artifact: a stopped experiment goes on where it was.
 """
@@ -45,6 +45,7 @@ from clipsweep.projection.frames import NONE, Frame
 from clipsweep.projection.fusion import label_scene, visible_pairs
 from clipsweep.projection.grid import cell_keys
 from clipsweep.projection.votes import vote_in_cells
+from clipsweep.tools.benchmarks.bootstrap import Gain
 from clipsweep.tools.benchmarks.results import Job
 
 SEEDS = (0, 1, 2)
@@ -54,7 +55,8 @@ SEEDS = (0, 1, 2)
 class Line:
     """Scores of a table row: mIoU, accuracy and IoU of each class over several seeds.
 
-    mIoU and accuracy of each seed, and the IoU of each class, mean over the seeds.
+    mIoU and accuracy of each seed, and the IoU of each class, mean over the seeds; then what the
+    mIoU gains over other rows.
     """
 
     name: str
@@ -62,9 +64,10 @@ class Line:
     accuracy: list[float]
     iou: dict[str, float | None]
     note: str = ""
+    gains: tuple[Gain, ...] = ()
 
 
-def _open(arguments: Sequence[str]) -> Config:
+def open_data(arguments: Sequence[str]) -> Config:
     """Opens the configuration of an experiment; writes the demo data set first if needed."""
     config = load_config(arguments)
     if config.make_demo:
@@ -80,7 +83,7 @@ def steps(arguments: Sequence[str]) -> Iterator[Job]:
 
     @functools.cache
     def lifted() -> dict[str, Line]:
-        return {line.name: line for line in _lifting(_open(arguments))}
+        return {line.name: line for line in _lifting(open_data(arguments))}
 
     def labels(name: str) -> Line:
         return lifted()[name]
@@ -92,10 +95,8 @@ def steps(arguments: Sequence[str]) -> Iterator[Job]:
         ("student, annotation-free", [], SEEDS),
     ):
         yield _trained(name, [*arguments, *overrides], seeds, _pretrained)
-    supervised = partial(_finetuned, before=None)
-    yield _trained(
-        "student, all true labels", [*arguments, "protocol=scene@100%"], SEEDS[:1], supervised
-    )
+    supervised = [*arguments, "protocol=scene@100%", "finetune.unlabelled=none"]
+    yield _trained("student, all true labels", supervised, SEEDS[:1], _supervised)
 
 
 LIFTED = (
@@ -249,7 +250,7 @@ def plain_votes(config: Config, pixels: Artifact, frames: list[Frame]) -> Iterat
 
 def _score_frames(name: str, arguments: Sequence[str], label: FrameLabels) -> Line:
     """Scores labels of the evaluation scenes, on the points that have one."""
-    config = _open(arguments)
+    config = open_data(arguments)
     index = make_index(config)
     pixels = make_pixels(config, index)
     space = load_space(config.labels)
@@ -312,28 +313,6 @@ def ablation(arguments: Sequence[str]) -> Iterator[Job]:
         yield _trained(name, [*arguments, *overrides], seeds, _pretrained)
 
 
-# --- shares of the labels -------------------------------------------------------------------------
-
-SHARES = {"1": 120, "5": 50, "10": 30, "25": 15, "100": 8}
-"""Share of the labels in percent, and the epochs that a training on it takes, with and without
-pre-training.
-"""
-
-
-def shares(arguments: Sequence[str]) -> Iterator[Job]:
-    """Experiment: fine-tuning at label fractions, pre-trained against random weights.
-
-    Three seeds at 1 and 100 %.
-    """
-    for share, epochs in SHARES.items():
-        for unit in ("frame", "scene") if share != "100" else ("scene",):
-            given = [*arguments, f"protocol={unit}@{share}%", f"train.epochs={epochs}"]
-            seeds = SEEDS if share in {"1", "100"} else SEEDS[:1]
-            for name, before in (("random weights", None), ("pre-trained", arguments)):
-                tune = partial(_finetuned, before=before)
-                yield _trained(f"{unit}@{share}%, {name}", given, seeds, tune)
-
-
 # --- another rig ----------------------------------------------------------------------------------
 
 RIGS = {"nuScenes-like": "demo", "KITTI-like": "demo_kitti"}
@@ -352,15 +331,15 @@ def transfer(arguments: Sequence[str]) -> Iterator[Job]:
 
 
 def _transferred(name: str, trained_on: Sequence[str], scored_on: Sequence[str]) -> Line:
-    config = _open(trained_on)
+    config = open_data(trained_on)
     student = make_pretrained(config).path
-    there = _open(scored_on)
+    there = open_data(scored_on)
     truth = "" if there.labels.space == config.labels.space else there.labels.space
     labels = dataclasses.replace(config.labels, eval=there.labels.eval, truth=truth)
     there = dataclasses.replace(there, labels=labels)
     index = make_index(there)
     predictions = make_predictions(there, index, str(student))
-    return _line(name, [_score(there, index, predictions, str(student))])
+    return seed_mean(name, [score(there, index, predictions, str(student))])
 
 
 # --- one training ---------------------------------------------------------------------------------
@@ -374,30 +353,26 @@ def _trained(
 ) -> Job:
     """Scores of trainings with several seeds, as one table row."""
     of_seed = [[*arguments, f"seed={seed}"] for seed in seeds]
-    return Job(name, arguments, lambda: _line(name, [train(each) for each in of_seed]))
+    return Job(name, arguments, lambda: seed_mean(name, [train(each) for each in of_seed]))
 
 
 def _pretrained(arguments: Sequence[str]) -> dict[str, Any]:
-    config = _open(arguments)
+    config = open_data(arguments)
     return _scored(config, make_pretrained(config))
 
 
-def _finetuned(arguments: Sequence[str], before: Sequence[str] | None) -> dict[str, Any]:
-    """Scores of a fine-tuning that starts from what ``before`` pre-trains, with the same seed."""
-    config = _open(arguments)
-    source = "none"
-    if before is not None:
-        source = str(make_pretrained(_open([*before, f"seed={config.seed}"])).path)
-    return _scored(config, make_finetuned(config, source))
+def _supervised(arguments: Sequence[str]) -> dict[str, Any]:
+    config = open_data(arguments)
+    return _scored(config, make_finetuned(config, "none"))
 
 
 def _scored(config: Config, student: Artifact) -> dict[str, Any]:
     index = make_index(config)
     folder = str(student.path)
-    return _score(config, index, make_predictions(config, index, folder), folder)
+    return score(config, index, make_predictions(config, index, folder), folder)
 
 
-def _score(
+def score(
     config: Config, index: Artifact, predicted: Artifact, student: str = ""
 ) -> dict[str, Any]:
     tree = json.loads(make_scores(config, index, predicted, student).shard("scores").read_text())
@@ -405,7 +380,7 @@ def _score(
     return tree
 
 
-def _line(name: str, trees: Sequence[dict[str, Any]]) -> Line:
+def seed_mean(name: str, trees: Sequence[dict[str, Any]]) -> Line:
     classes = trees[0]["classes"]
     iou = {c: [t["iou"][c] for t in trees if t["iou"][c] is not None] for c in classes}
     mean = {c: float(np.mean(values)) if values else None for c, values in iou.items()}

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired
 
 from pydantic import Field, TypeAdapter
 from typing_extensions import TypedDict
@@ -102,6 +102,16 @@ class _Made(TypedDict):
     machine: str
 
 
+class GainRow(TypedDict):
+    """Gain of a row over another one, with a 95 % interval over scenes."""
+
+    over: str
+    miou: float
+    low: float
+    high: float
+    scenes: int
+
+
 class ScoreRow(_Made):
     """Benchmark row of scores."""
 
@@ -109,6 +119,7 @@ class ScoreRow(_Made):
     accuracy: Annotated[list[float], Field(min_length=1)]
     iou: dict[str, float | None]
     note: str
+    gains: NotRequired[list[GainRow]]
 
 
 class RatioRow(_Made):

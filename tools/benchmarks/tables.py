@@ -88,6 +88,20 @@ def _scores(rows: Sequence[Row]) -> list[list[str]]:
     return [["", "mIoU", "accuracy", ""], *body]
 
 
+def _gained(rows: Sequence[Row]) -> list[list[str]]:
+    """Table of scores with what each row gains over others, and its interval over scenes."""
+    body = [
+        [row["name"], _mean(row["miou"]), "; ".join(map(_gain, row.get("gains", [])))]
+        for row in rows
+    ]
+    return [["", "mIoU", "gain (95 % interval over scenes)"], *body]
+
+
+def _gain(gain: Row) -> str:
+    low, middle, high = (100 * gain[name] for name in ("low", "miou", "high"))
+    return f"{middle:+.1f} ({low:+.1f} to {high:+.1f}) over {gain['over']}"
+
+
 def _classes(rows: Sequence[Row]) -> list[list[str]]:
     """Table of IoU by class, a column for each row that covers all points."""
     shown = [row for row in rows if "common" not in row["name"] and "random" not in row["name"]]
@@ -144,6 +158,7 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], list[list[str]]]]] = {
     "demo": ("demo", _scores),
     "demo by class": ("demo", _classes),
     "fusion": ("fusion", _fusion),
+    "few labels": ("few_labels", _gained),
     "transfer": ("transfer", _scores),
     "teacher settings": ("pixels", _scores),
     "projection": ("projection", _ratios),
