@@ -29,6 +29,7 @@ from clipsweep.pipeline.artifacts.store import Artifact, write_whole
 from clipsweep.pipeline.run.scenes import Incomplete, Worker, make_shard
 from clipsweep.pipeline.run.settings import RunConfig
 from clipsweep.pipeline.run.signals import raise_on_sigterm
+from clipsweep.pipeline.stages.guard import under_guard
 from clipsweep.projection.errors import BadInput
 
 _DISK = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS, errno.EDQUOT)
@@ -364,7 +365,7 @@ def run_on_ray(
     """
     # Ray reports lost workers on stdout, which tools keep for their one path
     with redirect_stdout(sys.stderr), ray_cluster(run):
-        driver = _Driver(artifact, make_worker, run, gpu, tick)
+        driver = _Driver(artifact, under_guard(make_worker), run, gpu, tick)
         try:
             driver.work(names)
         finally:

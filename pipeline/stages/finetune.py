@@ -33,7 +33,8 @@ from clipsweep.pipeline.stages.fit import (
     student_digest,
     training_frames,
 )
-from clipsweep.pipeline.stages.index import make_index, scene_digests
+from clipsweep.pipeline.stages.guard import Guard, guard_facts, label_guard
+from clipsweep.pipeline.stages.index import scene_digests
 from clipsweep.pipeline.stages.protocols import labelled_subset
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import Frame
@@ -42,7 +43,7 @@ FINETUNED_BY = ("model", "train", "finetune", "protocol", "seed", "objectives.se
 """Settings that decide a fine-tuned student, beside clouds, labels and the pre-trained student."""
 
 
-def make_finetuned(config: Config, source: str) -> Artifact:
+def make_finetuned(config: Config, source: str, guard: Guard = label_guard) -> Artifact:
     """Fine-tunes a student with a classifier on the labels that ``protocol`` gives.
 
     The frames whose labels were used are listed in the manifest.
@@ -50,11 +51,13 @@ def make_finetuned(config: Config, source: str) -> Artifact:
     Args:
         config: everything else.
         source: folder of the student to start from; ``none`` for random weights.
+        guard: keeps all other files of human labels closed.
 
     Raises:
         BadInput: the protocol, the student or a frame cannot be used.
         NotFinite: the loss is not finite too often.
         Stopped: by a signal, after a checkpoint.
+        LabelLeak: something opened a label file that the protocol does not give.
         Incomplete: workers were lost too often.
     """
     if config.labels.names:
@@ -75,14 +78,14 @@ def make_finetuned(config: Config, source: str) -> Artifact:
         raise BadInput(
             "student", "is not set", "give student=FOLDER of a pre-trained student, or student=none"
         )
-    if wants_ray(config) and not is_complete(
-        _finetuned(config, make_index(config), source), config
-    ):
-        train_on_ray(partial(make_finetuned, source=source), config)
-    with process_group(partial(make_index, config)) as index:
+    with guard(config, protocol=config.protocol) as index:
         student = _finetuned(config, index, source)
-        if not is_complete(student, config):
-            _finetune(config, index, student, source)
+        if wants_ray(config) and not is_complete(student, config):
+            guarded = partial(label_guard, index=index)
+            train_on_ray(partial(make_finetuned, source=source, guard=guarded), config)
+        with process_group(lambda: index):
+            if not is_complete(student, config):
+                _finetune(config, index, student, source)
     return student
 
 
@@ -121,6 +124,7 @@ def _finetune(config: Config, index: Artifact, student: Artifact, source: str) -
             "protocol": config.protocol,
             "labelled_frames": [frame.id for frame in subset],
             "bad_steps": fitted.bad_steps,
+            **guard_facts(),
         }
         lost = [*index.skipped(), *skipped, *fitted.older_sweeps]
         finish_student(student, config, started, lost, **facts)

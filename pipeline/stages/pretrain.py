@@ -27,8 +27,8 @@ from clipsweep.pipeline.stages.fit import (
     student_digest,
     training_frames,
 )
-from clipsweep.pipeline.stages.guard import label_folders, no_labels
-from clipsweep.pipeline.stages.index import make_index, scene_digests
+from clipsweep.pipeline.stages.guard import Guard, guard_facts, label_guard
+from clipsweep.pipeline.stages.index import scene_digests
 from clipsweep.pipeline.stages.pixels import device, make_pixels
 from clipsweep.pipeline.stages.points import make_points
 from clipsweep.projection.errors import BadInput
@@ -41,7 +41,7 @@ PRETRAINED_BY = (
 """Settings that decide a pre-trained student, beside clouds, pixels and points."""
 
 
-def make_pretrained(config: Config, resume: str = "") -> Artifact:
+def make_pretrained(config: Config, resume: str = "", guard: Guard = label_guard) -> Artifact:
     """Pre-trains a student without any human label.
 
     Makes the stages before it where missing.
@@ -52,6 +52,7 @@ def make_pretrained(config: Config, resume: str = "") -> Artifact:
     Args:
         config: everything else.
         resume: folder of a student to start from, with its optimiser state; may be empty.
+        guard: keeps files of human labels closed in all stages.
 
     Raises:
         BadInput: a frame cannot be used, or none is left.
@@ -61,12 +62,15 @@ def make_pretrained(config: Config, resume: str = "") -> Artifact:
         Incomplete: scenes or workers were lost too often.
     """
     _check_teacher(config)
-    if wants_ray(config) and not is_complete(_pretrained(config, _sources(config), resume), config):
-        train_on_ray(partial(make_pretrained, resume=resume), config)
-    with process_group(partial(_sources, config)) as sources:
-        student = _pretrained(config, sources, resume)
-        if not is_complete(student, config):
-            _pretrain(config, sources, student, resume)
+    with guard(config) as index:
+        sources_of = partial(_sources, config, index)
+        if wants_ray(config) and not is_complete(_pretrained(config, sources_of(), resume), config):
+            guarded = partial(label_guard, index=index)
+            train_on_ray(partial(make_pretrained, resume=resume, guard=guarded), config)
+        with process_group(sources_of) as sources:
+            student = _pretrained(config, sources, resume)
+            if not is_complete(student, config):
+                _pretrain(config, sources, student, resume)
     return student
 
 
@@ -93,8 +97,7 @@ class _Sources:
     points: Artifact
 
 
-def _sources(config: Config) -> _Sources:
-    index = make_index(config)
+def _sources(config: Config, index: Artifact) -> _Sources:
     pixels = make_pixels(config, index)
     return _Sources(index, pixels, make_points(config, index, pixels))
 
@@ -122,14 +125,13 @@ def _pretrain(config: Config, sources: _Sources, student: Artifact, resume: str)
     text = torch.from_numpy(pixels.arrays("_text").get_tensor("text"))
     started = time.time()
     targets = target_source(config.objectives.semantic.targets, pixels, points, config)
-    with no_labels(label_folders(config.data, sources.index)):
-        network = new_student(config, text.shape[1])
-        network.text_head = "semantic" if config.objectives.semantic.weight else "local"
-        terms = pretraining(network, text.to(device()), config.objectives)
-        stripped = [dataclasses.replace(frame, labels=None) for frame in frames]
-        task = TrainingTask(network, terms, text, stripped, targets, used_labels=False)
-        fitted = fit(config, student, task, resume)
+    network = new_student(config, text.shape[1])
+    network.text_head = "semantic" if config.objectives.semantic.weight else "local"
+    terms = pretraining(network, text.to(device()), config.objectives)
+    stripped = [dataclasses.replace(frame, labels=None) for frame in frames]
+    task = TrainingTask(network, terms, text, stripped, targets, used_labels=False)
+    fitted = fit(config, student, task, resume)
     if rank() == 0:
         skipped = [*points.skipped(), *fitted.older_sweeps]
-        facts = {"used_labels": False, "bad_steps": fitted.bad_steps}
+        facts = {"used_labels": False, "bad_steps": fitted.bad_steps, **guard_facts()}
         finish_student(student, config, started, skipped, **facts)
