@@ -94,7 +94,7 @@ def _serve(jobs: Connection, other: Connection) -> None:
     while True:
         try:
             job = jobs.recv()
-        except EOFError:
+        except (EOFError, OSError):
             return
         with raise_on_sigterm("stopped"):
             result: object = None
@@ -103,5 +103,5 @@ def _serve(jobs: Connection, other: Connection) -> None:
                 result = job()
             except BaseException as raised:
                 error = raised
-        with suppress(BrokenPipeError):
+        with suppress(OSError):
             jobs.send((result, error))

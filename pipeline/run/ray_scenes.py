@@ -35,6 +35,7 @@ from clipsweep.projection.errors import BadInput
 _DISK = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS, errno.EDQUOT)
 _POLL_S = 0.5
 _BACK_OFF_S = 0.5
+_SHORT = 16  # letters of a folder for Ray's sockets, whose paths have a limit
 
 
 @contextmanager
@@ -56,8 +57,11 @@ def ray_cluster(run: RunConfig) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    usual = tempfile.gettempdir()
     with tempfile.TemporaryDirectory(
-        prefix="cs-", dir="/tmp", ignore_cleanup_errors=True
+        prefix="cs-",
+        dir=usual if len(usual) <= _SHORT else "/tmp",  # noqa: S108
+        ignore_cleanup_errors=True,
     ) as folder:
         if run.address:
             try:

@@ -210,7 +210,7 @@ def no_labels(closed: Closed) -> Iterator[None]:
     Raises:
         LabelLeak: one is open already.
     """
-    for number in os.listdir(_OPEN_FILES):
+    for number in os.listdir(_OPEN_FILES) if os.path.isdir(_OPEN_FILES) else ():
         if _file(f"{_OPEN_FILES}/{number}") in closed.files:
             name = os.path.realpath(f"{_OPEN_FILES}/{number}")
             raise LabelLeak(f"{name} was open before {closed.run} began")
@@ -334,5 +334,5 @@ def _sealed(config: Config, closed: Closed) -> Iterator[None]:
         except OSError as error:
             _log.warning(f"{error}: the audit hook alone guards label files")
         else:
-            os.environ[_MARK] = "landlock"
+            os.environ[_MARK] = "audit hook" if config.run.address else "landlock"
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import subprocess
@@ -24,18 +25,11 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT}/.src", **more}
 
 
-def test_the_kernel_here_has_landlock() -> None:
-    """Asked in a fresh process: this one has threads."""
-    code = "from clipsweep.pipeline.run import landlock; raise SystemExit(not landlock.available())"
-    asked = subprocess.run([sys.executable, "-c", code], env=environment(), check=False)
-    if asked.returncode:
-        pytest.skip("this kernel has no Landlock: the audit hook alone guards labels here")
-
-
 @pytest.fixture(scope="session")
 def landlock() -> None:
-    """Skips where the kernel lacks it."""
-    test_the_kernel_here_has_landlock()
+    """Skips where the kernel lacks it; asked without the code under test."""
+    if ctypes.CDLL(None).syscall(444, None, ctypes.c_size_t(0), ctypes.c_uint32(1)) < 2:
+        pytest.skip("this kernel has no Landlock: the audit hook alone guards labels here")
 
 
 def plant(world: Path, elsewhere: Path, label: Path) -> dict[str, str]:
@@ -174,3 +168,114 @@ def test_a_guard_within_a_guard_ends_alone(tmp_path: Path) -> None:
         with pytest.raises(LabelLeak):
             label.rename(tmp_path / "x.label")
     assert label.read_bytes() == b"1"
+
+
+# --- Landlock -------------------------------------------------------------------------------------
+
+CLOSED = """
+import os, sys
+from clipsweep.pipeline.run.landlock import close_files
+root = sys.argv[1]
+close_files([f"{root}/labels", f"{root}/labels/b/shut"], [f"{root}/labels/b/given"])
+for name in ("other", "beside/x", "labels/a", "labels/b/shut", "labels/b/given", "new/x"):
+    os.makedirs(f"{root}/new", exist_ok=True)
+    open(f"{root}/new/x", "w").close()
+    try:
+        open(f"{root}/{name}").close()
+    except PermissionError:
+        print(name)
+os.replace(f"{root}/beside/x", f"{root}/beside/y")
+os.replace(f"{root}/beside/y", f"{root}/inside/y")
+for there in ("beside/a", "inside/a"):
+    try:
+        os.replace(f"{root}/labels/a", f"{root}/{there}")
+    except OSError:
+        print(there)
+"""
+
+
+@pytest.mark.usefixtures("landlock")
+def test_what_landlock_closes(tmp_path: Path) -> None:
+    """Also what is made later beside a closed place: the guard sees to it that nothing needs be."""
+    for name in ("other", "beside/x", "inside/z", "labels/a", "labels/b/shut", "labels/b/given"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    command = [sys.executable, "-c", CLOSED, str(tmp_path)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["labels/a", "labels/b/shut", "new/x", "beside/a", "inside/a"]
+
+
+@pytest.mark.slow
+def test_a_store_above_the_labels_leaves_the_hook(world: Path, tmp_path: Path) -> None:
+    """All that is made in the store would be closed with them."""
+    command = [sys.executable, f"{ROOT}/tools/label.py", *settings(world, tmp_path)]
+    made = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
+    assert "the audit hook alone guards them" in made.stderr
+    manifest = json.loads((Path(made.stdout.strip()) / "manifest.json").read_text())
+    assert manifest["label_guard"] == "audit hook"
+
+
+# --- the helper process ---------------------------------------------------------------------------
+
+HELPED = """
+import os, signal, sys, threading, time
+from functools import partial
+from pathlib import Path
+from clipsweep.pipeline.run.outside import helper_process
+from clipsweep.pipeline.run.signals import Stopped, raise_on_sigterm
+from clipsweep.projection.errors import BadInput
+
+def refuse():
+    raise BadInput("x", "is wrong")
+
+def work(mark):
+    try:
+        mark.touch()
+        time.sleep(60)
+    finally:
+        mark.unlink()
+
+with helper_process(True) as outside, raise_on_sigterm("here"):
+    print(outside(os.getpid) != os.getpid())
+    try:
+        outside(refuse)
+    except BadInput as error:
+        print(error)
+    mark = Path(sys.argv[1])
+    def interrupt():
+        while not mark.exists():
+            time.sleep(0.02)
+        os.killpg(0, signal.SIGINT)
+    threading.Thread(target=interrupt).start()
+    try:
+        outside(partial(work, mark))
+    except Stopped as stopped:
+        print(stopped.number, mark.exists())
+    try:
+        outside(partial(os._exit, 3))
+    except ChildProcessError as error:
+        print(error)
+"""
+
+
+def test_a_helper_process_works_fails_and_ends(tmp_path: Path) -> None:
+    script = tmp_path / "helped.py"
+    script.write_text(HELPED)
+    done = subprocess.run(
+        [sys.executable, script, tmp_path / "mark"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        start_new_session=True,
+        timeout=60,
+    )
+    assert done.stdout.splitlines() == [
+        "True",
+        "x: is wrong",
+        "2 False",
+        "a helper process ended with status 3",
+    ], done.stderr
+    assert not done.stderr
