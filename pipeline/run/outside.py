@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
 from clipsweep.pipeline.run.signals import Stopped, defer_signals, raise_on_sigterm
@@ -21,7 +22,7 @@ _SIGNAL_OF_PARENTS_DEATH = 1
 class Outside:
     """Runs jobs in a helper process, one after another; in this process if there is none."""
 
-    def __init__(self, jobs: Connection | None, process: multiprocessing.Process | None) -> None:
+    def __init__(self, jobs: Connection | None, process: BaseProcess | None) -> None:
         self._jobs = jobs
         self._process = process
 
@@ -75,7 +76,7 @@ def helper_process(fork: bool) -> Iterator[Outside]:
     process.start()
     there.close()
     try:
-        yield Outside(here, process)  # type: ignore[arg-type] # a process of that context
+        yield Outside(here, process)
     finally:
         here.close()
         process.terminate()

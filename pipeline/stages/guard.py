@@ -169,16 +169,15 @@ def _watch(event: str, arguments: tuple[object, ...]) -> None:
     if not _in_force or event not in _FILE_OF:
         return
     file = arguments[_FILE_OF[event]]
+    if isinstance(file, int):
+        paths = [os.path.realpath(f"{_OPEN_FILES}/{file}"), f"{_OPEN_FILES}/{file}"]
+    elif isinstance(file, str | bytes | os.PathLike):
+        paths = list(_meant(os.fsdecode(file)))
+    else:
+        return
     for closed in _in_force:
-        if isinstance(file, int):
-            leak = _file(file) in closed.files if file >= 0 else False
-        elif isinstance(file, str | bytes | os.PathLike):
-            leak = any(closed.has(path) for path in _meant(os.fsdecode(file)))
-        else:
-            leak = False
-        if leak:
-            what = os.path.realpath(f"{_OPEN_FILES}/{file}") if isinstance(file, int) else file
-            raise LabelLeak(f"{os.fsdecode(what)} was opened in {closed.run}")  # type: ignore
+        if any(closed.has(path) for path in paths):
+            raise LabelLeak(f"{paths[0]} was opened in {closed.run}")
 
 
 def _meant(name: str) -> Iterator[str]:
@@ -238,6 +237,7 @@ def _make_guarded(in_force: Sequence[Closed], make_worker: Callable[[], T]) -> T
 
 _MARK = "CLIPSWEEP_LABEL_GUARD"
 """Environment variable that tells the workers of a run that Landlock is in force."""
+_SHORT_TMP = "/tmp"  # noqa: S108 - the paths of Ray's sockets below it have a limit
 
 
 def guard_facts() -> dict[str, str]:
@@ -323,16 +323,15 @@ def _sealed(config: Config, closed: Closed) -> Iterator[None]:
     if os.path.realpath(Path.home()) in above:
         (Path.home() / ".cache").mkdir(exist_ok=True)
     with ExitStack() as stack:
-        if above & {os.path.realpath(folder) for folder in ("/tmp", tempfile.gettempdir())}:  # noqa: S108
-            # a short path, for Ray's sockets
-            folder = tempfile.TemporaryDirectory("", "cs-", "/tmp", ignore_cleanup_errors=True)
+        if above & {os.path.realpath(folder) for folder in (_SHORT_TMP, tempfile.gettempdir())}:
+            folder = tempfile.TemporaryDirectory("", "cs-", _SHORT_TMP, ignore_cleanup_errors=True)
             tempfile.tempdir = stack.enter_context(folder)
             os.environ["TMPDIR"] = tempfile.tempdir
-        opened = {os.path.realpath(file) for file in closed.opened}
         try:
-            landlock.close_files(places, opened)
+            landlock.close_files(places, {os.path.realpath(file) for file in closed.opened})
         except OSError as error:
             _log.warning(f"{error}: the audit hook alone guards label files")
         else:
+            # workers of a cluster that runs already are not below this process
             os.environ[_MARK] = "audit hook" if config.run.address else "landlock"
         yield

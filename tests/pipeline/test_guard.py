@@ -135,15 +135,21 @@ def test_finetuning_reads_no_label_outside_its_protocol(world: Path, tmp_path: P
     ]
 
 
+@pytest.mark.parametrize(("name", "stages"), [("label", STAGES[:3]), ("pretrain", STAGES)])
 def test_the_hook_alone_guards_all_stages_in_python(
-    world: Path, tmp_path: Path, tool: Run, monkeypatch: pytest.MonkeyPatch
+    world: Path,
+    tmp_path: Path,
+    tool: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    stages: Iterable[str],
 ) -> None:
     planted = plant(world, tmp_path / "elsewhere", next((world / "lidarseg").rglob("*.bin")))
     sabotage(tmp_path / "record.json", planted, FROM_PYTHON, monkeypatch.setattr)
     monkeypatch.setenv("ELSEWHERE", str(tmp_path))
-    student = tool("pretrain", *settings(world, tmp_path / "store")).path
-    check_refused(read(tmp_path / "record.json"), planted, STAGES, FROM_PYTHON)
-    assert json.loads((student / "manifest.json").read_text())["label_guard"] == "audit hook"
+    made = tool(name, *settings(world, tmp_path / "store")).path
+    check_refused(read(tmp_path / "record.json"), planted, stages, FROM_PYTHON)
+    assert json.loads((made / "manifest.json").read_text())["label_guard"] == "audit hook"
 
 
 def test_a_label_file_that_is_open_already_is_refused(world: Path, tmp_path: Path) -> None:
@@ -207,14 +213,20 @@ def test_what_landlock_closes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_store_above_the_labels_leaves_the_hook(world: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("landlock")
+@pytest.mark.parametrize(("store", "guard"), [("store", "landlock"), ("", "audit hook")])
+def test_a_store_above_the_labels_leaves_the_hook(
+    world: Path, tmp_path: Path, store: str, guard: str
+) -> None:
     """All that is made in the store would be closed with them."""
-    command = [sys.executable, f"{ROOT}/tools/label.py", *settings(world, tmp_path)]
+    given = [*settings(world, tmp_path / store), f"report={tmp_path}/report.png"]
+    command = [sys.executable, f"{ROOT}/tools/label.py", *given]
     made = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     assert made.returncode == 0, made.stderr
-    assert "the audit hook alone guards them" in made.stderr
+    assert ("the audit hook alone guards them" in made.stderr) == (not store)
+    assert "truth from label files" in made.stderr
     manifest = json.loads((Path(made.stdout.strip()) / "manifest.json").read_text())
-    assert manifest["label_guard"] == "audit hook"
+    assert manifest["label_guard"] == guard
 
 
 # --- the helper process ---------------------------------------------------------------------------
