@@ -6,6 +6,7 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
@@ -46,7 +47,7 @@ class Outside:
                     self._process.terminate()
                     passed_on = True
         try:
-            result, error = self._jobs.recv()
+            result, error, trace = self._jobs.recv()
         except EOFError:
             self._process.join()
             if received:
@@ -56,7 +57,7 @@ class Outside:
         if received and (error is None or isinstance(error, Stopped)):
             raise Stopped(received[0], error.progress if error else "stopped")
         if error is not None:
-            raise error
+            raise error from RuntimeError(f"in a helper process:\n{trace}")
         return result
 
 
@@ -100,9 +101,11 @@ def _serve(jobs: Connection, other: Connection) -> None:
         with raise_on_sigterm("stopped"):
             result: object = None
             error: BaseException | None = None
+            trace = ""
             try:
                 result = job()
             except BaseException as raised:
                 error = raised
+                trace = traceback.format_exc()
         with suppress(OSError):
-            jobs.send((result, error))
+            jobs.send((result, error, trace))

@@ -12,10 +12,10 @@ There are two guards, and the manifest's ``label_guard`` says which one was in f
   cannot give it up again, so it is for tools alone; what a tool starts is under it, Ray
   included, unless it joins a cluster that runs already (``run.address``): there is the hook alone.
 
-Both leave to whoever means to: files that were opened, or mapped to memory, by a process that runs
-outside of the guard; a second mount of the label folders; with the hook alone, more than that.
-Stored boxes (``boxes-*`` in the store) are guarded by the hook alone: Landlock would close all that
-is made in the store later with them.
+Not refused: what another process reads and hands over; a file that is mapped to memory already (one
+that is open is); a second mount of the label folders; by Landlock, a hard link outside of the data
+root. Stored boxes (``boxes-*`` in the store), and a data root inside the store, are guarded by the
+hook alone: Landlock would close all that is made in the store later with them.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ class Closed:
         return _file(path) in self.files or any(each in self.places for each in _upwards(path))
 
 
-def _file(path: str | int) -> tuple[int, int]:
-    """Device and inode of what a path, or a number of an open file, leads to."""
+def _file(path: str) -> tuple[int, int]:
+    """Device and inode of what a path leads to; zeros where that is nothing."""
     with suppress(OSError, ValueError):
         found = os.stat(path)
         return found.st_dev, found.st_ino
@@ -320,8 +320,10 @@ def _sealed(config: Config, closed: Closed) -> Iterator[None]:
         yield
         return
     store.mkdir(parents=True, exist_ok=True)
-    if os.path.realpath(Path.home()) in above:
-        (Path.home() / ".cache").mkdir(exist_ok=True)
+    home = os.path.realpath(os.path.expanduser("~"))
+    if home in above:
+        with suppress(OSError):
+            os.makedirs(f"{home}/.cache", exist_ok=True)
     with ExitStack() as stack:
         if above & {os.path.realpath(folder) for folder in (_SHORT_TMP, tempfile.gettempdir())}:
             folder = tempfile.TemporaryDirectory("", "cs-", _SHORT_TMP, ignore_cleanup_errors=True)
