@@ -5,6 +5,7 @@ A tool writes one path to stdout, and one line to stderr for bad input.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -18,7 +19,7 @@ from typing import Any
 from clipsweep.distill.training.loop import NotFinite
 from clipsweep.pipeline.artifacts.index import Skip
 from clipsweep.pipeline.artifacts.store import Artifact
-from clipsweep.pipeline.config import Setting, describe, load_arguments, load_config
+from clipsweep.pipeline.config import Setting, describe, load_arguments, load_config, recipe
 from clipsweep.pipeline.run.ready import check_ready
 from clipsweep.pipeline.run.scenes import Incomplete
 from clipsweep.pipeline.run.signals import Stopped, raise_on_sigterm
@@ -33,9 +34,25 @@ class Made:
     skipped: Sequence[Skip] = field(default_factory=tuple)
 
 
+class WrongUsage(BadInput):
+    """Error of a command line that no tool takes: exit status 2."""
+
+
 def say(text: str) -> None:
     """Prints a message to stderr; stdout is kept for the one path of the result."""
     sys.stderr.write(_escaped(text) + "\n")
+
+
+def printed(text: str) -> int:
+    """Prints to stdout; gives the exit status: 1 where it cannot be written, as on a full disk."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # is flushed again at exit
+        say(f"error: stdout: cannot be written ({error.strerror}); give it another file")
+        return 1
+    return 0
 
 
 def _escaped(text: str) -> str:
@@ -97,8 +114,7 @@ def main(
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if {"-h", "--help"} & set(given):
-        sys.stdout.write(_help(about, keys, own))
-        return 0
+        return printed(_help(about, keys, own))
     unknown = [each for each in given if each.startswith("-") and each not in _OPTIONS]
     if unknown:
         say(f"unknown option {unknown[0]}; settings are key=value, see --help")
@@ -106,6 +122,7 @@ def main(
     try:
         with raise_on_sigterm("stopped"), _messages(_level(given)):
             settings = [argument for argument in given if not argument.startswith("-")]
+            _check_recipes(settings)
             names = argument_names(own)
             config = load_config(without(names, settings), names)
             inputs: list[Any] = []
@@ -119,8 +136,9 @@ def main(
     except (BadInput, Incomplete, NotFinite, OSError) as error:
         if "--traceback" in given:
             traceback.print_exc()
-        say(f"error: {error}")
-        return 1
+        long = isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG
+        say(f"error: {error}" + ("; give a shorter name" if long else ""))
+        return 2 if isinstance(error, WrongUsage) else 1
     except Stopped as stopped:
         say(str(stopped))
         return 128 + stopped.number  # the shell's convention
@@ -129,15 +147,36 @@ def main(
         return 130
     if os.environ.get("RANK", "0") != "0":  # the first training worker reports for all
         return 0
-    sys.stdout.write(f"{made.path}\n")
-    sys.stdout.flush()
+    status = printed(f"{made.path}\n")
     if made.skipped:
-        first = made.skipped[0]
-        say(
-            f"left out {len(made.skipped)} frame(s), first {first.name} of {first.scene}: "
-            f"{first.reason}"
-        )
-    return 0
+        say(_left_out(made.skipped))
+    return status
+
+
+def _left_out(skipped: Sequence[Skip]) -> str:
+    """Summary of the frames and older sweeps that were left out, with the first of them."""
+    sweeps = sum(skip.frame is None for skip in skipped)
+    counted = {"frame(s)": len(skipped) - sweeps, "older sweep(s)": sweeps}
+    many = " and ".join(f"{count} {what}" for what, count in counted.items() if count)
+    first = min(skipped, key=lambda skip: skip.frame is None)
+    name = f" {first.frame}" if first.frame else ""
+    scene = f" of {first.scene}" if first.scene else ""
+    return f"left out {many}, first{name}{scene}: {first.reason}"
+
+
+def _check_recipes(settings: Sequence[str]) -> None:
+    """Refuses arguments that are neither ``key=value`` nor a file nor a recipe."""
+    for argument in settings:
+        try:
+            if "=" not in argument:
+                recipe(argument)
+        except BadInput as error:
+            raise WrongUsage(error.where, error.problem, error.cure) from None
+        except OSError as error:
+            cure = "settings are key=value, see --help"
+            raise WrongUsage(
+                f"{argument[:40]}...", f"is no file ({error.strerror})", cure
+            ) from None
 
 
 def _level(given: Sequence[str]) -> int:

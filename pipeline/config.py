@@ -41,6 +41,7 @@ from clipsweep.pipeline.settings import (
 )
 from clipsweep.pipeline.teachers import TEACHERS, TeacherKind
 from clipsweep.pipeline.yaml_files import CONFIGS, read_yaml, split_texts
+from clipsweep.projection.consolidation import ConsolidationConfig
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.fusion import FusionConfig
 
@@ -61,6 +62,24 @@ class FinetuneConfig:
         ),
     ] = 1.0
     linear_probe: Annotated[bool, Field(description="train the classifier alone")] = False
+    unlabelled: Annotated[
+        Literal["consolidated", "self", "none"],
+        Field(
+            description="semi-supervised: each step also learns a batch of train frames without "
+            "labels, whose pseudo-labels are the predictions of the student it starts from: "
+            "consolidated over views and time (consolidation.*), or as they are (self); none: "
+            "labelled frames alone, as in the published protocols",
+        ),
+    ] = "consolidated"
+    interpolate: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="share of the fine-tuned weights in the result, the rest being the "
+            "pre-trained ones (WiSE-FT)",
+        ),
+    ] = 1.0
     start: Annotated[
         Literal["names", "random"],
         Field(
@@ -136,6 +155,7 @@ class Config:
     labels: LabelsConfig = field(default_factory=LabelsConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
+    consolidation: ConsolidationConfig = field(default_factory=ConsolidationConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -148,6 +168,16 @@ class Config:
     ] = False
     store: Annotated[str, Field(description="folder of all artifacts")] = "artifacts"
     seed: Annotated[int, Field(ge=0, le=2**32 - 1, description="seed of everything random")] = 0
+    rounds: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=10,
+            description="self-training rounds of pre-training: from the second on a new student "
+            "learns the labels that the one before gives the train frames, consolidated over views "
+            "and time",
+        ),
+    ] = 1
     on_bad: Annotated[
         Literal["fail", "skip"],
         Field(

@@ -210,9 +210,12 @@ def label_scene(
     Raises:
         BadInput: a key sweep cannot be used, or another where ``on_bad_sweep`` is None; the poses
             of a scene lie more than 70 km apart; a pixel label is none of the classes.
+        ValueError: there are no classes, or a frame has no sweep.
     """
     if not frames:
         return
+    if not 1 <= classes <= NONE or not all(frame.sweeps for frame in frames):
+        raise ValueError(f"classes={classes} is none of 1 to {NONE}, or a frame has no sweep")
     reader = SweepReader(layout, on_bad_sweep)
     alignment = align_scene(frames, reader, config, grid_from_global)
     if on_alignment is not None:

@@ -489,6 +489,20 @@ def reduce_rows(values: Any, inverse: Any, mode: int, out: Any, count: Any) -> N
 
 
 @jit
+def add_rows(values: Any, inverse: Any, sign: int, sums: Any, counts: Any) -> None:
+    """Adds rows to the sums and counts of their cells, or with sign -1 takes them out again.
+
+    ``values (n,c) f32`` are the rows, ``inverse (n,)`` their cells, ``sums (v,c) f64``,
+    ``counts (v,) i64``.
+    """
+    for i in range(values.shape[0]):
+        v = inverse[i]
+        counts[v] += sign
+        for j in range(values.shape[1]):
+            sums[v, j] += sign * np.float64(values[i, j])
+
+
+@jit
 def corners(xyz: Any, size: float, keys: Any, table: Any, cell: Any, weight: Any) -> None:
     """Trilinear interpolation: writes the eight cells around each point and their weights.
 

@@ -69,7 +69,10 @@ def merge(frame: Frame, sweeps: int, layout: SweepLayout) -> Cloud:
 
     Raises:
         BadInput: a sweep cannot be used.
+        ValueError: no sweep is asked for, or the frame has none.
     """
+    if sweeps < 1 or not frame.sweeps:
+        raise ValueError(f"sweeps={sweeps} of frame {frame.id}, which has {len(frame.sweeps)}")
     chosen = frame.sweeps[:sweeps]
     most = sum(sweep.points.bytes for sweep in chosen) // (4 * layout.columns)
     cloud = _room(most)
@@ -158,7 +161,12 @@ def choose_sweeps(
             order of age (the reference draws 2 of the 9 before); otherwise they are the newest.
         max_age_s: older sweeps than this are never taken [s].
         random: generator to draw with.
+
+    Raises:
+        ValueError: no sweep is wanted, or the frame has none.
     """
+    if count < 1 or not frame.sweeps:
+        raise ValueError(f"count={count} of frame {frame.id}, which has {len(frame.sweeps)} sweeps")
     older = [s for s in frame.sweeps[1:] if frame.time_us - s.time_us <= max_age_s * 1e6]
     if random is not None and among > count:
         older = older[: among - 1]

@@ -67,7 +67,7 @@ def test_a_tool_run_by_name_is_the_same_tool() -> None:
     wrong = subprocess.run(
         [sys.executable, "-m", "clipsweep", "lable"], capture_output=True, text=True, check=False
     )
-    assert wrong.returncode == 1
+    assert wrong.returncode == 2
     assert wrong.stderr == "error: 'lable' is no tool; did you mean label?\n"
 
 

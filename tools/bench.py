@@ -33,7 +33,7 @@ import numpy as np
 from pydantic import Field
 
 from clipsweep.pipeline.artifacts.store import write_whole
-from clipsweep.pipeline.cli import Made, argument_names, main, say, without
+from clipsweep.pipeline.cli import Made, WrongUsage, argument_names, main, say, without
 from clipsweep.pipeline.config import Config, load_config
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import SweepLayout
@@ -68,7 +68,7 @@ def run(name: str, settings: Sequence[str], config: Config, arguments: Arguments
         return _tables()
     if name not in BENCHES and name not in EXPERIMENTS:
         known = ", ".join([*BENCHES, *EXPERIMENTS, "tables"])
-        raise BadInput(name, "is no benchmark", f"choose from {known}")
+        raise WrongUsage(name or "''", "is no benchmark", f"choose from {known}")
     if config.on_bad == "skip":
         raise BadInput("on_bad", "is skip", "benchmarks score every frame: leave it out")
     results = Results(Path(arguments.out), name)

@@ -10,6 +10,7 @@ keys are listed. --table writes the keys as the Markdown tables of configs/READM
 import sys
 from collections.abc import Iterator, Sequence
 
+from clipsweep.pipeline.cli import printed, say
 from clipsweep.pipeline.config import Setting, describe, did_you_mean
 from clipsweep.tools import arguments_of, tool_names
 
@@ -17,17 +18,17 @@ from clipsweep.tools import arguments_of, tool_names
 def run(wanted: Sequence[str]) -> int:
     """Prints the configuration keys that match; 1 where one of those wanted matches none."""
     entries = list(_entries())
+    lines: list[str] = []
     status = 0
     for part in wanted or ("",):
         found = [entry for entry in entries if entry[0].name == part]
         found = found or [entry for entry in entries if part in entry[0].name]
-        for setting, tool in found:
-            sys.stdout.write(_text(setting, tool))
+        lines += [_text(setting, tool) for setting, tool in found]
         if not found:
             known = [setting.name for setting, tool in entries if tool]
-            sys.stderr.write(f"error: no key {part!r}; {did_you_mean(part, known)}\n")
+            say(f"error: no key {part!r}; {did_you_mean(part, known)}")
             status = 1
-    return status
+    return printed("".join(lines)) or status
 
 
 def _entries() -> Iterator[tuple[Setting, str]]:
@@ -71,8 +72,7 @@ def tables() -> str:
 
 if __name__ == "__main__":
     if {"-h", "--help"} & set(sys.argv[1:]):
-        sys.stdout.write(__doc__ or "")
-    elif sys.argv[1:] == ["--table"]:
-        sys.stdout.write(tables())
-    else:
-        sys.exit(run(sys.argv[1:]))
+        sys.exit(printed(__doc__ or ""))
+    if sys.argv[1:] == ["--table"]:
+        sys.exit(printed(tables()))
+    sys.exit(run(sys.argv[1:]))

@@ -19,10 +19,10 @@ from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.labels import load_scoring, load_space, load_truth
 from clipsweep.pipeline.reports.tables import score_table
 from clipsweep.pipeline.stages.index import make_index
-from clipsweep.pipeline.stages.predict import open_labels
+from clipsweep.pipeline.stages.labelled import open_labels
 from clipsweep.pipeline.stages.score import make_scores
 
-KEYS = ("data", "labels", "run", "store", "on_bad", "verify", "absent_class")
+KEYS = ("data", "labels", "consolidation", "run", "store", "on_bad", "verify", "absent_class")
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,22 @@ class Arguments:
         str,
         Field(description="folder of a student to score, as printed by pretrain"),
     ] = ""
-    points: Annotated[str, Field(description="folder of fused point labels to score instead")] = ""
+    points: Annotated[str, Field(description="folder of point pseudo-labels to score instead")] = ""
+    consolidate: Annotated[
+        bool,
+        Field(
+            description="average the student's predictions over views and time "
+            "(consolidation.*); with consolidation.future_s=0 over the past alone"
+        ),
+    ] = False
 
 
 def run(config: Config, arguments: Arguments) -> Made:
     load_scoring(config.labels, load_space(config.labels), load_truth(config.labels))  # at once
     index = make_index(config)
-    predicted = open_labels(config, index, arguments.student, arguments.points)
+    predicted = open_labels(
+        config, index, arguments.student, arguments.points, arguments.consolidate
+    )
     scores = make_scores(config, index, predicted, arguments.student)
     say(_table(json.loads(scores.shard("scores").read_text())))
     return Made(scores.path, scores.skipped())
@@ -56,6 +65,8 @@ def _table(tree: dict) -> str:
         title += " in annotated boxes"
     if tree.get("human_knowledge"):  # scores made before it was written have none
         title += f", human knowledge: {', '.join(tree['human_knowledge'])}"
+    if tree.get("uses_later_frames"):
+        title += ", uses later frames"
     if "covered" in tree:
         part = tree["covered"]
         columns["covered"] = {"mIoU": part["miou"], "accuracy": part["accuracy"], **part["iou"]}

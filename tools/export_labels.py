@@ -21,10 +21,10 @@ from clipsweep.pipeline.datasets import DATASETS
 from clipsweep.pipeline.datasets.export import Format, pseudo_labels, submission
 from clipsweep.pipeline.labels import load_space
 from clipsweep.pipeline.stages.index import make_index
-from clipsweep.pipeline.stages.predict import labelled_frames, open_labels
+from clipsweep.pipeline.stages.labelled import labelled_frames, open_labels
 from clipsweep.projection.errors import BadInput
 
-KEYS = ("data", "labels", "run", "store", "on_bad", "verify")
+KEYS = ("data", "labels", "consolidation", "run", "store", "on_bad", "verify")
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,16 @@ class Arguments:
         str,
         Field(description="folder of a student to export, as printed by pretrain"),
     ] = ""
-    points: Annotated[str, Field(description="folder of fused point labels to export instead")] = ""
+    points: Annotated[str, Field(description="folder of point pseudo-labels to export instead")] = (
+        ""
+    )
+    consolidate: Annotated[
+        bool,
+        Field(
+            description="average the student's predictions over views and time "
+            "(consolidation.*); with consolidation.future_s=0 over the past alone"
+        ),
+    ] = False
     format: Annotated[
         str,
         Field(description="data.kind whose official format to write; empty is the data's own"),
@@ -50,7 +59,9 @@ def run(config: Config, arguments: Arguments) -> Made:
     index = make_index(config)
     space = load_space(config.labels)
     split = config.data.eval[0] if len(config.data.eval) == 1 else "eval"
-    predicted = open_labels(config, index, arguments.student, arguments.points)
+    predicted = open_labels(
+        config, index, arguments.student, arguments.points, arguments.consolidate
+    )
     out = _folder(config, arguments, predicted)
     if arguments.points:
         labels = (

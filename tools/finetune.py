@@ -21,24 +21,32 @@ from clipsweep.pipeline.stages.guard import label_guard
 
 KEYS = (
     *("data", "labels", "model", "objectives.segmentation", "train", "finetune", "run"),
+    *("consolidation", "fusion.align", "fusion.window_s", "fusion.cell_m"),
     *("protocol", "store", "seed", "on_bad", "verify"),
 )
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Arguments of tools/finetune.py: student to start from."""
+    """Arguments of tools/finetune.py: student to start from, pseudo-labels to learn beside."""
 
     student: Annotated[
         str,
         Field(description="folder of a pre-trained student, or none for random weights"),
+    ] = ""
+    points: Annotated[
+        str,
+        Field(
+            description="folder of pseudo-labels of the frames without labels; empty: the student "
+            "labels them itself, as finetune.unlabelled says"
+        ),
     ] = ""
 
 
 def run(config: Config, arguments: Arguments, alone: bool = False) -> Made:
     with helper_process(alone) as outside:
         guard = partial(label_guard, outside=outside)
-        student = make_finetuned(config, arguments.student, guard)
+        student = make_finetuned(config, arguments.student, arguments.points, guard)
     report_bad_steps(student)
     return Made(student.path, student.skipped())
 

@@ -1,6 +1,9 @@
 """Labels images with a 2D teacher (CLIP) and fuses them to pseudo-labels of LiDAR points.
 
+With a student, it labels the points instead, consolidated over views of a sweep and over time.
+
 usage: python tools/label.py DATA.yaml LABEL.yaml [report=labels.png] [key=value ...]
+       python tools/label.py DATA.yaml student=FOLDER [report=labels.png] [key=value ...]
 """
 
 import sys
@@ -25,6 +28,7 @@ from clipsweep.pipeline.reports.label_statistics import (
 )
 from clipsweep.pipeline.reports.views import check_picture, save_figure
 from clipsweep.pipeline.run.outside import helper_process
+from clipsweep.pipeline.stages.consolidate import make_consolidated
 from clipsweep.pipeline.stages.guard import label_guard
 from clipsweep.pipeline.stages.index import make_index
 from clipsweep.pipeline.stages.pixels import make_pixels
@@ -37,6 +41,7 @@ KEYS = (
     "labels",
     "teacher",
     "fusion",
+    "consolidation",
     "run",
     "store",
     "on_bad",
@@ -52,19 +57,29 @@ class Arguments:
         str,
         Field(description="picture (.png) of how good the labels are; a table is printed too"),
     ] = ""
+    student: Annotated[
+        str,
+        Field(description="folder of a student that labels the points; empty: fused pixel labels"),
+    ] = ""
 
 
 def run(config: Config, arguments: Arguments, alone: bool = False) -> Made:
     if arguments.report:
         check_picture(Path(arguments.report))  # before hours of labelling
+    student = arguments.student
     with helper_process(alone) as outside:
         if config.make_demo:
             outside(partial(make_demo, config, Path(config.data.root)))
         truth = outside(partial(_truth, config)) if arguments.report else ""
         with label_guard(config, outside=outside) as index:
-            pixels = make_pixels(config, index)
-            points = make_points(config, index, pixels)
-        if arguments.report:
+            teachers = config.consolidation.teacher_weight or not student
+            teacher = make_points(config, index, make_pixels(config, index)) if teachers else None
+            points = (
+                make_consolidated(config, index, student, teacher=teacher) if student else teacher
+            )
+            assert points is not None
+            pixels = make_pixels(config, index) if arguments.report else None
+        if pixels:
             made = (index, pixels, points)
             outside(partial(_report, config, *made, truth, Path(arguments.report)))
     return Made(points.path, points.skipped())

@@ -35,12 +35,13 @@ KEYS = (
         "labels",
         "teacher",
         "fusion",
+        "consolidation",
         "model",
         "objectives",
         "train",
         "run",
     ),
-    *("store", "seed", "on_bad", "verify", "evaluate"),
+    *("store", "seed", "rounds", "on_bad", "verify", "evaluate"),
 )
 
 

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from clipsweep.pipeline.cli import Made, main, say
+from clipsweep.pipeline.cli import Made, WrongUsage, main, say
 from clipsweep.pipeline.config import Config, recipe
 from clipsweep.pipeline.run.scenes import check_shared, needs_ray
 from clipsweep.projection.errors import BadInput
@@ -55,10 +55,11 @@ def command(tool: str, arguments: Sequence[str]) -> str:
     and writes it last, after ``result:``.
 
     Raises:
-        BadInput: there is no such tool, or a configuration file is not among what is sent.
+        WrongUsage: there is no such tool.
+        BadInput: a configuration file is not among what is sent.
     """
     if tool == "submit" or tool not in tool_names():
-        raise BadInput(tool or "''", "is no tool", "name one of tools/, such as label")
+        raise WrongUsage(tool or "''", "is no tool", "name one of tools/, such as label")
     words = ["python", f"tools/{tool}.py"]
     for argument in arguments:
         if "=" not in argument and not argument.startswith("-"):

@@ -19,10 +19,10 @@ from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.labels import load_space
 from clipsweep.pipeline.reports.views import check_picture, draw_frame, save_figure
 from clipsweep.pipeline.stages.index import make_index
-from clipsweep.pipeline.stages.predict import labelled_frames, open_labels
+from clipsweep.pipeline.stages.labelled import labelled_frames, open_labels
 from clipsweep.projection.errors import BadInput
 
-KEYS = ("data", "labels", "fusion", "run", "store", "on_bad")
+KEYS = ("data", "labels", "fusion", "consolidation", "run", "store", "on_bad")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,14 @@ class Arguments:
         str,
         Field(description="folder of a student to draw, as printed by pretrain"),
     ] = ""
-    points: Annotated[str, Field(description="folder of fused point labels to draw instead")] = ""
+    points: Annotated[str, Field(description="folder of point pseudo-labels to draw instead")] = ""
+    consolidate: Annotated[
+        bool,
+        Field(
+            description="average the student's predictions over views and time "
+            "(consolidation.*); with consolidation.future_s=0 over the past alone"
+        ),
+    ] = False
     frame: Annotated[
         str,
         Field(description="id of the frame to draw; empty is the first of data.eval"),
@@ -46,7 +53,9 @@ def run(config: Config, arguments: Arguments) -> Made:
         check_picture(Path(arguments.out))  # before hours of predicting
     index = make_index(config)
     space = load_space(config.labels)
-    predicted = open_labels(config, index, arguments.student, arguments.points)
+    predicted = open_labels(
+        config, index, arguments.student, arguments.points, arguments.consolidate
+    )
     labelled = labelled_frames(config, index, predicted)
     wanted = ((frame, label) for frame, label in labelled if arguments.frame in ("", frame.id))
     frame, label = next(wanted, (None, None))

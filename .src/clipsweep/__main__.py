@@ -31,7 +31,8 @@ def main() -> None:
     if name not in known:
         close = difflib.get_close_matches(name, known, 1)
         cure = f"did you mean {close[0]}?" if close else f"tools: {', '.join(known)}"
-        sys.exit(f"error: {name!r} is no tool; {cure}")
+        sys.stderr.write(f"error: {name!r} is no tool; {cure}\n")
+        sys.exit(2)
     sys.argv = [str(_FOLDER / f"{name}.py"), *arguments]
     runpy.run_module(f"clipsweep.tools.{name}", run_name="__main__")
 

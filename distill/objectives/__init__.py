@@ -191,12 +191,21 @@ def _with_pixels(
     return found
 
 
-def finetuning(student: Student, config: ObjectivesConfig) -> Terms:
-    """Fine-tuning loss of a classifier on human labels."""
+def finetuning(student: Student, config: ObjectivesConfig, unlabelled: float = 0.0) -> Terms:
+    """Fine-tuning loss of a classifier on human labels, and semi-supervised on pseudo-labels.
+
+    Args:
+        student: the one to be trained, with a classifier.
+        config: objectives and weights.
+        unlabelled: weight of the loss on batches whose targets are pseudo-labels.
+    """
 
     def terms(batch: Batch, moment: Moment) -> dict[str, Tensor]:
         assert student.classifier is not None
         logits = student.classifier(student.features(batch, batch.pair_point))
-        return segmentation(logits, batch.pair_label, config.segmentation)
+        found = segmentation(logits, batch.pair_label, config.segmentation)
+        if not batch.unlabelled:
+            return found
+        return {f"unlabelled {name}": unlabelled * value for name, value in found.items()}
 
     return terms

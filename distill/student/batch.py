@@ -48,6 +48,7 @@ class Batch:
         voxel_id: each target's voxel over all merged sweeps, numbered from 0, where an objective
             needs it.
         left_out: reasons why older sweeps are missing.
+        unlabelled: whether the targets are pseudo-labels beside the human ones of other batches.
     """
 
     coords: Int32[Tensor, "v 4"]
@@ -63,6 +64,7 @@ class Batch:
     pair_pixel: Int64[Tensor, " m"] | None = None
     voxel_id: Int64[Tensor, " m"] | None = None
     left_out: tuple[str, ...] = ()
+    unlabelled: bool = False
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         values = {field.name: getattr(self, field.name) for field in fields(self)}

@@ -15,13 +15,13 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float32, UInt8
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from clipsweep.distill.sparse.ops import Backend
-from clipsweep.distill.student.batch import collate
+from clipsweep.distill.student.batch import Batch, collate
 from clipsweep.distill.student.unet import ModelConfig, Student
 from clipsweep.distill.student.voxels import Reduce, Sample, channels, voxelize
 from clipsweep.distill.teacher.weights import hub_file
@@ -42,6 +42,7 @@ class Trained:
         names: the classes.
         model: the network's configuration.
         sensor_height_m: height of the LiDAR above the ground that it was trained with [m].
+        scale: inverse temperature of the cosines of points and class embeddings.
         used_labels: whether human labels were used in its training.
     """
 
@@ -50,6 +51,7 @@ class Trained:
     names: tuple[str, ...]
     model: ModelConfig
     sensor_height_m: float
+    scale: float
     used_labels: bool
 
     def predict(
@@ -70,9 +72,77 @@ class Trained:
                 was trained with.
 
         Raises:
-            ValueError: shapes do not fit, a value is not finite, or the student was trained on
-                features, without classes.
+            ValueError: shapes do not fit, a value is not finite, the height is none of 0 to 100 m,
+                or the student was trained on features, without classes.
         """
+        batch = self._batch(xyz, intensity, age_s, sensor_height_m)
+        if batch is None:
+            return np.empty(0, np.uint8)
+        return self.student.classify(batch, self._text()).cpu().numpy()
+
+    def probabilities(
+        self,
+        xyz: np.ndarray,
+        intensity: np.ndarray,
+        age_s: np.ndarray | None = None,
+        sensor_height_m: float | None = None,
+        views: int = 1,
+    ) -> Float32[np.ndarray, "n c"]:
+        """Inference: class probabilities of every point of a point cloud.
+
+        Args:
+            xyz: as for ``predict``.
+            intensity: as for ``predict``.
+            age_s: as for ``predict``.
+            sensor_height_m: as for ``predict``.
+            views: test-time augmentation: mean over so many copies of the point cloud, turned about
+                the vertical by equal steps, every second one mirrored; 1 is the cloud as it is.
+
+        Raises:
+            ValueError: as ``predict``, or ``views`` is below 1.
+        """
+        if views < 1:
+            raise ValueError(f"views={views}: it must be 1 or more")
+        total = np.zeros((len(xyz), len(self.names)), np.float32)
+        for view in range(views):
+            turned = _turned(np.asarray(xyz, np.float32), 2 * np.pi * view / views, view % 2 > 0)
+            batch = self._batch(turned, intensity, age_s, sensor_height_m)
+            if batch is None:
+                break
+            total += self.student.probabilities(batch, self._text(), self.scale).cpu().numpy()
+        return total / np.float32(views)
+
+    @torch.no_grad()
+    def lengths(
+        self, xyz: np.ndarray, intensity: np.ndarray, sensor_height_m: float
+    ) -> Float[Tensor, " v"]:
+        """Length of the embedding of each voxel of a point cloud, before it is made a unit vector.
+
+        Args:
+            xyz: as for ``predict``.
+            intensity: as for ``predict``.
+            sensor_height_m: as for ``predict``.
+        """
+        batch = self._batch(xyz, intensity, None, sensor_height_m)
+        if batch is None:
+            return torch.empty(0)
+        return self.student.lengths(batch)
+
+    def _text(self) -> Tensor | None:
+        """Class embeddings to compare points with; None where a classifier takes their place."""
+        return self.text if self.student.classifier is None and len(self.text) else None
+
+    def _batch(
+        self,
+        xyz: np.ndarray,
+        intensity: np.ndarray,
+        age_s: np.ndarray | None,
+        sensor_height_m: float | None,
+    ) -> Batch | None:
+        """Checks and voxelizes a point cloud, on the student's device; None without points."""
+        height_m = self.sensor_height_m if sensor_height_m is None else sensor_height_m
+        if not 0 <= height_m <= 100:
+            raise ValueError(f"sensor_height_m={height_m} is none of 0 to 100 m")
         points = np.asarray(xyz, np.float32)
         columns = [
             np.asarray(c, np.float32)
@@ -88,18 +158,25 @@ class Trained:
         if not all(np.isfinite(array).all() for array in (points, *columns)):
             raise ValueError("a coordinate, intensity or age is not finite")
         if not len(points):
-            return np.empty(0, np.uint8)
+            return None
         voxels = voxelize(
             Sample.of_points("", points, *columns),
             voxel_m=self.model.voxel_m,
             features=self.model.features,
             reduce=self.model.reduce,
-            sensor_height_m=self.sensor_height_m if sensor_height_m is None else sensor_height_m,
+            sensor_height_m=height_m,
             trilinear=self.model.trilinear,
         )
-        batch = collate([voxels]).to(next(self.student.parameters()).device)
-        text = self.text if self.student.classifier is None and len(self.text) else None
-        return self.student.classify(batch, text).cpu().numpy()
+        return collate([voxels]).to(next(self.student.parameters()).device)
+
+
+def _turned(xyz: np.ndarray, angle: float, mirrored: bool) -> np.ndarray:
+    """Point cloud turned about the vertical, after y is mirrored where asked for."""
+    side = -1.0 if mirrored else 1.0
+    cos = np.cos(angle)
+    sin = np.sin(angle)
+    turn = np.array([[cos, -side * sin, 0], [sin, side * cos, 0], [0, 0, 1]])
+    return np.ascontiguousarray(xyz @ turn.T.astype(np.float32))
 
 
 def make_student(model: ModelConfig, text_dim: int, classes: int | None = None) -> Student:
@@ -117,6 +194,7 @@ def student_config(
     model: ModelConfig,
     names: tuple[str, ...],
     sensor_height_m: float,
+    scale: float,
     used_labels: bool,
 ) -> bytes:
     """The student's ``config.json`` as bytes."""
@@ -125,6 +203,7 @@ def student_config(
         "named": student.text_head,
         "names": list(names),
         "sensor_height_m": sensor_height_m,
+        "scale": scale,
         "used_labels": used_labels,
     }
     return json.dumps(tree, indent=1).encode()
@@ -168,9 +247,12 @@ def load_student(source: str | Path) -> Trained:
         student.text_head = config["named"]
         names = tuple(str(name) for name in config["names"])
         height_m = float(config["sensor_height_m"])
+        scale = float(config["scale"])
         used_labels = config["used_labels"]
         if not 0 <= height_m <= 100 or type(used_labels) is not bool:
             raise ValueError(f"sensor_height_m is {height_m}, used_labels {used_labels!r}")
+        if not 0 < scale <= 1e9:
+            raise ValueError(f"scale is {scale}")
         _check(
             student,
             model,
@@ -196,7 +278,7 @@ def load_student(source: str | Path) -> Trained:
         raise BadInput(
             source, f"weights do not fit config.json: {' '.join(str(error).split())}"
         ) from None
-    return Trained(student.eval(), text, names, model, height_m, used_labels)
+    return Trained(student.eval(), text, names, model, height_m, scale, used_labels)
 
 
 def _check(

@@ -285,7 +285,7 @@ class Student(nn.Module):
         feats = self.voxel_features(batch).float()
         if text is not None:
             text = text.to(feats)
-            head = {"semantic": self.semantic, "local": self.local}[self.text_head]
+            head = self._named_head()
             scores = functional.linear(feats, text @ head.weight, text @ head.bias)
         elif self.classifier is not None:
             scores = functional.linear(feats, self.classifier.weight, self.classifier.bias)
@@ -294,3 +294,37 @@ class Student(nn.Module):
         if batch.corner is None:
             return scores.argmax(1).to(torch.uint8)[batch.inverse]
         return at_points(scores, batch, None).argmax(1).to(torch.uint8)
+
+    @torch.no_grad()
+    def probabilities(
+        self, batch: Batch, text: Float[Tensor, "k d"] | None = None, scale: float = 1.0
+    ) -> Float[Tensor, "n k"]:
+        """Class probabilities of every point of a batch: the softmax of its class scores.
+
+        Args:
+            batch: the frames.
+            text: unit embedding of each class; the scores are then ``scale * cos(p, t)``, as in
+                training. Without it they are the classifier's.
+            scale: inverse temperature of the cosines.
+
+        Raises:
+            ValueError: there is neither ``text`` nor a classifier.
+        """
+        feats = self.voxel_features(batch).float()
+        if text is not None:
+            scores = scale * self._named_head().cosines(feats, text.to(feats))
+        elif self.classifier is not None:
+            scores = functional.linear(feats, self.classifier.weight, self.classifier.bias)
+        else:
+            raise ValueError("a student without a classifier needs the class embeddings: pass text")
+        return at_points(scores, batch, None).softmax(1)
+
+    @torch.no_grad()
+    def lengths(self, batch: Batch) -> Float[Tensor, " v"]:
+        """Length of each voxel's embedding, which the cosine with a class name divides by."""
+        feats = self.voxel_features(batch).float()
+        return self._named_head()(feats).norm(dim=1)
+
+    def _named_head(self) -> Head:
+        """Head whose embeddings are compared with class names."""
+        return {"semantic": self.semantic, "local": self.local}[self.text_head]

@@ -101,6 +101,10 @@ class Precomputed:
         threads = decoders(0)
         return prefetch(cameras, self._read, threads, 2 * threads)
 
+    def ids(self, camera: Camera) -> list[int]:
+        """Ids in the label image of a camera image."""
+        return np.unique(_read_ids(self._path(camera), self._size_hw)).tolist()
+
     def _read(self, camera: Camera) -> PixelLabels:
         label = self._class_of_id[_read_ids(self._path(camera), self._size_hw)]
         return PixelLabels(label, (label != NONE).astype(np.float16))

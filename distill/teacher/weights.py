@@ -298,7 +298,7 @@ def build_clip(source: Source) -> Any:
     kind = CustomTextCLIP if config.pop("custom_text", False) else CLIP
     try:
         model = kind(**config)
-    except (TypeError, AssertionError, ValueError) as error:
+    except (TypeError, AssertionError, ValueError, RuntimeError, ArithmeticError) as error:
         raise BadInput(
             source.name, f"its configuration makes no model ({error})", "correct the file"
         ) from None

@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from clipsweep.distill.objectives import Moment, Terms
+from clipsweep.distill.sparse.norm import Norm
 from clipsweep.distill.student.augment import AugmentConfig
 from clipsweep.distill.student.batch import Batch
 from clipsweep.distill.student.unet import Student
@@ -247,6 +248,7 @@ class Learner:
         config: optimiser, precision, and whether the weights are averaged.
         head: prefix of the parameters with a learning rate of their own.
         head_lr: that rate, as a multiple of the others'.
+        frozen_norms: batch norms normalise by the statistics that they have, and keep them.
 
     Raises:
         BadInput: the backend of the sparse convolutions does not support the precision.
@@ -259,7 +261,12 @@ class Learner:
     """
 
     def __init__(
-        self, student: Student, config: TrainConfig, head: str = "", head_lr: float = 1.0
+        self,
+        student: Student,
+        config: TrainConfig,
+        head: str = "",
+        head_lr: float = 1.0,
+        frozen_norms: bool = False,
     ) -> None:
         cuda = next(student.parameters()).is_cuda
         if config.precision == "bf16" and (
@@ -278,6 +285,7 @@ class Learner:
         self.average = (
             {k: v.clone() for k, v in student.state_dict().items()} if config.ema else None
         )
+        self.frozen_norms = frozen_norms
         self.step = self.bad = 0
 
     @property
@@ -343,6 +351,7 @@ def train(
     on_step: Callable[[Step], None],
     seed: int = 0,
     halt: Callable[[], bool] = lambda: False,
+    kinds: int = 1,
 ) -> None:
     """Training loop: from the learner's step to the last, or until ``halt`` after a step.
 
@@ -353,26 +362,28 @@ def train(
     Args:
         learner: the student and its optimiser.
         terms_of: the weighted terms of the loss on a batch; their sum is brought down.
-        batches: those of all steps that are left, ``config.accumulate`` a step; of each this
-            process's part.
+        batches: those of all steps that are left, ``config.accumulate`` of each kind a step; of
+            each this process's part.
         steps: of the whole training, those done before included.
         config: schedule and precision.
         on_step: called with each step that was not left out.
         seed: of what objectives draw by chance; each step draws from a state of its own.
         halt: asked after each step; true on one process is enough.
+        kinds: kinds of batches of which a step has the same number; their losses are added.
 
     Raises:
         NotFinite: more than ``max_bad_steps`` steps were left out.
     """
     stream = iter(batches)
-    _train_mode(learner.student)
+    _train_mode(learner.student, learner.frozen_norms)
     while learner.step < steps:
         now = rates(learner.step, steps, config)
         moment = Moment(learner.step / steps, _coin(seed, learner.step))
         learner.set_rates(now)
         before = [buffer.clone() for buffer in learner.student.buffers()]
         learner.optimizer.zero_grad(set_to_none=True)
-        passes = _backward(learner, terms_of, islice(stream, config.accumulate), moment, config)
+        ours = islice(stream, config.accumulate * kinds)
+        passes = _backward(learner, terms_of, ours, moment, config)
         problem = _problem(learner, passes, config)
         if problem:
             _leave_out(learner, before, problem, config)
@@ -380,8 +391,10 @@ def train(
             learner.update(config.ema)
         learner.step += 1
         if not problem:
+            names = dict.fromkeys(name for p in passes for name in p.terms)
             terms = {
-                name: sum(p.terms[name] for p in passes) / len(passes) for name in passes[0].terms
+                name: sum(p.terms.get(name, 0.0) for p in passes) / config.accumulate
+                for name in names
             }
             points = sum(p.points for p in passes)
             cut = sum(p.cut for p in passes)
@@ -440,13 +453,18 @@ def _leave_out(
         buffer.copy_(value)
 
 
-def _train_mode(student: nn.Module) -> None:
+def _train_mode(student: nn.Module, frozen_norms: bool) -> None:
     """Sets training mode, except for frozen parts.
 
-    The batch norms of a frozen network must not change.
+    The batch norms of a frozen network must not change, nor those of one that shall keep its
+    statistics.
     """
     for module in student.children():
         module.train(any(parameter.requires_grad for parameter in module.parameters()))
+    if frozen_norms:
+        for module in student.modules():
+            if isinstance(module, Norm):
+                module.eval()
 
 
 def _coin(seed: int, step: int) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ MAX_SWEEPS = 11
 
 
 _OLDER_SWEEP = "(an older sweep)"  # stands in manifests and messages in place of a frame's id
+_PART_BYTES_MAX = 255  # of Linux file systems
+_PATH_BYTES_MAX = 4095
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +59,10 @@ class Skip:
     @staticmethod
     def of_row(row: Mapping[str, str]) -> Skip:
         """Reads the record of a skipped frame from an entry in a marker or manifest."""
-        frame = None if row["frame"] == _OLDER_SWEEP else row["frame"]
-        return Skip(frame, row["scene"], row["reason"])
+        name, scene, reason = (row[key] for key in ("frame", "scene", "reason"))
+        if not all(isinstance(text, str) for text in (name, scene, reason)):
+            raise TypeError(f"{row!r} holds what is no text")
+        return Skip(None if name == _OLDER_SWEEP else name, scene, reason)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -170,10 +175,18 @@ def within(root: Path, name: str) -> Path:
     """Safe path of a file below the data root, without path traversal.
 
     Raises:
-        BadInput: the name leaves the data root, by dots, as an absolute path or through a link, or
-            leads in a circle.
+        BadInput: the name leaves the data root, by dots, as an absolute path or through a link,
+            leads in a circle, or is longer than a file system takes.
     """
     path = root / name
+    longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
+    if longest > _PART_BYTES_MAX or len(os.fsencode(path)) > _PATH_BYTES_MAX:
+        raise BadInput(
+            f"{name[:40]}...",
+            f"this file name in a table has {len(name)} characters",
+            f"a file system takes {_PART_BYTES_MAX} bytes, or {_PATH_BYTES_MAX} with its folders;"
+            " correct the table",
+        )
     try:
         resolved = path.resolve()
     except RuntimeError:  # before Python 3.13
@@ -247,6 +260,14 @@ def read_images(index: Path) -> dict[str, list[str]]:
             ):
                 images.setdefault(scene, []).extend(camera["path"] for camera in cameras)
     return images
+
+
+def read_image_counts(index: Path) -> dict[str, int]:
+    """Reads the number of camera images of each key frame."""
+    with undamaged(index), pq.ParquetFile(index) as file:
+        table = file.read(["id", "cameras.list.element.name"])
+        columns = (table[name].to_pylist() for name in ("id", "cameras"))
+        return {frame: len(cameras) for frame, cameras in zip(*columns, strict=True)}
 
 
 def read_frame_ids(index: Path) -> dict[str, list[str]]:

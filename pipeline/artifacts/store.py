@@ -48,6 +48,15 @@ _PACKAGES = (
 )
 _ORPHANED_S = 3600.0
 _NAME = re.compile(r"[\w.+-]+")
+_MANIFEST = {
+    "digest": str,
+    "key": dict,
+    "inputs": dict,
+    "counts": dict,
+    "skipped": list,
+    "shards": dict,
+}
+_NO_MARKER = (OSError, ValueError, KeyError, TypeError, AttributeError)
 _checked: set[tuple[str, int, int]] = set()
 """Payloads whose sha256 this process has compared: path, size and time of change."""
 
@@ -226,9 +235,13 @@ class Artifact:
             raise BadInput(
                 self.path / "manifest.json", f"cannot be read ({error})", "delete it and run again"
             ) from None
-        if not isinstance(tree, dict) or not {"digest", "key", "inputs", "skipped"} <= tree.keys():
+        try:
+            entries = _readable(tree)
+        except (KeyError, TypeError, AttributeError):
+            entries = {}
+        if not all(isinstance(entries.get(name), kind) for name, kind in _MANIFEST.items()):
             raise BadInput(self.path / "manifest.json", "is no manifest", "delete it and run again")
-        return tree
+        return entries
 
     def skipped(self) -> list[Skip]:
         """Skipped frames that this artifact lacks, those lost in its inputs included."""
@@ -275,9 +288,8 @@ class Artifact:
     def facts(self, name: str) -> dict[str, Any]:
         """Marker entries of a committed shard."""
         try:
-            facts = json.loads(self._marker(name).read_bytes())
-            return {"skipped": [], "sha256": facts["sha256"], **facts}
-        except (OSError, ValueError, KeyError, TypeError):
+            return self._read_marker(name)
+        except _NO_MARKER:
             raise BadInput(
                 self.shard(name), "is not whole", "run the tool that makes it again"
             ) from None
@@ -300,17 +312,21 @@ class Artifact:
     def _marker(self, name: str) -> Path:
         return self.path / "done" / f"{name}.json"
 
+    def _read_marker(self, name: str) -> dict[str, Any]:
+        facts = _readable(json.loads(self._marker(name).read_bytes()))
+        return {**facts, "sha256": str(facts["sha256"])}
+
     def done(self, name: str, verify: bool = False) -> bool:
         """Whether a shard is committed and undamaged.
 
         Its payload must have the committed size and, with ``verify``, the committed digest.
         """
         try:
-            marker = json.loads(self._marker(name).read_bytes())
+            marker = self._read_marker(name)
             payload = self.shard(name)
             if payload.stat().st_size != marker["bytes"]:
                 return False
-        except (OSError, ValueError, KeyError, TypeError):
+        except _NO_MARKER:
             return False
         return not verify or hashlib.sha256(payload.read_bytes()).hexdigest() == marker["sha256"]
 
@@ -420,6 +436,19 @@ class Artifact:
         write_whole(
             self.path / "manifest.json", json.dumps(manifest, indent=1, default=str).encode()
         )
+
+
+def _readable(facts: Any) -> dict[str, Any]:
+    """Entries of a marker or manifest, whose skipped frames and counts can be read.
+
+    Raises:
+        KeyError, TypeError, AttributeError: they cannot.
+    """
+    found = {"skipped": [], "counts": {}, **facts}
+    for row in found["skipped"]:
+        Skip.of_row(row)
+    sum(found["counts"].values())
+    return found
 
 
 def _damaged(path: Path, reason: object) -> BadInput:

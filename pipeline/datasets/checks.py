@@ -10,6 +10,7 @@ import stat
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -21,6 +22,9 @@ from clipsweep.projection.frames import Camera, File, Sweep
 _SPEED_MAX_M_S = 80.0
 _CAMERA_GAP_MAX_US = 110_000
 _PIXELS_MAX = 64_000_000
+_FOCAL_MIN_PX = 1.0
+_INTRINSIC_MAX_PX = 1e6
+_TIME_MAX_US = 10**16
 _END_OF_IMAGE = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
 
 
@@ -89,12 +93,26 @@ def check_image(file: File, size_hw: tuple[int, int]) -> None:
 
 def check_intrinsics(K: np.ndarray, where: str) -> None:
     """Validates camera intrinsics: refuses a matrix that no pinhole camera has."""
-    if K.shape != (3, 3) or not np.isfinite(K).all() or K[0, 0] <= 0 or K[1, 1] <= 0:
-        raise BadInput(where, f"camera_intrinsic {K.tolist()} is not a camera matrix")
+    usual = K.shape == (3, 3) and (np.abs(K) <= _INTRINSIC_MAX_PX).all()  # False for nan too
+    if not usual or min(K[0, 0], K[1, 1]) < _FOCAL_MIN_PX:
+        raise BadInput(
+            where,
+            f"camera_intrinsic {K.tolist()} is not a camera matrix",
+            f"focal lengths are {_FOCAL_MIN_PX:g} to {_INTRINSIC_MAX_PX:g} px",
+        )
     if not np.allclose(K[2], [0, 0, 1]) or K[1, 0] != 0:
         raise BadInput(
             where, f"camera_intrinsic {K.tolist()} has a second row or third row of another form"
         )
+
+
+def checked_time(time_us: Any, where: str) -> int:
+    """Validates a timestamp of a table: a whole number of microseconds."""
+    number = type(time_us) in (int, float)
+    if not number or not 0 <= time_us < _TIME_MAX_US or time_us % 1:  # refuses nan too
+        cure = f"it must be a whole number of microseconds, below {_TIME_MAX_US:.0e}"
+        raise BadInput(where, f"timestamp {str(time_us)[:40]} is none", cure)
+    return int(time_us)
 
 
 def check_times(sweeps: Sequence[Sweep], cameras: Sequence[Camera], where: str) -> None:

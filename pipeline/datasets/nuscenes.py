@@ -16,13 +16,14 @@ import numpy as np
 from jaxtyping import UInt8
 from pydantic import Field
 
-from clipsweep.pipeline.artifacts.index import MAX_SWEEPS, Row, Skip
+from clipsweep.pipeline.artifacts.index import MAX_SWEEPS, Row, Skip, within
 from clipsweep.pipeline.datasets.boxes import Box, FrameBoxes, checked_box
 from clipsweep.pipeline.datasets.checks import (
     check_image,
     check_intrinsics,
     check_points,
     check_times,
+    checked_time,
     pin,
 )
 from clipsweep.pipeline.datasets.export import Format
@@ -149,12 +150,16 @@ def splits() -> dict[str, list[str]]:
 def _load(config: DataConfig[NuscenesConfig]) -> NuScenes:
     from nuscenes.nuscenes import NuScenes
 
+    folder = Path(config.root) / config.own.version
     try:
-        return NuScenes(config.own.version, config.root, verbose=False)
+        nusc = NuScenes(config.own.version, config.root, verbose=False)
     except (AssertionError, OSError, KeyError, ValueError, TypeError) as error:
-        raise BadInput(
-            Path(config.root) / config.own.version, f"the nuScenes devkit cannot load it: {error}"
-        ) from None
+        raise BadInput(folder, f"the nuScenes devkit cannot load it: {error}") from None
+    for scene in nusc.scene:
+        if not isinstance(scene.get("name"), str):
+            problem = f"scene {scene['token']} has the name {str(scene.get('name'))[:80]}"
+            raise BadInput(folder / "scene.json", f"{problem}, which is no text", _UNPACK)
+    return nusc
 
 
 def _scenes(nusc: NuScenes, config: DataConfig[NuscenesConfig], names: Sequence[str]) -> list[str]:
@@ -239,7 +244,7 @@ def _frame(
     )
     labels = _labels(nusc, root, key["token"], points, config.hash)
     check_times(sweeps, cameras, f"sample {sample['token']}")
-    return Frame(key["token"], scene, key["timestamp"], tuple(sweeps), cameras, labels), missing
+    return Frame(key["token"], scene, _time_us(key), tuple(sweeps), cameras, labels), missing
 
 
 def _sweeps(
@@ -250,10 +255,10 @@ def _sweeps(
     missing = 0
     sweeps: list[Sweep] = []
     for _ in range(MAX_SWEEPS):
-        if record is key or (root / record["filename"]).exists():
+        if record is key or within(root, record["filename"]).exists():
             file = pin(root, record["filename"], config.hash)
             check_points(file, config.columns, 1)
-            sweeps.append(Sweep(record["timestamp"], _global_from_sensor(nusc, record), file))
+            sweeps.append(Sweep(_time_us(record), _global_from_sensor(nusc, record), file))
         else:
             missing += 1
         if not record["prev"]:
@@ -271,9 +276,12 @@ def _camera(nusc: NuScenes, config: DataConfig[NuscenesConfig], token: str) -> C
     size_hw = (record["height"], record["width"])
     check_image(file, size_hw)
     name = nusc.get("sensor", calibration["sensor_token"])["channel"]
-    return Camera(
-        name, record["timestamp"], _global_from_sensor(nusc, record), intrinsics, size_hw, file
-    )
+    pose = _global_from_sensor(nusc, record)
+    return Camera(name, _time_us(record), pose, intrinsics, size_hw, file)
+
+
+def _time_us(record: dict[str, Any]) -> int:
+    return checked_time(record["timestamp"], f"sample_data {record['token']}")
 
 
 def _global_from_sensor(nusc: NuScenes, record: dict[str, Any]) -> Pose:

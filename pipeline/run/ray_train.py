@@ -12,12 +12,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from functools import partial
+from functools import cache, partial
+from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import distributed
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from clipsweep.distill.training.distributed import rank
@@ -30,6 +32,16 @@ from clipsweep.projection.errors import BadInput
 
 T = TypeVar("T")
 _POLL_S = 0.5
+
+
+_groups = count(1)
+
+
+@cache
+def _rendezvous() -> tuple[Store, int, int]:
+    """Store that all training processes reach, this one's rank and their number; met once."""
+    store, rank, world = next(rendezvous("env://"))
+    return store, rank, world
 
 
 @contextmanager
@@ -46,7 +58,8 @@ def process_group(prepare: Callable[[], T]) -> Iterator[T]:
     if distributed.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield prepare()
         return
-    store, rank, world = next(rendezvous("env://"))
+    common, rank, world = _rendezvous()
+    store = PrefixStore(f"group {next(_groups)}", common)  # one a round of training
     while rank and not store.check(["prepared"]):  # a wait inside the store would receive no signal
         time.sleep(_POLL_S)
     prepared = prepare()

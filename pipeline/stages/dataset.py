@@ -54,6 +54,12 @@ class Targets:
     feature: Float16[np.ndarray, "q d"] | None = None
 
 
+def no_targets(frame: Frame, cloud: Cloud) -> Targets:
+    """Training targets of a frame without any."""
+    nothing = np.empty(0, np.int64)
+    return Targets(nothing, nothing)
+
+
 def pixel_targets(pixels: Artifact, config: Config, frame: Frame, cloud: Cloud) -> Targets:
     """Training targets from pixels: each visible point-pixel pair with a pixel label.
 
@@ -222,9 +228,9 @@ def training_batches(
     frames: Sequence[Frame],
     targets: Callable[[Frame, Cloud], Targets],
     config: Config,
-    first_step: int = 0,
+    steps: range,
 ) -> Generator[Batch, None, None]:
-    """Data loader: batches of all steps from ``first_step`` on, from ``run.loaders`` processes.
+    """Data loader: the batches of some steps of a training, from ``run.loaders`` processes.
 
     The processes run beside the training.
 
@@ -245,7 +251,6 @@ def training_batches(
             f"{size} frames of {config.train.sweeps} sweeps are too many",
             "128 in all",
         )
-    steps = range(first_step, training_steps(config, len(frames)))
     batches = range(steps.start * config.train.accumulate, steps.stop * config.train.accumulate)
     loader = DataLoader(
         TrainingFrames(frames, targets, config),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +32,7 @@ from clipsweep.pipeline.artifacts.store import Artifact, digest_files, write_who
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.labels import load_space
 from clipsweep.pipeline.run.signals import Stopped, defer_signals
-from clipsweep.pipeline.stages.dataset import Targets, training_batches, training_steps
+from clipsweep.pipeline.stages.dataset import Targets, no_targets, training_batches, training_steps
 from clipsweep.pipeline.stages.index import scene_frames, scenes_of
 from clipsweep.pipeline.stages.log import TrainingLog, had_targets
 from clipsweep.pipeline.stages.pixels import device
@@ -129,6 +129,10 @@ class TrainingTask:
         frames: the frames to train on.
         targets: labels or features of the points of a frame's cloud.
         used_labels: whether human labels are among the targets.
+        unlabelled: frames that each step learns too, in a batch of its own; may be empty.
+        pseudo_labels: their targets.
+        frozen_norms: batch norms keep the statistics that the network comes with.
+        finish: changes the trained network before it is stored.
     """
 
     network: Student
@@ -137,6 +141,10 @@ class TrainingTask:
     frames: Sequence[Frame]
     targets: Callable[[Frame, Cloud], Targets]
     used_labels: bool
+    unlabelled: Sequence[Frame] = ()
+    pseudo_labels: Callable[[Frame, Cloud], Targets] = no_targets
+    frozen_norms: bool = False
+    finish: Callable[[Student], None] | None = None
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -164,7 +172,8 @@ def fit(config: Config, out: Artifact, task: TrainingTask, resume: str = "") -> 
         NotFinite: steps without a finite loss, too many or all, or weights that are not.
         Stopped: by a signal, after a checkpoint.
     """
-    learner = Learner(task.network, config.train, "classifier.", config.finetune.head_lr)
+    head_lr = config.finetune.head_lr
+    learner = Learner(task.network, config.train, "classifier.", head_lr, task.frozen_norms)
     if out.done("state", config.verify):
         load_learner(learner, out.shard("state"))
     elif resume:
@@ -175,6 +184,8 @@ def fit(config: Config, out: Artifact, task: TrainingTask, resume: str = "") -> 
     older_sweeps = _train(config, out, task, learner)
     _check_training(out, learner)
     learner.keep_average()
+    if task.finish is not None:
+        task.finish(task.network)
     if not all(value.isfinite().all() for value in task.network.state_dict().values()):
         raise NotFinite(f"weights are not finite after step {learner.step}")
     if rank() == 0:
@@ -189,6 +200,7 @@ def _write_description(config: Config, out: Artifact, task: TrainingTask) -> Non
         config.model,
         load_space(config.labels).names,
         config.data.sensor_height_m,
+        config.objectives.semantic.scale,
         task.used_labels,
     )
     write_whole(out.path / "config.json", described)
@@ -199,7 +211,7 @@ def _train(config: Config, out: Artifact, task: TrainingTask, learner: Learner) 
     steps = training_steps(config, len(task.frames))
     older_sweeps: list[Skip] = []
     with (
-        closing(training_batches(task.frames, task.targets, config, learner.step)) as batches,
+        closing(_batches(config, task, range(learner.step, steps))) as batches,
         defer_signals() as signals,
         _recorded(out, learner, steps, config) as on_step,
     ):
@@ -212,11 +224,25 @@ def _train(config: Config, out: Artifact, task: TrainingTask, learner: Learner) 
             on_step,
             config.seed,
             lambda: bool(signals),
+            kinds=2 if task.unlabelled else 1,
         )
     if learner.step < steps:
         number = signals[0] if signals else signal.SIGTERM  # another worker's
         raise Stopped(number, f"training stopped after step {learner.step} of {steps}")
     return older_sweeps
+
+
+def _batches(config: Config, task: TrainingTask, steps: range) -> Generator[Batch, None, None]:
+    """Batches of some steps; where there are unlabelled frames, each kind's in turn."""
+    with closing(training_batches(task.frames, task.targets, config, steps)) as labelled:
+        if not task.unlabelled:
+            yield from labelled
+            return
+        others = training_batches(task.unlabelled, task.pseudo_labels, config, steps)
+        with closing(others) as unlabelled:
+            for batch, other in zip(labelled, unlabelled, strict=True):
+                yield batch
+                yield dataclasses.replace(other, unlabelled=True)
 
 
 def _check_training(out: Artifact, learner: Learner) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -58,6 +58,7 @@ def make_index(config: Config) -> Artifact:
             time.sleep(_POLL_S)
         return index
     if index.whole and index.done("index") and not config.verify:
+        _report_missing(root, index.facts("index")["counts"])
         return index
     before = index.facts("index")["scenes"] if index.done("index") else {}
     rows = _read_rows(config, root)
@@ -120,16 +121,20 @@ def _read_rows(config: Config, root: Path) -> _Rows:
         raise BadInput(root, "no frame can be used", skipped[0].reason if skipped else "")
     if 0 < counts["labelled"] < counts["frames"]:
         _log.info(f"{root}: {counts['labelled']} of {counts['frames']} frames have labels")
-    if counts["missing_sweeps"]:
-        missing = (
-            f"{counts['missing_sweeps']} earlier sweeps are missing, and frames go without them"
-        )
-        _log.warning(f"{root}: {missing}; once they are there, run with verify=true")
+    _report_missing(root, counts)
     # whose splits have as many scenes as it was configured with
     demo = (root / DEMO_MARK).is_file()
     for role, scenes in seen.items():
         counts[f"absent_{role}"] = 0 if demo else _absent(config, role, scenes)
     return _Rows(parquet, digests, skipped, counts)
+
+
+def _report_missing(root: Path, counts: Mapping[str, int]) -> None:
+    """Warns of older sweeps that the tables name and the disk lacks, in every run that goes on."""
+    missing = counts.get("missing_sweeps", 0)
+    if missing:
+        what = f"{missing} earlier sweeps are missing, and frames go without them"
+        _log.warning(f"{root}: {what}; once they are there, run with verify=true")
 
 
 def _absent(config: Config, role: str, present: set[str]) -> int:

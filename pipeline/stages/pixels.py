@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -11,9 +12,9 @@ import numpy as np
 import torch
 
 from clipsweep.distill.teacher.maskclip import MaskClip, MaskClipConfig
-from clipsweep.distill.teacher.precomputed import PrecomputedConfig
+from clipsweep.distill.teacher.precomputed import Precomputed, PrecomputedConfig
 from clipsweep.distill.teacher.protocol import Teacher
-from clipsweep.pipeline.artifacts.index import Skip, read_images
+from clipsweep.pipeline.artifacts.index import Skip, read_image_counts, read_images
 from clipsweep.pipeline.artifacts.read import read_pixels, skip_or_raise
 from clipsweep.pipeline.artifacts.store import Artifact, Part, digest_of
 from clipsweep.pipeline.config import Config
@@ -22,7 +23,9 @@ from clipsweep.pipeline.run.scenes import Shard, run_stage
 from clipsweep.pipeline.stages.index import scene_frames, split_scenes
 from clipsweep.pipeline.teachers import TeacherInputs, make_teacher
 from clipsweep.projection.errors import BadInput
-from clipsweep.projection.frames import Frame, PixelLabels
+from clipsweep.projection.frames import NONE, Frame, PixelLabels
+
+_log = logging.getLogger(__name__)
 
 FRAMES = 32
 """Key frames of a shard: 300 MB where labels of six images have 512 x 1024 pixels."""
@@ -72,8 +75,9 @@ class PixelWorker:
                 arrays[f"{prefix}/score"] = image.score
                 if image.feature is not None:
                     arrays[f"{prefix}/feature"] = image.feature
-        images_done = sum(name.endswith("/label") for name in arrays)
-        return Shard(arrays, skipped, {"images": images_done}, part.facts())
+        labels = [array for name, array in arrays.items() if name.endswith("/label")]
+        counts = {"images": len(labels), "pixels": sum(int((a != NONE).sum()) for a in labels)}
+        return Shard(arrays, skipped, counts, part.facts())
 
     def _images(self, frames: list[Frame]) -> Iterator[PixelLabels | BadInput]:
         if self.kept is None:
@@ -92,7 +96,12 @@ def make_pixels(config: Config, index: Artifact) -> Artifact:
     The shard ``_text`` holds the text embeddings of the classes. The teacher and the classes name
     the artifact. Where features of the same model were kept before and only the names differ, the
     images are not read again.
+
+    Raises:
+        BadInput: no key frame has a camera image; no pixel has a label, of a teacher that has
+            classes.
     """
+    _check_images(config, index)
     space = load_space(config.labels)
     own = config.teacher.own
     teacher = open_teacher(config, space)
@@ -118,7 +127,43 @@ def make_pixels(config: Config, index: Artifact) -> Artifact:
     if not pixels.done("_text", config.verify):
         pixels.commit_arrays("_text", {"text": teacher.text})
     worker = partial(PixelWorker, config, index, parts, kept)
-    return run_stage(pixels, shards, worker, config, gpu=True)
+    made = run_stage(pixels, shards, worker, config, gpu=True)
+    _check_labels(config, index, made, teacher)
+    return made
+
+
+def _check_images(config: Config, index: Artifact) -> None:
+    """Refuses data without any camera image; warns of key frames without one."""
+    images = read_image_counts(index.payload("index"))
+    without = [frame for frame, count in images.items() if not count]
+    if len(without) == len(images):
+        cure = "labels come from images: add cameras to the tables or set data.semantickitti.camera"
+        raise BadInput(config.data.root, "no key frame has a camera image", cure)
+    if without:
+        some = f"{len(without)} of {len(images)} key frames have no camera image"
+        _log.warning(f"{config.data.root}: {some}, first {without[0]}; others label their points")
+
+
+def _check_labels(config: Config, index: Artifact, pixels: Artifact, teacher: Teacher) -> None:
+    """Refuses pixel labels without a single labelled pixel, of a teacher that has classes."""
+    counts = [pixels.facts(part.shard)["counts"] for part in pixels.parts]
+    images = sum(each.get("images", 0) for each in counts)
+    labelled = any(each.get("pixels", 1) for each in counts)  # not counted by earlier versions
+    if labelled or not images or not len(teacher.text):
+        return
+    problem = f"no pixel of {images} images has a class"
+    own = config.teacher.own
+    if isinstance(teacher, Precomputed) and isinstance(own, PrecomputedConfig):
+        lost = {skip.frame for skip in pixels.skipped()}
+        frames = (
+            frame for part in pixels.parts for frame in scene_frames(index, config, part.scene)
+        )
+        camera = next(c for frame in frames if frame.id not in lost for c in frame.cameras)
+        ids = ", ".join(map(str, teacher.ids(camera)[:10]))
+        problem += f"; the label image of {camera.image.path.name} has ids {ids}"
+        cure = "none of them has a class there: name the map of these label images"
+        raise BadInput(f"teacher.precomputed.map={own.map}", problem, cure)
+    raise BadInput("teacher", problem, "look at the class names and teacher.maskclip.min_score")
 
 
 def _all_done(artifact: Artifact, shards: Sequence[str], config: Config) -> bool:

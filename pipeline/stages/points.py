@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -56,14 +56,11 @@ class FuseWorker:
         if not of_part:
             return Shard({}, skipped, {"points": 0, "labelled": 0}, part.facts())
         arrays: dict[str, np.ndarray] = {}
-        counts = {"points": 0, "labelled": 0}
         wanted = range(of_part[0], of_part[-1] + 1)
         for frame, fused in self._fuse(part.scene, frames, wanted, skipped):
             for field in ("label", "score", "agreement"):
                 arrays[f"{frame.id}/{field}"] = getattr(fused, field)
-            counts["points"] += len(fused.label)
-            counts["labelled"] += int((fused.label < len(self.space)).sum())
-        return Shard(arrays, skipped, counts, part.facts())
+        return Shard(arrays, skipped, count_labels(arrays, self.space.names), part.facts())
 
     def _fuse(
         self, scene: str, frames: list[Frame], wanted: range, skipped: list[Skip]
@@ -92,6 +89,33 @@ class FuseWorker:
             self.space.limits,
             poses.grid_from_global,
         )
+
+
+def count_labels(arrays: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, int]:
+    """Counts points, labelled ones, and those of each class in a shard of point labels."""
+    labels = [array for name, array in arrays.items() if name.endswith("/label")]
+    count = sum((np.bincount(label, minlength=256) for label in labels), np.zeros(256, np.int64))
+    of_class = count[: len(names)]
+    return {
+        "points": int(count.sum()),
+        "labelled": int(of_class.sum()),
+        **{f"class {name}": int(each) for name, each in zip(names, of_class, strict=True)},
+    }
+
+
+def class_shares(points: Artifact) -> dict[str, float]:
+    """Share of each class among the labelled points of the shards that a run uses."""
+    counts: dict[str, int] = {}
+    for part in points.parts:
+        for name, count in points.facts(part.shard)["counts"].items():
+            counts[name] = counts.get(name, 0) + count
+    labelled = max(1, counts.get("labelled", 0))
+    prefix = "class "
+    return {
+        name.removeprefix(prefix): count / labelled
+        for name, count in counts.items()
+        if name.startswith(prefix)
+    }
 
 
 def make_points(config: Config, index: Artifact, pixels: Artifact) -> Artifact:

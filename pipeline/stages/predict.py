@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -12,9 +12,7 @@ from jaxtyping import UInt8
 from clipsweep.distill.student.checkpoint import Trained, load_student
 from clipsweep.pipeline.artifacts.index import Skip
 from clipsweep.pipeline.artifacts.read import (
-    all_left_out,
     raw_rows,
-    read_points,
     record_older_sweep,
     skip_or_raise,
     sweep_layout,
@@ -25,12 +23,10 @@ from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.labels import load_space
 from clipsweep.pipeline.run.scenes import Shard, run_stage
 from clipsweep.pipeline.stages.fit import READS_CLOUDS, finished_student
-from clipsweep.pipeline.stages.index import find_parts, scene_frames, scenes_of, split_scenes
+from clipsweep.pipeline.stages.index import scene_frames, split_scenes
 from clipsweep.pipeline.stages.pixels import device
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import Frame
-
-# --- predictions ----------------------------------------------------------------------------------
 
 
 def open_student(config: Config, student: str) -> tuple[Trained, str]:
@@ -62,23 +58,10 @@ def open_student(config: Config, student: str) -> tuple[Trained, str]:
     return trained, digest_files([artifact.shard("model"), artifact.path / "config.json"])
 
 
-def open_points(config: Config, index: Artifact, folder: str) -> Artifact:
-    """Opens fused pseudo-labels of the scenes of ``data.eval`` from their folder.
-
-    Raises:
-        BadInput: they are not whole, or their classes are not those of ``labels``.
-    """
-    points = Artifact.at(folder, "points")
-    made = points.manifest()["key"].get("classes")
-    names = list(load_space(config.labels).names)
-    if made != names:
-        problem = f"has the classes {', '.join(made or ())}"
-        raise BadInput(
-            folder,
-            problem,
-            f"labels has {', '.join(names)}: score, draw and export it with the same",
-        )
-    return find_parts(points, index, scenes_of(index, "eval"))
+def label_protocol(student: str) -> str:
+    """Label protocol of a student: annotation-free, or the share of labels it was tuned on."""
+    manifest = Artifact.at(student, "student").manifest()
+    return str(manifest["protocol"]) if manifest["used_labels"] else "annotation-free"
 
 
 FRAMES = 64
@@ -141,48 +124,3 @@ def make_predictions(config: Config, index: Artifact, student: str) -> Artifact:
     predictions = Artifact.of(config.store, "predictions", key).holding(parts, lost)
     worker = partial(PredictWorker, config, index, student, parts)
     return run_stage(predictions, predictions.shards(), worker, config, gpu=True)
-
-
-def open_labels(config: Config, index: Artifact, student: str, points: str) -> Artifact:
-    """Opens labels to score, draw or export: a student's predictions, or fused pseudo-labels.
-
-    Args:
-        config: everything else.
-        index: of the frames; those of ``data.eval`` are labelled.
-        student: folder of a student, which predicts them now where it has not yet.
-        points: folder of fused points; one of the two is given.
-
-    Raises:
-        BadInput: both are given, or as ``open_points`` and ``open_student``.
-    """
-    if points and student:
-        raise BadInput("points", "is given, and student too", "give one of them")
-    return (
-        open_points(config, index, points) if points else make_predictions(config, index, student)
-    )
-
-
-def labelled_frames(
-    config: Config, index: Artifact, predicted: Artifact
-) -> Iterator[tuple[Frame, UInt8[np.ndarray, " n"]]]:
-    """Key frames of ``data.eval``, each with the predicted or fused label of every raw point.
-
-    Raises:
-        BadInput: all frames were left out.
-    """
-    skipped = predicted.skipped()
-    lost = {skip.frame for skip in skipped}
-    some = False
-    for scene in scenes_of(index, "eval"):
-        for frame in scene_frames(index, config, scene):
-            if frame.id not in lost:
-                some = True
-                yield frame, _read_labels(predicted, frame)
-    if skipped and not some:
-        raise all_left_out("data.eval", skipped)
-
-
-def _read_labels(labels: Artifact, frame: Frame) -> UInt8[np.ndarray, " n"]:
-    if labels.stage == "points":
-        return read_points(labels, frame).label
-    return labels.arrays(labels.shard_of(frame.id)).get_tensor(frame.id)

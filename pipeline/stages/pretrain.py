@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from dataclasses import dataclass, fields
 from functools import partial
@@ -16,6 +17,7 @@ from clipsweep.pipeline.artifacts.read import all_left_out
 from clipsweep.pipeline.artifacts.store import Artifact
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.run.ray_train import process_group, train_on_ray, wants_ray
+from clipsweep.pipeline.stages.consolidate import collapse_warnings, make_consolidated
 from clipsweep.pipeline.stages.dataset import target_source
 from clipsweep.pipeline.stages.fit import (
     READS_CLOUDS,
@@ -30,8 +32,10 @@ from clipsweep.pipeline.stages.fit import (
 from clipsweep.pipeline.stages.guard import Guard, guard_facts, label_guard
 from clipsweep.pipeline.stages.index import scene_digests
 from clipsweep.pipeline.stages.pixels import device, make_pixels
-from clipsweep.pipeline.stages.points import make_points
+from clipsweep.pipeline.stages.points import class_shares, make_points
 from clipsweep.projection.errors import BadInput
+
+_log = logging.getLogger(__name__)
 
 _LOSSES = (item.name for item in fields(ObjectivesConfig) if item.name != "segmentation")
 PRETRAINED_BY = (
@@ -42,7 +46,7 @@ PRETRAINED_BY = (
 
 
 def make_pretrained(config: Config, resume: str = "", guard: Guard = label_guard) -> Artifact:
-    """Pre-trains a student without any human label.
+    """Pre-trains a student without any human label, in one or more rounds (``rounds``).
 
     Makes the stages before it where missing.
 
@@ -63,11 +67,24 @@ def make_pretrained(config: Config, resume: str = "", guard: Guard = label_guard
     """
     _check_teacher(config)
     with guard(config) as index:
-        sources_of = partial(_sources, config, index)
-        if wants_ray(config) and not is_complete(_pretrained(config, sources_of(), resume), config):
-            guarded = partial(label_guard, index=index)
-            train_on_ray(partial(make_pretrained, resume=resume, guard=guarded), config)
-        with process_group(sources_of) as sources:
+        guarded = partial(label_guard, index=index)
+        student = _make_round(config, guarded, resume=resume)
+        for _ in range(1, config.rounds):
+            student = _make_round(config, guarded, before=str(student.path))
+    return student
+
+
+def _make_round(config: Config, guard: Guard, before: str = "", resume: str = "") -> Artifact:
+    """Trains the student of one round.
+
+    It learns the labels of the student ``before``; of the first round, where that is empty, the
+    teacher's.
+    """
+    with guard(config) as index:  # workers of Ray start here
+        prepare = partial(_sources, config, index, before)
+        if wants_ray(config) and not is_complete(_pretrained(config, prepare(), resume), config):
+            train_on_ray(partial(_make_round, guard=guard, before=before, resume=resume), config)
+        with process_group(prepare) as sources:
             student = _pretrained(config, sources, resume)
             if not is_complete(student, config):
                 _pretrain(config, sources, student, resume)
@@ -75,9 +92,12 @@ def make_pretrained(config: Config, resume: str = "", guard: Guard = label_guard
 
 
 def _check_teacher(config: Config) -> None:
-    """Checks that the teacher has targets for all losses."""
+    """Checks that the teacher has targets for all losses, and a student for those of a round."""
     teacher = config.teacher
     objectives = config.objectives
+    if config.rounds > 1 and objectives.semantic.targets != "points":
+        problem = f"is {config.rounds}, but a student labels points, and pixels are learned from"
+        raise BadInput("rounds", problem, "set objectives.semantic.targets=points")
     if teacher.kind == "features" and objectives.needs_labels():
         raise BadInput(
             "teacher.kind", "features has no classes to train on", "see configs/pretrain/scalr.yaml"
@@ -90,16 +110,23 @@ def _check_teacher(config: Config) -> None:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Sources:
-    """Artifacts that pre-training reads: index, pixel labels, fused point labels."""
+    """Artifacts that pre-training reads: index, pixel labels, point labels."""
 
     index: Artifact
     pixels: Artifact
     points: Artifact
 
 
-def _sources(config: Config, index: Artifact) -> _Sources:
+def _sources(config: Config, index: Artifact, before: str) -> _Sources:
     pixels = make_pixels(config, index)
-    return _Sources(index, pixels, make_points(config, index, pixels))
+    teacher = make_points(config, index, pixels)
+    if not before:
+        return _Sources(index, pixels, teacher)
+    points = make_consolidated(config, index, before, "train", teacher=teacher)
+    learned = Artifact.at(before, "student").manifest()["class_shares"]
+    for warning in collapse_warnings(learned, class_shares(points)):
+        _log.warning(f"{points.id}, labels by {before}: look at this: {warning}")
+    return _Sources(index, pixels, points)
 
 
 def _pretrained(config: Config, sources: _Sources, resume: str) -> Artifact:
@@ -133,5 +160,10 @@ def _pretrain(config: Config, sources: _Sources, student: Artifact, resume: str)
     fitted = fit(config, student, task, resume)
     if rank() == 0:
         skipped = [*points.skipped(), *fitted.older_sweeps]
-        facts = {"used_labels": False, "bad_steps": fitted.bad_steps, **guard_facts()}
+        facts = {
+            "used_labels": False,
+            "bad_steps": fitted.bad_steps,
+            "class_shares": class_shares(points),
+            **guard_facts(),
+        }
         finish_student(student, config, started, skipped, **facts)

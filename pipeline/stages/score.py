@@ -24,7 +24,8 @@ from clipsweep.pipeline.labels import (
 )
 from clipsweep.pipeline.settings import plain
 from clipsweep.pipeline.stages.boxes import BoxTruth, make_boxes
-from clipsweep.pipeline.stages.predict import labelled_frames
+from clipsweep.pipeline.stages.labelled import labelled_frames
+from clipsweep.pipeline.stages.predict import label_protocol
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import NONE, Frame
 
@@ -127,18 +128,32 @@ def truth_reader(
 
 def _protocol(predicted: Artifact, student: str) -> str:
     """Label protocol of scores: annotation-free, or the share of human labels used."""
-    if predicted.stage == "points":
-        return "annotation-free"
-    manifest = Artifact.at(student, "student").manifest()
-    return str(manifest["protocol"]) if manifest["used_labels"] else "annotation-free"
+    if student:
+        return label_protocol(student)
+    return str(predicted.manifest()["key"].get("protocol", "annotation-free"))
 
 
 def _knowledge(labels: Artifact, student: str) -> list[str]:
     """Human priors used besides human labels (class limits), as texts for a table."""
-    made = labels if labels.stage == "points" else Artifact.at(student, "student")
+    made = Artifact.at(student, "student") if student else labels
     settings = made.manifest()["config"]
     fused = made.stage == "points" or settings["objectives"]["semantic"]["targets"] == "points"
     return ["limits of classes"] if fused and settings["fusion"].get("limits", True) else []
+
+
+def _uses_later_frames(labels: Artifact) -> bool:
+    """Whether labels of a key frame were made from frames after it too, as no car could."""
+    settings = labels.manifest()["config"]
+    if labels.stage != "points":
+        return False
+    if _by_student(labels):
+        return float(settings["consolidation"]["future_s"]) > 0
+    return float(settings["fusion"]["window_s"]) > 0
+
+
+def _by_student(labels: Artifact) -> bool:
+    """Whether point labels were given by a student, to every point."""
+    return "student" in labels.manifest()["key"]
 
 
 def _scores(
@@ -167,6 +182,7 @@ def _scores(
         "classes": list(names),
         "protocol": _protocol(predicted, student),
         "human_knowledge": _knowledge(predicted, student),
+        "uses_later_frames": _uses_later_frames(predicted),
         "split": list(config.data.eval),
         "absent_class": absent,
         "labels_of": predicted.id,
@@ -175,6 +191,6 @@ def _scores(
     }
     if config.labels.truth == BOXES:
         tree["in_no_box"] = dict(zip(names, confusion.background.tolist(), strict=True))
-    if predicted.stage == "points":
+    if predicted.stage == "points" and not _by_student(predicted):
         tree["covered"] = numbers(confusion.covered())
     return tree

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,7 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from clipsweep.distill.objectives import Moment, ObjectivesConfig, Terms, pretraining
+from clipsweep.distill.objectives import (
+    Moment,
+    ObjectivesConfig,
+    Terms,
+    finetuning,
+    pretraining,
+)
 from clipsweep.distill.objectives.regression import RegressionConfig
 from clipsweep.distill.objectives.selftraining import SelfTrainingConfig
 from clipsweep.distill.objectives.semantic import SemanticConfig
@@ -341,7 +348,7 @@ def test_vectors_are_not_decayed() -> None:
 def write(folder: Path, student: Student) -> None:
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_bytes(
-        student_config(student, MODEL, ("low", "middle", "high"), 1.8, False)
+        student_config(student, MODEL, ("low", "middle", "high"), 1.8, 8.0, False)
     )
     (folder / "model.safetensors").write_bytes(student_bytes(student, TEXT))
 
@@ -355,6 +362,7 @@ def test_a_student_comes_back_from_disk(tmp_path: Path) -> None:
     batch = next(batches(1))
     assert trained.names == ("low", "middle", "high")
     assert (trained.model, trained.sensor_height_m, trained.used_labels) == (MODEL, 1.8, False)
+    assert trained.scale == 8.0
     assert torch.equal(
         trained.student.classify(batch, trained.text), student.eval().classify(batch, TEXT)
     )
@@ -382,6 +390,9 @@ def test_a_student_predicts_every_point(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=why):
             trained.predict(*bad)
+    for height_m in (np.nan, np.inf, -1.0):
+        with pytest.raises(ValueError, match=f"sensor_height_m={height_m} is none of 0 to 100 m"):
+            trained.predict(xyz, intensity, sensor_height_m=height_m)
     assert np.array_equal(trained.predict(xyz.astype(float), intensity.astype(float)), label)
 
 
@@ -488,3 +499,78 @@ def test_augmentation_keeps_shape_and_the_ground_level() -> None:
         xyz, AugmentConfig(rotate_deg=0.0, flip=False, scale=0.0), np.random.default_rng(1)
     )
     np.testing.assert_allclose(still, xyz)
+
+
+def test_probabilities_are_the_mean_over_turned_copies(tmp_path: Path) -> None:
+    student = make_student(MODEL, 3)
+    run(student, TrainConfig(epochs=2))
+    write(tmp_path, student)
+    trained = load_student(tmp_path)
+    random = np.random.default_rng(0)
+    xyz = random.uniform(-20, 20, (300, 3)).astype(np.float32)
+    intensity = random.random(300, np.float32)
+    single = trained.probabilities(xyz, intensity)
+    np.testing.assert_allclose(single.sum(1), 1, atol=1e-5)
+    assert np.array_equal(single.argmax(1), trained.predict(xyz, intensity))
+    x, y, z = xyz.T
+    copies = [  # quarter turns, every second one of the cloud with y mirrored
+        np.column_stack([x, y, z]),
+        np.column_stack([y, x, z]),
+        np.column_stack([-x, -y, z]),
+        np.column_stack([-y, -x, z]),
+    ]
+    expected = np.mean([trained.probabilities(copy, intensity) for copy in copies], axis=0)
+    # a turn is rounded, and a few points may change their voxel
+    close = np.isclose(trained.probabilities(xyz, intensity, views=4), expected, atol=1e-4)
+    assert close.all(axis=1).mean() > 0.98
+    assert trained.probabilities(xyz[:0], intensity[:0]).shape == (0, 3)
+    with pytest.raises(ValueError, match="views=0"):
+        trained.probabilities(xyz, intensity, views=0)
+
+
+def test_probabilities_use_the_scale_of_the_training() -> None:
+    student = make_student(MODEL, 3).eval()
+    batch = next(batches(1))
+    cosine = student(batch, heads=("semantic",)).semantic @ TEXT.T
+    torch.testing.assert_close(
+        student.probabilities(batch, TEXT, 8.0), (8.0 * cosine).softmax(1), atol=1e-5, rtol=1e-4
+    )
+
+
+def test_frozen_norms_keep_their_statistics() -> None:
+    def trained(frozen: bool) -> tuple[Student, Student]:
+        student = make_student(MODEL, 3, 3)
+        before = copy.deepcopy(student)
+        config = TrainConfig()
+        learner = Learner(student, config, frozen_norms=frozen)
+        terms = finetuning(student, ObjectivesConfig())
+        train(learner, terms, batches(2), 2, config, lambda step: None)
+        return before, student
+
+    before, after = trained(frozen=True)
+    assert same(list(after.buffers()), list(before.buffers()))
+    assert not same([p.detach() for p in after.parameters()], list(before.parameters()))
+    before, after = trained(frozen=False)
+    assert not same(list(after.buffers()), list(before.buffers()))
+
+
+def test_a_step_adds_the_loss_of_a_batch_with_pseudo_labels() -> None:
+    def loss(stream: list[Batch], kinds: int, weight: float) -> Step:
+        torch.manual_seed(0)
+        student = make_student(MODEL, 3, 3)
+        config = TrainConfig(lr=0.0)
+        steps: list[Step] = []
+        terms = finetuning(student, ObjectivesConfig(), weight)
+        learner = Learner(student, config, frozen_norms=True)
+        train(learner, terms, stream, 1, config, steps.append, kinds=kinds)
+        return steps[0]
+
+    one, other = batches(2)
+    alone = loss([one], 1, 0.0)
+    beside = loss([other], 1, 0.0)
+    both = loss([one, replace(other, unlabelled=True)], 2, 0.25)
+    assert both.loss == pytest.approx(alone.loss + 0.25 * beside.loss, rel=1e-5)
+    assert both.points == alone.points + beside.points
+    assert set(both.terms) == {
+        *("cross_entropy", "lovasz", "unlabelled cross_entropy", "unlabelled lovasz")
+    }

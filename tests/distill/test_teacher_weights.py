@@ -124,10 +124,11 @@ def test_bad_configurations_are_refused(folder: Path) -> None:
         config.write_text(text)
         with pytest.raises(BadInput, match=r"open_clip_config\.json"):
             find_clip(f"local-dir:{folder}", "")
-    tree["model_cfg"]["vision_cfg"]["depth"] = 3
-    config.write_text(json.dumps(tree))
-    with pytest.raises(BadInput, match="makes no model"):
-        build_clip(find_clip(f"local-dir:{folder}", ""))
+    model = tree["model_cfg"]
+    for wrong in ({"vision_cfg": {**VIT, "depth": 3}}, {"embed_dim": -1}, {"embed_dim": "24"}):
+        config.write_text(json.dumps({"model_cfg": {**model, **wrong}}))
+        with pytest.raises(BadInput, match="makes no model"):
+            build_clip(find_clip(f"local-dir:{folder}", ""))
 
 
 def test_digest_follows_the_bytes(folder: Path) -> None:

@@ -22,9 +22,9 @@ from clipsweep.pipeline.artifacts.store import Artifact
 from clipsweep.pipeline.config import Config, load_config
 from clipsweep.pipeline.stages import fit as training
 from clipsweep.pipeline.stages.dataset import (
-    Targets,
     TrainingFrames,
     batch_order,
+    no_targets,
     pixel_targets,
     target_source,
     training_batches,
@@ -34,7 +34,7 @@ from clipsweep.pipeline.stages.index import make_index, scene_frames
 from clipsweep.pipeline.stages.pixels import make_pixels
 from clipsweep.pipeline.stages.points import make_points
 from clipsweep.pipeline.stages.pretrain import make_pretrained
-from clipsweep.projection.frames import Cloud, Frame
+from clipsweep.projection.frames import Frame
 from tests.helpers import settings
 
 
@@ -90,11 +90,13 @@ def test_targets_are_the_labels_of_points(ready: tuple, kind: str) -> None:
 def test_batches_are_the_same_with_and_without_worker_processes(ready: tuple) -> None:
     config, pixels, points, frames = ready
     targets = target_source("points", pixels, points, config)
-    here = list(training_batches(frames, targets, config, 0))
+    here = list(training_batches(frames, targets, config, range(3)))
     beside = list(
-        training_batches(frames, targets, replace(config, run=replace(config.run, loaders=2)), 0)
+        training_batches(
+            frames, targets, replace(config, run=replace(config.run, loaders=2)), range(3)
+        )
     )
-    later = list(training_batches(frames, targets, config, 1))
+    later = list(training_batches(frames, targets, config, range(1, 3)))
     assert len(here) == 3
     assert all(same(a, b) for a, b in zip(here, beside, strict=True))
     assert all(same(a, b) for a, b in zip(here[1:], later, strict=True))
@@ -110,7 +112,7 @@ def test_sweeps_pass_apart_and_share_voxels(ready: tuple) -> None:
         train=replace(config.train, sweeps=3, sweeps_among=5, batch_size=2),
     )
     targets = target_source("pixels", pixels, points, config)
-    batch = next(iter(training_batches(frames, targets, config, 1)))
+    batch = next(iter(training_batches(frames, targets, config, range(1, 3))))
     passes = {frame.id: min(3, len(frame.sweeps)) for frame in frames}
     assert {frame: batch.frames.count(frame) for frame in batch.frames} == {
         frame: passes[frame] for frame in batch.frames
@@ -148,11 +150,7 @@ def test_merged_sweeps_are_one_cloud(ready: tuple) -> None:
 
 def test_a_frame_without_targets_passes(ready: tuple) -> None:
     config, _, _, frames = ready
-
-    def nothing(frame: Frame, cloud: Cloud) -> Targets:
-        return Targets(np.empty(0, np.int64), np.empty(0, np.int64))
-
-    batches = list(training_batches(frames, nothing, config, 0))
+    batches = list(training_batches(frames, no_targets, config, range(3)))
     assert len(batches) == 3
     assert all(len(batch.pair_point) == 0 < len(batch.coords) for batch in batches)
 
@@ -174,7 +172,13 @@ def test_a_training_that_fails_leaves_no_loader_behind(
     A loader that still waits for work would keep it from ending.
     """
 
-    def fail(learner: object, terms_of: object, batches: Iterator[Batch], *rest: object) -> None:
+    def fail(
+        learner: object,
+        terms_of: object,
+        batches: Iterator[Batch],
+        *rest: object,
+        **others: object,
+    ) -> None:
         next(batches)
         assert active_children()
         raise RuntimeError("in the middle")

@@ -113,6 +113,7 @@ def test_no_stage_of_an_annotation_free_run_reads_a_label(world: Path, tmp_path:
 @pytest.mark.usefixtures("landlock")
 def test_finetuning_reads_no_label_outside_its_protocol(world: Path, tmp_path: Path) -> None:
     given = [*settings(world, tmp_path / "store"), "protocol=frame@50%"]
+    given += ["finetune.unlabelled=none"]
     config = load_config(given)
     index = make_index(config)
     labels = {

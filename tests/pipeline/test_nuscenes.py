@@ -18,6 +18,7 @@ from clipsweep.pipeline.artifacts.index import (
     to_parquet,
 )
 from clipsweep.pipeline.datasets import DATASETS, DataConfig
+from clipsweep.pipeline.datasets.checks import check_intrinsics, checked_time
 from clipsweep.pipeline.datasets.nuscenes import NuscenesConfig
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import Frame, SweepLayout
@@ -124,6 +125,27 @@ def test_scenes_by_name_and_by_split(small_world: Path) -> None:
 def test_a_test_set_has_no_labels(world: Path) -> None:
     (world / "v1.0-mini/lidarseg.json").unlink()
     assert all(isinstance(f, Frame) and f.labels is None for f in frames(small(world)))
+
+
+@pytest.mark.parametrize("focal_px", [1e-300, 0.5, 1e7, 1e300, np.inf, np.nan, -500.0])
+@pytest.mark.parametrize("row", [0, 1])
+def test_intrinsics_that_no_camera_has_are_refused(focal_px: float, row: int) -> None:
+    intrinsics = np.array([[500.0, 0, 160], [0, 500, 90], [0, 0, 1]])
+    check_intrinsics(intrinsics, "here")
+    intrinsics[row, row] = focal_px
+    with pytest.raises(BadInput, match=r"here: camera_intrinsic .* is not a camera matrix; focal"):
+        check_intrinsics(intrinsics, "here")
+    intrinsics[row, row] = 500
+    intrinsics[row, 2] = 1e300
+    with pytest.raises(BadInput, match="is not a camera matrix"):
+        check_intrinsics(intrinsics, "here")
+
+
+@pytest.mark.parametrize("time_us", [np.nan, np.inf, -1, 0.5, 1e300, 10**30, "1", None, [1], True])
+def test_times_that_no_clock_has_are_refused(time_us: Any) -> None:
+    with pytest.raises(BadInput, match=r"here: timestamp .* is none; it must be a whole number"):
+        checked_time(time_us, "here")
+    assert checked_time(1532402927647951.0, "here") == 1532402927647951
 
 
 def test_a_cycle_of_sweeps_ends(world: Path) -> None:

@@ -20,10 +20,10 @@ from clipsweep.pipeline.stages import pixels as pixels_stage
 from clipsweep.pipeline.stages import points as points_stage
 from clipsweep.pipeline.stages import poses as poses_stage
 from clipsweep.pipeline.stages.index import make_index, split_scenes
+from clipsweep.pipeline.stages.labelled import open_points
 from clipsweep.pipeline.stages.pixels import PixelWorker, make_pixels
 from clipsweep.pipeline.stages.points import FuseWorker, make_points
 from clipsweep.pipeline.stages.poses import PoseWorker, make_poses
-from clipsweep.pipeline.stages.predict import open_points
 from clipsweep.projection.errors import BadInput
 from tests.helpers import LABELS_HW, Run, settings
 

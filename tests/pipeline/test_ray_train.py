@@ -184,7 +184,7 @@ def test_each_worker_needs_a_frame(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clipsweep.pipeline.stages.dataset.world_size", lambda: 3)
     config = load_config(["train.batch_size=2"])
     with pytest.raises(BadInput, match="3 workers"):
-        next(training_batches([], lambda frame, cloud: None, config))  # type: ignore
+        next(training_batches([], lambda frame, cloud: None, config, range(1)))  # type: ignore
 
 
 @pytest.mark.parametrize("address", ["auto", "local"])

@@ -257,5 +257,37 @@ def test_an_unfinished_artifact_is_not_taken(tmp_path: Path) -> None:
         Artifact.at(str(artifact.path), "student")
 
 
+@pytest.mark.parametrize(
+    "more", [{"skipped": [{"frame": 1}]}, {"skipped": 3}, {"counts": [1]}, {"counts": {"n": "1"}}]
+)
+def test_a_marker_that_cannot_be_read_is_none(tmp_path: Path, more: dict[str, object]) -> None:
+    artifact = Artifact.of(str(tmp_path), "s", {})
+    run_stage(artifact, ["x", "y"], Counting, QUIET)
+    before = digest(artifact)
+    marker = artifact.path / "done" / "y.json"
+    marker.write_text(json.dumps({**json.loads(marker.read_text()), **more}))
+    with pytest.raises(BadInput, match=r"y\.safetensors: is not whole; run the tool that makes it"):
+        artifact.facts("y")
+    again = Counting()
+    run_stage(artifact, ["x", "y"], lambda: again, QUIET)
+    assert again.scenes == ["y"]
+    assert digest(artifact) == before
+
+
+@pytest.mark.parametrize(
+    "more", [{"shards": 3}, {"key": [1]}, {"skipped": [{"frame": 1}]}, {"counts": None}]
+)
+def test_a_manifest_that_cannot_be_read_is_named(tmp_path: Path, more: dict[str, object]) -> None:
+    artifact = Artifact.of(str(tmp_path), "s", {})
+    run_stage(artifact, ["x"], Counting, QUIET)
+    manifest = artifact.path / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), **more}))
+    with pytest.raises(BadInput, match=r"manifest\.json: is no manifest; delete it and run again"):
+        run_stage(artifact, ["x"], Counting, QUIET)
+    manifest.unlink()
+    run_stage(artifact, ["x"], Counting, QUIET)
+    assert artifact.manifest()["counts"] == {"n": 1}
+
+
 def test_digest_of_ignores_order() -> None:
     assert store.digest_of({"a": 1, "b": [1, 2]}) == store.digest_of({"b": [1, 2], "a": 1})

@@ -343,6 +343,17 @@ def test_no_frames():
     assert run([]) == {}
 
 
+@pytest.mark.parametrize("classes", [-1, 0, 256])
+def test_classes_that_no_label_can_name_are_refused(drive, classes):
+    with pytest.raises(ValueError, match=f"classes={classes} is none of 1 to 255"):
+        next(label_scene(drive, horizon, FusionConfig(), classes, SweepLayout()))
+
+
+def test_a_frame_without_sweeps_is_refused(drive):
+    with pytest.raises(ValueError, match="a frame has no sweep"):
+        run([*drive, replace(drive[0], sweeps=())])
+
+
 def test_a_pixel_label_beyond_the_classes_is_refused(drive):
     def beyond(frame):
         return [pixels(np.full((90, 160), 3), 0.8)]  # classes are 0 to 2

@@ -47,6 +47,15 @@ def test_the_key_sweep_is_not_touched(three):
     assert len(merge(three, 9, SweepLayout()).xyz) == 30  # fewer sweeps than asked for
 
 
+def test_no_sweep_at_all_is_refused(three):
+    none = replace(three, sweeps=())
+    for key, count in ((three, 0), (three, -1), (none, 1)):
+        with pytest.raises(ValueError, match=f"sweeps={count} of frame key, which has"):
+            merge(key, count, SweepLayout())
+        with pytest.raises(ValueError, match=f"count={count} of frame key, which has"):
+            choose_sweeps(key, count)
+
+
 def test_the_cars_own_box_is_left_out(tmp_path):
     xyz = np.array([[0.5, -0.5, 9], [1.5, 0.5, 0], [0.5, 1.5, 0], [-0.9, 0.9, -1]])
     key = frame("key", 0, [Sweep(0, shift(0), write(tmp_path / "a.bin", xyz))])

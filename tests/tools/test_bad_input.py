@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from clipsweep.pipeline.artifacts.store import Artifact
-from tests.helpers import Run, settings
+from tests.helpers import LABELS_HW, Run, settings
 
 
 def key_sweep(root: Path) -> Path:
@@ -125,6 +125,43 @@ def link_in_a_circle(root: Path) -> str:
     return path.name
 
 
+def older_leaves_root(root: Path) -> str:
+    """A name that is no file: it may not be taken for a sweep that is missing."""
+
+    def change(rows: list) -> None:
+        older = [row for row in rows if "sweeps/LIDAR_TOP" in row["filename"]]
+        older[3]["filename"] = "../../secret.bin"
+
+    edit_table(root, "sample_data", change)
+    return "leaves the data root"
+
+
+def _long_name(root: Path, folder: str) -> str:
+    def change(rows: list) -> None:
+        named = [row for row in rows if folder in row["filename"]]
+        named[1]["filename"] = f"{folder}/{'a' * 5000}.bin"
+
+    edit_table(root, "sample_data", change)
+    return "characters; a file system takes"
+
+
+def long_name(root: Path) -> str:
+    return _long_name(root, "samples/LIDAR_TOP")
+
+
+def long_older_name(root: Path) -> str:
+    return _long_name(root, "sweeps/LIDAR_TOP")
+
+
+def no_time(root: Path) -> str:
+    def change(rows: list) -> None:
+        named = [row for row in rows if "samples/LIDAR_TOP" in row["filename"]]
+        named[1]["timestamp"] = float("nan")
+
+    edit_table(root, "sample_data", change)
+    return "timestamp nan is none; it must be a whole number"
+
+
 def jump(root: Path) -> str:
     data = json.loads((root / "v1.0-mini/sample_data.json").read_text())
     token = next(row["ego_pose_token"] for row in data if key_sweep(root).name in row["filename"])
@@ -154,6 +191,10 @@ FRAMES = [
         leaves_root,
         link_leaves_root,
         link_in_a_circle,
+        older_leaves_root,
+        long_name,
+        long_older_name,
+        no_time,
         jump,
     ),
 ]
@@ -202,8 +243,13 @@ def no_split(root: Path) -> str:
     return "mini_train"
 
 
+def scene_name_list(root: Path) -> str:
+    edit_table(root, "scene", lambda rows: rows[0].update(name=["scene-0061"]))
+    return "has the name ['scene-0061'], which is no text; unpack"
+
+
 @pytest.mark.parametrize(
-    "damage", [missing_table, broken_table, no_split], ids=lambda f: f.__name__
+    "damage", [missing_table, broken_table, no_split, scene_name_list], ids=lambda f: f.__name__
 )
 def test_bad_tables_end_the_run_whatever_on_bad_says(
     world: Path, tmp_path: Path, tool: Run, damage: Callable[[Path], str]
@@ -214,6 +260,51 @@ def test_bad_tables_end_the_run_whatever_on_bad_says(
     assert named in failed.err
     assert len(failed.err.strip().splitlines()) == 1
     assert not (tmp_path / "store").exists()
+
+
+def drop_cameras(root: Path, frames: slice = slice(None)) -> None:
+    def change(rows: list) -> None:
+        samples = sorted({row["sample_token"] for row in rows})[frames]
+        gone = [r for r in rows if "CAM_" in r["filename"] and r["sample_token"] in samples]
+        rows[:] = [row for row in rows if row not in gone]
+
+    edit_table(root, "sample_data", change)
+
+
+def test_data_without_cameras_cannot_be_labelled_but_predicted(
+    world: Path, tmp_path: Path, tool: Run
+) -> None:
+    given = settings(world, tmp_path / "store")
+    student = tool("pretrain", *given).path
+    drop_cameras(world)
+    for name in ("label", "pretrain"):
+        refused = tool(name, *given)
+        assert (refused.status, refused.out) == (1, "")
+        assert refused.err.startswith(f"error: {world}: no key frame has a camera image; labels ")
+    scored = tool("evaluate", *given, f"student={student}").path
+    assert json.loads((scored / "scores.json").read_text())["frames"] == 3
+    assert tool("finetune", *given, "student=none", "protocol=scene@100%").status == 0
+
+
+def test_key_frames_without_a_camera_are_reported(world: Path, tmp_path: Path, tool: Run) -> None:
+    drop_cameras(world, slice(2))
+    for _ in range(2):
+        labelled = tool("label", *settings(world, tmp_path / "store"))
+        assert labelled.status == 0
+        assert f"{world}: 2 of 6 key frames have no camera image, first " in labelled.err
+
+
+def test_label_images_of_other_ids_are_refused(world: Path, tmp_path: Path, tool: Run) -> None:
+    ids = np.full(LABELS_HW, 40, np.uint8)
+    ids[0] = 41
+    for path in (world / "labels2d").rglob("*.png"):
+        Image.fromarray(ids).save(path)
+    for _ in range(2):  # the second finds the labels of the first
+        refused = tool("label", *settings(world, tmp_path / "store"))
+        assert (refused.status, refused.out) == (1, "")
+        (line,) = refused.err.splitlines()
+        assert line.startswith("error: teacher.precomputed.map=cityscapes19: no pixel of 36 images")
+        assert ".jpg has ids 40, 41; none of them " in line
 
 
 def test_a_file_that_changed_after_indexing_is_refused(

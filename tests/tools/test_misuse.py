@@ -149,8 +149,10 @@ def test_a_picture_that_cannot_be_is_refused_first(
 def test_training_on_images_without_a_class_is_refused(
     world: Path, tmp_path: Path, tool: Run
 ) -> None:
+    ids = np.full(LABELS_HW, 255, np.uint8)
+    ids[0, 0] = 2  # above all points
     for path in (world / "labels2d").rglob("*.png"):
-        Image.fromarray(np.full(LABELS_HW, 255, np.uint8)).save(path)
+        Image.fromarray(ids).save(path)
     for _ in range(2):  # the second finds the checkpoint of the first
         refused = tool("pretrain", *settings(world, tmp_path / "store"))
         assert (refused.status, refused.out) == (1, "")
