@@ -8,13 +8,16 @@ usage: python tools/finetune.py DATA.yaml FINETUNE.yaml student=FOLDER|none [pro
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 from pydantic import Field
 
 from clipsweep.pipeline.cli import Made, main, report_bad_steps
 from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.run.outside import helper_process
 from clipsweep.pipeline.stages.finetune import make_finetuned
+from clipsweep.pipeline.stages.guard import label_guard
 
 KEYS = (
     *("data", "labels", "model", "objectives.segmentation", "train", "finetune", "run"),
@@ -40,11 +43,13 @@ class Arguments:
     ] = ""
 
 
-def run(config: Config, arguments: Arguments) -> Made:
-    student = make_finetuned(config, arguments.student, arguments.points)
+def run(config: Config, arguments: Arguments, alone: bool = False) -> Made:
+    with helper_process(alone) as outside:
+        guard = partial(label_guard, outside=outside)
+        student = make_finetuned(config, arguments.student, arguments.points, guard)
     report_bad_steps(student)
     return Made(student.path, student.skipped())
 
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, KEYS, run, Arguments))
+    sys.exit(main(__doc__, KEYS, partial(run, alone=True), Arguments))

@@ -8,11 +8,13 @@ usage: python tools/label.py DATA.yaml LABEL.yaml [report=labels.png] [key=value
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
+from clipsweep.pipeline.artifacts.store import Artifact
 from clipsweep.pipeline.cli import Made, main, say
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.demo.make import make_demo
@@ -25,7 +27,9 @@ from clipsweep.pipeline.reports.label_statistics import (
     truth_source,
 )
 from clipsweep.pipeline.reports.views import check_picture, save_figure
+from clipsweep.pipeline.run.outside import helper_process
 from clipsweep.pipeline.stages.consolidate import make_consolidated
+from clipsweep.pipeline.stages.guard import label_guard
 from clipsweep.pipeline.stages.index import make_index
 from clipsweep.pipeline.stages.pixels import make_pixels
 from clipsweep.pipeline.stages.points import make_points
@@ -59,31 +63,47 @@ class Arguments:
     ] = ""
 
 
-def run(config: Config, arguments: Arguments) -> Made:
+def run(config: Config, arguments: Arguments, alone: bool = False) -> Made:
     if arguments.report:
         check_picture(Path(arguments.report))  # before hours of labelling
-    if config.make_demo:
-        make_demo(config, Path(config.data.root))
-    index = make_index(config)
-    truth = truth_source(config, index) if arguments.report else ""
     student = arguments.student
-    alone = student and not config.consolidation.teacher_weight
-    teacher = None if alone else make_points(config, index, make_pixels(config, index))
-    points = make_consolidated(config, index, student, teacher=teacher) if student else teacher
-    assert points is not None
-    if arguments.report:
-        pixels = make_pixels(config, index)
-        space = load_space(config.labels)
-        title = f"labels of {pixels.id} and {points.id}"
-        title += f", truth from {truth}" if truth else ""
-        statistics = label_statistics(config, index, pixels, points)
-        say(statistics_table(statistics, space, title))
-        for warning in statistics_warnings(statistics, space):
-            say(f"look at this: {warning}")
-        save_figure(draw_statistics(statistics, space, title), Path(arguments.report))
-        say(f"drawn in {arguments.report}")
+    with helper_process(alone) as outside:
+        if config.make_demo:
+            outside(partial(make_demo, config, Path(config.data.root)))
+        truth = outside(partial(_truth, config)) if arguments.report else ""
+        with label_guard(config, outside=outside) as index:
+            teachers = config.consolidation.teacher_weight or not student
+            teacher = make_points(config, index, make_pixels(config, index)) if teachers else None
+            points = (
+                make_consolidated(config, index, student, teacher=teacher) if student else teacher
+            )
+            assert points is not None
+            pixels = make_pixels(config, index) if arguments.report else None
+        if pixels:
+            made = (index, pixels, points)
+            outside(partial(_report, config, *made, truth, Path(arguments.report)))
     return Made(points.path, points.skipped())
 
 
+def _truth(config: Config) -> str:
+    """Where ground truth for the report comes from, before hours of labelling."""
+    return truth_source(config, make_index(config))
+
+
+def _report(
+    config: Config, index: Artifact, pixels: Artifact, points: Artifact, truth: str, picture: Path
+) -> None:
+    """Compares the labels with ground truth: a table, and a picture."""
+    space = load_space(config.labels)
+    title = f"labels of {pixels.id} and {points.id}"
+    title += f", truth from {truth}" if truth else ""
+    statistics = label_statistics(config, index, pixels, points)
+    say(statistics_table(statistics, space, title))
+    for warning in statistics_warnings(statistics, space):
+        say(f"look at this: {warning}")
+    save_figure(draw_statistics(statistics, space, title), picture)
+    say(f"drawn in {picture}")
+
+
 if __name__ == "__main__":
-    sys.exit(main(__doc__, KEYS, run, Arguments))
+    sys.exit(main(__doc__, KEYS, partial(run, alone=True), Arguments))

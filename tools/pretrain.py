@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +22,9 @@ from pydantic import Field
 from clipsweep.pipeline.cli import Made, argument_names, main, report_bad_steps, say, without
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.demo.make import make_demo
+from clipsweep.pipeline.run.outside import helper_process
 from clipsweep.pipeline.run.signals import Stopped, defer_signals
+from clipsweep.pipeline.stages.guard import label_guard
 from clipsweep.pipeline.stages.pretrain import make_pretrained
 
 KEYS = (
@@ -55,13 +58,15 @@ class Arguments:
     ] = ""
 
 
-def run(config: Config, arguments: Arguments) -> Made:
-    if config.make_demo:
-        make_demo(config, Path(config.data.root))
-    student = make_pretrained(config, arguments.resume)
-    report_bad_steps(student)
-    if config.evaluate and os.environ.get("RANK", "0") == "0":
-        _show(student.path)
+def run(config: Config, arguments: Arguments, alone: bool = False) -> Made:
+    with helper_process(alone) as outside:
+        if config.make_demo:
+            outside(partial(make_demo, config, Path(config.data.root)))
+        guard = partial(label_guard, outside=outside)
+        student = make_pretrained(config, arguments.resume, guard)
+        report_bad_steps(student)
+        if config.evaluate and os.environ.get("RANK", "0") == "0":
+            outside(partial(_show, student.path))
     return Made(student.path, student.skipped())
 
 
@@ -84,4 +89,4 @@ def _show(student: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, KEYS, run, Arguments))
+    sys.exit(main(__doc__, KEYS, partial(run, alone=True), Arguments))

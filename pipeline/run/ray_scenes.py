@@ -29,11 +29,13 @@ from clipsweep.pipeline.artifacts.store import Artifact, write_whole
 from clipsweep.pipeline.run.scenes import Incomplete, Worker, make_shard
 from clipsweep.pipeline.run.settings import RunConfig
 from clipsweep.pipeline.run.signals import raise_on_sigterm
+from clipsweep.pipeline.stages.guard import under_guard
 from clipsweep.projection.errors import BadInput
 
 _DISK = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS, errno.EDQUOT)
 _POLL_S = 0.5
 _BACK_OFF_S = 0.5
+_SHORT = 16  # letters of a folder for Ray's sockets, whose paths have a limit
 
 
 @contextmanager
@@ -55,8 +57,11 @@ def ray_cluster(run: RunConfig) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    usual = tempfile.gettempdir()
     with tempfile.TemporaryDirectory(
-        prefix="cs-", dir="/tmp", ignore_cleanup_errors=True
+        prefix="cs-",
+        dir=usual if len(usual) <= _SHORT else "/tmp",  # noqa: S108
+        ignore_cleanup_errors=True,
     ) as folder:
         if run.address:
             try:
@@ -364,7 +369,7 @@ def run_on_ray(
     """
     # Ray reports lost workers on stdout, which tools keep for their one path
     with redirect_stdout(sys.stderr), ray_cluster(run):
-        driver = _Driver(artifact, make_worker, run, gpu, tick)
+        driver = _Driver(artifact, under_guard(make_worker), run, gpu, tick)
         try:
             driver.work(names)
         finally:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from clipsweep.pipeline.artifacts.index import Skip
 from clipsweep.pipeline.artifacts.store import Artifact
 from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.stages.guard import guard_facts
 from clipsweep.projection.errors import BadInput
 
 _log = logging.getLogger(__name__)
@@ -107,7 +108,7 @@ def run_stage(
                 for name in left:
                     make_shard(artifact, worker, name)
                     bar.update()
-    artifact.finish(shards, config, started, artifact.lost)
+    artifact.finish(shards, config, started, artifact.lost, **guard_facts())
     return artifact
 
 

@@ -35,8 +35,15 @@ from clipsweep.pipeline.stages.fit import (
     student_digest,
     training_frames,
 )
-from clipsweep.pipeline.stages.guard import label_folders, no_labels
-from clipsweep.pipeline.stages.index import make_index, scene_digests
+from clipsweep.pipeline.stages.guard import (
+    Guard,
+    closed_files,
+    guard_facts,
+    label_folders,
+    label_guard,
+    no_labels,
+)
+from clipsweep.pipeline.stages.index import scene_digests
 from clipsweep.pipeline.stages.labelled import open_points
 from clipsweep.pipeline.stages.protocols import labelled_subset
 from clipsweep.projection.errors import BadInput
@@ -46,7 +53,9 @@ FINETUNED_BY = ("model", "train", "finetune", "protocol", "seed", "objectives.se
 """Settings that decide a fine-tuned student, beside clouds, labels and the pre-trained student."""
 
 
-def make_finetuned(config: Config, source: str, points: str = "") -> Artifact:
+def make_finetuned(
+    config: Config, source: str, points: str = "", guard: Guard = label_guard
+) -> Artifact:
     """Fine-tunes a student with a classifier on the labels that ``protocol`` gives.
 
     With ``finetune.unlabelled`` each step also learns a batch of the train frames without labels
@@ -57,21 +66,25 @@ def make_finetuned(config: Config, source: str, points: str = "") -> Artifact:
         source: folder of the student to start from; ``none`` for random weights.
         points: folder of the pseudo-labels of frames without labels; empty takes those that the
             student gives them.
+        guard: keeps all other files of human labels closed.
 
     Raises:
         BadInput: the protocol, the student or a frame cannot be used.
         NotFinite: the loss is not finite too often.
         Stopped: by a signal, after a checkpoint.
+        LabelLeak: something opened a label file that the protocol does not give.
         Incomplete: workers were lost too often.
     """
     _check_settings(config, source, points)
-    prepare = partial(_sources, config, source, points)
-    if wants_ray(config) and not is_complete(_finetuned(config, prepare(), source), config):
-        train_on_ray(partial(make_finetuned, source=source, points=points), config)
-    with process_group(prepare) as sources:
-        student = _finetuned(config, sources, source)
-        if not is_complete(student, config):
-            _finetune(config, sources, student, source)
+    with guard(config, protocol=config.protocol) as index:
+        prepare = partial(_sources, config, index, source, points)
+        if wants_ray(config) and not is_complete(_finetuned(config, prepare(), source), config):
+            again = partial(make_finetuned, source=source, points=points)
+            train_on_ray(partial(again, guard=partial(label_guard, index=index)), config)
+        with process_group(prepare) as sources:
+            student = _finetuned(config, sources, source)
+            if not is_complete(student, config):
+                _finetune(config, sources, student, source)
     return student
 
 
@@ -116,8 +129,7 @@ class _Sources:
     points: Artifact | None
 
 
-def _sources(config: Config, source: str, points: str) -> _Sources:
-    index = make_index(config)
+def _sources(config: Config, index: Artifact, source: str, points: str) -> _Sources:
     kind = config.finetune.unlabelled
     if kind == "none":
         return _Sources(index, None)
@@ -126,7 +138,7 @@ def _sources(config: Config, source: str, points: str) -> _Sources:
     if kind == "self":
         as_it_is = dataclasses.replace(config.consolidation, views=1, cell_weight=0.0)
         config = dataclasses.replace(config, consolidation=as_it_is)
-    with no_labels(label_folders(config.data, index)):
+    with no_labels(closed_files(label_folders(config.data, index))):
         return _Sources(index, make_consolidated(config, index, source, "train"))
 
 
@@ -182,6 +194,7 @@ def _finetune(config: Config, sources: _Sources, student: Artifact, source: str)
             "labelled_frames": [frame.id for frame in subset],
             "unlabelled_frames": [frame.id for frame in unlabelled],
             "bad_steps": fitted.bad_steps,
+            **guard_facts(),
         }
         lost = [*index.skipped(), *skipped, *fitted.older_sweeps]
         if sources.points:

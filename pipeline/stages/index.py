@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,10 +34,13 @@ NAMED_BY = (
 
 DEMO_MARK = "demo.json"
 """File in the root of a demo world with its settings."""
+_POLL_S = 0.5
 
 
 def make_index(config: Config) -> Artifact:
     """Indexes a data set: reads its tables once into ``index.parquet``.
+
+    Of several training workers the first makes it, the others wait for it.
 
     The tables name the index, and files beside them may change. With ``verify`` all is read again;
     what was made from rows that have changed since is no longer found then, and made again.
@@ -49,6 +53,10 @@ def make_index(config: Config) -> Artifact:
     tables = DATASETS[config.data.kind].tables(config.data)
     key = {**config.values(*NAMED_BY), "tables": digest_files(tables)}
     index = Artifact.of(config.store, "index", key, suffix=".parquet")
+    if os.environ.get("RANK", "0") != "0":
+        while not (index.whole and index.done("index")):
+            time.sleep(_POLL_S)
+        return index
     if index.whole and index.done("index") and not config.verify:
         _report_missing(root, index.facts("index")["counts"])
         return index

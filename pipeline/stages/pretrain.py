@@ -30,8 +30,8 @@ from clipsweep.pipeline.stages.fit import (
     student_digest,
     training_frames,
 )
-from clipsweep.pipeline.stages.guard import label_folders, no_labels
-from clipsweep.pipeline.stages.index import make_index, scene_digests
+from clipsweep.pipeline.stages.guard import Guard, guard_facts, label_guard
+from clipsweep.pipeline.stages.index import scene_digests
 from clipsweep.pipeline.stages.pixels import device, make_pixels
 from clipsweep.pipeline.stages.points import class_shares, make_points
 from clipsweep.projection.errors import BadInput
@@ -46,7 +46,7 @@ PRETRAINED_BY = (
 """Settings that decide a pre-trained student, beside clouds, pixels and points."""
 
 
-def make_pretrained(config: Config, resume: str = "") -> Artifact:
+def make_pretrained(config: Config, resume: str = "", guard: Guard = label_guard) -> Artifact:
     """Pre-trains a student without any human label, in one or more rounds (``rounds``).
 
     Makes the stages before it where missing.
@@ -57,6 +57,7 @@ def make_pretrained(config: Config, resume: str = "") -> Artifact:
     Args:
         config: everything else.
         resume: folder of a student to start from, with its optimiser state; may be empty.
+        guard: keeps files of human labels closed in all stages.
 
     Raises:
         BadInput: a frame cannot be used, or none is left.
@@ -66,25 +67,28 @@ def make_pretrained(config: Config, resume: str = "") -> Artifact:
         Incomplete: scenes or workers were lost too often.
     """
     _check_teacher(config)
-    student = _make_round(config, resume=resume)
-    for _ in range(1, config.rounds):
-        student = _make_round(config, before=str(student.path))
+    with guard(config) as index:
+        guarded = partial(label_guard, index=index)
+        student = _make_round(config, guarded, resume=resume)
+        for _ in range(1, config.rounds):
+            student = _make_round(config, guarded, before=str(student.path))
     return student
 
 
-def _make_round(config: Config, before: str = "", resume: str = "") -> Artifact:
+def _make_round(config: Config, guard: Guard, before: str = "", resume: str = "") -> Artifact:
     """Trains the student of one round.
 
     It learns the labels of the student ``before``; of the first round, where that is empty, the
     teacher's.
     """
-    prepare = partial(_sources, config, before)
-    if wants_ray(config) and not is_complete(_pretrained(config, prepare(), resume), config):
-        train_on_ray(partial(_make_round, before=before, resume=resume), config)
-    with process_group(prepare) as sources:
-        student = _pretrained(config, sources, resume)
-        if not is_complete(student, config):
-            _pretrain(config, sources, student, resume)
+    with guard(config) as index:  # workers of Ray start here
+        prepare = partial(_sources, config, index, before)
+        if wants_ray(config) and not is_complete(_pretrained(config, prepare(), resume), config):
+            train_on_ray(partial(_make_round, guard=guard, before=before, resume=resume), config)
+        with process_group(prepare) as sources:
+            student = _pretrained(config, sources, resume)
+            if not is_complete(student, config):
+                _pretrain(config, sources, student, resume)
     return student
 
 
@@ -118,14 +122,12 @@ class _Sources:
     before: str = ""
 
 
-def _sources(config: Config, before: str) -> _Sources:
-    index = make_index(config)
+def _sources(config: Config, index: Artifact, before: str) -> _Sources:
     pixels = make_pixels(config, index)
     teacher = make_points(config, index, pixels)
     if not before:
         return _Sources(index, pixels, teacher)
-    with no_labels(label_folders(config.data, index)):
-        points = make_consolidated(config, index, before, "train", teacher=teacher)
+    points = make_consolidated(config, index, before, "train", teacher=teacher)
     learned = Artifact.at(before, "student").manifest()["class_shares"]
     for warning in collapse_warnings(learned, class_shares(points)):
         _log.warning(f"{points.id}, labels by {before}: look at this: {warning}")
@@ -156,20 +158,20 @@ def _pretrain(config: Config, sources: _Sources, student: Artifact, resume: str)
     text = torch.from_numpy(pixels.arrays("_text").get_tensor("text"))
     started = time.time()
     targets = target_source(config.objectives.semantic.targets, pixels, points, config)
-    with no_labels(label_folders(config.data, sources.index)):
-        network = new_student(config, text.shape[1])
-        network.text_head = "semantic" if config.objectives.semantic.weight else "local"
-        if sources.before:
-            network.load_state_dict(load_student(sources.before).student.state_dict())
-        terms = pretraining(network, text.to(device()), config.objectives)
-        stripped = [dataclasses.replace(frame, labels=None) for frame in frames]
-        task = TrainingTask(network, terms, text, stripped, targets, used_labels=False)
-        fitted = fit(config, student, task, resume)
+    network = new_student(config, text.shape[1])
+    network.text_head = "semantic" if config.objectives.semantic.weight else "local"
+    if sources.before:
+        network.load_state_dict(load_student(sources.before).student.state_dict())
+    terms = pretraining(network, text.to(device()), config.objectives)
+    stripped = [dataclasses.replace(frame, labels=None) for frame in frames]
+    task = TrainingTask(network, terms, text, stripped, targets, used_labels=False)
+    fitted = fit(config, student, task, resume)
     if rank() == 0:
         skipped = [*points.skipped(), *fitted.older_sweeps]
         facts = {
             "used_labels": False,
             "bad_steps": fitted.bad_steps,
             "class_shares": class_shares(points),
+            **guard_facts(),
         }
         finish_student(student, config, started, skipped, **facts)

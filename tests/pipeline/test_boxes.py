@@ -17,7 +17,7 @@ from clipsweep.pipeline.config import Config, load_config
 from clipsweep.pipeline.datasets.boxes import Box, box_truth, points_in_box, read_scene_boxes
 from clipsweep.pipeline.labels import LabelsConfig, load_scoring, load_space, load_truth
 from clipsweep.pipeline.stages.boxes import BoxTruth, boxes_artifact, make_boxes
-from clipsweep.pipeline.stages.guard import LabelLeak, label_folders, no_labels
+from clipsweep.pipeline.stages.guard import LabelLeak, closed_files, label_folders, no_labels
 from clipsweep.pipeline.stages.index import find_parts, make_index, scene_frames
 from clipsweep.pipeline.yaml_files import CONFIGS
 from clipsweep.projection.errors import BadInput
@@ -438,7 +438,7 @@ def test_boxes_read_in_a_training_without_labels_end_it(
 
     monkeypatch.setattr(fusion, "merge", peeking)
     name = stored.name if through == "store" else table.name
-    with pytest.raises(LabelLeak, match=f"{name} was opened in an annotation-free training"):
+    with pytest.raises(LabelLeak, match=f"{name} was opened in an annotation-free run"):
         tool("pretrain", *given)
 
 
@@ -450,7 +450,7 @@ def test_boxes_of_any_index_are_guarded(small_world: Path, tmp_path: Path) -> No
     guarded = label_folders(two.data, index)
     assert {other.path, boxes_artifact(index).path} <= set(guarded)
     assert not boxes_artifact(index).path.exists()  # it may be made while the student is trained
-    with no_labels(guarded):
+    with no_labels(closed_files(guarded)):
         (small_world / "v1.0-mini/sample.json").read_bytes()
         with pytest.raises(LabelLeak):
             make_boxes(two, index)

@@ -13,7 +13,7 @@ from clipsweep.pipeline.artifacts.index import Row, to_parquet
 from clipsweep.pipeline.artifacts.store import Artifact
 from clipsweep.pipeline.datasets import DataConfig
 from clipsweep.pipeline.datasets.semantickitti import SemanticKittiConfig
-from clipsweep.pipeline.stages.guard import LabelLeak, label_folders, no_labels
+from clipsweep.pipeline.stages.guard import LabelLeak, closed_files, label_folders, no_labels
 from clipsweep.pipeline.stages.protocols import labelled_subset
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import File, Frame, Sweep
@@ -87,7 +87,7 @@ def test_the_guard_stops_any_way_of_opening(
         lambda: os.open("x_lidarseg.bin", os.O_RDONLY, dir_fd=inside),
         lambda: os.open("lidarseg/x_lidarseg.bin", os.O_RDONLY, dir_fd=above),
     ]
-    with no_labels([labels.parent]):
+    with no_labels(closed_files([labels.parent])):
         (tmp_path / "other").write_text("is not a label of this data set")
         for attempt in attempts:
             with pytest.raises(LabelLeak, match="annotation-free"):
