@@ -58,10 +58,15 @@ class FusionConfig:
             description="points nearer to a camera than this are not projected [m]",
         ),
     ] = 1.0
-    occlusion_px: Annotated[
+    occlusion_deg: Annotated[
         float,
-        Field(ge=1, le=1000, description="side of a z-buffer cell [px]"),
-    ] = 16.0
+        Field(
+            ge=0.05,
+            le=45,
+            description="side of a z-buffer cell, as an angle: about that between two beams of "
+            "the LiDAR, so that what is near leaves no gaps [deg]",
+        ),
+    ] = 1.4
     occlusion_relative: Annotated[
         float,
         Field(
@@ -165,7 +170,7 @@ class FusionConfig:
     @property
     def tolerance(self) -> tuple[float, float, float]:
         """Depth tolerance of the z-buffer, as ``projection.cameras.visible`` takes it."""
-        return self.occlusion_px, self.occlusion_relative, self.occlusion_m
+        return self.occlusion_deg, self.occlusion_relative, self.occlusion_m
 
 
 def visible_pairs(frame: Frame, xyz: Float32[np.ndarray, "n 3"], config: FusionConfig) -> Pairs:

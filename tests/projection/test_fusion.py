@@ -61,8 +61,8 @@ def horizon(_):
 def run(
     frames, read=horizon, limits=LIMITS, on_bad_sweep=None, on_alignment=None, grid=None, **settings
 ):
-    # the images are a tenth as wide as real ones
-    config = FusionConfig(occlusion_px=4.0, **settings)
+    # 4 px: the images are a tenth as wide as real ones
+    config = FusionConfig(occlusion_deg=float(np.rad2deg(4 / 80)), **settings)
     labelled = label_scene(
         frames, read, config, 3, SweepLayout(ego_box_m=1.0), limits, on_bad_sweep=on_bad_sweep,
         on_alignment=on_alignment, grid_from_global=grid,
