@@ -188,12 +188,13 @@ class PixelLabels:
     Attributes:
         label: class of each grid pixel, 255 = none.
         score: its confidence, 0..1.
-        feature: unit feature of each grid pixel in the text space, if kept.
+        feature: unit features in the text space, if kept, on a grid of their own: that of the
+            network's output cells, which may be coarser.
     """
 
     label: UInt8[np.ndarray, "h w"]
     score: Float16[np.ndarray, "h w"]
-    feature: Float16[np.ndarray, "h w d"] | None = None
+    feature: Float16[np.ndarray, "rows columns d"] | None = None
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -74,6 +74,7 @@ def pixel_targets(pixels: Artifact, config: Config, frame: Frame, cloud: Cloud) 
     if not objectives.needs_features() or len(features) < len(images):
         return targets
     flat = np.concatenate([feature.reshape(-1, feature.shape[-1]) for feature in features])
+    pixel = pixel_rows(pairs, frame.cameras, [feature.shape[:2] for feature in features])
     return replace(targets, pixel=pixel[labelled], feature=flat)
 
 

@@ -20,6 +20,7 @@ from clipsweep.distill.student.batch import Batch
 from clipsweep.pipeline.artifacts.read import key_cloud, read_pixels
 from clipsweep.pipeline.artifacts.store import Artifact
 from clipsweep.pipeline.config import Config, load_config
+from clipsweep.pipeline.stages import dataset
 from clipsweep.pipeline.stages import fit as training
 from clipsweep.pipeline.stages.dataset import (
     Targets,
@@ -34,7 +35,7 @@ from clipsweep.pipeline.stages.index import make_index, scene_frames
 from clipsweep.pipeline.stages.pixels import make_pixels
 from clipsweep.pipeline.stages.points import make_points
 from clipsweep.pipeline.stages.pretrain import make_pretrained
-from clipsweep.projection.frames import Cloud, Frame
+from clipsweep.projection.frames import Cloud, Frame, PixelLabels
 from tests.helpers import settings
 
 
@@ -164,6 +165,27 @@ def test_labels_and_scores_come_back_as_stored(ready: tuple) -> None:
     assert all(image.label[0, 0] == 14 and image.label[-1, -1] == 10 for image in images)
     cloud = key_cloud(frames[0], config)
     assert pixel_targets(pixels, config, frames[0], cloud).feature is None
+
+
+def test_features_have_a_coarser_grid_than_labels(
+    ready: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labels and features that tell which cell of a 4 x 8 grid they lie in."""
+    config, pixels, _, frames = ready
+    cell = np.arange(32).reshape(4, 8)
+    image = PixelLabels(
+        cell.repeat(4, 0).repeat(4, 1).astype(np.uint8),
+        np.ones((16, 32), np.float16),
+        cell[..., None].astype(np.float16),
+    )
+    monkeypatch.setattr(dataset, "read_pixels", lambda *_: [image] * len(frames[0].cameras))
+    objectives = ObjectivesConfig(spatiotemporal=SpatioTemporalConfig(weight=1.0))
+    config = replace(config, objectives=objectives)
+    targets = pixel_targets(pixels, config, frames[0], key_cloud(frames[0], config))
+    assert targets.feature is not None
+    assert targets.feature.shape == (6 * 32, 1)
+    assert len(np.unique(targets.label)) > 10
+    np.testing.assert_array_equal(targets.feature[targets.pixel, 0], targets.label)
 
 
 def test_a_training_that_fails_leaves_no_loader_behind(

@@ -101,7 +101,9 @@ def pairs_at(uv, depth):
 def test_a_point_behind_something_nearer_is_hidden():
     pairs = pairs_at([[20, 20], [22, 21], [23, 20], [60, 20]], [8, 20, 9.2, 20])
     front = [camera(shift(0))]
-    np.testing.assert_array_equal(visible(pairs, front, CELL_DEG, 0.1, 0.5), [True, False, True, True])
+    np.testing.assert_array_equal(
+        visible(pairs, front, CELL_DEG, 0.1, 0.5), [True, False, True, True]
+    )
 
 
 def test_reach_looks_into_the_cells_around():
