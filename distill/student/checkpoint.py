@@ -58,6 +58,7 @@ class Trained:
         intensity: np.ndarray,
         age_s: np.ndarray | None = None,
         sensor_height_m: float | None = None,
+        origin: np.ndarray | None = None,
     ) -> UInt8[np.ndarray, " n"]:
         """Inference: predicts the class of every point of a point cloud, an index into ``names``.
 
@@ -68,6 +69,8 @@ class Trained:
                 None is one sweep.
             sensor_height_m: height of this LiDAR above the ground [m]; None is that of the one it
                 was trained with.
+            origin: (n, 3) where the LiDAR stood when it saw each point, in the frame of the points
+                [m]; None is that frame's origin, as for one sweep.
 
         Raises:
             ValueError: shapes do not fit, a value is not finite, or the student was trained on
@@ -78,6 +81,7 @@ class Trained:
             np.asarray(c, np.float32)
             for c in (intensity, np.zeros(len(points)) if age_s is None else age_s)
         ]
+        seen_from = np.zeros_like(points) if origin is None else np.asarray(origin, np.float32)
         if points.shape != (len(points), 3) or any(
             column.shape != (len(points),) for column in columns
         ):
@@ -85,12 +89,14 @@ class Trained:
             raise ValueError(
                 f"points must be (n, 3), intensity and age (n,), not {', '.join(map(str, shapes))}"
             )
-        if not all(np.isfinite(array).all() for array in (points, *columns)):
-            raise ValueError("a coordinate, intensity or age is not finite")
+        if seen_from.shape != points.shape:
+            raise ValueError(f"origins must be (n, 3) as the points, not {seen_from.shape}")
+        if not all(np.isfinite(array).all() for array in (points, *columns, seen_from)):
+            raise ValueError("a coordinate, intensity, age or origin is not finite")
         if not len(points):
             return np.empty(0, np.uint8)
         voxels = voxelize(
-            Sample.of_points("", points, *columns),
+            Sample.of_points("", points, columns[0], columns[1], seen_from),
             voxel_m=self.model.voxel_m,
             features=self.model.features,
             reduce=self.model.reduce,

@@ -155,15 +155,19 @@ class TrainingFrames(Dataset[SweepSet | BadInput]):
     ) -> Voxels:
         """Augments and voxelizes some rows of a point cloud, with their targets."""
         mine = np.flatnonzero((targets.point >= part.start) & (targets.point < part.stop))
+        points = np.concatenate([cloud.xyz[part], cloud.origin])
+        points = augment(points, self.config.train.augment, random)
+        xyz, origin = np.split(points, [len(points) - len(cloud.origin)])
         sample = Sample(
             frame=frame.id,
-            xyz=augment(cloud.xyz[part], self.config.train.augment, random),
+            xyz=xyz,
             intensity=cloud.intensity[part],
             age_s=cloud.age_s[part],
             pair_point=targets.point[mine] - part.start,
             pair_label=targets.label[mine],
             pair_pixel=None if targets.pixel is None else targets.pixel[mine],
             voxel_id=None if voxel is None else voxel[mine],
+            origin=origin[cloud.sweep[part]],
         )
         model = self.config.model
         return voxelize(

@@ -16,6 +16,7 @@ import torch
 
 from clipsweep.distill.objectives import ObjectivesConfig
 from clipsweep.distill.objectives.spatiotemporal import SpatioTemporalConfig
+from clipsweep.distill.student.augment import AugmentConfig
 from clipsweep.distill.student.batch import Batch
 from clipsweep.pipeline.artifacts.read import key_cloud, read_pixels
 from clipsweep.pipeline.artifacts.store import Artifact
@@ -145,6 +146,22 @@ def test_merged_sweeps_are_one_cloud(ready: tuple) -> None:
     assert len(group.sweeps[0].inverse) > 2.5 * len(single.xyz)
     # fused labels are those of the key sweep
     assert group.sweeps[0].pair_point.max() < len(single.xyz)
+
+
+def test_ranges_of_older_sweeps_are_those_that_they_measured(ready: tuple) -> None:
+    config, pixels, points, frames = ready
+    train = replace(config.train, sweeps=3, augment=AugmentConfig(scale=0.5))
+    model = replace(config.model, features=("range",), reduce="max", voxel_m=0.002)
+    config = replace(config, train=train, model=model)
+    last = max(frames, key=lambda frame: frame.time_us)
+    training = TrainingFrames(frames, target_source("points", pixels, points, config), config)
+    sweeps = training[0, frames.index(last)].sweeps
+    for voxels, sweep in zip(sweeps, last.sweeps[:3], strict=True):
+        cloud = key_cloud(replace(last, sweeps=(sweep,)), config)
+        measured = np.linalg.norm(cloud.xyz, axis=1)
+        scale = voxels.feats[voxels.inverse, 0] / measured
+        assert 0.5 < np.median(scale) < 1.5
+        np.testing.assert_allclose(scale, np.median(scale), rtol=1e-2)
 
 
 def test_a_frame_without_targets_passes(ready: tuple) -> None:
