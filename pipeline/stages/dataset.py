@@ -119,7 +119,7 @@ class TrainingFrames(Dataset[SweepSet | BadInput]):
         left_out = list[BadInput]()
         try:
             count = settings.sweeps * merged
-            among = settings.sweeps_among
+            among = settings.sweeps_among if merged == 1 else 0  # the newest, as in inference
             age_s = settings.max_age_s or np.inf
             frame = choose_sweeps(self.frames[number], count, among, age_s, random)
             layout = sweep_layout(self.config)

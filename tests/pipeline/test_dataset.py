@@ -18,7 +18,12 @@ from clipsweep.distill.objectives import ObjectivesConfig
 from clipsweep.distill.objectives.spatiotemporal import SpatioTemporalConfig
 from clipsweep.distill.student.augment import AugmentConfig
 from clipsweep.distill.student.batch import Batch
-from clipsweep.pipeline.artifacts.read import key_cloud, read_pixels
+from clipsweep.pipeline.artifacts.read import (
+    key_cloud,
+    read_pixels,
+    sweep_layout,
+    usable_cloud,
+)
 from clipsweep.pipeline.artifacts.store import Artifact
 from clipsweep.pipeline.config import Config, load_config
 from clipsweep.pipeline.stages import dataset
@@ -146,6 +151,20 @@ def test_merged_sweeps_are_one_cloud(ready: tuple) -> None:
     assert len(group.sweeps[0].inverse) > 2.5 * len(single.xyz)
     # fused labels are those of the key sweep
     assert group.sweeps[0].pair_point.max() < len(single.xyz)
+
+
+def test_merged_sweeps_are_predicted_at_ages_of_training(ready: tuple) -> None:
+    config, pixels, points, frames = ready
+    model = replace(config.model, sweeps=3, features=("age",), reduce="max", voxel_m=0.002)
+    config = replace(config, model=model, train=replace(config.train, sweeps_among=10))
+    last = max(frames, key=lambda frame: frame.time_us)
+    predicted = usable_cloud(last, config, sweep_layout(config), model.sweeps, pytest.fail)
+    training = TrainingFrames(frames, target_source("points", pixels, points, config), config)
+    for epoch in range(5):
+        trained = training[epoch, frames.index(last)].sweeps[0]
+        ages = np.unique(trained.feats.round(3))
+        np.testing.assert_allclose(ages, np.unique(predicted.age_s.round(3)), atol=2e-3)
+        assert len(ages) == 3
 
 
 def test_ranges_of_older_sweeps_are_those_that_they_measured(ready: tuple) -> None:
