@@ -85,7 +85,7 @@ class LabelSpace:
         class_of_raw: class of each raw id of the official label files; 255 ignored,
             ``UNKNOWN_ID`` not listed.
         export: official id of each class in a submission, or None for free text.
-        limits: where points of each class can be.
+        limits: where points of each class can be, and which are vehicles.
         boxes: class of each category of annotated 3D boxes, 255 = ignored; empty if not known.
     """
 
@@ -184,6 +184,7 @@ def load_space(config: LabelsConfig) -> LabelSpace:
             ground=np.array([row.get("ground", False) for row in classes], np.bool_),
             max_height_m=np.array([row.get("max_height_m", np.inf) for row in classes], np.float32),
             taller=_taller(path, classes),
+            vehicle=np.array([row.get("vehicle", False) for row in classes], np.bool_),
         ),
         boxes=boxes,
     )
@@ -311,6 +312,7 @@ _CLASS_KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "ground": (lambda v: isinstance(v, bool), "true or false"),
     "max_height_m": (lambda v: type(v) in (int, float) and v > 0, "a height above 0 [m]"),
     "taller": (_is_text, "the name of a class"),
+    "vehicle": (lambda v: isinstance(v, bool), "true or false"),
 }
 """The keys of a class, what holds for their values, and how messages describe it."""
 

@@ -70,7 +70,7 @@ def _image_from_lidar(
 def visible(
     pairs: Pairs,
     cameras: Sequence[Camera],
-    cell_px: float,
+    cell_deg: float,
     relative: float,
     absolute_m: float,
     dilate_cells: int = 0,
@@ -91,14 +91,17 @@ def visible(
     Args:
         pairs: candidates of one frame.
         cameras: the cameras that ``pairs`` were made with.
-        cell_px: side of a z-buffer cell [px].
+        cell_deg: side of a z-buffer cell, as the angle that it covers in the image's middle, at
+            least one pixel [deg].
         relative: tolerance as a share of the nearest depth.
         absolute_m: tolerance [m].
         dilate_cells: z-buffer cells on each side whose points hide too; beams are farther apart
             than cells up close.
     """
     sizes = np.array([camera.size_hw for camera in cameras], np.float64).reshape(-1, 2)
-    grid_hw = np.ceil(sizes / cell_px).astype(np.int64)
+    focal_px = np.array([camera.K[0, 0] for camera in cameras], np.float64)
+    cell_px = np.maximum(np.deg2rad(cell_deg) * focal_px, 1.0)
+    grid_hw = np.ceil(sizes / cell_px[:, None]).astype(np.int64)
     keep = np.empty(len(pairs), np.bool_)
     kernels.visible(
         pairs.camera,

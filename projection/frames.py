@@ -142,6 +142,7 @@ class Cloud:
         age_s: key sweep's time minus the point's sweep's time [s].
         sweep: index of the point's sweep in the frame, 0 = key.
         source: row of the point in its own sweep's file.
+        origin: where the LiDAR stood when it took each sweep [m].
     """
 
     xyz: Float32[np.ndarray, "n 3"]
@@ -149,6 +150,7 @@ class Cloud:
     age_s: Float32[np.ndarray, " n"]
     sweep: UInt8[np.ndarray, " n"]
     source: Int32[np.ndarray, " n"]
+    origin: Float32[np.ndarray, "sweeps 3"]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -188,12 +190,13 @@ class PixelLabels:
     Attributes:
         label: class of each grid pixel, 255 = none.
         score: its confidence, 0..1.
-        feature: unit feature of each grid pixel in the text space, if kept.
+        feature: unit features in the text space, if kept, on a grid of their own: that of the
+            network's output cells, which may be coarser.
     """
 
     label: UInt8[np.ndarray, "h w"]
     score: Float16[np.ndarray, "h w"]
-    feature: Float16[np.ndarray, "h w d"] | None = None
+    feature: Float16[np.ndarray, "rows columns d"] | None = None
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -27,9 +27,17 @@ from clipsweep.projection.frames import (
 from clipsweep.projection.grid import cell_keys
 from clipsweep.projection.ground import Heights, map_ground
 from clipsweep.projection.kernels import COORD_BITS
+from clipsweep.projection.objects import unify_vehicles
 from clipsweep.projection.pose import Pose
 from clipsweep.projection.sweeps import merge, read_sweep
-from clipsweep.projection.votes import NO_CLUSTER, ClassLimits, Places, VoteGrid, Votes
+from clipsweep.projection.votes import (
+    NO_CLUSTER,
+    ClassLimits,
+    FusedLabels,
+    Places,
+    VoteGrid,
+    Votes,
+)
 
 _BLOCK = 64  # key frames that share a map of the ground, with those around whose votes they share
 _BLOCK_M = 500.0  # and lie within this of the first of them
@@ -58,10 +66,15 @@ class FusionConfig:
             description="points nearer to a camera than this are not projected [m]",
         ),
     ] = 1.0
-    occlusion_px: Annotated[
+    occlusion_deg: Annotated[
         float,
-        Field(ge=1, le=1000, description="side of a z-buffer cell [px]"),
-    ] = 16.0
+        Field(
+            ge=0.05,
+            le=45,
+            description="side of a z-buffer cell, as an angle: about that between two beams of "
+            "the LiDAR, so that what is near leaves no gaps [deg]",
+        ),
+    ] = 1.4
     occlusion_relative: Annotated[
         float,
         Field(
@@ -150,7 +163,7 @@ class FusionConfig:
         bool,
         Field(
             description="use the class priors of the label space, set by hand: which "
-            "classes lie on the ground, how tall others are",
+            "classes lie on the ground, how tall others are, which are vehicles",
         ),
     ] = True
     min_support: Annotated[
@@ -165,7 +178,7 @@ class FusionConfig:
     @property
     def tolerance(self) -> tuple[float, float, float]:
         """Depth tolerance of the z-buffer, as ``projection.cameras.visible`` takes it."""
-        return self.occlusion_px, self.occlusion_relative, self.occlusion_m
+        return self.occlusion_deg, self.occlusion_relative, self.occlusion_m
 
 
 def visible_pairs(frame: Frame, xyz: Float32[np.ndarray, "n 3"], config: FusionConfig) -> Pairs:
@@ -277,6 +290,7 @@ def label_frames(
        tall objects never share votes.
     4. Every point of a key sweep with votes around it gets the class with the most of them, those
        of its cluster above all, seen or not (``projection.votes``).
+    5. All points of a vehicle get the class that most of them have (``projection.objects``).
 
     Key frames that do not fit the alignment are labelled by their own votes alone.
 
@@ -329,6 +343,11 @@ def _blocks(poses: Sequence[Pose], fits: Sequence[bool], wanted: range) -> Itera
 
 def _apart(one: Pose, other: Pose) -> float:
     return float(np.linalg.norm(one.translation - other.translation))
+
+
+def _key_rows(cloud: Cloud) -> slice:
+    """Rows of the key sweep's points, which come first."""
+    return slice(0, int((cloud.sweep == 0).sum()))
 
 
 def _kind(heights: Heights) -> UInt8[np.ndarray, " n"]:
@@ -402,13 +421,23 @@ class _SceneFusion:
             config.cell_share, config.cluster_share,
         )  # fmt: skip
         counted: set[int] = set()
+        xyz: list[Float32[np.ndarray, "_ 3"]] = []
+        fused: list[FusedLabels] = []
         for number in block:
             for i in near[number] - counted:
                 grid.add(around.index(i))
             for i in counted - near[number]:
                 grid.drop(around.index(i))
             counted = near[number]
-            yield self.frames[number], self._labels(number, clouds[number], places[number], grid)
+            key = _key_rows(clouds[number])
+            here = places[number][key]
+            xyz.append(here.xyz)
+            fused.append(grid.labels(here, self.limits, config.min_support, config.min_agreement))
+        whole = unify_vehicles(np.concatenate(xyz), FusedLabels.joined(fused), self.limits.vehicle)
+        ends = np.cumsum([len(each) for each in xyz])
+        for number, end, points in zip(block, ends, xyz, strict=True):
+            rows = slice(end - len(points), end)
+            yield self.frames[number], self._labels(number, clouds[number], whole[rows])
 
     def _near(self, number: int) -> set[int]:
         """Neighbouring key frames that share votes with one, itself included."""
@@ -459,17 +488,14 @@ class _SceneFusion:
         )
         return votes.limited(self.limits)
 
-    def _labels(self, number: int, cloud: Cloud, places: Places, grid: VoteGrid) -> PointLabels:
-        """Fused labels of each raw row of a key sweep by the votes counted in."""
-        config = self.config
+    def _labels(self, number: int, cloud: Cloud, fused: FusedLabels) -> PointLabels:
+        """Fused labels of each raw row of a key sweep from those of its usable points."""
         sweep = self.frames[number].sweeps[0]
-        key = slice(0, int((cloud.sweep == 0).sum()))  # the key sweep comes first
-        fused = grid.labels(places[key], self.limits, config.min_support, config.min_agreement)
         rows = sweep.points.bytes // (4 * self.reader.layout.columns)
         label = np.full(rows, NONE, np.uint8)
         score = np.zeros(rows, np.float16)
         agreement = np.zeros(rows, np.float16)
-        source = cloud.source[key]
+        source = cloud.source[_key_rows(cloud)]
         label[source] = fused.label
         score[source] = fused.score
         agreement[source] = fused.agreement

@@ -211,15 +211,15 @@ def pixel_rows(camera: Any, uv: Any, scale: Any, start: Any, width: Any, rows: A
 
 @jit
 def visible(
-    camera: Any, uv: Any, depth: Any, grid_hw: Any, cell_px: float, relative: float,
+    camera: Any, uv: Any, depth: Any, grid_hw: Any, cell_px: Any, relative: float,
     absolute: float, dilate_cells: int,
     keep: Any,
 ) -> None:  # fmt: skip
     """Z-buffer occlusion test: marks the pairs that no nearer pair of the same image hides.
 
     A pair hides what is deeper in its own image cell and in ``dilate_cells`` cells around it.
-    ``grid_hw (k,2)`` is each image's number of cells of ``cell_px`` pixels; ``keep (m,) bool`` is
-    written.
+    ``grid_hw (k,2)`` is each image's number of cells, of ``cell_px (k,)`` pixels; ``keep (m,)
+    bool`` is written.
     """
     height = 1
     width = 1
@@ -227,14 +227,14 @@ def visible(
         height = max(height, grid_hw[c, 0])
         width = max(width, grid_hw[c, 1])
     nearest = np.full((grid_hw.shape[0], height, width), np.inf, np.float32)
-    scale = np.float32(1.0 / cell_px)
+    scale = (1.0 / cell_px).astype(np.float32)
     lower_to_pairs(camera, uv, depth, scale, nearest)
     if dilate_cells > 0:
         spread_nearest(nearest, dilate_cells)
     for i in range(len(depth)):
         c = camera[i]
-        row = int(uv[i, 1] * scale)
-        column = int(uv[i, 0] * scale)
+        row = int(uv[i, 1] * scale[c])
+        column = int(uv[i, 0] * scale[c])
         keep[i] = depth[i] <= nearest[c, row, column] * (1.0 + relative) + absolute
 
 
@@ -243,8 +243,8 @@ def lower_to_pairs(camera: Any, uv: Any, depth: Any, scale: Any, nearest: Any) -
     """Fills z-buffers ``nearest (k,h,w)``: the least depth of the pairs in each cell."""
     for i in range(len(depth)):
         c = camera[i]
-        row = int(uv[i, 1] * scale)
-        column = int(uv[i, 0] * scale)
+        row = int(uv[i, 1] * scale[c])
+        column = int(uv[i, 0] * scale[c])
         nearest[c, row, column] = min(nearest[c, row, column], depth[i])
 
 

@@ -75,7 +75,7 @@ def merge(frame: Frame, sweeps: int, layout: SweepLayout) -> Cloud:
         raise ValueError(f"sweeps={sweeps} of frame {frame.id}, which has {len(frame.sweeps)}")
     chosen = frame.sweeps[:sweeps]
     most = sum(sweep.points.bytes for sweep in chosen) // (4 * layout.columns)
-    cloud = _room(most)
+    cloud = _room(most, len(chosen))
     key_from_global = frame.sweeps[0].global_from_lidar.inverse()
     end = 0
     for index, sweep in enumerate(chosen):
@@ -97,7 +97,15 @@ def merge(frame: Frame, sweeps: int, layout: SweepLayout) -> Cloud:
         _check(sweep.points.path, bad, len(raw), layout.bad_share)
         cloud.age_s[start:end] = (frame.time_us - sweep.time_us) * 1e-6
         cloud.sweep[start:end] = index
-    return Cloud(*(getattr(cloud, name)[:end] for name in Cloud.__slots__))
+        cloud.origin[index] = matrix[:, 3]
+    return Cloud(
+        cloud.xyz[:end],
+        cloud.intensity[:end],
+        cloud.age_s[:end],
+        cloud.sweep[:end],
+        cloud.source[:end],
+        cloud.origin,
+    )
 
 
 def deskew(
@@ -127,8 +135,8 @@ def deskew(
     return out
 
 
-def _room(points: int) -> Cloud:
-    """Allocates a point cloud to be filled, in one block of memory.
+def _room(points: int, sweeps: int) -> Cloud:
+    """Allocates a point cloud to be filled, its points in one block of memory.
 
     From 4 MB on NumPy asks for huge pages, which halves a merge.
     """
@@ -142,6 +150,7 @@ def _room(points: int) -> Cloud:
         age_s=rest[points : 2 * points],
         sweep=block[24 * points :],
         source=rest[2 * points :].view(np.int32),
+        origin=np.empty((sweeps, 3), np.float32),
     )
 
 

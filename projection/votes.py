@@ -24,9 +24,9 @@ _FLUSH_WEIGHT = 0.1
 
 @dataclass(frozen=True, eq=False, slots=True)
 class ClassLimits:
-    """Limits on where the points of a class can be: height above ground, ground only.
+    """Limits on the points of a class: height above ground, ground only, one class a vehicle.
 
-    A class that is not listed has no limits. They hold where the ground is known for sure
+    A class that is not listed has no limits. Heights count where the ground is known for sure
     (``projection.ground.Heights.known``).
 
     Attributes:
@@ -36,11 +36,14 @@ class ClassLimits:
             inf = no limit.
         taller: what a pixel's label means instead where the object is too tall for it: a car of
             3.5 m is a truck. The class itself where there is no such class.
+        vehicle: classes of rigid vehicles, of which one object has one class
+            (``projection.objects``).
     """
 
     ground: Bool[np.ndarray, " c"]
     max_height_m: Float32[np.ndarray, " c"]
     taller: UInt8[np.ndarray, " c"]
+    vehicle: Bool[np.ndarray, " c"]
 
     @staticmethod
     def none(classes: int) -> ClassLimits:
@@ -49,6 +52,7 @@ class ClassLimits:
             np.zeros(classes, np.bool_),
             np.full(classes, np.inf, np.float32),
             np.arange(classes, dtype=np.uint8),
+            np.zeros(classes, np.bool_),
         )
 
     def packed(self) -> kernels.Limits:
@@ -136,6 +140,19 @@ class FusedLabels:
     score: Float32[np.ndarray, " n"]
     agreement: Float32[np.ndarray, " n"]
     support: Int32[np.ndarray, " n"]
+
+    @staticmethod
+    def joined(parts: Sequence[FusedLabels]) -> FusedLabels:
+        """Fused labels of several point clouds, one after the other."""
+        return FusedLabels(
+            *(
+                np.concatenate([getattr(part, name) for part in parts])
+                for name in FusedLabels.__slots__
+            )
+        )
+
+    def __getitem__(self, rows: slice) -> FusedLabels:
+        return FusedLabels(*(getattr(self, name)[rows] for name in FusedLabels.__slots__))
 
 
 class VoteGrid:

@@ -60,6 +60,7 @@ class Trained:
         intensity: np.ndarray,
         age_s: np.ndarray | None = None,
         sensor_height_m: float | None = None,
+        origin: np.ndarray | None = None,
     ) -> UInt8[np.ndarray, " n"]:
         """Inference: predicts the class of every point of a point cloud, an index into ``names``.
 
@@ -70,12 +71,14 @@ class Trained:
                 None is one sweep.
             sensor_height_m: height of this LiDAR above the ground [m]; None is that of the one it
                 was trained with.
+            origin: (n, 3) where the LiDAR stood when it saw each point, in the frame of the points
+                [m]; None is that frame's origin, as for one sweep.
 
         Raises:
             ValueError: shapes do not fit, a value is not finite, the height is none of 0 to 100 m,
                 or the student was trained on features, without classes.
         """
-        batch = self._batch(xyz, intensity, age_s, sensor_height_m)
+        batch = self._batch(xyz, intensity, age_s, sensor_height_m, origin)
         if batch is None:
             return np.empty(0, np.uint8)
         return self.student.classify(batch, self._text()).cpu().numpy()
@@ -86,6 +89,7 @@ class Trained:
         intensity: np.ndarray,
         age_s: np.ndarray | None = None,
         sensor_height_m: float | None = None,
+        origin: np.ndarray | None = None,
         views: int = 1,
     ) -> Float32[np.ndarray, "n c"]:
         """Inference: class probabilities of every point of a point cloud.
@@ -95,6 +99,7 @@ class Trained:
             intensity: as for ``predict``.
             age_s: as for ``predict``.
             sensor_height_m: as for ``predict``.
+            origin: as for ``predict``.
             views: test-time augmentation: mean over so many copies of the point cloud, turned about
                 the vertical by equal steps, every second one mirrored; 1 is the cloud as it is.
 
@@ -105,8 +110,10 @@ class Trained:
             raise ValueError(f"views={views}: it must be 1 or more")
         total = np.zeros((len(xyz), len(self.names)), np.float32)
         for view in range(views):
-            turned = _turned(np.asarray(xyz, np.float32), 2 * np.pi * view / views, view % 2 > 0)
-            batch = self._batch(turned, intensity, age_s, sensor_height_m)
+            turn = _turn(2 * np.pi * view / views, view % 2 > 0)
+            turned = np.asarray(xyz, np.float32) @ turn
+            seen_from = None if origin is None else np.asarray(origin, np.float32) @ turn
+            batch = self._batch(turned, intensity, age_s, sensor_height_m, seen_from)
             if batch is None:
                 break
             total += self.student.probabilities(batch, self._text(), self.scale).cpu().numpy()
@@ -123,7 +130,7 @@ class Trained:
             intensity: as for ``predict``.
             sensor_height_m: as for ``predict``.
         """
-        batch = self._batch(xyz, intensity, None, sensor_height_m)
+        batch = self._batch(xyz, intensity, None, sensor_height_m, None)
         if batch is None:
             return torch.empty(0)
         return self.student.lengths(batch)
@@ -138,6 +145,7 @@ class Trained:
         intensity: np.ndarray,
         age_s: np.ndarray | None,
         sensor_height_m: float | None,
+        origin: np.ndarray | None,
     ) -> Batch | None:
         """Checks and voxelizes a point cloud, on the student's device; None without points."""
         height_m = self.sensor_height_m if sensor_height_m is None else sensor_height_m
@@ -148,6 +156,7 @@ class Trained:
             np.asarray(c, np.float32)
             for c in (intensity, np.zeros(len(points)) if age_s is None else age_s)
         ]
+        seen_from = np.zeros_like(points) if origin is None else np.asarray(origin, np.float32)
         if points.shape != (len(points), 3) or any(
             column.shape != (len(points),) for column in columns
         ):
@@ -155,12 +164,14 @@ class Trained:
             raise ValueError(
                 f"points must be (n, 3), intensity and age (n,), not {', '.join(map(str, shapes))}"
             )
-        if not all(np.isfinite(array).all() for array in (points, *columns)):
-            raise ValueError("a coordinate, intensity or age is not finite")
+        if seen_from.shape != points.shape:
+            raise ValueError(f"origins must be (n, 3) as the points, not {seen_from.shape}")
+        if not all(np.isfinite(array).all() for array in (points, *columns, seen_from)):
+            raise ValueError("a coordinate, intensity, age or origin is not finite")
         if not len(points):
             return None
         voxels = voxelize(
-            Sample.of_points("", points, *columns),
+            Sample.of_points("", points, columns[0], columns[1], seen_from),
             voxel_m=self.model.voxel_m,
             features=self.model.features,
             reduce=self.model.reduce,
@@ -170,13 +181,13 @@ class Trained:
         return collate([voxels]).to(next(self.student.parameters()).device)
 
 
-def _turned(xyz: np.ndarray, angle: float, mirrored: bool) -> np.ndarray:
-    """Point cloud turned about the vertical, after y is mirrored where asked for."""
+def _turn(angle: float, mirrored: bool) -> Float32[np.ndarray, "3 3"]:
+    """Turn about the vertical as a factor of rows, after y is mirrored where asked for."""
     side = -1.0 if mirrored else 1.0
     cos = np.cos(angle)
     sin = np.sin(angle)
     turn = np.array([[cos, -side * sin, 0], [sin, side * cos, 0], [0, 0, 1]])
-    return np.ascontiguousarray(xyz @ turn.T.astype(np.float32))
+    return turn.T.astype(np.float32)
 
 
 def make_student(model: ModelConfig, text_dim: int, classes: int | None = None) -> Student:

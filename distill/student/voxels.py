@@ -29,6 +29,7 @@ class Sample:
         pair_label: its class.
         pair_pixel: row of its pixel among the frame's pixel features, where there are any.
         voxel_id: each target's voxel over all merged sweeps, where an objective needs it.
+        origin: where the LiDAR stood when it saw each point [m]; None is the origin of ``xyz``.
     """
 
     frame: str
@@ -39,14 +40,20 @@ class Sample:
     pair_label: Int64[np.ndarray, " m"]
     pair_pixel: Int64[np.ndarray, " m"] | None = None
     voxel_id: Int64[np.ndarray, " m"] | None = None
+    origin: Float32[np.ndarray, "n 3"] | None = None
 
     @classmethod
     def of_points(
-        cls, frame: str, xyz: np.ndarray, intensity: np.ndarray, age_s: np.ndarray
+        cls,
+        frame: str,
+        xyz: np.ndarray,
+        intensity: np.ndarray,
+        age_s: np.ndarray,
+        origin: np.ndarray | None = None,
     ) -> Sample:
         """Inference sample: the points of a frame without targets."""
         nothing = np.empty(0, np.int64)
-        return cls(frame, xyz, intensity, age_s, nothing, nothing)
+        return cls(frame, xyz, intensity, age_s, nothing, nothing, origin=origin)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -86,18 +93,22 @@ def _offset(xyz: np.ndarray, sample: Sample, voxel_m: float, height_m: float) ->
     return cells
 
 
+def _range(xyz: np.ndarray, sample: Sample, voxel_m: float, height_m: float) -> np.ndarray:
+    ray = xyz if sample.origin is None else xyz - sample.origin
+    return np.sqrt(np.einsum("ij,ij->i", ray, ray))[:, None]
+
+
 FEATURES: dict[str, Callable[[np.ndarray, Sample, float, float], np.ndarray]] = {
     "intensity": lambda xyz, sample, voxel_m, height_m: sample.intensity[:, None],
     "height": lambda xyz, sample, voxel_m, height_m: xyz[:, 2:] + height_m,
-    "range": lambda xyz, sample, voxel_m, height_m: np.sqrt(np.einsum("ij,ij->i", xyz, xyz))[
-        :, None
-    ],
+    "range": _range,
     "age": lambda xyz, sample, voxel_m, height_m: sample.age_s[:, None],
     "offset": _offset,
 }
 """Input features of a point.
 
-Intensity 0..1, height above ground [m], range [m], age [s], place in its voxel -0.5..0.5.
+Intensity 0..1, height above ground [m], range from the LiDAR at the time of its sweep [m], age [s],
+place in its voxel -0.5..0.5.
 """
 
 
@@ -166,6 +177,7 @@ def _limit_voxels(
         sample.pair_label[targets],
         None if sample.pair_pixel is None else sample.pair_pixel[targets],
         None if sample.voxel_id is None else sample.voxel_id[targets],
+        None if sample.origin is None else sample.origin[points],
     )
     cells, inverse = _sorted_cells(keys[points])
     return sample, cells, inverse, count - len(cells)

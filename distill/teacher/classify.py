@@ -17,7 +17,7 @@ _DENOISING_SCALE = 100.0  # prompt denoising is defined at this scale, whatever 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Scorer:
-    """Zero-shot classifier of feature map cells by text similarity.
+    """Zero-shot classifier of feature map cells, and of pixels between them, by text similarity.
 
     Attributes:
         names: unit text embedding of each name.
@@ -27,6 +27,7 @@ class Scorer:
         key_smoothing: cells under this confidence get the average of those with like keys; 0 = off.
         denoising: groups that reach this confidence nowhere in an image are dropped from it; 0 =
             off.
+        upsample: labels have this many rows and columns for each of the feature map.
     """
 
     names: Float[Tensor, "names d"]
@@ -35,13 +36,15 @@ class Scorer:
     scale: float
     key_smoothing: float = 0.0
     denoising: float = 0.0
+    upsample: int = 1
 
     def __call__(
         self, features: Float[Tensor, "n h w d"], keys: Float[Tensor, "n h w k"] | None
-    ) -> tuple[UInt8[Tensor, "n h w"], Float16[Tensor, "n h w"]]:
-        """Zero-shot class and confidence of each cell of a feature map.
+    ) -> tuple[UInt8[Tensor, "n rows columns"], Float16[Tensor, "n rows columns"]]:
+        """Zero-shot class and confidence of each pixel of a grid finer than the feature map.
 
-        255 and 0 where a negative wins or the confidence is too little.
+        Confidences are interpolated between the map's cells. 255 and 0 where a negative wins or
+        the confidence is too little.
 
         Args:
             features: unit features.
@@ -55,6 +58,7 @@ class Scorer:
         if self.key_smoothing > 0:
             assert keys is not None
             confidence = _smoothed(confidence, keys, self.key_smoothing)
+        confidence = _upsampled(confidence, self.upsample)
         score, winner = confidence.max(-1)
         lost = (score < self.floor[winner]) | (score == 0)
         return winner.masked_fill(lost, NONE).to(torch.uint8), score.masked_fill(lost, 0.0).half()
@@ -64,6 +68,21 @@ class Scorer:
         if self.denoising <= 0:
             return scores.new_ones(len(scores), 1, 1, scores.shape[-1], dtype=torch.bool)
         return (_DENOISING_SCALE * scores).softmax(-1).amax((1, 2), keepdim=True) >= self.denoising
+
+
+def _upsampled(
+    confidence: Float[Tensor, "n h w groups"], factor: int
+) -> Float[Tensor, "n rows columns groups"]:
+    """Bicubic interpolation between the centres of cells; beyond the outermost these repeat.
+
+    Bilinear interpolation shrinks what is a few cells large, the same way in every image: pixels
+    gain from it, labels fused by votes lose (LOG.md).
+    """
+    if factor == 1:
+        return confidence
+    channels_first = confidence.permute(0, 3, 1, 2)
+    finer = F.interpolate(channels_first, scale_factor=factor, mode="bicubic", align_corners=False)
+    return finer.permute(0, 2, 3, 1).clamp(0, 1)  # a cubic overshoots
 
 
 def _smoothed(

@@ -132,6 +132,15 @@ class MaskClipConfig:
             "where no pixel is this confident of it; 0 is off",
         ),
     ] = 0.0
+    upsample: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=32,
+            description="rows and columns of pixel labels for each of the feature map, between "
+            "whose cells class probabilities are interpolated; 1 is off",
+        ),
+    ] = 4
     batch: Annotated[int, Field(ge=1, le=4096, description="images per forward pass")] = 16
     keep_features: Annotated[
         bool,
@@ -140,7 +149,7 @@ class MaskClipConfig:
 
 
 class MaskClip:
-    """Zero-shot 2D semantic segmentation by CLIP: a class for every patch of an image.
+    """Zero-shot 2D semantic segmentation by CLIP: a class for every pixel of a grid.
 
     Networks are built when they are first needed; everything that can be refused without them is
     refused here. Labels are those of the batch they were made in: other batch sizes or devices may
@@ -199,6 +208,7 @@ class MaskClip:
             self._floor.tolist(),
             self._config.key_smoothing,
             self._config.denoising,
+            self._config.upsample,
             self._config.keep_features,
         ]
         return _digest(
@@ -311,9 +321,8 @@ class MaskClip:
             for array in (self.vocabulary.embedding, self._group, self._floor)
         )
         scale = float(self._model.logit_scale.exp())
-        return Scorer(
-            names, group, floor, scale, self._config.key_smoothing, self._config.denoising
-        )
+        own = self._config
+        return Scorer(names, group, floor, scale, own.key_smoothing, own.denoising, own.upsample)
 
     def _embed(self) -> Float32[np.ndarray, "names d"]:
         encode = Encoder(self._model, clip_tokenizer(self._source), self._device)

@@ -46,7 +46,7 @@ class TrainConfig:
             ge=0,
             le=11,
             description="older sweeps are sampled from this many of the newest; up to "
-            "train.sweeps: always the newest",
+            "train.sweeps, or with model.sweeps above 1: always the newest",
         ),
     ] = 0
     max_age_s: Annotated[

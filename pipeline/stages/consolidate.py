@@ -139,10 +139,12 @@ class ConsolidateWorker:
             cloud.intensity,
             cloud.age_s,
             self.config.data.sensor_height_m,
+            cloud.origin[cloud.sweep],
             self.config.consolidation.views,
         )
         key = cloud.sweep == 0
-        cloud = Cloud(*(getattr(cloud, name)[key] for name in Cloud.__slots__))
+        columns = ("xyz", "intensity", "age_s", "sweep", "source")
+        cloud = replace(cloud, **{name: getattr(cloud, name)[key] for name in columns})
         return cloud, probability[key]
 
     def _arrays(self, frame: Frame, cloud: Cloud, labels: Consolidated) -> dict[str, np.ndarray]:

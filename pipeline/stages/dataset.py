@@ -80,6 +80,7 @@ def pixel_targets(pixels: Artifact, config: Config, frame: Frame, cloud: Cloud) 
     if not objectives.needs_features() or len(features) < len(images):
         return targets
     flat = np.concatenate([feature.reshape(-1, feature.shape[-1]) for feature in features])
+    pixel = pixel_rows(pairs, frame.cameras, [feature.shape[:2] for feature in features])
     return replace(targets, pixel=pixel[labelled], feature=flat)
 
 
@@ -124,7 +125,7 @@ class TrainingFrames(Dataset[SweepSet | BadInput]):
         left_out = list[BadInput]()
         try:
             count = settings.sweeps * merged
-            among = settings.sweeps_among
+            among = settings.sweeps_among if merged == 1 else 0  # the newest, as in inference
             age_s = settings.max_age_s or np.inf
             frame = choose_sweeps(self.frames[number], count, among, age_s, random)
             layout = sweep_layout(self.config)
@@ -160,15 +161,19 @@ class TrainingFrames(Dataset[SweepSet | BadInput]):
     ) -> Voxels:
         """Augments and voxelizes some rows of a point cloud, with their targets."""
         mine = np.flatnonzero((targets.point >= part.start) & (targets.point < part.stop))
+        points = np.concatenate([cloud.xyz[part], cloud.origin])
+        points = augment(points, self.config.train.augment, random)
+        xyz, origin = np.split(points, [len(points) - len(cloud.origin)])
         sample = Sample(
             frame=frame.id,
-            xyz=augment(cloud.xyz[part], self.config.train.augment, random),
+            xyz=xyz,
             intensity=cloud.intensity[part],
             age_s=cloud.age_s[part],
             pair_point=targets.point[mine] - part.start,
             pair_label=targets.label[mine],
             pair_pixel=None if targets.pixel is None else targets.pixel[mine],
             voxel_id=None if voxel is None else voxel[mine],
+            origin=origin[cloud.sweep[part]],
         )
         model = self.config.model
         return voxelize(

@@ -129,6 +129,7 @@ def make_points(config: Config, index: Artifact, pixels: Artifact) -> Artifact:
         "ground": limits.ground.tolist(),
         "max_height_m": limits.max_height_m.tolist(),
         "taller": limits.taller.tolist(),
+        "vehicle": limits.vehicle.tolist(),
     }
 
     def inputs_of(scene: str) -> str:

@@ -107,7 +107,8 @@ class PredictWorker:
         whole = replace(sweep_layout(self.config), ego_box_m=0.0)
         cloud = usable_cloud(frame, self.config, whole, self.trained.model.sweeps, left_out)
         height_m = self.config.data.sensor_height_m  # above the ground of the data's own rig
-        label = self.trained.predict(cloud.xyz, cloud.intensity, cloud.age_s, height_m)
+        origin = cloud.origin[cloud.sweep]
+        label = self.trained.predict(cloud.xyz, cloud.intensity, cloud.age_s, height_m, origin)
         key = cloud.sweep == 0
         full = np.full(raw_rows(frame, self.config), np.bincount(label[key]).argmax(), np.uint8)
         full[cloud.source[key]] = label[key]

@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 _LOSSES = (item.name for item in fields(ObjectivesConfig) if item.name != "segmentation")
 PRETRAINED_BY = (
-    *("model", "train", "seed", "fusion.min_depth_m", "fusion.occlusion_px", "fusion.occlusion_m"),
+    *("model", "train", "seed", "fusion.min_depth_m", "fusion.occlusion_deg", "fusion.occlusion_m"),
     *("fusion.occlusion_relative", *(f"objectives.{name}" for name in _LOSSES)),
 )
 """Settings that decide a pre-trained student, beside clouds, pixels and points."""

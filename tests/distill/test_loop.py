@@ -394,6 +394,9 @@ def test_a_student_predicts_every_point(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=f"sensor_height_m={height_m} is none of 0 to 100 m"):
             trained.predict(xyz, intensity, sensor_height_m=height_m)
     assert np.array_equal(trained.predict(xyz.astype(float), intensity.astype(float)), label)
+    assert np.array_equal(trained.predict(xyz, intensity, origin=np.zeros_like(xyz)), label)
+    with pytest.raises(ValueError, match="origins must be"):
+        trained.predict(xyz, intensity, origin=np.zeros((1, 3)))
 
 
 def test_a_student_is_found_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,7 @@ def teacher_of(
     cache: Path | None = None,
     **settings: Any,
 ) -> MaskClip:
-    given = {"size_hw": HW, "templates": "plain", "reading": "residual", **settings}
+    given = {"size_hw": HW, "templates": "plain", "reading": "residual", "upsample": 1, **settings}
     cache = cache or Path(model.removeprefix("local-dir:")) / "cache"
     prompts = prompts or Prompts(PROMPTS, NEGATIVES)
     return MaskClip(MaskClipConfig(model, **given), prompts, threads=threads, cache=cache)
@@ -160,6 +160,17 @@ def test_resnet_labels_at_its_own_stride_and_width(tmp_path: Path, cameras: list
     assert labels.feature.dtype == np.float16
 
 
+def test_labels_are_finer_than_features(clip: str, cameras: list[Camera]) -> None:
+    teacher = teacher_of(clip, keep_features=True, upsample=4)
+    labels = teacher(cameras[:1])[0]
+    assert labels.label.shape == labels.score.shape == (16, 24)
+    assert labels.feature is not None
+    assert labels.feature.shape == (4, 6, 24)
+    again = teacher.relabel(labels.feature)
+    assert again.label.shape == (16, 24)
+    assert (again.label == labels.label).mean() > 0.95
+
+
 def test_kept_features_can_be_named_again(clip: str, cameras: list[Camera]) -> None:
     kept = teacher_of(clip, keep_features=True)
     other = teacher_of(clip, Prompts([["a yellow bus"], ["road"]], ["sky"]))
@@ -179,6 +190,7 @@ def test_digest_covers_all_that_decides_labels(clip: str, tmp_path: Path) -> Non
         {}, {"prompts": Prompts([["car"], ["bus"], ["tree"]], NEGATIVES)},
         {"prompts": Prompts(PROMPTS)}, {"reading": "pure"}, {"size_hw": (64, 64)},
         {"templates": "short"}, {"min_score": 0.1}, {"key_smoothing": 0.5}, {"denoising": 0.5},
+        {"upsample": 2},
         {"tile_hw": (64, 64)}, {"tile_hw": (64, 64), "tile_overlap": 0.0, "size_hw": (64, 128)},
     ]  # fmt: skip
     digests = [teacher_of(clip, **change).digest() for change in changes]

@@ -132,11 +132,45 @@ def test_bad_tiles_are_refused(
 # --- scoring --------------------------------------------------------------------------------------
 
 
-def scorer(smoothing: float = 0.0, denoising: float = 0.0, scale: float = 4.0) -> Scorer:
+def scorer(
+    smoothing: float = 0.0, denoising: float = 0.0, scale: float = 4.0, upsample: int = 1
+) -> Scorer:
     names = torch.eye(3)
-    return Scorer(
-        names, torch.arange(3), torch.tensor([0.0, 0.0, torch.inf]), scale, smoothing, denoising
-    )
+    floor = torch.tensor([0.0, 0.0, torch.inf])
+    return Scorer(names, torch.arange(3), floor, scale, smoothing, denoising, upsample)
+
+
+def cubic(grid: np.ndarray, row: float, column: float) -> np.ndarray:
+    """Cubic convolution (Keys 1981, a = -.75) at a place in units of cells; edges repeat."""
+
+    def weight(away: float) -> float:
+        away = abs(away)
+        if away <= 1:
+            return 1.25 * away**3 - 2.25 * away**2 + 1
+        return -0.75 * (away**3 - 5 * away**2 + 8 * away - 4) if away < 2 else 0.0
+
+    height, width = grid.shape[:2]
+    value = np.zeros(grid.shape[2:])
+    for i in range(int(np.floor(row)) - 1, int(np.floor(row)) + 3):
+        for j in range(int(np.floor(column)) - 1, int(np.floor(column)) + 3):
+            cell = grid[np.clip(i, 0, height - 1), np.clip(j, 0, width - 1)]
+            value += weight(row - i) * weight(column - j) * cell
+    return value
+
+
+def test_confidences_are_interpolated_between_cells() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = F.normalize(torch.randn(1, 3, 4, 3, generator=generator), dim=-1)
+    label, score = scorer(upsample=4)(features, None)
+    assert label.shape == score.shape == (1, 12, 16)
+    confidence = (4 * features[0].double()).softmax(-1).numpy()
+    for row, column in np.ndindex(12, 16):
+        # the centre of a pixel, where the centres of cells are whole numbers
+        own = cubic(confidence, (row + 0.5) / 4 - 0.5, (column + 0.5) / 4 - 0.5).clip(0, 1)
+        winner = int(own.argmax())
+        assert label[0, row, column] == (NONE if winner == 2 else winner)
+        assert abs(float(score[0, row, column]) - (0 if winner == 2 else own.max())) < 1e-3
+    assert set(label.flatten().tolist()) == {0, 1, NONE}
 
 
 def test_key_smoothing_averages_what_is_unsure() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,17 @@ def test_kernel_and_its_python_agree(mode: int) -> None:
         np.testing.assert_array_equal(count, np.bincount(inverse, minlength=9))
         outs.append(out)
     np.testing.assert_allclose(*outs, atol=1e-6)
+
+
+@pytest.mark.parametrize("limit", [0, 10])
+def test_range_is_from_where_the_lidar_stood(limit: int) -> None:
+    one = sample(30)
+    origin = np.random.default_rng(1).normal(size=(30, 3)).astype(np.float32)
+    moved = replace(one, origin=origin)
+    both = replace(one, xyz=one.xyz, intensity=np.linalg.norm(one.xyz - origin, axis=1))
+    seen = voxels_of(moved, features=("range",), reduce="max", max_voxels=limit)
+    expected = voxels_of(both, features=("intensity",), reduce="max", max_voxels=limit)
+    np.testing.assert_allclose(seen.feats, expected.feats, rtol=1e-5)
 
 
 def test_features_are_chosen_in_order() -> None:

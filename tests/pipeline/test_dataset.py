@@ -16,10 +16,17 @@ import torch
 
 from clipsweep.distill.objectives import ObjectivesConfig
 from clipsweep.distill.objectives.spatiotemporal import SpatioTemporalConfig
+from clipsweep.distill.student.augment import AugmentConfig
 from clipsweep.distill.student.batch import Batch
-from clipsweep.pipeline.artifacts.read import key_cloud, read_pixels
+from clipsweep.pipeline.artifacts.read import (
+    key_cloud,
+    read_pixels,
+    sweep_layout,
+    usable_cloud,
+)
 from clipsweep.pipeline.artifacts.store import Artifact
 from clipsweep.pipeline.config import Config, load_config
+from clipsweep.pipeline.stages import dataset
 from clipsweep.pipeline.stages import fit as training
 from clipsweep.pipeline.stages.dataset import (
     TrainingFrames,
@@ -34,7 +41,7 @@ from clipsweep.pipeline.stages.index import make_index, scene_frames
 from clipsweep.pipeline.stages.pixels import make_pixels
 from clipsweep.pipeline.stages.points import make_points
 from clipsweep.pipeline.stages.pretrain import make_pretrained
-from clipsweep.projection.frames import Frame
+from clipsweep.projection.frames import Frame, PixelLabels
 from tests.helpers import settings
 
 
@@ -148,6 +155,36 @@ def test_merged_sweeps_are_one_cloud(ready: tuple) -> None:
     assert group.sweeps[0].pair_point.max() < len(single.xyz)
 
 
+def test_merged_sweeps_are_predicted_at_ages_of_training(ready: tuple) -> None:
+    config, pixels, points, frames = ready
+    model = replace(config.model, sweeps=3, features=("age",), reduce="max", voxel_m=0.002)
+    config = replace(config, model=model, train=replace(config.train, sweeps_among=10))
+    last = max(frames, key=lambda frame: frame.time_us)
+    predicted = usable_cloud(last, config, sweep_layout(config), model.sweeps, pytest.fail)
+    training = TrainingFrames(frames, target_source("points", pixels, points, config), config)
+    for epoch in range(5):
+        trained = training[epoch, frames.index(last)].sweeps[0]
+        ages = np.unique(trained.feats.round(3))
+        np.testing.assert_allclose(ages, np.unique(predicted.age_s.round(3)), atol=2e-3)
+        assert len(ages) == 3
+
+
+def test_ranges_of_older_sweeps_are_those_that_they_measured(ready: tuple) -> None:
+    config, pixels, points, frames = ready
+    train = replace(config.train, sweeps=3, augment=AugmentConfig(scale=0.5))
+    model = replace(config.model, features=("range",), reduce="max", voxel_m=0.002)
+    config = replace(config, train=train, model=model)
+    last = max(frames, key=lambda frame: frame.time_us)
+    training = TrainingFrames(frames, target_source("points", pixels, points, config), config)
+    sweeps = training[0, frames.index(last)].sweeps
+    for voxels, sweep in zip(sweeps, last.sweeps[:3], strict=True):
+        cloud = key_cloud(replace(last, sweeps=(sweep,)), config)
+        measured = np.linalg.norm(cloud.xyz, axis=1)
+        scale = voxels.feats[voxels.inverse, 0] / measured
+        assert 0.5 < np.median(scale) < 1.5
+        np.testing.assert_allclose(scale, np.median(scale), rtol=1e-2)
+
+
 def test_a_frame_without_targets_passes(ready: tuple) -> None:
     config, _, _, frames = ready
     batches = list(training_batches(frames, no_targets, config, range(3)))
@@ -162,6 +199,27 @@ def test_labels_and_scores_come_back_as_stored(ready: tuple) -> None:
     assert all(image.label[0, 0] == 14 and image.label[-1, -1] == 10 for image in images)
     cloud = key_cloud(frames[0], config)
     assert pixel_targets(pixels, config, frames[0], cloud).feature is None
+
+
+def test_features_have_a_coarser_grid_than_labels(
+    ready: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labels and features that tell which cell of a 4 x 8 grid they lie in."""
+    config, pixels, _, frames = ready
+    cell = np.arange(32).reshape(4, 8)
+    image = PixelLabels(
+        cell.repeat(4, 0).repeat(4, 1).astype(np.uint8),
+        np.ones((16, 32), np.float16),
+        cell[..., None].astype(np.float16),
+    )
+    monkeypatch.setattr(dataset, "read_pixels", lambda *_: [image] * len(frames[0].cameras))
+    objectives = ObjectivesConfig(spatiotemporal=SpatioTemporalConfig(weight=1.0))
+    config = replace(config, objectives=objectives)
+    targets = pixel_targets(pixels, config, frames[0], key_cloud(frames[0], config))
+    assert targets.feature is not None
+    assert targets.feature.shape == (6 * 32, 1)
+    assert len(np.unique(targets.label)) > 10
+    np.testing.assert_array_equal(targets.feature[targets.pixel, 0], targets.label)
 
 
 def test_a_training_that_fails_leaves_no_loader_behind(

@@ -33,7 +33,8 @@ def test_one_grey_camera_is_drawn_grey_and_alone(tmp_path: Path) -> None:
     )
     xyz = np.array([[0, 0, 5], [0, 0, -5]], np.float32)
     rest = np.zeros(2, np.float32)
-    cloud = Cloud(xyz, rest, rest, np.zeros(2, np.uint8), np.arange(2, dtype=np.int32))
+    row = np.arange(2, dtype=np.int32)
+    cloud = Cloud(xyz, rest, rest, np.zeros(2, np.uint8), row, np.zeros((1, 3), np.float32))
     label = np.array([0, 255], np.uint8)
     space = load_space(LabelsConfig(space="semantickitti19"))
     above, below = draw_frame(frame, cloud, label, None, space, FusionConfig(), "title").subfigs
@@ -60,9 +61,8 @@ def test_only_jpeg_and_png_are_opened(tmp_path: Path) -> None:
     )
     frame = Frame("00/000000", "00", 0, (Sweep(0, Pose.identity(), file),), (camera,), None)
     nothing = np.zeros(0, np.float32)
-    cloud = Cloud(
-        np.zeros((0, 3), np.float32), nothing, nothing, np.zeros(0, np.uint8), np.zeros(0, np.int32)
-    )
+    place = np.zeros((0, 3), np.float32)
+    cloud = Cloud(place, nothing, nothing, np.zeros(0, np.uint8), np.zeros(0, np.int32), place)
     space = load_space(LabelsConfig(space="semantickitti19"))
     with pytest.raises(BadInput, match="cannot be decoded"):
         draw_frame(frame, cloud, np.zeros(0, np.uint8), None, space, FusionConfig(), "title")

@@ -20,6 +20,7 @@ from clipsweep.projection.pose import Pose
 from tests.projection.scenes import camera, pixels, pose, shift
 
 SEEDS = st.integers(0, 2**32 - 1)
+CELL_DEG = float(np.rad2deg(16 / 80))  # 16 px of the camera of tests.projection.scenes
 
 
 @settings(deadline=None)
@@ -75,7 +76,7 @@ def test_degenerate_input():
     )
     assert len(project(odd, shift(0), [front])) == 0  # a depth of exactly the minimum is too near
     none = project(odd, shift(0), [front])
-    assert len(visible(none, [front], 16.0, 0.1, 0.5)) == 0
+    assert len(visible(none, [front], CELL_DEG, 0.1, 0.5)) == 0
     assert len(sample_pixel_labels(none, [front], [pixels(np.zeros((9, 16)))])[0]) == 0
 
 
@@ -100,16 +101,32 @@ def pairs_at(uv, depth):
 def test_a_point_behind_something_nearer_is_hidden():
     pairs = pairs_at([[20, 20], [22, 21], [23, 20], [60, 20]], [8, 20, 9.2, 20])
     front = [camera(shift(0))]
-    np.testing.assert_array_equal(visible(pairs, front, 16.0, 0.1, 0.5), [True, False, True, True])
+    np.testing.assert_array_equal(
+        visible(pairs, front, CELL_DEG, 0.1, 0.5), [True, False, True, True]
+    )
 
 
 def test_reach_looks_into_the_cells_around():
     pairs = pairs_at([[20, 20], [20, 40], [20, 60]], [8, 20, 20])
     front = [camera(shift(0))]
-    np.testing.assert_array_equal(visible(pairs, front, 16.0, 0.1, 0.5), [True, True, True])
+    np.testing.assert_array_equal(visible(pairs, front, CELL_DEG, 0.1, 0.5), [True, True, True])
     np.testing.assert_array_equal(
-        visible(pairs, front, 16.0, 0.1, 0.5, dilate_cells=1), [True, False, True]
+        visible(pairs, front, CELL_DEG, 0.1, 0.5, dilate_cells=1), [True, False, True]
     )
+
+
+def test_cells_cover_the_same_angle_whatever_the_size_of_the_image():
+    """The same two rays in images of 160 and of 1,600 px, at one cell's distance or none."""
+    near_and_far = np.float32([[8, 12 / 80, 12 / 80], [20, 50 / 80, 50 / 80]])  # 1.5, 2.5 px of 160
+    seen = []
+    for size_hw in ((90, 160), (900, 1600)):
+        front = [camera(shift(0), size_hw)]
+        pairs = project(near_and_far, shift(0), front)
+        seen.append([list(visible(pairs, front, d, 0.1, 0.5)) for d in (CELL_DEG, CELL_DEG / 16)])
+    assert seen[0] == seen[1] == [[True, False], [True, True]]
+    both = [camera(shift(0), (90, 160)), camera(shift(0), (900, 1600))]
+    pairs = project(near_and_far, shift(0), both)
+    assert list(visible(pairs, both, CELL_DEG, 0.1, 0.5)) == [True, False, True, False]
 
 
 def test_the_teachers_grid_is_stretched_over_the_image():

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from clipsweep.projection import objects
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import File, Sweep, SweepLayout
 from clipsweep.projection.fusion import ClassLimits, FusionConfig, label_scene
@@ -24,6 +25,7 @@ LIMITS = ClassLimits(
     np.array([True, False, False]),
     np.array([np.inf, 2.5, np.inf], np.float32),
     np.arange(3, dtype=np.uint8),
+    np.array([False, True, False]),
 )
 
 
@@ -61,8 +63,8 @@ def horizon(_):
 def run(
     frames, read=horizon, limits=LIMITS, on_bad_sweep=None, on_alignment=None, grid=None, **settings
 ):
-    # the images are a tenth as wide as real ones
-    config = FusionConfig(occlusion_px=4.0, **settings)
+    # 4 px: the images are a tenth as wide as real ones
+    config = FusionConfig(occlusion_deg=float(np.rad2deg(4 / 80)), **settings)
     labelled = label_scene(
         frames, read, config, 3, SweepLayout(ego_box_m=1.0), limits, on_bad_sweep=on_bad_sweep,
         on_alignment=on_alignment, grid_from_global=grid,
@@ -108,9 +110,29 @@ def test_a_wall_is_no_car_however_often_the_teacher_says_so(drive):
         label[50:] = ROAD
         return [pixels(label)]
 
-    free = ClassLimits(LIMITS.ground, np.full(3, np.inf, np.float32), LIMITS.taller)
+    free = replace(LIMITS, max_height_m=np.full(3, np.inf, np.float32))
     assert (run(drive, cars, limits=free)["frame-1"].label == CAR).sum() > 500
     assert (run(drive, cars)["frame-1"].label == CAR).sum() == 0
+
+
+def test_a_vehicle_has_one_class_in_all_key_frames(drive, monkeypatch):
+    """A bus as long as the wall, called something else in its middle."""
+    monkeypatch.setattr(objects, "_LONGEST_M", 30.0)
+
+    def stripes(_):
+        label = np.full((90, 160), WALL)
+        label[:, 60:90] = CAR
+        label[50:] = ROAD
+        return [pixels(label)]
+
+    apart = replace(LIMITS, max_height_m=np.full(3, np.inf, np.float32))
+    whole = replace(apart, vehicle=np.array([False, True, True]))
+    before = run(drive, stripes, limits=apart)
+    after = run(drive, stripes, limits=whole)
+    assert list(before) == list(after)
+    for one, two in zip(before.values(), after.values(), strict=True):
+        assert (one.label == CAR).sum() > 300
+        np.testing.assert_array_equal(two.label, np.where(one.label == CAR, WALL, one.label))
 
 
 def test_points_that_no_camera_sees_get_the_labels_of_their_place(drive):

@@ -121,10 +121,11 @@ def test_visible(run, m, dilate_cells):
     uv = random.uniform(0, [160, 90], (m, 2)).astype(np.float32)
     depth = random.uniform(1, 50, m).astype(np.float32)
     keep = np.zeros(m, np.bool_)
-    grid_hw = np.array([[6, 10], [6, 10]])
-    run(kernels.visible, camera, uv, depth, grid_hw, 16.0, 0.1, 0.5, dilate_cells, keep)
+    grid_hw = np.array([[6, 10], [12, 20]])
+    cell_px = np.array([16.0, 8.0])
+    run(kernels.visible, camera, uv, depth, grid_hw, cell_px, 0.1, 0.5, dilate_cells, keep)
     np.testing.assert_array_equal(
-        keep, twins.visible(camera, uv, depth, 16.0, 0.1, 0.5, dilate_cells)
+        keep, twins.visible(camera, uv, depth, cell_px, 0.1, 0.5, dilate_cells)
     )
 
 

@@ -41,6 +41,15 @@ def test_the_same_places_fall_together(three):
     np.testing.assert_allclose(cloud.intensity, 0.2)
 
 
+def test_ranges_are_those_that_each_sweep_measured(three):
+    cloud = merge(three, 3, SweepLayout())
+    raw = np.concatenate([read_sweep(sweep, SweepLayout())[:, :3] for sweep in three.sweeps])
+    ray = cloud.xyz - cloud.origin[cloud.sweep]
+    np.testing.assert_allclose(np.linalg.norm(ray, axis=1), np.linalg.norm(raw, axis=1), atol=1e-4)
+    assert np.abs(cloud.origin[1:]).max() > 1
+    np.testing.assert_array_equal(cloud.origin[0], 0)
+
+
 def test_the_key_sweep_is_not_touched(three):
     raw = read_sweep(three.sweeps[0], SweepLayout())
     np.testing.assert_array_equal(merge(three, 1, SweepLayout()).xyz, raw[:, :3])

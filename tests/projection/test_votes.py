@@ -34,6 +34,7 @@ LIMITS = ClassLimits(
     np.arange(CLASSES) == ROAD,
     np.array([np.inf, 3, 4, np.inf, 2], np.float32),
     np.array([ROAD, TRUCK, TRUCK, 3, 4], np.uint8),
+    np.zeros(CLASSES, np.bool_),
 )
 FREE = ClassLimits.none(CLASSES)
 

@@ -79,7 +79,7 @@ def project(xyz, matrix, size_wh, min_depth, border) -> Projected:
 
 def visible(camera, uv, depth, cell_px, relative, absolute, dilate_cells) -> np.ndarray:
     """Compares each pair with every other of the cells around it."""
-    cells = np.floor(uv / cell_px).astype(int)
+    cells = np.floor(uv / cell_px[camera, None]).astype(int)
     keep = np.empty(len(depth), bool)
     for i in range(len(depth)):
         near = (camera == camera[i]) & (np.abs(cells - cells[i]) <= dilate_cells).all(axis=1)
