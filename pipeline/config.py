@@ -68,7 +68,7 @@ class FinetuneConfig:
             description="semi-supervised: each step also learns a batch of train frames without "
             "labels, whose pseudo-labels are the predictions of the student it starts from: "
             "consolidated over views and time (consolidation.*), or as they are (self); none: "
-            "labelled frames alone, as in the published protocols",
+            "labelled frames alone, as in the published protocols and with student=none",
         ),
     ] = "consolidated"
     interpolate: Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,8 @@ from clipsweep.pipeline.stages.labelled import open_points
 from clipsweep.pipeline.stages.protocols import labelled_subset
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import Cloud, Frame
+
+_log = logging.getLogger(__name__)
 
 FINETUNED_BY = ("model", "train", "finetune", "protocol", "seed", "objectives.segmentation")
 """Settings that decide a fine-tuned student, beside clouds, labels and the pre-trained student."""
@@ -115,10 +118,6 @@ def _check_settings(config: Config, source: str, points: str) -> None:
     if points and finetune.unlabelled == "none":
         problem = "is given, but finetune.unlabelled=none learns labelled frames alone"
         raise BadInput("points", problem, "leave one of them out")
-    if source == "none" and finetune.unlabelled != "none" and not points:
-        problem = f"is {finetune.unlabelled}, but there is no student to label the other frames"
-        cure = "give finetune.unlabelled=none, or points=FOLDER with their pseudo-labels"
-        raise BadInput("finetune.unlabelled", problem, cure)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -135,6 +134,9 @@ def _sources(config: Config, index: Artifact, source: str, points: str) -> _Sour
         return _Sources(index, None)
     if points:
         return _Sources(index, open_points(config, index, points, "train"))
+    if source == "none":
+        _log.info("student=none labels no frame itself: it learns labelled frames alone")
+        return _Sources(index, None)
     if kind == "self":
         as_it_is = dataclasses.replace(config.consolidation, views=1, cell_weight=0.0)
         config = dataclasses.replace(config, consolidation=as_it_is)

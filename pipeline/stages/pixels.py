@@ -146,9 +146,9 @@ def _check_images(config: Config, index: Artifact) -> None:
 
 def _check_labels(config: Config, index: Artifact, pixels: Artifact, teacher: Teacher) -> None:
     """Refuses pixel labels without a single labelled pixel, of a teacher that has classes."""
-    counts = [pixels.facts(part.shard)["counts"] for part in pixels.parts]
-    images = sum(each.get("images", 0) for each in counts)
-    labelled = any(each.get("pixels", 1) for each in counts)  # not counted by earlier versions
+    counts = pixels.manifest()["counts"]
+    images = counts.get("images", 0)
+    labelled = counts.get("pixels", 1)  # not counted by earlier versions
     if labelled or not images or not len(teacher.text):
         return
     problem = f"no pixel of {images} images has a class"

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ class Line:
     accuracy: list[float]
     iou: dict[str, float | None]
     note: str = ""
-    gains: tuple[Gain, ...] = ()
+    gains: list[Gain] = field(default_factory=list)
 
 
 def open_data(arguments: Sequence[str]) -> Config:

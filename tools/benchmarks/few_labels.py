@@ -78,7 +78,7 @@ def few_labels(arguments: Sequence[str]) -> Iterator[Job]:
         gains = [paired_gain(trees, start(), START)]
         if arm is OURS:
             gains.append(paired_gain(trees, trained(protocol, SCRATCH), SCRATCH.name))
-        return replace(seed_mean(f"{protocol}, {arm.name}", trees), gains=tuple(gains))
+        return replace(seed_mean(f"{protocol}, {arm.name}", trees), gains=gains)
 
     yield Job(START, [*arguments, TEST], lambda: seed_mean(START, start()))
     for share in SHARES:
