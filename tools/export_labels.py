@@ -2,7 +2,7 @@
 
 usage: python tools/export_labels.py DATA.yaml student=FOLDER [format=NAME] [out=FOLDER]
            [key=value ...]
-       python tools/export_labels.py DATA.yaml points=FOLDER [format=NAME] [out=FOLDER]
+       python tools/export_labels.py DATA.yaml pseudo_labels=FOLDER [format=NAME] [out=FOLDER]
            [key=value ...]
 """
 
@@ -35,9 +35,10 @@ class Arguments:
         str,
         Field(description="folder of a student to export, as printed by pretrain"),
     ] = ""
-    points: Annotated[str, Field(description="folder of point pseudo-labels to export instead")] = (
-        ""
-    )
+    pseudo_labels: Annotated[
+        str,
+        Field(description="folder of pseudo-labels to export instead, as printed by label"),
+    ] = ""
     consolidate: Annotated[
         bool,
         Field(
@@ -60,10 +61,10 @@ def run(config: Config, arguments: Arguments) -> Made:
     space = load_space(config.labels)
     split = config.data.eval[0] if len(config.data.eval) == 1 else "eval"
     predicted = open_labels(
-        config, index, arguments.student, arguments.points, arguments.consolidate
+        config, index, arguments.student, arguments.pseudo_labels, arguments.consolidate
     )
     out = _folder(config, arguments, predicted)
-    if arguments.points:
+    if arguments.pseudo_labels:
         labels = (
             (frame, read_points(predicted, frame))
             for frame, _ in labelled_frames(config, index, predicted)

@@ -31,7 +31,7 @@ class Arguments:
         str,
         Field(description="folder of a pre-trained student, or none for random weights"),
     ] = ""
-    points: Annotated[
+    pseudo_labels: Annotated[
         str,
         Field(
             description="folder of pseudo-labels of the frames without labels; empty: the student "
@@ -41,7 +41,7 @@ class Arguments:
 
 
 def run(config: Config, arguments: Arguments) -> Made:
-    student = make_finetuned(config, arguments.student, arguments.points)
+    student = make_finetuned(config, arguments.student, arguments.pseudo_labels)
     report_bad_steps(student)
     return Made(student.path, student.skipped())
 

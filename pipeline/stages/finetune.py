@@ -101,10 +101,10 @@ def _check_settings(config: Config, source: str, points: str) -> None:
         raise BadInput("finetune.interpolate", problem, "give student=FOLDER")
     if points and finetune.unlabelled == "none":
         problem = "is given, but finetune.unlabelled=none learns labelled frames alone"
-        raise BadInput("points", problem, "leave one of them out")
+        raise BadInput("pseudo_labels", problem, "leave one of them out")
     if source == "none" and finetune.unlabelled != "none" and not points:
         problem = f"is {finetune.unlabelled}, but there is no student to label the other frames"
-        cure = "give finetune.unlabelled=none, or points=FOLDER with their pseudo-labels"
+        cure = "give finetune.unlabelled=none, or pseudo_labels=FOLDER of those frames"
         raise BadInput("finetune.unlabelled", problem, cure)
 
 

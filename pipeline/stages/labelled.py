@@ -53,9 +53,10 @@ def open_labels(
         BadInput: both are given, or as ``open_points`` and ``open_student``.
     """
     if points and student:
-        raise BadInput("points", "is given, and student too", "give one of them")
+        raise BadInput("pseudo_labels", "is given, and student too", "give one of them")
     if points and consolidate:
-        raise BadInput("consolidate", "is given, and points too", "give student=FOLDER instead")
+        problem = "is given, and pseudo_labels too"
+        raise BadInput("consolidate", problem, "give student=FOLDER instead")
     if points:
         return open_points(config, index, points)
     if consolidate:

@@ -32,7 +32,7 @@ def test_points_of_other_names_are_not_scored(given: list[str], tool: Run, tmp_p
         ("export_labels", ()),
         ("view", (f"out={tmp_path / 'a.png'}",)),
     ):
-        refused = tool(name, *given, names, f"points={points}", *more)
+        refused = tool(name, *given, names, f"pseudo_labels={points}", *more)
         assert refused.status == 1
         assert "has the classes barrier, bicycle, bus" in refused.err
 
@@ -45,14 +45,14 @@ def test_points_whose_classes_stand_in_another_order_are_not_scored(
     space["classes"] = [*space["classes"][1:], space["classes"][0]]
     (tmp_path / "turned.yaml").write_text(yaml.safe_dump(space))
     turned = tool(
-        "evaluate", *given, f"labels.space={tmp_path / 'turned.yaml'}", f"points={points}"
+        "evaluate", *given, f"labels.space={tmp_path / 'turned.yaml'}", f"pseudo_labels={points}"
     )
     assert (turned.status, turned.out) == (1, "")
     assert "labels has bicycle, bus" in turned.err
     (tmp_path / "same.yaml").write_text((CONFIGS / "labels/nuscenes16.yaml").read_text())
     assert (
         tool(
-            "evaluate", *given, f"labels.space={tmp_path / 'same.yaml'}", f"points={points}"
+            "evaluate", *given, f"labels.space={tmp_path / 'same.yaml'}", f"pseudo_labels={points}"
         ).status
         == 0
     )
@@ -60,9 +60,9 @@ def test_points_whose_classes_stand_in_another_order_are_not_scored(
 
 @pytest.mark.parametrize("name", ["evaluate", "view", "export_labels"])
 def test_a_student_and_points_at_once_are_refused(given: list[str], tool: Run, name: str) -> None:
-    refused = tool(name, *given, "student=one", "points=other")
+    refused = tool(name, *given, "student=one", "pseudo_labels=other")
     assert refused.status == 1
-    assert "points: is given, and student too; give one of them" in refused.err
+    assert "pseudo_labels: is given, and student too; give one of them" in refused.err
 
 
 def test_points_that_were_changed_are_not_read(given: list[str], tool: Run) -> None:
@@ -71,11 +71,11 @@ def test_points_that_were_changed_are_not_read(given: list[str], tool: Run) -> N
         data = bytearray(shard.read_bytes())
         data[-1] ^= 1
         shard.write_bytes(data)
-    refused = tool("evaluate", *given, f"points={points}")
+    refused = tool("evaluate", *given, f"pseudo_labels={points}")
     assert refused.status == 1
     assert "is damaged (it has another sha256 than when it was made)" in refused.err
     assert tool("label", *given, "verify=true").path == points
-    assert tool("evaluate", *given, f"points={points}").status == 0
+    assert tool("evaluate", *given, f"pseudo_labels={points}").status == 0
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json", "state.safetensors"])
@@ -226,7 +226,7 @@ def test_a_signal_is_taken_for_no_bad_file(
 
 def test_points_that_do_not_cover_a_scene_are_named(given: list[str], tool: Run) -> None:
     points = tool("label", *given, "data.eval=mini_train").path
-    refused = tool("evaluate", *given, f"points={points}")
+    refused = tool("evaluate", *given, f"pseudo_labels={points}")
     assert refused.status == 1
     assert "does not cover scene-0103" in refused.err
 
@@ -238,7 +238,7 @@ def test_the_reason_why_nothing_is_scored_is_reported(
     points = tool("label", *given).path
     for path in (world / "lidarseg/v1.0-mini").glob("*.bin"):
         path.write_bytes(b"\x63" * path.stat().st_size)
-    refused = tool("evaluate", *given, f"points={points}")
+    refused = tool("evaluate", *given, f"pseudo_labels={points}")
     assert refused.status == 1
     assert "all frames were left out, first: " in refused.err
     report = tool("label", *given, f"report={tmp_path / 'report.png'}")

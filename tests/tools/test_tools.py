@@ -86,7 +86,10 @@ def test_fused_labels_are_scored_and_exported(small_world: Path, tmp_path: Path,
     given = settings(small_world, tmp_path / "store")
     points = tool("label", *given).path
     scored = tool(
-        "evaluate", *given, f"points={points}", f"labels.eval={ROOT}/tests/configs/merged6.yaml"
+        "evaluate",
+        *given,
+        f"pseudo_labels={points}",
+        f"labels.eval={ROOT}/tests/configs/merged6.yaml",
     )
     scores = json.loads((scored.path / "scores.json").read_text())
     assert scores["covered"]["points"] < scores["points"]
@@ -95,17 +98,17 @@ def test_fused_labels_are_scored_and_exported(small_world: Path, tmp_path: Path,
     assert "human knowledge: limits of classes" in scored.err
     without = tool("label", *given, "fusion.limits=false").path
     assert without != points
-    scored = tool("evaluate", *given, f"points={without}")
+    scored = tool("evaluate", *given, f"pseudo_labels={without}")
     assert json.loads((scored.path / "scores.json").read_text())["human_knowledge"] == []
     assert "human knowledge" not in scored.err
-    out = tool("export_labels", *given, f"points={points}", f"out={tmp_path / 'out'}").path
+    out = tool("export_labels", *given, f"pseudo_labels={points}", f"out={tmp_path / 'out'}").path
     assert not list(out.rglob("submission.json"))
     path = next(out.rglob("*.bin"))
     label = np.fromfile(path, np.uint8)
     beside = np.load(path.with_suffix(".npz"))
     assert set(np.unique(label)) == {0, 11, 15}
     assert (beside["score"][label == 0] == 0).all()
-    again = tool("export_labels", *given, f"points={points}", f"out={out}")
+    again = tool("export_labels", *given, f"pseudo_labels={points}", f"out={out}")
     assert again.status == 1
     assert "exists already" in again.err
 
@@ -113,9 +116,9 @@ def test_fused_labels_are_scored_and_exported(small_world: Path, tmp_path: Path,
 def test_a_picture_is_drawn(small_world: Path, tmp_path: Path, tool: Run) -> None:
     given = settings(small_world, tmp_path / "store")
     points = tool("label", *given).path
-    picture = tool("view", *given, f"points={points}", f"out={tmp_path / 'view.png'}").path
+    picture = tool("view", *given, f"pseudo_labels={points}", f"out={tmp_path / 'view.png'}").path
     assert picture.stat().st_size > 50_000
-    assert tool("view", *given, f"points={points}", "frame=nowhere").status == 1
+    assert tool("view", *given, f"pseudo_labels={points}", "frame=nowhere").status == 1
 
 
 @pytest.mark.parametrize("name", ["index", "label", "pretrain"])
