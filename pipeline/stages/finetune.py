@@ -31,12 +31,13 @@ from clipsweep.pipeline.stages.fit import (
     finished_student,
     fit,
     is_complete,
+    network_of,
     new_student,
     student_digest,
     training_frames,
 )
 from clipsweep.pipeline.stages.guard import label_folders, no_labels
-from clipsweep.pipeline.stages.index import make_index, scene_digests
+from clipsweep.pipeline.stages.index import make_index, require_scenes, scene_digests
 from clipsweep.pipeline.stages.labelled import open_points
 from clipsweep.pipeline.stages.protocols import labelled_subset
 from clipsweep.projection.errors import BadInput
@@ -50,7 +51,8 @@ def make_finetuned(config: Config, source: str, points: str = "") -> Artifact:
     """Fine-tunes a student with a classifier on the labels that ``protocol`` gives.
 
     With ``finetune.unlabelled`` each step also learns a batch of the train frames without labels
-    (semi-supervised). The manifest lists the frames of both kinds.
+    (semi-supervised). The manifest lists the frames of both kinds. Settings of the network
+    (``model.*``) that are left at their default are the student's own.
 
     Args:
         config: everything else.
@@ -65,6 +67,9 @@ def make_finetuned(config: Config, source: str, points: str = "") -> Artifact:
         Incomplete: workers were lost too often.
     """
     _check_settings(config, source, points)
+    if source != "none":
+        made = load_student(finished_student(source).path).model
+        config = dataclasses.replace(config, model=network_of(made, config.model))
     prepare = partial(_sources, config, source, points)
     if wants_ray(config) and not is_complete(_finetuned(config, prepare(), source), config):
         train_on_ray(partial(make_finetuned, source=source, points=points), config)
@@ -118,6 +123,7 @@ class _Sources:
 
 def _sources(config: Config, source: str, points: str) -> _Sources:
     index = make_index(config)
+    require_scenes(config, index, "train")
     kind = config.finetune.unlabelled
     if kind == "none":
         return _Sources(index, None)

@@ -30,7 +30,7 @@ from clipsweep.pipeline.stages.fit import (
     training_frames,
 )
 from clipsweep.pipeline.stages.guard import label_folders, no_labels
-from clipsweep.pipeline.stages.index import make_index, scene_digests
+from clipsweep.pipeline.stages.index import make_index, require_scenes, scene_digests
 from clipsweep.pipeline.stages.pixels import device, make_pixels
 from clipsweep.pipeline.stages.points import class_shares, make_points
 from clipsweep.projection.errors import BadInput
@@ -115,6 +115,8 @@ class _Sources:
 
 def _sources(config: Config, before: str) -> _Sources:
     index = make_index(config)
+    for role in ("train", *(["eval"] if config.evaluate else [])):
+        require_scenes(config, index, role)  # before hours of labelling
     pixels = make_pixels(config, index)
     teacher = make_points(config, index, pixels)
     if not before:

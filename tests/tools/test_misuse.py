@@ -201,6 +201,31 @@ def test_no_frame_makes_no_submission(given: list[str], tool: Run, tmp_path: Pat
     assert not list(tmp_path.glob("*out*"))
 
 
+def test_a_split_that_is_not_there_is_refused_where_it_is_used(
+    small_world: Path, tmp_path: Path, tool: Run
+) -> None:
+    """The data root holds scene-0061 and scene-0103, neither of them in the split ``test``."""
+    given = settings(small_world, tmp_path / "store")
+    refused = tool("index", *given, "data.train=test", "data.eval=test")
+    assert refused.status == 1
+    held = "it holds scene-0061, scene-0103: set data.train=scene-0061 (and data.eval)"
+    assert f"v1.0-mini: has no scene of 'test'; {held}" in refused.err
+    no_train = [*given, "data.train=test"]
+    points = tool("label", *no_train)
+    assert "data.train: 0 of 150 scenes of 'test' are there" in points.err
+    assert tool("evaluate", *no_train, f"pseudo_labels={points.path}").status == 0
+    for name, more in (("pretrain", ()), ("finetune", ("student=none",))):
+        refused = tool(name, *no_train, "finetune.unlabelled=none", *more)
+        assert refused.status == 1
+        held = "it holds scene-0103: set data.train=scene-0103"
+        assert f"has no scene of 'test'; {held}" in refused.err
+    refused = tool("evaluate", *given, "data.eval=test", f"pseudo_labels={points.path}")
+    assert refused.status == 1
+    assert "it holds scene-0061: set data.eval=scene-0061" in refused.err
+    refused = tool("pretrain", *given, "data.eval=test", "evaluate=true")
+    assert "set data.eval=scene-0061" in refused.err
+
+
 def test_a_signal_is_taken_for_no_bad_file(
     given: list[str], tool: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
