@@ -79,7 +79,7 @@ def run(config: Config, arguments: Arguments) -> Made:
         statistics = label_statistics(config, index, pixels, points)
         say(statistics_table(statistics, space, title))
         for warning in statistics_warnings(statistics, space):
-            say(f"look at this: {warning}")
+            say(f"warning: {warning}")
         save_figure(draw_statistics(statistics, space, title), Path(arguments.report))
         say(f"drawn in {arguments.report}")
     return Made(points.path, points.skipped())

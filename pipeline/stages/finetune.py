@@ -154,7 +154,8 @@ def _finetune(config: Config, sources: _Sources, student: Artifact, source: str)
     every = training_frames(index, config)
     frames = [frame for frame in every if frame.labels]
     if not frames:
-        raise BadInput("data.train", "has no frame with labels", "unpack its labels")
+        cure = "unpack its label files; 3D boxes are for evaluate alone (labels.truth=boxes)"
+        raise BadInput("data.train", "has no frame with labels", cure)
     subset = labelled_subset(config.protocol, frames)
     labelled = {frame.id for frame in subset}
     space = load_space(config.labels)

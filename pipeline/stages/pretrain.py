@@ -125,7 +125,7 @@ def _sources(config: Config, before: str) -> _Sources:
         points = make_consolidated(config, index, before, "train", teacher=teacher)
     learned = Artifact.at(before, "student").manifest()["class_shares"]
     for warning in collapse_warnings(learned, class_shares(points)):
-        _log.warning(f"{points.id}, labels by {before}: look at this: {warning}")
+        _log.warning(f"{points.id}, labels by {before}: warning: {warning}")
     return _Sources(index, pixels, points)
 
 

@@ -201,6 +201,28 @@ def test_no_frame_makes_no_submission(given: list[str], tool: Run, tmp_path: Pat
     assert not list(tmp_path.glob("*out*"))
 
 
+def test_an_export_into_the_data_root_is_refused(
+    given: list[str], tool: Run, small_world: Path
+) -> None:
+    out = small_world / "lidarseg/new"
+    refused = tool("export_labels", *given, "student=one", f"out={out}")
+    assert (refused.status, out.exists()) == (1, False)
+    assert f"out: {out} lies in data.root; give a folder outside of it" in refused.err
+
+
+def test_data_without_label_files_are_scored_against_boxes(
+    world: Path, tmp_path: Path, tool: Run
+) -> None:
+    (world / "v1.0-mini/lidarseg.json").unlink()
+    given = settings(world, tmp_path / "store")
+    points = tool("label", *given).path
+    refused = tool("evaluate", *given, f"pseudo_labels={points}")
+    assert "score against annotated 3D boxes with labels.truth=boxes" in refused.err
+    none = ("student=none", "finetune.unlabelled=none")
+    refused = tool("finetune", *given, *none)
+    assert "3D boxes are for evaluate alone (labels.truth=boxes)" in refused.err
+
+
 def test_a_split_that_is_not_there_is_refused_where_it_is_used(
     small_world: Path, tmp_path: Path, tool: Run
 ) -> None:

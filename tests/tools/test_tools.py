@@ -41,9 +41,15 @@ def test_from_logs_to_a_scored_student_and_its_export(
     assert "driveable surface" in scored.err
     scores = json.loads((scored.path / "scores.json").read_text())
     assert scores["frames"] == 3
-    assert scores["human_knowledge"] == []  # its targets are single pixels
+    assert scores["class_priors"] is False  # its targets are single pixels
     assert 0 <= scores["miou"] <= 1
     assert np.sum(scores["confusion"]) == scores["points"]
+    assert scores["trained_on_eval"] is False
+    assert "trained on" not in scored.err
+    scored = tool("evaluate", *given, f"student={student}", "data.eval=scene-0061")
+    assert json.loads((scored.path / "scores.json").read_text())["trained_on_eval"] is True
+    assert "annotation-free, trained on scenes of this split, scene-0061" in scored.err
+    assert scored.err.count("warning: the student was trained on scenes of data.eval") == 1
 
     out = tool("export_labels", *given, f"student={student}", f"out={tmp_path / 'export'}").path
     bins = sorted(out.glob("lidarseg/mini_val/*_lidarseg.bin"))
@@ -94,13 +100,13 @@ def test_fused_labels_are_scored_and_exported(small_world: Path, tmp_path: Path,
     scores = json.loads((scored.path / "scores.json").read_text())
     assert scores["covered"]["points"] < scores["points"]
     assert scores["covered"]["iou"]["driveable"] > 0.3
-    assert scores["human_knowledge"] == ["limits of classes"]
-    assert "human knowledge: limits of classes" in scored.err
+    assert scores["class_priors"] is True
+    assert "class priors set by hand" in scored.err
     without = tool("label", *given, "fusion.limits=false").path
     assert without != points
     scored = tool("evaluate", *given, f"pseudo_labels={without}")
-    assert json.loads((scored.path / "scores.json").read_text())["human_knowledge"] == []
-    assert "human knowledge" not in scored.err
+    assert json.loads((scored.path / "scores.json").read_text())["class_priors"] is False
+    assert "class priors" not in scored.err
     out = tool("export_labels", *given, f"pseudo_labels={points}", f"out={tmp_path / 'out'}").path
     assert not list(out.rglob("submission.json"))
     path = next(out.rglob("*.bin"))
