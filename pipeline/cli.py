@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -210,13 +211,21 @@ def _help(about: str | None, keys: Sequence[str], own: type | None) -> str:
     rows = [row for row in describe() if any(is_below(row.name, key) for key in keys)]
     if rows:
         order = "YAML files are merged left to right, then key=value. Keys and defaults:"
-        lines += ["", order, *_table(rows)]
+        lines += ["", order]
+        for group, keys_of in groupby(rows, key=_group):
+            lines += ["", f"{group}:", *_table(list(keys_of))]
     return "\n".join([*lines, ""])
 
 
 def is_below(name: str, key: str) -> bool:
     """Whether a setting is this key or of this group (``data``, ``objectives.semantic``)."""
     return name == key or name.startswith(f"{key}.")
+
+
+def _group(setting: Setting) -> str:
+    """Heading of a setting in help: its group."""
+    group, dot, _ = setting.name.partition(".")
+    return f"{group}.*" if dot else "without a group"
 
 
 def _table(rows: Sequence[Setting]) -> list[str]:

@@ -195,7 +195,9 @@ class Config:
     protocol: Annotated[
         str,
         Field(
-            description="labels that fine-tuning may use: scene@1%, frame@10%, ... of data.train",
+            description="labels of data.train that fine-tuning may use. scene@k%: every "
+            "(100/k)-th scene, whole; frame@k%: every (100/k)-th key frame, over all scenes; both "
+            "count in the official order from the first on, and k divides 100 (1, 5, 10, 25, 50)",
         ),
     ] = "scene@1%"
     evaluate: Annotated[
@@ -399,10 +401,10 @@ def _defaults(group: type) -> dict[str, Any]:
 
 def _check_fusion(fusion: FusionConfig) -> None:
     """Validates the fusion settings: refuses those that contradict each other."""
-    shares = fusion.cell_share + fusion.cluster_share
+    shares = fusion.fine_weight + fusion.cluster_weight
     if shares > 1:
         raise BadInput(
-            "fusion.cell_share", f"and fusion.cluster_share sum to {shares:g}", "1 at the most"
+            "fusion.fine_weight", f"and fusion.cluster_weight sum to {shares:g}", "1 at the most"
         )
     if fusion.coarse_cell_m < fusion.cell_m:
         cure = f"at least fusion.cell_m, {fusion.cell_m:g}"
@@ -562,6 +564,6 @@ def describe(group: type = Config, prefix: str = "") -> Iterator[Setting]:
         if part.group:
             yield from describe(part.group, f"{prefix}{name}.")
             continue
-        values = allowed(part.annotation) if is_restricted(part.annotation) else ""
+        values = allowed(part.annotation, False) if is_restricted(part.annotation) else ""
         values = one_of(part.choices) if part.choices else values
         yield Setting(f"{prefix}{name}", shown(part.default), values, explained(part.annotation))

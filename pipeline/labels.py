@@ -62,8 +62,10 @@ class LabelsConfig:
     truth: Annotated[
         str,
         Field(
-            description="what to score against: empty is the label files, in labels.space; "
-            "another label space (needs eval); or boxes, the annotated 3D boxes",
+            description="ground truth to score against. Empty: the label files, whose ids are "
+            "those of labels.space. boxes: the points in annotated 3D boxes, for data without "
+            "label files. The name of a label space: the label files, whose ids are that space's "
+            "and not those of the predictions; labels.eval then names the classes of both",
         ),
     ] = ""
 

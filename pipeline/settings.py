@@ -40,17 +40,26 @@ def explained(annotation: Any) -> str:
     return "; ".join(marker.description for marker in _markers(annotation) if marker.description)
 
 
-def allowed(annotation: Any) -> str:
-    """Allowed values of a field as text: "a whole number from 1 to 128", "fail or skip"."""
+_HUGE = 1e9
+"""An upper bound that only keeps numbers finite: help does not mention it."""
+
+
+def allowed(annotation: Any, every_bound: bool = True) -> str:
+    """Allowed values of a field as text: "a whole number from 1 to 128", "fail or skip".
+
+    Without ``every_bound`` upper bounds that nobody meets (1e9) are left out, as in help.
+    """
     kind = bare(annotation)
     items = typing.get_args(kind)
     if typing.get_origin(kind) is Literal:
         return one_of([str(item) or "empty" for item in items])
     if typing.get_origin(kind) is tuple and items[-1] is Ellipsis:
-        return f"a list with commas, each {allowed(items[0])}"
+        return f"a list with commas, each {allowed(items[0], every_bound)}"
     if typing.get_origin(kind) is tuple:
-        return f"{len(items)} values with commas, each {allowed(items[0])}"
+        return f"{len(items)} values with commas, each {allowed(items[0], every_bound)}"
     found = [bound for marker in _markers(annotation) for bound in marker.metadata]
+    if not every_bound:
+        found = [bound for bound in found if float(getattr(bound, "le", 0)) < _HUGE]
     bounds = [_BOUNDS[type(bound)].format(bound) for bound in found if type(bound) in _BOUNDS]
     return " ".join([_NAMES.get(kind, "a value"), *bounds])
 

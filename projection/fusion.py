@@ -122,17 +122,22 @@ class FusionConfig:
             description="points of one cluster pool their votes over about this distance [m]",
         ),
     ] = 60.0
-    cell_share: Annotated[
-        float,
-        Field(ge=0, le=1, description="weight of the votes in the fine cell"),
-    ] = 0.15
-    cluster_share: Annotated[
+    fine_weight: Annotated[
         float,
         Field(
             ge=0,
             le=1,
-            description="weight of the cluster's votes; the coarse cell has 1 - cell_share "
-            "- cluster_share",
+            description="weight of the votes in the fine cell; the coarse cell has "
+            "1 - fine_weight - cluster_weight",
+        ),
+    ] = 0.15
+    cluster_weight: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="weight of the cluster's votes; the coarse cell has "
+            "1 - fine_weight - cluster_weight",
         ),
     ] = 0.5
     window_s: Annotated[
@@ -418,7 +423,7 @@ class _SceneFusion:
         votes = [self._votes(i, clouds[i], places[i]) for i in around]
         grid = VoteGrid(
             votes, self.classes, config.cell_m, config.coarse_cell_m, config.cluster_reach_m,
-            config.cell_share, config.cluster_share,
+            config.fine_weight, config.cluster_weight,
         )  # fmt: skip
         counted: set[int] = set()
         xyz: list[Float32[np.ndarray, "_ 3"]] = []

@@ -159,7 +159,7 @@ class VoteGrid:
     """Voxel grid of label votes in fine cells, coarse cells and clusters, added frame by frame.
 
     A point's label is the class with the largest share of the votes around it: those of the fine
-    cells weigh ``cell_share``, those of its cluster ``cluster_share``, those of the coarse cells
+    cells weigh ``fine_weight``, those of its cluster ``cluster_weight``, those of the coarse cells
     the rest. A point without votes in the cells around it gets no label: the cluster only ranks
     classes that have votes nearby. Cells around a point are interpolated, so that
     results hardly depend on where the grid lies. A frame's votes can be added and taken out again;
@@ -172,8 +172,8 @@ class VoteGrid:
         cell_m: side of a fine cell [m].
         coarse_cell_m: side of a coarse cell [m].
         cluster_reach_m: votes of one cluster are shared over about this distance [m].
-        cell_share: weight of the fine cells, 0..1.
-        cluster_share: weight of the clusters, 0..1.
+        fine_weight: weight of the fine cells, 0..1.
+        cluster_weight: weight of the clusters, 0..1.
     """
 
     def __init__(
@@ -183,18 +183,18 @@ class VoteGrid:
         cell_m: float,
         coarse_cell_m: float,
         cluster_reach_m: float,
-        cell_share: float,
-        cluster_share: float,
+        fine_weight: float,
+        cluster_weight: float,
     ) -> None:
         self._votes = votes
         self._ends = np.cumsum([0, *map(len, votes)])
-        rest = max(0.0, round(1.0 - cell_share - cluster_share, 9))
+        rest = max(0.0, round(1.0 - fine_weight - cluster_weight, 9))
         self._levels: list[kernels.Level] = []
         self._cells: list[Int32[np.ndarray, " m"]] = []
         for size_m, share, flat, scored in (
-            (cell_m, cell_share, False, False),
+            (cell_m, fine_weight, False, False),
             (coarse_cell_m, rest, False, True),
-            (cluster_reach_m, cluster_share, True, True),
+            (cluster_reach_m, cluster_weight, True, True),
         ):
             keys = np.concatenate(
                 [_keys(each, size_m, flat) for each in votes] or [np.empty(0, np.uint64)]

@@ -33,7 +33,7 @@ def test_real_sensors_with_labels(samples: Path, tmp_path: Path, tool: Run) -> N
     points = tool("label", *given).path
     six = (f"labels.eval={ROOT}/tests/configs/merged6.yaml", "data.eval=mini_train,mini_val")
     fused = json.loads(
-        (tool("evaluate", *given, f"points={points}", *six).path / "scores.json").read_text()
+        (tool("evaluate", *given, f"pseudo_labels={points}", *six).path / "scores.json").read_text()
     )
     assert fused["covered"]["accuracy"] > 0.92
     assert fused["covered"]["miou"] > 0.68
@@ -62,7 +62,7 @@ def test_real_sensors_with_one_grey_camera(samples: Path, tmp_path: Path, tool: 
     )
     points = tool("label", *given).path
     fused = json.loads(
-        (tool("evaluate", *given, f"points={points}").path / "scores.json").read_text()
+        (tool("evaluate", *given, f"pseudo_labels={points}").path / "scores.json").read_text()
     )
     assert fused["frames"] == 2
     # ahead, what was before, and around it

@@ -70,7 +70,9 @@ def run(name: str, settings: Sequence[str], config: Config, arguments: Arguments
         return _tables()
     if name not in BENCHES and name not in EXPERIMENTS:
         known = ", ".join([*BENCHES, *EXPERIMENTS, "tables"])
-        raise WrongUsage(name or "''", "is no benchmark", f"choose from {known}")
+        if not name:
+            raise WrongUsage("NAME", "is missing: bench.py NAME", f"choose from {known}")
+        raise WrongUsage(name, "is no benchmark", f"choose from {known}")
     if config.on_bad == "skip":
         raise BadInput("on_bad", "is skip", "benchmarks score every frame: leave it out")
     results = Results(Path(arguments.out), name)

@@ -4,7 +4,7 @@ Every point counts, all around the car. The truth is the data set's label files 
 labels.truth=boxes, its annotated 3D boxes, as for nuScenes without lidarseg.
 
 usage: python tools/evaluate.py DATA.yaml student=FOLDER [key=value ...]
-       python tools/evaluate.py DATA.yaml points=FOLDER [key=value ...]
+       python tools/evaluate.py DATA.yaml pseudo_labels=FOLDER [key=value ...]
 """
 
 import json
@@ -33,7 +33,10 @@ class Arguments:
         str,
         Field(description="folder of a student to score, as printed by pretrain"),
     ] = ""
-    points: Annotated[str, Field(description="folder of point pseudo-labels to score instead")] = ""
+    pseudo_labels: Annotated[
+        str,
+        Field(description="folder of pseudo-labels to score instead, as printed by label"),
+    ] = ""
     consolidate: Annotated[
         bool,
         Field(
@@ -47,25 +50,29 @@ def run(config: Config, arguments: Arguments) -> Made:
     load_scoring(config.labels, load_space(config.labels), load_truth(config.labels))  # at once
     index = make_index(config)
     predicted = open_labels(
-        config, index, arguments.student, arguments.points, arguments.consolidate
+        config, index, arguments.student, arguments.pseudo_labels, arguments.consolidate
     )
     scores = make_scores(config, index, predicted, arguments.student)
-    say(_table(json.loads(scores.shard("scores").read_text())))
+    tree = json.loads(scores.shard("scores").read_text())
+    say(_table(tree))
+    if tree["trained_on_eval"]:
+        say("warning: the student was trained on scenes of data.eval; score scenes it has not seen")
     return Made(scores.path, scores.skipped())
 
 
 def _table(tree: dict) -> str:
     rows = ["mIoU", "accuracy", *tree["classes"]]
     columns = {"all points": {"mIoU": tree["miou"], "accuracy": tree["accuracy"], **tree["iou"]}}
+    seen = ", trained on scenes of this split" if tree["trained_on_eval"] else ""
     title = (
-        f"{tree['protocol']}, {', '.join(tree['split'])}: {tree['frames']} frames, "
+        f"{tree['protocol']}{seen}, {', '.join(tree['split'])}: {tree['frames']} frames, "
         f"{tree['points']} points"
     )
     if "in_no_box" in tree:
         title += " in annotated boxes"
-    if tree.get("human_knowledge"):  # scores made before it was written have none
-        title += f", human knowledge: {', '.join(tree['human_knowledge'])}"
-    if tree.get("uses_later_frames"):
+    if tree["class_priors"]:
+        title += ", class priors set by hand"
+    if tree["uses_later_frames"]:
         title += ", uses later frames"
     if "covered" in tree:
         part = tree["covered"]

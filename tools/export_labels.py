@@ -1,8 +1,11 @@
-"""Exports predictions or fused pseudo-labels in the official label format of a data set.
+"""Exports labels of data.eval in a data set's official format: predictions or pseudo-labels.
+
+Frames of data.eval alone are written: data.eval=test for a submission, data.eval=train for
+pseudo-labels to train on.
 
 usage: python tools/export_labels.py DATA.yaml student=FOLDER [format=NAME] [out=FOLDER]
            [key=value ...]
-       python tools/export_labels.py DATA.yaml points=FOLDER [format=NAME] [out=FOLDER]
+       python tools/export_labels.py DATA.yaml pseudo_labels=FOLDER [format=NAME] [out=FOLDER]
            [key=value ...]
 """
 
@@ -14,7 +17,7 @@ from typing import Annotated
 from pydantic import Field
 
 from clipsweep.pipeline.artifacts.read import read_points
-from clipsweep.pipeline.artifacts.store import Artifact, check_absent
+from clipsweep.pipeline.artifacts.store import check_absent
 from clipsweep.pipeline.cli import Made, main, say
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.datasets import DATASETS
@@ -35,9 +38,10 @@ class Arguments:
         str,
         Field(description="folder of a student to export, as printed by pretrain"),
     ] = ""
-    points: Annotated[str, Field(description="folder of point pseudo-labels to export instead")] = (
-        ""
-    )
+    pseudo_labels: Annotated[
+        str,
+        Field(description="folder of pseudo-labels to export instead, as printed by label"),
+    ] = ""
     consolidate: Annotated[
         bool,
         Field(
@@ -49,21 +53,25 @@ class Arguments:
         str,
         Field(description="data.kind whose official format to write; empty is the data's own"),
     ] = ""
-    out: Annotated[str, Field(description="folder to write; empty is one in the store")] = ""
+    out: Annotated[
+        str,
+        Field(description="new folder to write, outside of data.root; empty is one in the store"),
+    ] = ""
 
 
 def run(config: Config, arguments: Arguments) -> Made:
     if arguments.out:
         check_absent(Path(arguments.out))  # before hours of predicting
+        _check_outside(Path(arguments.out), Path(config.data.root))
     chosen = _format(config, arguments)
     index = make_index(config)
     space = load_space(config.labels)
     split = config.data.eval[0] if len(config.data.eval) == 1 else "eval"
     predicted = open_labels(
-        config, index, arguments.student, arguments.points, arguments.consolidate
+        config, index, arguments.student, arguments.pseudo_labels, arguments.consolidate
     )
-    out = _folder(config, arguments, predicted)
-    if arguments.points:
+    out = Path(arguments.out or f"{config.store}/export-{split}-{predicted.id}")
+    if arguments.pseudo_labels:
         labels = (
             (frame, read_points(predicted, frame))
             for frame, _ in labelled_frames(config, index, predicted)
@@ -93,8 +101,10 @@ def _format(config: Config, arguments: Arguments) -> Format:
     return own
 
 
-def _folder(config: Config, arguments: Arguments, predicted: Artifact) -> Path:
-    return Path(arguments.out or f"{config.store}/export-{predicted.id}")
+def _check_outside(out: Path, root: Path) -> None:
+    """Refuses a folder in the data root, where exported labels could pass for human ones."""
+    if out.resolve().is_relative_to(root.resolve()):
+        raise BadInput("out", f"{out} lies in data.root", "give a folder outside of it")
 
 
 if __name__ == "__main__":

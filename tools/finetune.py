@@ -34,7 +34,7 @@ class Arguments:
         str,
         Field(description="folder of a pre-trained student, or none for random weights"),
     ] = ""
-    points: Annotated[
+    pseudo_labels: Annotated[
         str,
         Field(
             description="folder of pseudo-labels of the frames without labels; empty: the student "
@@ -46,7 +46,7 @@ class Arguments:
 def run(config: Config, arguments: Arguments, alone: bool = False) -> Made:
     with helper_process(alone) as outside:
         guard = partial(label_guard, outside=outside)
-        student = make_finetuned(config, arguments.student, arguments.points, guard)
+        student = make_finetuned(config, arguments.student, arguments.pseudo_labels, guard)
     report_bad_steps(student)
     return Made(student.path, student.skipped())
 

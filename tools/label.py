@@ -100,7 +100,7 @@ def _report(
     statistics = label_statistics(config, index, pixels, points)
     say(statistics_table(statistics, space, title))
     for warning in statistics_warnings(statistics, space):
-        say(f"look at this: {warning}")
+        say(f"warning: {warning}")
     save_figure(draw_statistics(statistics, space, title), picture)
     say(f"drawn in {picture}")
 

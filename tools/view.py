@@ -2,7 +2,7 @@
 
 The bird's-eye view shows labels, truth and errors side by side.
 
-usage: python tools/view.py DATA.yaml points=FOLDER|student=FOLDER [frame=ID] out=overlay.png
+usage: python tools/view.py DATA.yaml pseudo_labels=FOLDER|student=FOLDER [frame=ID] out=overlay.png
            [key=value ...]
 """
 
@@ -33,7 +33,10 @@ class Arguments:
         str,
         Field(description="folder of a student to draw, as printed by pretrain"),
     ] = ""
-    points: Annotated[str, Field(description="folder of point pseudo-labels to draw instead")] = ""
+    pseudo_labels: Annotated[
+        str,
+        Field(description="folder of pseudo-labels to draw instead, as printed by label"),
+    ] = ""
     consolidate: Annotated[
         bool,
         Field(
@@ -54,7 +57,7 @@ def run(config: Config, arguments: Arguments) -> Made:
     index = make_index(config)
     space = load_space(config.labels)
     predicted = open_labels(
-        config, index, arguments.student, arguments.points, arguments.consolidate
+        config, index, arguments.student, arguments.pseudo_labels, arguments.consolidate
     )
     labelled = labelled_frames(config, index, predicted)
     wanted = ((frame, label) for frame, label in labelled if arguments.frame in ("", frame.id))

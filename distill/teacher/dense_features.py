@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from clipsweep.projection.errors import BadInput
 
-Reading = Literal["auto", "pure", "residual", "naclip", "proxy", "pool"]
-_VIT_READINGS = ("pure", "residual", "naclip", "proxy")
+LastBlock = Literal["auto", "pure", "residual", "naclip", "proxy", "pool"]
+_OF_VIT = ("pure", "residual", "naclip", "proxy")
 _SUPPORTED = (
     "supported are open_clip's VisionTransformer (ViT-*) and ModifiedResNet (RN*) with "
     "CLIP's own text tower"
@@ -47,18 +47,18 @@ class Dense(NamedTuple):
     key: Float[Tensor, "n h w k"]
 
 
-def choose_reading(name: str, config: Mapping[str, Any], reading: Reading) -> Reading:
-    """Chooses how to read a CLIP model's dense features, ``auto`` resolved.
+def choose_last_block(name: str, config: Mapping[str, Any], last_block: LastBlock) -> LastBlock:
+    """Chooses what a CLIP model's last block computes for dense features, ``auto`` resolved.
 
     ``naclip`` for a ViT, ``pool`` for a ResNet.
 
     Args:
         name: the model's, for the error.
         config: open_clip's model configuration.
-        reading: the one asked for.
+        last_block: what was asked for.
 
     Raises:
-        BadInput: the image tower's last block has no such reading, or the text tower is not CLIP's.
+        BadInput: the image tower's last block is not used so, or the text tower is not CLIP's.
     """
     vision = config["vision_cfg"]
     text = config["text_cfg"]
@@ -76,16 +76,16 @@ def choose_reading(name: str, config: Mapping[str, Any], reading: Reading) -> Re
     if "multimodal_cfg" in config or text.get("hf_model_name"):
         raise BadInput(name, "its text tower is another one", _SUPPORTED)
     resnet = is_resnet(config)
-    if reading == "auto":
+    if last_block == "auto":
         return "pool" if resnet else "naclip"
-    if resnet != (reading == "pool"):
-        choice = "pool" if resnet else ", ".join(_VIT_READINGS)
+    if resnet != (last_block == "pool"):
+        choice = "pool" if resnet else ", ".join(_OF_VIT)
         raise BadInput(
-            "teacher.maskclip.reading",
-            f"{reading} is not a reading of {name}",
-            f"its image tower has {choice}",
+            "teacher.maskclip.last_block",
+            f"{last_block} is not for {name}",
+            f"its image tower takes {choice}",
         )
-    return reading
+    return last_block
 
 
 def is_resnet(config: Mapping[str, Any]) -> bool:
@@ -111,10 +111,10 @@ class DenseVit(nn.Module):
     MLP (ProxyCLIP, ECCV 2024).
     """
 
-    def __init__(self, visual: Any, reading: Reading) -> None:
+    def __init__(self, visual: Any, last_block: LastBlock) -> None:
         super().__init__()
         self.visual = visual
-        self.reading = reading
+        self.last_block = last_block
         self._positions: dict[tuple[int, int], Tensor] = {}
 
     def forward(
@@ -137,14 +137,14 @@ class DenseVit(nn.Module):
             tokens = _run(block, tokens)
         key, value = _key_value(last.attn, last.ln_1(tokens))
         mixed = value[:, 1:].unflatten(1, grid)
-        if self.reading == "naclip":
+        if self.last_block == "naclip":
             mixed = _near(last.attn.num_heads, key, value, grid)
         key = key[:, 1:].unflatten(1, grid)
         if proxy is not None:
             key = _resized(key, proxy)
             mixed = _by_proxy(mixed, proxy)
         out = last.ls_1(F.linear(mixed, last.attn.out_proj.weight, last.attn.out_proj.bias))
-        if self.reading == "residual":
+        if self.last_block == "residual":
             out = tokens[:, 1:].unflatten(1, grid) + out
             out = out + last.ls_2(last.mlp(last.ln_2(out)))
         return Dense(self.visual.ln_post(out) @ self.visual.proj, key)
@@ -188,7 +188,7 @@ def _run_token_first(block: Any, tokens: Tensor) -> Tensor:
 
 
 def _key_value(attn: Any, normed: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values of an attention layer; no reading needs its queries."""
+    """Keys and values of an attention layer; its queries are never needed."""
     width = normed.shape[-1]
     key, value = F.linear(normed, attn.in_proj_weight[width:], attn.in_proj_bias[width:]).chunk(
         2, -1

@@ -23,8 +23,8 @@ from clipsweep.distill.teacher.dense_features import (
     Dense,
     DenseResNet,
     DenseVit,
-    Reading,
-    choose_reading,
+    LastBlock,
+    choose_last_block,
     stride_of,
 )
 from clipsweep.distill.teacher.images import (
@@ -58,7 +58,7 @@ _ARTICLES = ("a", "an", "the")
 
 @dataclass(frozen=True)
 class MaskClipConfig:
-    """Settings of the zero-shot teacher: a CLIP model and how its dense features are read."""
+    """Settings of the zero-shot teacher: a CLIP model and its dense features."""
 
     model: Annotated[
         str,
@@ -70,17 +70,19 @@ class MaskClipConfig:
             description="open_clip tag or local checkpoint; empty: openai, or the folder's own",
         ),
     ] = ""
-    reading: Annotated[
-        Reading,
+    last_block: Annotated[
+        LastBlock,
         Field(
-            description="how dense features are taken from the last block "
-            "(configs/README.md, Teachers); auto: naclip for a ViT, pool for a "
-            "ResNet"
+            description="what the image encoder's last block computes for dense features; pure: "
+            "the attention's values alone (MaskCLIP's paper); residual: these with the block's "
+            "residual and MLP (its code, CLIP2Scene's too); naclip: attention among neighbouring "
+            "patches (NACLIP); proxy: attention of another ViT (ProxyCLIP); pool: a ResNet's "
+            "attention pooling at every cell; auto: naclip for a ViT, pool for a ResNet"
         ),
     ] = "auto"
     proxy: Annotated[
         str,
-        Field(description="timm ViT whose attention is used with reading=proxy"),
+        Field(description="timm ViT whose attention is used with last_block=proxy"),
     ] = "vit_base_patch8_224.dino"
     proxy_weights: Annotated[
         str,
@@ -156,15 +158,15 @@ class MaskClip:
     change the last bits of a score.
 
     Args:
-        config: the model, and how it is read.
+        config: the model, and how its last block is used.
         prompts: the classes' names.
         device: where the networks run.
         threads: JPEG decoders; 0 takes the machine's cores, at most 16.
         cache: folder that text embeddings are kept in.
 
     Raises:
-        BadInput: unknown model or weights, a reading that the tower has not, or sizes that are no
-            whole patches.
+        BadInput: unknown model or weights, a ``last_block`` that is not for its tower, or sizes
+            that are no whole patches.
     """
 
     def __init__(
@@ -177,12 +179,12 @@ class MaskClip:
         cache: Path | None = None,
     ) -> None:
         self._config = config
-        self._reading: Reading = choose_reading(
-            config.model, clip_config(config.model)["model_cfg"], config.reading
+        self._last_block: LastBlock = choose_last_block(
+            config.model, clip_config(config.model)["model_cfg"], config.last_block
         )
         self._source = find_clip(config.model, config.weights)
         self._proxy_source = None
-        if self._reading == "proxy":
+        if self._last_block == "proxy":
             self._proxy_source = find_vit(config.proxy, config.proxy_weights)
         stride = stride_of(self._source.config)
         self._size_hw = input_size(config.size_hw, stride, "teacher.maskclip.size_hw")
@@ -224,7 +226,7 @@ class MaskClip:
         return _digest(
             [
                 self._source.digest(),
-                self._reading,
+                self._last_block,
                 proxy,
                 self._tiles.top,
                 self._tiles.left,
@@ -308,7 +310,9 @@ class MaskClip:
     @cached_property
     def _tower(self) -> DenseVit | DenseResNet:
         visual = self._model.visual
-        return DenseResNet(visual) if self._reading == "pool" else DenseVit(visual, self._reading)
+        if self._last_block == "pool":
+            return DenseResNet(visual)
+        return DenseVit(visual, self._last_block)
 
     @cached_property
     def _proxy(self) -> PatchVit | None:

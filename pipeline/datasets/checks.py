@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,46 @@ def pin(root: Path, name: str, hash_bytes: bool) -> File:
     return File(
         path, status.st_size, hashlib.sha256(path.read_bytes()).hexdigest() if hash_bytes else ""
     )
+
+
+def chosen_scenes(
+    where: Path,
+    names: Iterable[str],
+    splits: Mapping[str, Sequence[str]],
+    present: Iterable[str],
+    what: str = "scene",
+) -> list[str]:
+    """Scenes on disk that ``data.train`` or ``data.eval`` names, by splits or one by one.
+
+    A split's scenes that are not there are passed over, which may be all of them.
+
+    Raises:
+        BadInput: a name is no split, and no scene that is there.
+    """
+    here = set(present)
+    chosen: list[str] = []
+    for name in names:
+        if name not in here and name not in splits:
+            raise no_scene(where, name, here, what)
+        wanted = [name] if name in here else splits[name]
+        chosen += [scene for scene in wanted if scene in here]
+    return list(dict.fromkeys(chosen))
+
+
+def no_scene(
+    where: Path,
+    name: str,
+    present: Iterable[str],
+    what: str = "scene",
+    keys: str = "data.train={0} (and data.eval)",
+) -> BadInput:
+    """Error of a split without any scene in the data root: names those that are there."""
+    held = sorted(present)
+    if not held:
+        return BadInput(where, f"has no {what} of {name!r}", "it holds none")
+    shown = ", ".join(held[:5]) + (" ..." if len(held) > 5 else "")
+    cure = f"it holds {shown}: set {keys.format(held[0])}"
+    return BadInput(where, f"has no {what} of {name!r}", cure)
 
 
 def check_points(file: File, columns: int, fewest: int) -> int:

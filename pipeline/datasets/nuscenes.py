@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,6 +24,8 @@ from clipsweep.pipeline.datasets.checks import (
     check_points,
     check_times,
     checked_time,
+    chosen_scenes,
+    no_scene,
     pin,
 )
 from clipsweep.pipeline.datasets.export import Format
@@ -88,13 +90,18 @@ def index(config: DataConfig[NuscenesConfig]) -> Iterator[Row]:
     split's scenes that the tables do not hold are passed over.
 
     Raises:
-        BadInput: the tables cannot be loaded, a split or scene gives nothing, or a scene's chain of
-            samples is broken. What is wrong with a single frame comes as a row with a ``Skip``.
+        BadInput: the tables cannot be loaded, no scene is there, or a scene's chain of samples is
+            broken. What is wrong with a single frame comes as a row with a ``Skip``.
     """
     tables(config)
     nusc = _load(config)
-    train, held = (_scenes(nusc, config, names) for names in (config.train, config.eval))
     records = {scene["name"]: scene for scene in nusc.scene}
+    folder = Path(config.root) / config.own.version
+    official = splits()
+    train = chosen_scenes(folder, config.train, official, records)
+    held = chosen_scenes(folder, config.eval, official, records)
+    if not train and not held:
+        raise no_scene(folder, next(iter((*config.train, *config.eval)), ""), records)
     for name in dict.fromkeys([*train, *held]):
         for sample in _samples(nusc, records[name]):
             yield _row(nusc, config, name, sample, name in train, name in held)
@@ -160,27 +167,6 @@ def _load(config: DataConfig[NuscenesConfig]) -> NuScenes:
             problem = f"scene {scene['token']} has the name {str(scene.get('name'))[:80]}"
             raise BadInput(folder / "scene.json", f"{problem}, which is no text", _UNPACK)
     return nusc
-
-
-def _scenes(nusc: NuScenes, config: DataConfig[NuscenesConfig], names: Sequence[str]) -> list[str]:
-    present = {scene["name"] for scene in nusc.scene}
-    official = splits()
-    chosen: list[str] = []
-    for name in names:
-        found = [
-            scene
-            for scene in ([name] if name in present else official.get(name, ()))
-            if scene in present
-        ]
-        if not found:
-            held = f"it holds {', '.join(sorted(present)[:5])}" + (
-                " ..." if len(present) > 5 else ""
-            )
-            raise BadInput(
-                Path(config.root) / config.own.version, f"has no scene of {name!r}", held
-            )
-        chosen += found
-    return list(dict.fromkeys(chosen))
 
 
 def _samples(nusc: NuScenes, scene: dict[str, Any]) -> list[dict[str, Any]]:

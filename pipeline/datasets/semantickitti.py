@@ -19,7 +19,9 @@ from clipsweep.pipeline.datasets.checks import (
     check_intrinsics,
     check_points,
     check_times,
+    chosen_scenes,
     image_size,
+    no_scene,
     pin,
 )
 from clipsweep.pipeline.datasets.export import Format
@@ -84,11 +86,12 @@ def tables(config: DataConfig[SemanticKittiConfig]) -> list[Path]:
     Raises:
         BadInput: a sequence, file or camera is missing, or lies outside of the data root.
     """
-    return [
-        path
-        for name in _sequences(config, (*config.train, *config.eval))
-        for path in _sources(config, name)
-    ]
+    names = (*config.train, *config.eval)
+    sequences = _sequences(config, names)
+    if not sequences:
+        folder = Path(config.root) / "sequences"
+        raise no_scene(folder, next(iter(names), ""), _present(folder), "sequence")
+    return [path for name in sequences for path in _sources(config, name)]
 
 
 def index(config: DataConfig[SemanticKittiConfig]) -> Iterator[Row]:
@@ -105,7 +108,7 @@ def index(config: DataConfig[SemanticKittiConfig]) -> Iterator[Row]:
     as moved to the moment of its image, as KITTI's are.
 
     Raises:
-        BadInput: a split or sequence gives nothing, or a text file or camera is missing, malformed
+        BadInput: no sequence is there, or a text file or camera is missing, malformed
             or outside of the data root. What is wrong with a single scan, also that it is missing,
             comes as a row with a ``Skip``.
     """
@@ -139,23 +142,15 @@ def splits() -> dict[str, tuple[str, ...]]:
     return SPLITS
 
 
-def _sequences(config: DataConfig[SemanticKittiConfig], names: Sequence[str]) -> list[str]:
-    """Sequences on disk that splits and names stand for.
+def _present(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob("*") if path.is_dir()}
 
-    A split's sequences that are not there are passed over.
-    """
+
+def _sequences(config: DataConfig[SemanticKittiConfig], names: Sequence[str]) -> list[str]:
+    """Sequences on disk that splits and names stand for."""
     folder = within(Path(config.root), "sequences")
-    present = {path.name for path in folder.glob("*") if path.is_dir()}
-    chosen: list[str] = []
-    for name in names:
-        found = [sequence for sequence in SPLITS.get(name, (name.zfill(2),)) if sequence in present]
-        if not found:
-            held = f"it holds {', '.join(sorted(present)[:5]) or 'none'}" + (
-                " ..." if len(present) > 5 else ""
-            )
-            raise BadInput(folder, f"has no sequence of {name!r}", held)
-        chosen += found
-    return list(dict.fromkeys(chosen))
+    numbers = [name if name in SPLITS else name.zfill(2) for name in names]
+    return chosen_scenes(folder, numbers, SPLITS, _present(folder), "sequence")
 
 
 def _sources(config: DataConfig[SemanticKittiConfig], name: str) -> list[Path]:

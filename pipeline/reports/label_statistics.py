@@ -353,13 +353,13 @@ def statistics_table(statistics: LabelStatistics, space: LabelSpace, title: str)
         ("point IoU", statistics.points_truth),
     ):
         if counts.points:
-            scores = {"mean": counts.miou(), "right": counts.accuracy}
+            scores = {"mean": counts.miou(), "accuracy": counts.accuracy}
             columns[name] = {**_by_class_name(space, counts.iou()), **scores}
     rows = [
         *space.names,
         "labelled",
         "agreeing",
-        *(("mean", "right") if statistics.points_truth.points else ()),
+        *(("mean", "accuracy") if statistics.points_truth.points else ()),
     ]
     return score_table(title, columns, rows)
 
@@ -441,10 +441,8 @@ def _draw_confidence(axis: Any, statistics: LabelStatistics) -> None:
         share = np.divide(
             right, seen, out=np.full(_BINS, np.nan), where=seen >= max(20, seen.sum() // 1000)
         )
-        axis.plot(
-            (edges[1:] + edges[:-1]) / 2, share, "o-", color="0.1", label="share that is right"
-        )
-        axis.plot([0, 1], [0, 1], ":", color="0.5", label="right as often as sure")
+        axis.plot((edges[1:] + edges[:-1]) / 2, share, "o-", color="0.1", label="accuracy")
+        axis.plot([0, 1], [0, 1], ":", color="0.5", label="accuracy = confidence")
     axis.set_title("confidence of labelled pixels", fontsize=10)
     axis.set_xlabel("confidence", fontsize=8)
     axis.set_xlim(0, 1)

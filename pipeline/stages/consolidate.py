@@ -27,7 +27,7 @@ from clipsweep.pipeline.stages.fit import READS_CLOUDS
 from clipsweep.pipeline.stages.index import scene_frames, split_scenes
 from clipsweep.pipeline.stages.points import FRAMES, count_labels
 from clipsweep.pipeline.stages.poses import make_poses, read_poses
-from clipsweep.pipeline.stages.predict import label_protocol, open_student
+from clipsweep.pipeline.stages.predict import label_protocol, open_student, training_scenes
 from clipsweep.projection.consolidation import Consolidated, add_teacher, consolidate
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import Cloud, Frame, PointLabels
@@ -199,6 +199,7 @@ def make_consolidated(
         "classes": load_space(config.labels).names,
         "student": digest,
         "protocol": label_protocol(student),
+        "trained_on": training_scenes(student),
     }
 
     def inputs_of(scene: str) -> str:

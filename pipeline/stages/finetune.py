@@ -32,6 +32,7 @@ from clipsweep.pipeline.stages.fit import (
     finished_student,
     fit,
     is_complete,
+    network_of,
     new_student,
     student_digest,
     training_frames,
@@ -44,7 +45,7 @@ from clipsweep.pipeline.stages.guard import (
     label_guard,
     no_labels,
 )
-from clipsweep.pipeline.stages.index import scene_digests
+from clipsweep.pipeline.stages.index import require_scenes, scene_digests
 from clipsweep.pipeline.stages.labelled import open_points
 from clipsweep.pipeline.stages.protocols import labelled_subset
 from clipsweep.projection.errors import BadInput
@@ -62,7 +63,8 @@ def make_finetuned(
     """Fine-tunes a student with a classifier on the labels that ``protocol`` gives.
 
     With ``finetune.unlabelled`` each step also learns a batch of the train frames without labels
-    (semi-supervised). The manifest lists the frames of both kinds.
+    (semi-supervised). The manifest lists the frames of both kinds. Settings of the network
+    (``model.*``) that are left at their default are the student's own.
 
     Args:
         config: everything else.
@@ -80,6 +82,9 @@ def make_finetuned(
     """
     _check_settings(config, source, points)
     with guard(config, protocol=config.protocol) as index:
+        if source != "none":
+            made = load_student(finished_student(source).path).model
+            config = dataclasses.replace(config, model=network_of(made, config.model))
         prepare = partial(_sources, config, index, source, points)
         if wants_ray(config) and not is_complete(_finetuned(config, prepare(), source), config):
             again = partial(make_finetuned, source=source, points=points)
@@ -117,7 +122,7 @@ def _check_settings(config: Config, source: str, points: str) -> None:
         raise BadInput("finetune.interpolate", problem, "give student=FOLDER")
     if points and finetune.unlabelled == "none":
         problem = "is given, but finetune.unlabelled=none learns labelled frames alone"
-        raise BadInput("points", problem, "leave one of them out")
+        raise BadInput("pseudo_labels", problem, "leave one of them out")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -129,6 +134,7 @@ class _Sources:
 
 
 def _sources(config: Config, index: Artifact, source: str, points: str) -> _Sources:
+    require_scenes(config, index, "train")
     kind = config.finetune.unlabelled
     if kind == "none":
         return _Sources(index, None)
@@ -162,7 +168,8 @@ def _finetune(config: Config, sources: _Sources, student: Artifact, source: str)
     every = training_frames(index, config)
     frames = [frame for frame in every if frame.labels]
     if not frames:
-        raise BadInput("data.train", "has no frame with labels", "unpack its labels")
+        cure = "unpack its label files; 3D boxes are for evaluate alone (labels.truth=boxes)"
+        raise BadInput("data.train", "has no frame with labels", cure)
     subset = labelled_subset(config.protocol, frames)
     labelled = {frame.id for frame in subset}
     space = load_space(config.labels)

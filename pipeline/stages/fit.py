@@ -104,18 +104,33 @@ def new_student(config: Config, text_dim: int, classes: int | None = None) -> St
     return make_student(config.model, text_dim, classes).to(device())
 
 
+_OF_WEIGHTS = ("size", "sweeps", "voxel_m", "features", "reduce", "trilinear")
+"""Fields of ``ModelConfig`` that a network's weights are trained for; the rest is how it runs."""
+
+
+def network_of(made: ModelConfig, wanted: ModelConfig) -> ModelConfig:
+    """Configuration of a student's own network: it fills in what is left at its default.
+
+    Args:
+        made: of the student.
+        wanted: as configured; what is set there is kept, and checked by ``check_same_network``.
+    """
+    default = ModelConfig()
+    unset = [name for name in _OF_WEIGHTS if getattr(wanted, name) == getattr(default, name)]
+    return dataclasses.replace(wanted, **{name: getattr(made, name) for name in unset})
+
+
 def check_same_network(student: str, made: ModelConfig, wanted: ModelConfig) -> None:
     """Checks that a student's network is the configured one.
 
     Raises:
         BadInput: names the settings that differ.
     """
-    names = [item.name for item in dataclasses.fields(ModelConfig)]
-    other = [name for name in names if getattr(made, name) != getattr(wanted, name)]
+    other = [name for name in _OF_WEIGHTS if getattr(made, name) != getattr(wanted, name)]
     if other:
         has = " ".join(f"model.{name}={getattr(made, name)}" for name in other)
         asked = ", ".join(str(getattr(wanted, name)) for name in other)
-        raise BadInput(student, f"was made with {has}", f"not {asked}: give the same")
+        raise BadInput(student, f"was made with {has}", f"not {asked}: leave model.* out")
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -21,6 +21,7 @@ from clipsweep.pipeline.artifacts.index import (
 from clipsweep.pipeline.artifacts.store import Artifact, Part, digest_files, digest_of
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.datasets import DATASETS
+from clipsweep.pipeline.datasets.checks import no_scene
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import Frame
 
@@ -125,7 +126,7 @@ def _read_rows(config: Config, root: Path) -> _Rows:
     # whose splits have as many scenes as it was configured with
     demo = (root / DEMO_MARK).is_file()
     for role, scenes in seen.items():
-        counts[f"absent_{role}"] = 0 if demo else _absent(config, role, scenes)
+        counts[f"absent_{role}"] = 0 if demo and scenes else _absent(config, role, scenes)
     return _Rows(parquet, digests, skipped, counts)
 
 
@@ -171,6 +172,19 @@ def scenes_of(index: Artifact, *roles: str) -> list[str]:
     Without any role, all scenes.
     """
     return list(read_scenes(index.payload("index"), roles or ("train", "eval")))
+
+
+def require_scenes(config: Config, index: Artifact, role: str) -> None:
+    """Refuses an index without any scene of a split that a command needs.
+
+    Raises:
+        BadInput: names ``data.<role>`` and the scenes that the index has.
+    """
+    names = getattr(config.data, role)
+    if names and not scenes_of(index, role):
+        key = f"data.{role}={{0}}"
+        root = Path(config.data.root)
+        raise no_scene(root, ", ".join(names), scenes_of(index), keys=key)
 
 
 def scene_digests(index: Artifact, *roles: str) -> dict[str, str]:

@@ -12,7 +12,7 @@ from clipsweep.pipeline.artifacts.store import Artifact
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.labels import load_space
 from clipsweep.pipeline.stages.consolidate import make_consolidated
-from clipsweep.pipeline.stages.index import find_parts, scene_frames, scenes_of
+from clipsweep.pipeline.stages.index import find_parts, require_scenes, scene_frames, scenes_of
 from clipsweep.pipeline.stages.predict import make_predictions
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import Frame
@@ -50,12 +50,15 @@ def open_labels(
         consolidate: the student's predictions are consolidated over views and time.
 
     Raises:
-        BadInput: both are given, or as ``open_points`` and ``open_student``.
+        BadInput: both are given, no scene of ``data.eval`` is there, or as ``open_points`` and
+            ``open_student``.
     """
     if points and student:
-        raise BadInput("points", "is given, and student too", "give one of them")
+        raise BadInput("pseudo_labels", "is given, and student too", "give one of them")
     if points and consolidate:
-        raise BadInput("consolidate", "is given, and points too", "give student=FOLDER instead")
+        problem = "is given, and pseudo_labels too"
+        raise BadInput("consolidate", problem, "give student=FOLDER instead")
+    require_scenes(config, index, "eval")
     if points:
         return open_points(config, index, points)
     if consolidate:

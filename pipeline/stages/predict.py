@@ -64,6 +64,11 @@ def label_protocol(student: str) -> str:
     return str(manifest["protocol"]) if manifest["used_labels"] else "annotation-free"
 
 
+def training_scenes(student: str) -> dict[str, str]:
+    """Scenes that a student was trained on, each with the digest of its rows in the index."""
+    return dict(Artifact.at(student, "student").manifest()["key"].get("scenes", {}))
+
+
 FRAMES = 64
 """Key frames of a shard of predictions."""
 

@@ -31,7 +31,7 @@ from clipsweep.pipeline.stages.fit import (
     training_frames,
 )
 from clipsweep.pipeline.stages.guard import Guard, guard_facts, label_guard
-from clipsweep.pipeline.stages.index import scene_digests
+from clipsweep.pipeline.stages.index import require_scenes, scene_digests
 from clipsweep.pipeline.stages.pixels import device, make_pixels
 from clipsweep.pipeline.stages.points import class_shares, make_points
 from clipsweep.projection.errors import BadInput
@@ -123,6 +123,8 @@ class _Sources:
 
 
 def _sources(config: Config, index: Artifact, before: str) -> _Sources:
+    for role in ("train", *(["eval"] if config.evaluate else [])):
+        require_scenes(config, index, role)  # before hours of labelling
     pixels = make_pixels(config, index)
     teacher = make_points(config, index, pixels)
     if not before:
@@ -130,7 +132,7 @@ def _sources(config: Config, index: Artifact, before: str) -> _Sources:
     points = make_consolidated(config, index, before, "train", teacher=teacher)
     learned = Artifact.at(before, "student").manifest()["class_shares"]
     for warning in collapse_warnings(learned, class_shares(points)):
-        _log.warning(f"{points.id}, labels by {before}: look at this: {warning}")
+        _log.warning(f"{points.id}, labels by {before}: warning: {warning}")
     return _Sources(index, pixels, points, before)
 
 

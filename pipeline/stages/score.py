@@ -14,6 +14,7 @@ from clipsweep.distill.metrics import OTHER, Confusion
 from clipsweep.pipeline.artifacts.read import all_left_out, read_truth, skip_or_raise
 from clipsweep.pipeline.artifacts.store import Artifact
 from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.datasets import DATASETS
 from clipsweep.pipeline.labels import (
     BOXES,
     LabelSpace,
@@ -24,8 +25,9 @@ from clipsweep.pipeline.labels import (
 )
 from clipsweep.pipeline.settings import plain
 from clipsweep.pipeline.stages.boxes import BoxTruth, make_boxes
+from clipsweep.pipeline.stages.index import scene_digests
 from clipsweep.pipeline.stages.labelled import labelled_frames
-from clipsweep.pipeline.stages.predict import label_protocol
+from clipsweep.pipeline.stages.predict import label_protocol, training_scenes
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import NONE, Frame
 
@@ -71,6 +73,7 @@ def make_scores(
         ],
         "labels": predicted.content(),
         "layout": _LAYOUT,
+        "trained_on_eval": _trained_on_eval(config, index, predicted, student),
     }
     inputs = [predicted]
     if config.labels.truth == BOXES:
@@ -107,11 +110,13 @@ def make_scores(
         problem = "no point lies in an annotated box of a scored class"
         raise BadInput("data.eval", problem, "score annotated scenes")
     if not confusion.points:
-        raise BadInput(
-            "data.eval", "no frame has labels to score against", "unpack its labels, or score val"
-        )
+        cure = "unpack its labels, or score val"
+        if DATASETS[config.data.kind].boxes is not None and truths.boxes:
+            cure += ", or score against annotated 3D boxes with labels.truth=boxes"
+        raise BadInput("data.eval", "no frame has labels to score against", cure)
     tree = _scores(config, confusion, frames, scoring.names, predicted, student)
     tree["scenes"] = {scene: counts.tree() for scene, counts in of_scene.items()}
+    tree["trained_on_eval"] = key["trained_on_eval"]
     scores.commit("scores", json.dumps(tree, indent=1).encode())
     scores.finish(["scores"], config, started, skipped)
     return scores
@@ -141,12 +146,25 @@ def _protocol(predicted: Artifact, student: str) -> str:
     return str(predicted.manifest()["key"].get("protocol", "annotation-free"))
 
 
-def _knowledge(labels: Artifact, student: str) -> list[str]:
-    """Human priors used besides human labels (class limits), as texts for a table."""
+def _trained_on_eval(config: Config, index: Artifact, labels: Artifact, student: str) -> bool:
+    """Whether the student that gave the labels was trained on a scene that is scored.
+
+    A scene of the same name counts if its rows in the index are the same, or its data root: the
+    demo's scenes have nuScenes' names.
+    """
+    made = Artifact.at(student, "student") if student else labels
+    trained = training_scenes(student) if student else made.manifest()["key"].get("trained_on", {})
+    same_root = made.manifest()["config"]["data"]["root"] == config.data.root
+    scored = scene_digests(index, "eval")
+    return any(name in trained and (same_root or trained[name] == scored[name]) for name in scored)
+
+
+def _class_priors(labels: Artifact, student: str) -> bool:
+    """Whether class priors set by hand (``fusion.limits``) went into the labels."""
     made = Artifact.at(student, "student") if student else labels
     settings = made.manifest()["config"]
     fused = made.stage == "points" or settings["objectives"]["semantic"]["targets"] == "points"
-    return ["limits of classes"] if fused and settings["fusion"].get("limits", True) else []
+    return fused and bool(settings["fusion"].get("limits", True))
 
 
 def _uses_later_frames(labels: Artifact) -> bool:
@@ -189,7 +207,7 @@ def _scores(
         "confusion": confusion.counts.tolist(),
         "classes": list(names),
         "protocol": _protocol(predicted, student),
-        "human_knowledge": _knowledge(predicted, student),
+        "class_priors": _class_priors(predicted, student),
         "uses_later_frames": _uses_later_frames(predicted),
         "split": list(config.data.eval),
         "absent_class": absent,

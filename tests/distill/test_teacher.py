@@ -47,7 +47,13 @@ def teacher_of(
     cache: Path | None = None,
     **settings: Any,
 ) -> MaskClip:
-    given = {"size_hw": HW, "templates": "plain", "reading": "residual", "upsample": 1, **settings}
+    given = {
+        "size_hw": HW,
+        "templates": "plain",
+        "last_block": "residual",
+        "upsample": 1,
+        **settings,
+    }
     cache = cache or Path(model.removeprefix("local-dir:")) / "cache"
     prompts = prompts or Prompts(PROMPTS, NEGATIVES)
     return MaskClip(MaskClipConfig(model, **given), prompts, threads=threads, cache=cache)
@@ -152,7 +158,7 @@ def test_stream_reads_only_so_far_ahead(clip: str, cameras: list[Camera]) -> Non
 
 
 def test_resnet_labels_at_its_own_stride_and_width(tmp_path: Path, cameras: list[Camera]) -> None:
-    teacher = teacher_of(write_clip(tmp_path / "rn", RESNET), reading="auto", keep_features=True)
+    teacher = teacher_of(write_clip(tmp_path / "rn", RESNET), last_block="auto", keep_features=True)
     labels = teacher(cameras[:1])[0]
     assert labels.label.shape == (2, 3)
     assert labels.feature is not None
@@ -188,7 +194,7 @@ def test_kept_features_can_be_named_again(clip: str, cameras: list[Camera]) -> N
 def test_digest_covers_all_that_decides_labels(clip: str, tmp_path: Path) -> None:
     changes: list[dict[str, Any]] = [
         {}, {"prompts": Prompts([["car"], ["bus"], ["tree"]], NEGATIVES)},
-        {"prompts": Prompts(PROMPTS)}, {"reading": "pure"}, {"size_hw": (64, 64)},
+        {"prompts": Prompts(PROMPTS)}, {"last_block": "pure"}, {"size_hw": (64, 64)},
         {"templates": "short"}, {"min_score": 0.1}, {"key_smoothing": 0.5}, {"denoising": 0.5},
         {"upsample": 2},
         {"tile_hw": (64, 64)}, {"tile_hw": (64, 64), "tile_overlap": 0.0, "size_hw": (64, 128)},

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from clipsweep.distill.teacher.dense_features import (
     DenseResNet,
     DenseVit,
-    choose_reading,
+    choose_last_block,
     proxy_attention,
     stride_of,
 )
@@ -46,8 +46,8 @@ def images() -> Tensor:
     return torch.randn(2, 3, *HW, generator=torch.Generator().manual_seed(1))
 
 
-def ours(name: str, reading: Any) -> DenseVit:
-    return DenseVit(build_clip(find_clip(name, "")).visual, reading)
+def ours(name: str, last_block: Any) -> DenseVit:
+    return DenseVit(build_clip(find_clip(name, "")).visual, last_block)
 
 
 def theirs(name: str) -> Any:
@@ -216,13 +216,13 @@ def test_activation_and_weights_show(tmp_path: Path, images: Tensor) -> None:
     assert (F.normalize(quick, dim=-1) - F.normalize(gelu, dim=-1)).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("reading", ["pure", "residual", "naclip", "proxy"])
+@pytest.mark.parametrize("last_block", ["pure", "residual", "naclip", "proxy"])
 @torch.no_grad()
-def test_readings_hold_in_half_precision(tmp_path: Path, images: Tensor, reading: Any) -> None:
-    tower = ours(write_clip(tmp_path / "clip", VIT), reading)
+def test_readings_hold_in_half_precision(tmp_path: Path, images: Tensor, last_block: Any) -> None:
+    tower = ours(write_clip(tmp_path / "clip", VIT), last_block)
     proxy = (
         torch.randn(2, *GRID, 8, generator=torch.Generator().manual_seed(3))
-        if reading == "proxy"
+        if last_block == "proxy"
         else None
     )
     whole = tower(images, proxy).feature
@@ -239,33 +239,33 @@ def test_width_and_stride_come_from_the_model() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "reading", "says"),
+    ("model", "last_block", "says"),
     [
         ("ViT-B-16-SigLIP", "auto", "timm_model_name"),
         ("coca_ViT-B-32", "auto", "attentional_pool"),
         ("ViT-M-16-alt", "pool", "pure, residual, naclip, proxy"),
-        ("RN50", "residual", "its image tower has pool"),
-        ("RN50", "proxy", "its image tower has pool"),
+        ("RN50", "residual", "its image tower takes pool"),
+        ("RN50", "proxy", "its image tower takes pool"),
         ("roberta-ViT-B-32", "auto", "its text tower"),
     ],
 )
-def test_towers_without_the_reading_are_refused_before_any_download(
-    model: str, reading: Any, says: str
+def test_towers_that_lack_the_last_block_are_refused_before_any_download(
+    model: str, last_block: Any, says: str
 ) -> None:
     with pytest.raises(BadInput, match=says):
-        MaskClip(MaskClipConfig(model, "openai", reading), Prompts([["car"]]))
+        MaskClip(MaskClipConfig(model, "openai", last_block), Prompts([["car"]]))
 
 
 @pytest.mark.parametrize("key", ["qk_norm", "scale_heads", "block_type"])
 def test_special_attention_is_refused(key: str) -> None:
     vision = {**VIT, key: "custom" if key == "block_type" else True}
     with pytest.raises(BadInput, match="no dense reading; supported are"):
-        choose_reading("x", {"vision_cfg": vision, "text_cfg": {}}, "auto")
+        choose_last_block("x", {"vision_cfg": vision, "text_cfg": {}}, "auto")
 
 
 def test_auto_takes_the_towers_own() -> None:
-    assert choose_reading("x", {"vision_cfg": VIT, "text_cfg": {}}, "auto") == "naclip"
-    assert choose_reading("x", {"vision_cfg": RESNET, "text_cfg": {}}, "auto") == "pool"
+    assert choose_last_block("x", {"vision_cfg": VIT, "text_cfg": {}}, "auto") == "naclip"
+    assert choose_last_block("x", {"vision_cfg": RESNET, "text_cfg": {}}, "auto") == "pool"
 
 
 def test_proxy_reads_through_a_timm_vit(tmp_path: Path) -> None:
@@ -274,7 +274,7 @@ def test_proxy_reads_through_a_timm_vit(tmp_path: Path) -> None:
     name = write_clip(tmp_path / "clip", VIT)
     config = MaskClipConfig(
         name,
-        reading="proxy",
+        last_block="proxy",
         proxy="test_vit",
         proxy_weights=str(tmp_path / "vit.safetensors"),
         size_hw=HW,

@@ -185,7 +185,9 @@ def test_scores_are_those_counted_by_hand(given: list[str], world: Path, tool: R
     parts = {"car", "bus", "truck", "trailer", "construction vehicle"}
     merged = {"vehicle": parts, "pedestrian": {"pedestrian"}}
     for names, more in ((single, ()), (merged, (f"labels.eval={MERGED}",))):
-        scored = tool("evaluate", *given, f"points={noise.path}", "labels.truth=boxes", *more)
+        scored = tool(
+            "evaluate", *given, f"pseudo_labels={noise.path}", "labels.truth=boxes", *more
+        )
         tree = json.loads((scored.path / "scores.json").read_text())
         assert tree["classes"] == list(names)
         assert tree["iou"] == pytest.approx(by_hand(config, index, noise, names))
@@ -342,13 +344,13 @@ def test_a_malformed_box_costs_its_frame_in_the_scores(
 ) -> None:
     edited(world, lambda row: row.pop("size"))
     points = tool("label", *given).path
-    refused = tool("evaluate", *given, f"points={points}", "labels.truth=boxes")
+    refused = tool("evaluate", *given, f"pseudo_labels={points}", "labels.truth=boxes")
     assert (refused.status, refused.out) == (1, "")
     assert len(refused.err.strip().splitlines()) == 1
     assert "a row of sample_annotation, has no 'size'" in refused.err
     skipping = [*given, "on_bad=skip"]
     points = tool("label", *skipping).path
-    scored = tool("evaluate", *skipping, f"points={points}", "labels.truth=boxes")
+    scored = tool("evaluate", *skipping, f"pseudo_labels={points}", "labels.truth=boxes")
     assert json.loads((scored.path / "scores.json").read_text())["frames"] == 5
     assert "has no 'size'" in scored.err.strip().splitlines()[-1]
     assert [skip.scene for skip in Artifact(scored.path).skipped()] == ["scene-0061"]
@@ -387,7 +389,7 @@ def test_scenes_without_annotations_have_no_score(given: list[str], world: Path,
     for name in ("sample_annotation", "instance"):
         (world / f"v1.0-mini/{name}.json").write_text("[]")
     points = tool("label", *given).path
-    refused = tool("evaluate", *given, f"points={points}", "labels.truth=boxes")
+    refused = tool("evaluate", *given, f"pseudo_labels={points}", "labels.truth=boxes")
     assert "no point lies in an annotated box" in refused.err
 
 

@@ -44,7 +44,7 @@ def test_a_student_labels_every_point(given: list[str], tool: Run) -> None:
     of_class = sum(count for name, count in counts.items() if name.startswith("class "))
     assert of_class == counts["labelled"] == counts["points"] > 0
     scores = json.loads(
-        (tool("evaluate", *given, f"points={points}").path / "scores.json").read_text()
+        (tool("evaluate", *given, f"pseudo_labels={points}").path / "scores.json").read_text()
     )
     assert scores["protocol"] == "annotation-free"
     assert scores["uses_later_frames"]
@@ -144,9 +144,12 @@ def test_random_weights_may_learn_anothers_pseudo_labels(given: list[str], tool:
     assert "labelled frames alone" in alone.err
     assert manifest(alone.path)["protocol"] == "frame@50%"
     points = tool("label", *given, f"student={student}").path
-    tuned = tool("finetune", *tune, f"points={points}").path
+    tuned = tool("finetune", *tune, f"pseudo_labels={points}").path
     assert manifest(tuned)["protocol"] == "frame@50%+unlabelled"
-    assert "points" in tool("finetune", *tune, f"points={points}", "finetune.unlabelled=none").err
+    assert (
+        "pseudo_labels"
+        in tool("finetune", *tune, f"pseudo_labels={points}", "finetune.unlabelled=none").err
+    )
 
 
 def test_interpolated_weights_lie_between(given: list[str], tool: Run) -> None:

@@ -201,7 +201,7 @@ def test_from_the_world_to_a_submission(tmp_path: Path, tool: Run) -> None:
     assert json.loads((index / "manifest.json").read_text())["counts"]["frames"] == 9
     points = tool("label", *given).path
     covered = json.loads(
-        (tool("evaluate", *given, f"points={points}").path / "scores.json").read_text()
+        (tool("evaluate", *given, f"pseudo_labels={points}").path / "scores.json").read_text()
     )["covered"]
     assert covered["accuracy"] > 0.5
     pretrained = tool("pretrain", *given).path

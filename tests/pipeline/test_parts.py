@@ -116,7 +116,7 @@ def test_points_in_parts_cover_every_frame(
     assert [part.shard for part in named.parts] == [
         p.shard for p in points.parts if p.scene == "scene-0103"
     ]
-    assert tool("evaluate", *given, f"points={points.path}").status == 0
+    assert tool("evaluate", *given, f"pseudo_labels={points.path}").status == 0
 
 
 def test_a_labelling_stopped_inside_a_scene_goes_on_there(

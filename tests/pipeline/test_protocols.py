@@ -147,13 +147,18 @@ def test_finetuning_says_what_it_used(small_world: Path, tmp_path: Path, tool: R
     scores = tool("evaluate", *given, f"student={tuned}")
     assert "frame@50%" in scores.err
     assert json.loads((pretrained / "config.json").read_text())["used_labels"] is False
-    other = tool("finetune", *given, "student=none", "protocol=frame@50%").path
+    none = ("student=none", "finetune.unlabelled=none")
+    other = tool("finetune", *given, *none, "protocol=frame@50%").path
     assert other != tuned
     probe = tool("finetune", *given, f"student={pretrained}", "finetune.linear_probe=true").path
     assert probe not in (other, tuned)
     refused = tool("finetune", *given, f"student={pretrained}", "model.voxel_m=0.2")
     assert refused.status == 1
-    assert "was made with" in refused.err
+    assert "was made with model.voxel_m=0.4; not 0.2: leave model.* out" in refused.err
+    without = [each for each in given if not each.startswith("model.")]
+    again = tool("finetune", *without, f"student={pretrained}", "protocol=frame@50%").path
+    assert again == tuned  # its network is the student's
+    assert manifest["config"]["model"]["size"] == "tiny"
 
 
 def test_the_classifier_starts_from_the_names(small_world: Path, tmp_path: Path, tool: Run) -> None:

@@ -403,10 +403,10 @@ def test_unknown_ids_in_a_label_file_cost_its_frame(world: Path, tmp_path: Path,
     points = tool("label", *given).path
     path = sorted((world / "lidarseg/v1.0-mini").glob("*.bin"))[0]
     path.write_bytes(b"\x63" + path.read_bytes()[1:])
-    refused = tool("evaluate", *given, f"points={points}")
+    refused = tool("evaluate", *given, f"pseudo_labels={points}")
     assert refused.status == 1
     assert "99" in refused.err
-    scored = tool("evaluate", *given, f"points={points}", "on_bad=skip")
+    scored = tool("evaluate", *given, f"pseudo_labels={points}", "on_bad=skip")
     assert scored.err.strip().splitlines()[-1].startswith("left out 1 frame(s)")
     assert json.loads((scored.path / "scores.json").read_text())["frames"] == 5
 

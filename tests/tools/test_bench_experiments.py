@@ -20,7 +20,7 @@ def test_the_fusion_table_ends_where_the_tools_do(
 ) -> None:
     given = settings(small_world, tmp_path / "store")
     lines = {job.name: job.make() for job in experiments.fusion(given)}
-    scored = tool("evaluate", *given, f"points={tool('label', *given).path}").path
+    scored = tool("evaluate", *given, f"pseudo_labels={tool('label', *given).path}").path
     covered = json.loads((scored / "scores.json").read_text())["covered"]
     default = lines["default"]
     assert default.miou == [pytest.approx(covered["miou"])]

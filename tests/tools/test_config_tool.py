@@ -17,10 +17,11 @@ ARGUMENTS = [(tool, setting) for tool, own in OWN.items() if own for setting in 
 
 
 def test_a_whole_key_a_group_and_all(capsys: pytest.CaptureFixture[str]) -> None:
-    assert config.run(["fusion.cell_share"]) == 0
+    assert config.run(["fusion.fine_weight"]) == 0
     only = capsys.readouterr().out
-    text = "weight of the votes in the fine cell"
-    assert only == f"fusion.cell_share=0.15\n    {text}\n    a number from 0 to 1\n"
+    text = "weight of the votes in the fine cell; the coarse cell has "
+    text += "1 - fine_weight - cluster_weight"
+    assert only == f"fusion.fine_weight=0.15\n    {text}\n    a number from 0 to 1\n"
     assert config.run(["fusion"]) == 0
     assert "fusion.window_s=5.0" in capsys.readouterr().out
     assert config.run([]) == 0

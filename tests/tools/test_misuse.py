@@ -32,7 +32,7 @@ def test_points_of_other_names_are_not_scored(given: list[str], tool: Run, tmp_p
         ("export_labels", ()),
         ("view", (f"out={tmp_path / 'a.png'}",)),
     ):
-        refused = tool(name, *given, names, f"points={points}", *more)
+        refused = tool(name, *given, names, f"pseudo_labels={points}", *more)
         assert refused.status == 1
         assert "has the classes barrier, bicycle, bus" in refused.err
 
@@ -45,14 +45,14 @@ def test_points_whose_classes_stand_in_another_order_are_not_scored(
     space["classes"] = [*space["classes"][1:], space["classes"][0]]
     (tmp_path / "turned.yaml").write_text(yaml.safe_dump(space))
     turned = tool(
-        "evaluate", *given, f"labels.space={tmp_path / 'turned.yaml'}", f"points={points}"
+        "evaluate", *given, f"labels.space={tmp_path / 'turned.yaml'}", f"pseudo_labels={points}"
     )
     assert (turned.status, turned.out) == (1, "")
     assert "labels has bicycle, bus" in turned.err
     (tmp_path / "same.yaml").write_text((CONFIGS / "labels/nuscenes16.yaml").read_text())
     assert (
         tool(
-            "evaluate", *given, f"labels.space={tmp_path / 'same.yaml'}", f"points={points}"
+            "evaluate", *given, f"labels.space={tmp_path / 'same.yaml'}", f"pseudo_labels={points}"
         ).status
         == 0
     )
@@ -60,9 +60,9 @@ def test_points_whose_classes_stand_in_another_order_are_not_scored(
 
 @pytest.mark.parametrize("name", ["evaluate", "view", "export_labels"])
 def test_a_student_and_points_at_once_are_refused(given: list[str], tool: Run, name: str) -> None:
-    refused = tool(name, *given, "student=one", "points=other")
+    refused = tool(name, *given, "student=one", "pseudo_labels=other")
     assert refused.status == 1
-    assert "points: is given, and student too; give one of them" in refused.err
+    assert "pseudo_labels: is given, and student too; give one of them" in refused.err
 
 
 def test_points_that_were_changed_are_not_read(given: list[str], tool: Run) -> None:
@@ -71,11 +71,11 @@ def test_points_that_were_changed_are_not_read(given: list[str], tool: Run) -> N
         data = bytearray(shard.read_bytes())
         data[-1] ^= 1
         shard.write_bytes(data)
-    refused = tool("evaluate", *given, f"points={points}")
+    refused = tool("evaluate", *given, f"pseudo_labels={points}")
     assert refused.status == 1
     assert "is damaged (it has another sha256 than when it was made)" in refused.err
     assert tool("label", *given, "verify=true").path == points
-    assert tool("evaluate", *given, f"points={points}").status == 0
+    assert tool("evaluate", *given, f"pseudo_labels={points}").status == 0
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json", "state.safetensors"])
@@ -201,6 +201,53 @@ def test_no_frame_makes_no_submission(given: list[str], tool: Run, tmp_path: Pat
     assert not list(tmp_path.glob("*out*"))
 
 
+def test_an_export_into_the_data_root_is_refused(
+    given: list[str], tool: Run, small_world: Path
+) -> None:
+    out = small_world / "lidarseg/new"
+    refused = tool("export_labels", *given, "student=one", f"out={out}")
+    assert (refused.status, out.exists()) == (1, False)
+    assert f"out: {out} lies in data.root; give a folder outside of it" in refused.err
+
+
+def test_data_without_label_files_are_scored_against_boxes(
+    world: Path, tmp_path: Path, tool: Run
+) -> None:
+    (world / "v1.0-mini/lidarseg.json").unlink()
+    given = settings(world, tmp_path / "store")
+    points = tool("label", *given).path
+    refused = tool("evaluate", *given, f"pseudo_labels={points}")
+    assert "score against annotated 3D boxes with labels.truth=boxes" in refused.err
+    none = ("student=none", "finetune.unlabelled=none")
+    refused = tool("finetune", *given, *none)
+    assert "3D boxes are for evaluate alone (labels.truth=boxes)" in refused.err
+
+
+def test_a_split_that_is_not_there_is_refused_where_it_is_used(
+    small_world: Path, tmp_path: Path, tool: Run
+) -> None:
+    """The data root holds scene-0061 and scene-0103, neither of them in the split ``test``."""
+    given = settings(small_world, tmp_path / "store")
+    refused = tool("index", *given, "data.train=test", "data.eval=test")
+    assert refused.status == 1
+    held = "it holds scene-0061, scene-0103: set data.train=scene-0061 (and data.eval)"
+    assert f"v1.0-mini: has no scene of 'test'; {held}" in refused.err
+    no_train = [*given, "data.train=test"]
+    points = tool("label", *no_train)
+    assert "data.train: 0 of 150 scenes of 'test' are there" in points.err
+    assert tool("evaluate", *no_train, f"pseudo_labels={points.path}").status == 0
+    for name, more in (("pretrain", ()), ("finetune", ("student=none",))):
+        refused = tool(name, *no_train, "finetune.unlabelled=none", *more)
+        assert refused.status == 1
+        held = "it holds scene-0103: set data.train=scene-0103"
+        assert f"has no scene of 'test'; {held}" in refused.err
+    refused = tool("evaluate", *given, "data.eval=test", f"pseudo_labels={points.path}")
+    assert refused.status == 1
+    assert "it holds scene-0061: set data.eval=scene-0061" in refused.err
+    refused = tool("pretrain", *given, "data.eval=test", "evaluate=true")
+    assert "set data.eval=scene-0061" in refused.err
+
+
 def test_a_signal_is_taken_for_no_bad_file(
     given: list[str], tool: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,7 +273,7 @@ def test_a_signal_is_taken_for_no_bad_file(
 
 def test_points_that_do_not_cover_a_scene_are_named(given: list[str], tool: Run) -> None:
     points = tool("label", *given, "data.eval=mini_train").path
-    refused = tool("evaluate", *given, f"points={points}")
+    refused = tool("evaluate", *given, f"pseudo_labels={points}")
     assert refused.status == 1
     assert "does not cover scene-0103" in refused.err
 
@@ -238,7 +285,7 @@ def test_the_reason_why_nothing_is_scored_is_reported(
     points = tool("label", *given).path
     for path in (world / "lidarseg/v1.0-mini").glob("*.bin"):
         path.write_bytes(b"\x63" * path.stat().st_size)
-    refused = tool("evaluate", *given, f"points={points}")
+    refused = tool("evaluate", *given, f"pseudo_labels={points}")
     assert refused.status == 1
     assert "all frames were left out, first: " in refused.err
     report = tool("label", *given, f"report={tmp_path / 'report.png'}")

@@ -41,9 +41,15 @@ def test_from_logs_to_a_scored_student_and_its_export(
     assert "driveable surface" in scored.err
     scores = json.loads((scored.path / "scores.json").read_text())
     assert scores["frames"] == 3
-    assert scores["human_knowledge"] == []  # its targets are single pixels
+    assert scores["class_priors"] is False  # its targets are single pixels
     assert 0 <= scores["miou"] <= 1
     assert np.sum(scores["confusion"]) == scores["points"]
+    assert scores["trained_on_eval"] is False
+    assert "trained on" not in scored.err
+    scored = tool("evaluate", *given, f"student={student}", "data.eval=scene-0061")
+    assert json.loads((scored.path / "scores.json").read_text())["trained_on_eval"] is True
+    assert "annotation-free, trained on scenes of this split, scene-0061" in scored.err
+    assert scored.err.count("warning: the student was trained on scenes of data.eval") == 1
 
     out = tool("export_labels", *given, f"student={student}", f"out={tmp_path / 'export'}").path
     bins = sorted(out.glob("lidarseg/mini_val/*_lidarseg.bin"))
@@ -86,26 +92,29 @@ def test_fused_labels_are_scored_and_exported(small_world: Path, tmp_path: Path,
     given = settings(small_world, tmp_path / "store")
     points = tool("label", *given).path
     scored = tool(
-        "evaluate", *given, f"points={points}", f"labels.eval={ROOT}/tests/configs/merged6.yaml"
+        "evaluate",
+        *given,
+        f"pseudo_labels={points}",
+        f"labels.eval={ROOT}/tests/configs/merged6.yaml",
     )
     scores = json.loads((scored.path / "scores.json").read_text())
     assert scores["covered"]["points"] < scores["points"]
     assert scores["covered"]["iou"]["driveable"] > 0.3
-    assert scores["human_knowledge"] == ["limits of classes"]
-    assert "human knowledge: limits of classes" in scored.err
+    assert scores["class_priors"] is True
+    assert "class priors set by hand" in scored.err
     without = tool("label", *given, "fusion.limits=false").path
     assert without != points
-    scored = tool("evaluate", *given, f"points={without}")
-    assert json.loads((scored.path / "scores.json").read_text())["human_knowledge"] == []
-    assert "human knowledge" not in scored.err
-    out = tool("export_labels", *given, f"points={points}", f"out={tmp_path / 'out'}").path
+    scored = tool("evaluate", *given, f"pseudo_labels={without}")
+    assert json.loads((scored.path / "scores.json").read_text())["class_priors"] is False
+    assert "class priors" not in scored.err
+    out = tool("export_labels", *given, f"pseudo_labels={points}", f"out={tmp_path / 'out'}").path
     assert not list(out.rglob("submission.json"))
     path = next(out.rglob("*.bin"))
     label = np.fromfile(path, np.uint8)
     beside = np.load(path.with_suffix(".npz"))
     assert set(np.unique(label)) == {0, 11, 15}
     assert (beside["score"][label == 0] == 0).all()
-    again = tool("export_labels", *given, f"points={points}", f"out={out}")
+    again = tool("export_labels", *given, f"pseudo_labels={points}", f"out={out}")
     assert again.status == 1
     assert "exists already" in again.err
 
@@ -113,9 +122,9 @@ def test_fused_labels_are_scored_and_exported(small_world: Path, tmp_path: Path,
 def test_a_picture_is_drawn(small_world: Path, tmp_path: Path, tool: Run) -> None:
     given = settings(small_world, tmp_path / "store")
     points = tool("label", *given).path
-    picture = tool("view", *given, f"points={points}", f"out={tmp_path / 'view.png'}").path
+    picture = tool("view", *given, f"pseudo_labels={points}", f"out={tmp_path / 'view.png'}").path
     assert picture.stat().st_size > 50_000
-    assert tool("view", *given, f"points={points}", "frame=nowhere").status == 1
+    assert tool("view", *given, f"pseudo_labels={points}", "frame=nowhere").status == 1
 
 
 @pytest.mark.parametrize("name", ["index", "label", "pretrain"])

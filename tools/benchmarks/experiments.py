@@ -173,7 +173,7 @@ def _counted(name: str, counts: Confusion, names: Sequence[str], note: str) -> L
 # --- the steps of the fusion ----------------------------------------------------------------------
 
 _NO_LIMITS = "fusion.limits=false"
-_NO_CLUSTERS = "fusion.cluster_share=0"
+_NO_CLUSTERS = "fusion.cluster_weight=0"
 _NO_Z_BUFFER = "fusion.occlusion_m=1e9"
 FUSION: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("default, without limits of classes", (_NO_LIMITS,)),
@@ -181,7 +181,7 @@ FUSION: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("default", ()),
     ("default, poses not aligned", ("fusion.align=false",)),
     ("default, without clusters", (_NO_CLUSTERS,)),
-    ("default, clusters weigh .3", ("fusion.cluster_share=0.3",)),
+    ("default, clusters weigh .3", ("fusion.cluster_weight=0.3",)),
     ("default, without z-buffer", (_NO_Z_BUFFER,)),
     ("default, unclear views left out", ("fusion.unclear_weight=0",)),
     ("default, own frame alone", ("fusion.window_s=0",)),

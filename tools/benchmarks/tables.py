@@ -50,8 +50,9 @@ def filled(text: str, published: Path = PUBLISHED) -> str:
 def score(row: Row) -> str:
     """Formats a row of scores for the terminal."""
     classes = [f"{name} {_percent(value, 0)}" for name, value in row["iou"].items()]
-    return f"{row['name']}: mIoU {_mean(row['miou'])}, {_mean(row['accuracy'])}; " + ", ".join(
-        [*classes, row["note"]]
+    return (
+        f"{row['name']}: mIoU {_mean(row['miou'])}, accuracy {_mean(row['accuracy'])}; "
+        + ", ".join([*classes, row["note"]])
     )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from clipsweep.distill.teacher.dense_features import Reading
+from clipsweep.distill.teacher.dense_features import LastBlock
 from clipsweep.distill.teacher.maskclip import MaskClip, MaskClipConfig
 from clipsweep.distill.teacher.text import Prompts
 from clipsweep.projection.frames import Camera, File
@@ -35,9 +35,9 @@ def rows(
     size_hw: tuple[int, int] = (224, 416),
     batch: int = 4,
     rounds: int = 5,
-    readings: tuple[Reading, ...] = ("residual", "naclip"),
+    last_blocks: tuple[LastBlock, ...] = ("residual", "naclip"),
 ) -> Iterator[Row]:
-    """Benchmark rows of the dense readings: images per second, labelling and bare encoder.
+    """Benchmark rows of CLIP's dense features: images per second, labelling and bare encoder.
 
     Images per second from JPEG files to labels, and of ``encode_image`` on ready tensors.
 
@@ -49,17 +49,17 @@ def rows(
         size_hw: size of the network's input [px].
         batch: images per forward pass, on both sides.
         rounds: turns each side takes, after one that is not counted; each labels two batches.
-        readings: which dense readings to measure.
+        last_blocks: which of the encoder's last block to measure.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         cameras = [_camera(root / f"{index}.jpg", index) for index in range(2 * batch)]
         bare = _random_clip(model, root, size_hw).visual.to(device)
-        for reading in readings:
+        for last_block in last_blocks:
             config = MaskClipConfig(
                 f"local-dir:{root}",
-                reading=reading,
+                last_block=last_block,
                 size_hw=size_hw,
                 templates="plain",
                 batch=batch,
@@ -67,7 +67,7 @@ def rows(
             teacher = MaskClip(config, Prompts(_PROMPTS, _NEGATIVES), device=device)
             ours, peer = _race(teacher, cameras, bare, batch, size_hw, rounds)
             yield Row(
-                name=f"label JPEGs of 1600x900 with {model}, {reading}, on {device}",
+                name=f"label JPEGs of 1600x900 with {model}, {last_block}, on {device}",
                 unit="images/s",
                 ours=ours,
                 peer_name="open_clip encode_image, same tokens and batch, no decoding",

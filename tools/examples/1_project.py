@@ -14,6 +14,8 @@ from clipsweep.pipeline.demo.make import make_demo
 from clipsweep.pipeline.stages.index import make_index, scenes_of
 from clipsweep.projection.fusion import visible_pairs
 
+if len(sys.argv) < 2:
+    sys.exit(__doc__)
 config = load_config(sys.argv[1:])
 if config.make_demo:
     make_demo(config, Path(config.data.root))

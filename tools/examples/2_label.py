@@ -14,6 +14,8 @@ from clipsweep.pipeline.labels import load_space
 from clipsweep.pipeline.stages.index import make_index, scenes_of
 from clipsweep.pipeline.stages.pixels import open_teacher
 
+if len(sys.argv) < 2:
+    sys.exit(__doc__)
 config = load_config(sys.argv[1:])
 index = make_index(config)
 frames = read_index(index.payload("index"), Path(config.data.root), scenes_of(index)[0])

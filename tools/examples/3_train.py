@@ -9,6 +9,8 @@ import sys
 from clipsweep import load_config
 from clipsweep.pipeline.stages.pretrain import make_pretrained
 
+if len(sys.argv) < 2:
+    sys.exit(__doc__)
 student = make_pretrained(load_config(sys.argv[1:]))
 last = (student.path / "metrics.jsonl").read_text().splitlines()[-1]
 print(f"{student.path}: loss {json.loads(last)['loss']:.2f} at the last step")

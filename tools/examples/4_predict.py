@@ -9,6 +9,8 @@ import numpy as np
 
 from clipsweep import load_student
 
+if len(sys.argv) < 3:
+    sys.exit(__doc__)
 student = load_student(sys.argv[1])
 columns = int(sys.argv[3]) if len(sys.argv) > 3 else 5
 points = np.fromfile(sys.argv[2], np.float32).reshape(-1, columns)
