@@ -12,7 +12,7 @@ from pathlib import Path
 from clipsweep.pipeline.artifacts.store import write_whole
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.demo.kitti import write_kitti_demo
-from clipsweep.pipeline.demo.write import write_demo
+from clipsweep.pipeline.demo.write import split_names, write_demo
 from clipsweep.pipeline.stages.index import DEMO_MARK
 from clipsweep.projection.errors import BadInput
 
@@ -30,6 +30,8 @@ def make_demo(config: Config, root: Path) -> None:
     Raises:
         BadInput: something else is there, or a setting is out of its bounds.
     """
+    if config.make_demo and config.data.kind == "nuscenes":
+        _check_version(config)
     mark = root / DEMO_MARK
     wanted = {"kind": config.data.kind, **asdict(config.demo)}
     while os.environ.get("RANK", "0") != "0" and not mark.is_file():
@@ -48,3 +50,15 @@ def make_demo(config: Config, root: Path) -> None:
     except ValueError as error:
         raise BadInput("demo", str(error)) from None
     write_whole(mark, json.dumps(wanted).encode())
+
+
+def _check_version(config: Config) -> None:
+    """Refuses a demo world whose tables the run that asked for it would not find."""
+    version, *_ = split_names(config.demo.train_scenes, config.demo.val_scenes)
+    asked = config.data.own.version
+    if asked != version:
+        problem = f"is {asked}, but a demo world of this size is {version}"
+        cure = f"set data.nuscenes.version={version}"
+        if version == "v1.0-mini":
+            cure += " data.train=mini_train data.eval=mini_val"
+        raise BadInput("data.nuscenes.version", problem, cure)

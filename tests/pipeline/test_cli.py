@@ -78,7 +78,7 @@ def test_what_was_left_out_is_named(skipped: list[Skip], message: str) -> None:
         ("label", ["a" * 5000], "error: aaaa"),
         ("label", ["--fast"], "unknown option --fast"),
         ("bench", ["nothing"], "error: nothing: is no benchmark; choose from "),
-        ("bench", [], "error: '': is no benchmark; choose from "),
+        ("bench", [], "error: NAME: is missing: bench.py NAME; choose from "),
         ("submit", ["nothing", "run.address=http://127.0.0.1:1", "store=/a", "data.root=/b"], "er"),
     ],
 )

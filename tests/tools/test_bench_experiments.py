@@ -89,6 +89,7 @@ def test_arms_of_few_labels_have_equal_steps(
 ) -> None:
     monkeypatch.setattr(few_labels, "SHARES", ("50",))
     monkeypatch.setattr(few_labels, "STEPS", 4)
+    monkeypatch.setattr(few_labels, "STEPS_ALL", 6)
     monkeypatch.setattr(few_labels, "SEEDS", (0,))
     given = [*settings(small_world, tmp_path / "store"), "objectives.semantic.targets=points"]
     rows = {job.name: job.make() for job in few_labels.few_labels(given)}

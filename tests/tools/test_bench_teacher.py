@@ -25,7 +25,7 @@ def test_both_sides_read_as_many_images_at_as_many_tokens(monkeypatch: pytest.Mo
         return tokens
 
     monkeypatch.setattr(torch.nn.Conv2d, "forward", spy)
-    list(rows("ViT-S-32-alt", (64, 96), batch=1, rounds=1, readings=("naclip",)))
+    list(rows("ViT-S-32-alt", (64, 96), batch=1, rounds=1, last_blocks=("naclip",)))
     ours, peer = seen.values()
     # two images, in the round that counts and in the one before
     assert ours == peer == [(1, 2, 3)] * 4

@@ -58,3 +58,12 @@ def test_its_folder_is_neither_kept_nor_packed_nor_sent(recipe: str) -> None:
 )
 def test_every_key_that_a_tool_reads_is_in_its_help(tool: Run, name: str, key: str) -> None:
     assert f"\n  {key}" in tool(name, "--help").out
+
+
+def test_a_demo_that_its_own_run_would_not_find_is_refused(tmp_path: Path, tool: Run) -> None:
+    root = tmp_path / "world"
+    given = ["demo", "demo.train_scenes=1", "demo.val_scenes=1", f"data.root={root}"]
+    refused = tool("pretrain", *given, f"store={tmp_path / 'store'}")
+    assert refused.status == 1
+    assert "set data.nuscenes.version=v1.0-mini data.train=mini_train" in refused.err
+    assert not root.exists()
