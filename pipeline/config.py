@@ -173,9 +173,9 @@ class Config:
         Field(
             ge=1,
             le=10,
-            description="self-training rounds of pre-training: from the second on a new student "
-            "learns the labels that the one before gives the train frames, consolidated over views "
-            "and time",
+            description="self-training rounds of pre-training: from the second on the student "
+            "goes on from its weights, on the labels that it gives the train frames, consolidated "
+            "over views and time",
         ),
     ] = 1
     on_bad: Annotated[
