@@ -1,4 +1,4 @@
-"""Segmentation metrics: IoU, mIoU and accuracy from a confusion matrix over all points."""
+"""Segmentation metrics: mIoU and accuracy from a confusion matrix, expected calibration error."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float64, Int64, UInt8
+from jaxtyping import Bool, Float, Float64, Int64, UInt8
 
 Absent = Literal["nan", "one", "zero"]
 _ABSENT: dict[Absent, float] = {"nan": float("nan"), "one": 1.0, "zero": 0.0}
@@ -111,3 +111,63 @@ class Confusion:
         """Mean IoU over the classes that are not ``nan``; nan when all are."""
         iou = self.iou(absent)
         return float(np.nanmean(iou)) if not np.isnan(iou).all() else float("nan")
+
+    def mistakes(self, classes: int = 3) -> list[list[tuple[int, float]]]:
+        """Most frequent wrong predictions of each true class, as (column, share of its points).
+
+        Args:
+            classes: how many of each class at most; those below 0.5 % of its points are left out.
+        """
+        found: list[list[tuple[int, float]]] = []
+        for own, row in enumerate(self.counts):
+            share = row / max(1, row.sum())
+            share[own] = 0
+            most = np.argsort(-share, kind="stable")[:classes]
+            found.append([(int(column), float(share[column])) for column in most])
+        return [[each for each in of_class if each[1] >= 0.005] for of_class in found]
+
+
+_BINS = 20
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Calibration:
+    """Reliability diagram of confidences: predictions in equal bins of confidence over 0..1.
+
+    Attributes:
+        count: number of predictions.
+        right: number of right ones.
+        confidence: sum of the confidences.
+    """
+
+    count: Int64[np.ndarray, " bins"]
+    right: Int64[np.ndarray, " bins"]
+    confidence: Float64[np.ndarray, " bins"]
+
+    @staticmethod
+    def empty() -> Calibration:
+        """Reliability diagram without predictions."""
+        none = np.zeros(_BINS, np.int64)
+        return Calibration(none, none, np.zeros(_BINS))
+
+    @staticmethod
+    def of(confidence: Float[np.ndarray, " n"], right: Bool[np.ndarray, " n"]) -> Calibration:
+        """Reliability diagram of predictions with a confidence in 0..1 each."""
+        place = np.clip((confidence * _BINS).astype(np.int64), 0, _BINS - 1)
+        return Calibration(
+            np.bincount(place, minlength=_BINS),
+            np.bincount(place[right], minlength=_BINS),
+            np.bincount(place, confidence.astype(np.float64), _BINS),
+        )
+
+    def __add__(self, other: Calibration) -> Calibration:
+        return Calibration(
+            self.count + other.count, self.right + other.right, self.confidence + other.confidence
+        )
+
+    @property
+    def error(self) -> float:
+        """Expected calibration error (Guo et al. 2017, equation 3); nan without predictions."""
+        if not self.count.any():
+            return float("nan")
+        return float(np.abs(self.right - self.confidence).sum() / self.count.sum())

@@ -12,12 +12,14 @@ import sys
 from dataclasses import dataclass
 from typing import Annotated
 
+import numpy as np
 from pydantic import Field
 
+from clipsweep.distill.metrics import Confusion
 from clipsweep.pipeline.cli import Made, main, say
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.labels import load_scoring, load_space, load_truth
-from clipsweep.pipeline.reports.tables import score_table
+from clipsweep.pipeline.reports.tables import mistakes_table, score_table
 from clipsweep.pipeline.stages.index import make_index
 from clipsweep.pipeline.stages.labelled import open_labels
 from clipsweep.pipeline.stages.score import make_scores
@@ -68,7 +70,11 @@ def _table(tree: dict) -> str:
         f"{tree['protocol']}{seen}, {', '.join(tree['split'])}: {tree['frames']} frames, "
         f"{tree['points']} points"
     )
-    if "in_no_box" in tree:
+    if "objects" in tree:
+        columns["objects"] = {
+            name: each["right"] / each["objects"] if each["objects"] else None
+            for name, each in tree["objects"].items()
+        }
         title += " in annotated boxes"
     if tree["class_priors"]:
         title += ", class priors set by hand"
@@ -78,7 +84,14 @@ def _table(tree: dict) -> str:
         part = tree["covered"]
         columns["covered"] = {"mIoU": part["miou"], "accuracy": part["accuracy"], **part["iou"]}
         title += f", {100 * part['points'] / tree['points']:.1f} % covered"
-    return score_table(f"IoU %, {title}", columns, rows)
+    found = Confusion(np.array(tree["confusion"]), np.zeros(len(tree["classes"]), np.int64))
+    texts = [
+        score_table(f"IoU %, {title}", columns, rows),
+        mistakes_table({"all points": found}, tree["classes"]),
+    ]
+    if "objects" in columns:
+        texts.insert(1, "objects: annotated ones whose most frequent label is right, in %")
+    return "\n".join(texts)
 
 
 if __name__ == "__main__":

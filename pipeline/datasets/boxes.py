@@ -128,6 +128,44 @@ def box_truth(
     return label
 
 
+OBJECT_POINTS = 5
+"""Points that an annotated object has at least, to count as one that could be found."""
+
+
+def found_objects(
+    boxes: Sequence[Box],
+    class_of: Mapping[str, int],
+    xyz: Float[np.ndarray, "n 3"],
+    label: UInt8[np.ndarray, " n"],
+    global_from_lidar: Pose,
+    table_class: UInt8[np.ndarray, "256"],
+    classes: int,
+) -> Int64[np.ndarray, "classes 2"]:
+    """Object accuracy: annotated objects whose most frequent predicted label is right.
+
+    Args:
+        boxes: all annotated boxes of a key frame.
+        class_of: class of each category of boxes, 255 = ignored.
+        xyz: points of the key sweep in the LiDAR's frame [m].
+        label: predicted label of each point.
+        global_from_lidar: pose of the key sweep.
+        table_class: class of each label, 254 and 255 none of the table's.
+        classes: number of classes.
+
+    Returns:
+        For each class the number of its objects with ``OBJECT_POINTS`` points or more, and of those
+        that are right.
+    """
+    counts = np.zeros((classes, 2), np.int64)
+    for box in boxes:
+        own = class_of[box.category]
+        inside = points_in_box(box, xyz, global_from_lidar)
+        if own < classes and len(inside) >= OBJECT_POINTS:
+            most = np.bincount(label[inside]).argmax()
+            counts[own] += (1, table_class[most] == own)
+    return counts
+
+
 # --- storage --------------------------------------------------------------------------------------
 
 _BOX = pa.struct(

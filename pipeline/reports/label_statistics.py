@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8, UInt64
 from matplotlib.figure import Figure
 
-from clipsweep.distill.metrics import OTHER, Confusion
+from clipsweep.distill.metrics import OTHER, Calibration, Confusion
 from clipsweep.pipeline.artifacts.read import (
     key_cloud,
     read_pixels,
@@ -26,12 +26,12 @@ from clipsweep.pipeline.artifacts.store import Artifact
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.datasets import DATASETS
 from clipsweep.pipeline.labels import BOXES, LabelSpace, load_space, load_truth
-from clipsweep.pipeline.reports.tables import score_table
+from clipsweep.pipeline.reports.tables import mistakes_table, score_table
 from clipsweep.pipeline.stages.boxes import BoxTruth, make_boxes
 from clipsweep.pipeline.stages.index import scene_frames, scenes_of
 from clipsweep.projection.cameras import sample_pixel_labels, surest_labels
 from clipsweep.projection.errors import BadInput
-from clipsweep.projection.frames import NONE, Cloud, Frame, Pairs, PixelLabels
+from clipsweep.projection.frames import NONE, Cloud, Frame, Pairs, PixelLabels, PointLabels
 from clipsweep.projection.fusion import visible_pairs
 from clipsweep.projection.grid import cell_keys
 from clipsweep.projection.pose import Pose
@@ -63,8 +63,8 @@ class LabelStatistics:
         pixels_truth: labels of the points' pixels against the points' true classes, in scenes of
             ``data.eval``: of label files, or of annotated boxes where no frame has labels.
         points_truth: fused labels against the same.
-        sure: pairs of point and pixel with a true class by confidence: all, and those that are
-            right.
+        pixels_sure: confidence of the pixel labels of points with a true class.
+        points_sure: that of the fused labels.
     """
 
     pixels: Int64[np.ndarray, " c1"]
@@ -75,7 +75,8 @@ class LabelStatistics:
     moved: Confusion
     pixels_truth: Confusion
     points_truth: Confusion
-    sure: Int64[np.ndarray, "2 bins"]
+    pixels_sure: Calibration
+    points_sure: Calibration
 
     def __add__(self, other: LabelStatistics) -> LabelStatistics:
         return LabelStatistics(
@@ -171,12 +172,12 @@ def label_statistics(
         for frame in frames:
             cloud = key_cloud(frame, config)
             images = read_pixels(pixels, frame)
-            fused = read_points(points, frame).label
+            fused = read_points(points, frame)
             truth = opened.of(frame, config) if scene in scored else None
             scene_from_global = frames[0].sweeps[0].global_from_lidar.inverse()
             scene_from_lidar = scene_from_global @ frame.sweeps[0].global_from_lidar
             labelled = _label_pairs(config, frame, cloud, images, scene_from_lidar)
-            total += _unchecked(len(space), images, fused[cloud.source], labelled, before)
+            total += _unchecked(len(space), images, fused.label[cloud.source], labelled, before)
             if truth is not None:
                 total += _checked(opened, truth, fused, labelled, cloud)
             before = labelled
@@ -185,9 +186,10 @@ def label_statistics(
 
 def _nothing(classes: int) -> LabelStatistics:
     counts = np.zeros(classes + 1, np.int64)
-    bins = np.zeros((2, _BINS), np.int64)
+    confidence = np.zeros(_BINS, np.int64)
     both = Confusion.empty(classes)
-    return LabelStatistics(counts, counts, bins[0], both, both, both, both, both, bins)
+    sure = Calibration.empty()
+    return LabelStatistics(counts, counts, confidence, both, both, both, both, both, sure, sure)
 
 
 def _unchecked(
@@ -218,7 +220,7 @@ def _unchecked(
 def _checked(
     opened: _Truth,
     truth: UInt8[np.ndarray, " n"],
-    fused: UInt8[np.ndarray, " n"],
+    fused: PointLabels,
     labelled: _LabelledPairs,
     cloud: Cloud,
 ) -> LabelStatistics:
@@ -227,13 +229,13 @@ def _checked(
     true = truth[cloud.source[labelled.pairs.point]]
     known = true < OTHER
     right = true == labelled.label
+    both = (truth < OTHER) & (fused.label != NONE)
     return replace(
         _nothing(classes),
         pixels_truth=Confusion.of(true, opened.in_table(labelled.label), classes),
-        points_truth=Confusion.of(truth, opened.in_table(fused), classes),
-        sure=np.stack(
-            [_by_confidence(labelled.score[known]), _by_confidence(labelled.score[known & right])]
-        ),
+        points_truth=Confusion.of(truth, opened.in_table(fused.label), classes),
+        pixels_sure=Calibration.of(labelled.score[known], right[known]),
+        points_sure=Calibration.of(fused.score[both], (truth == fused.label)[both]),
     )
 
 
@@ -335,6 +337,8 @@ def _percent(part: int, whole: int) -> str:
 
 # --- table and picture ----------------------------------------------------------------------------
 
+_CALIBRATION = "calibration error"
+
 
 def statistics_table(statistics: LabelStatistics, space: LabelSpace, title: str) -> str:
     """Table of label statistics: share, agreement and IoU of each class, then totals."""
@@ -348,20 +352,18 @@ def statistics_table(statistics: LabelStatistics, space: LabelSpace, title: str)
     }
     for name, counts in (("cameras", statistics.cameras), ("frames", statistics.frames)):
         columns[name] = {**_by_class_name(space, counts.iou()), "agreeing": counts.accuracy}
-    for name, counts in (
-        ("pixel IoU", statistics.pixels_truth),
-        ("point IoU", statistics.points_truth),
-    ):
-        if counts.points:
-            scores = {"mean": counts.miou(), "accuracy": counts.accuracy}
-            columns[name] = {**_by_class_name(space, counts.iou()), **scores}
-    rows = [
-        *space.names,
-        "labelled",
-        "agreeing",
-        *(("mean", "accuracy") if statistics.points_truth.points else ()),
-    ]
-    return score_table(title, columns, rows)
+    checked = {
+        "pixel IoU": (statistics.pixels_truth, statistics.pixels_sure),
+        "point IoU": (statistics.points_truth, statistics.points_sure),
+    }
+    checked = {name: each for name, each in checked.items() if each[0].points}
+    for name, (counts, sure) in checked.items():
+        scores = {"mean": counts.miou(), "accuracy": counts.accuracy, _CALIBRATION: sure.error}
+        columns[name] = {**_by_class_name(space, counts.iou()), **scores}
+    totals = ("mean", "accuracy", _CALIBRATION) if checked else ()
+    table = score_table(title, columns, [*space.names, "labelled", "agreeing", *totals])
+    stages = {name.removesuffix(" IoU"): counts for name, (counts, _) in checked.items()}
+    return "\n".join([table, *([mistakes_table(stages, space.names)] if stages else [])])
 
 
 def _by_class_name(space: LabelSpace, values: np.ndarray) -> dict[str, float]:
@@ -436,13 +438,14 @@ def _draw_confidence(axis: Any, statistics: LabelStatistics) -> None:
         color="0.75",
         label="pixels",
     )
-    seen, right = statistics.sure
-    if seen.any():
-        share = np.divide(
-            right, seen, out=np.full(_BINS, np.nan), where=seen >= max(20, seen.sum() // 1000)
-        )
-        axis.plot((edges[1:] + edges[:-1]) / 2, share, "o-", color="0.1", label="accuracy")
-        axis.plot([0, 1], [0, 1], ":", color="0.5", label="accuracy = confidence")
+    curves = {"pixels of points": statistics.pixels_sure, "fused points": statistics.points_sure}
+    for (name, sure), marker in zip(curves.items(), "os", strict=True):
+        shown = sure.count >= max(20, sure.count.sum() // 1000)
+        if shown.any():
+            share = sure.right[shown] / sure.count[shown]
+            text = f"accuracy of {name}, calibration error {100 * sure.error:.1f} %"
+            axis.plot(sure.confidence[shown] / sure.count[shown], share, f"{marker}-", label=text)
+    axis.plot([0, 1], [0, 1], ":", color="0.5", label="accuracy = confidence")
     axis.set_title("confidence of labelled pixels", fontsize=10)
     axis.set_xlabel("confidence", fontsize=8)
     axis.set_xlim(0, 1)

@@ -1,8 +1,10 @@
-"""Text tables of IoU per class."""
+"""Text tables of IoU and of the most frequent mistakes of each class."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+
+from clipsweep.distill.metrics import Confusion
 
 
 def score_table(
@@ -23,6 +25,35 @@ def score_table(
         for row in rows
     ]
     return "\n".join([title, head, *lines])
+
+
+def mistakes_table(stages: Mapping[str, Confusion], names: Sequence[str]) -> str:
+    """Confusion table in words: what the points of each class are taken for, most frequent first.
+
+    Classes that are never mistaken, or have no points, are left out.
+
+    Args:
+        stages: confusion matrix of each stage, by its name.
+        names: of the classes.
+    """
+    columns = [*names, "other", "no label"]
+    cells = {
+        stage: [
+            ", ".join(f"{100 * share:.0f} % {columns[column]}" for column, share in of_class)
+            for of_class in counts.mistakes()
+        ]
+        for stage, counts in stages.items()
+    }
+    first = max(len(name) for name in names)
+    widths = {stage: max(len(stage), *map(len, texts)) for stage, texts in cells.items()}
+    head = " " * first + "".join(f"  {stage:{width}}" for stage, width in widths.items())
+    lines = [
+        f"{name:{first}}" + "".join(f"  {cells[stage][row]:{widths[stage]}}" for stage in widths)
+        for row, name in enumerate(names)
+        if any(cells[stage][row] for stage in widths)
+    ]
+    title = "taken for, in % of the points of each true class:"
+    return "\n".join([title, *(line.rstrip() for line in [head, *lines])])
 
 
 def _percent(value: float | None) -> str:

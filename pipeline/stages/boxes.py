@@ -6,14 +6,20 @@ import time
 from collections.abc import Iterator, Mapping
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 
 from clipsweep.pipeline.artifacts.index import Skip
-from clipsweep.pipeline.artifacts.read import read_box_truth
+from clipsweep.pipeline.artifacts.read import key_cloud, read_box_truth
 from clipsweep.pipeline.artifacts.store import Artifact
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.datasets import DATASETS
-from clipsweep.pipeline.datasets.boxes import Box, FrameBoxes, boxes_to_parquet, read_scene_boxes
+from clipsweep.pipeline.datasets.boxes import (
+    Box,
+    FrameBoxes,
+    boxes_to_parquet,
+    found_objects,
+    read_scene_boxes,
+)
 from clipsweep.pipeline.stages.index import scene_frames, scenes_of
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import Frame
@@ -92,6 +98,27 @@ class BoxTruth:
         Raises:
             BadInput: the frame's boxes or its key sweep cannot be used.
         """
+        return read_box_truth(frame, self._boxes_of(frame), self.class_of, self.config)
+
+    def objects(
+        self,
+        frame: Frame,
+        label: UInt8[np.ndarray, " n"],
+        table_class: UInt8[np.ndarray, "256"],
+        classes: int,
+    ) -> Int64[np.ndarray, "classes 2"]:
+        """Object accuracy of the labels of a key sweep's raw points, as ``found_objects`` gives it.
+
+        Raises:
+            BadInput: as for the classes of the points.
+        """
+        cloud = key_cloud(frame, self.config)
+        pose = frame.sweeps[0].global_from_lidar
+        own = label[cloud.source]
+        boxes = self._boxes_of(frame)
+        return found_objects(boxes, self.class_of, cloud.xyz, own, pose, table_class, classes)
+
+    def _boxes_of(self, frame: Frame) -> tuple[Box, ...]:
         if frame.id in self._lost:
             raise BadInput(f"boxes of frame {frame.id}", self._lost[frame.id])
         if frame.scene != self._scene:
@@ -100,4 +127,4 @@ class BoxTruth:
         if frame.id not in self._of_scene:
             problem = f"has no boxes of frame {frame.id}"
             raise BadInput(self.boxes.path, problem, "its scene must be one of data.eval")
-        return read_box_truth(frame, self._of_scene[frame.id], self.class_of, self.config)
+        return self._of_scene[frame.id]

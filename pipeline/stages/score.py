@@ -34,8 +34,8 @@ from clipsweep.projection.frames import NONE, Frame
 # --- scores ---------------------------------------------------------------------------------------
 
 
-_LAYOUT = 2
-"""Of ``scores.json``; 2 has a confusion matrix for each scene."""
+_LAYOUT = 3
+"""Of ``scores.json``; 2 has a confusion matrix for each scene, 3 the objects of boxes."""
 
 
 def make_scores(
@@ -48,7 +48,8 @@ def make_scores(
     With ``labels.truth=boxes`` the ground truth of a class is the points in its annotated boxes. A
     point outside all boxes that is predicted as an evaluated class is a false positive. Objects far
     away may have no box, and a box holds some points of the ground beneath it: both count as
-    errors, also of a perfect labelling.
+    errors, also of a perfect labelling. The objects whose most frequent label is right are counted
+    too.
 
     Args:
         config: labels, store and what to do with bad frames.
@@ -86,6 +87,7 @@ def make_scores(
     table_class = np.full(256, NONE, np.uint8)
     table_class[: len(space)] = np.where(scoring.of_class == NONE, OTHER, scoring.of_class)
     of_scene: dict[str, Confusion] = {}
+    objects = np.zeros((len(scoring.names), 2), np.int64)
     frames = 0
     skipped = predicted.skipped()
     for frame, label in labelled_frames(config, index, predicted):
@@ -100,6 +102,8 @@ def make_scores(
             raise BadInput(
                 frame.id, f"has {len(truth)} true labels and {len(label)} predicted ones"
             )
+        if isinstance(truth_of, BoxTruth):
+            objects += truth_of.objects(frame, label, table_class, len(objects))
         found = Confusion.of(truth, table_class[label], len(scoring.names))
         of_scene[frame.scene] = of_scene[frame.scene] + found if frame.scene in of_scene else found
         frames += 1
@@ -117,6 +121,11 @@ def make_scores(
     tree = _scores(config, confusion, frames, scoring.names, predicted, student)
     tree["scenes"] = {scene: counts.tree() for scene, counts in of_scene.items()}
     tree["trained_on_eval"] = key["trained_on_eval"]
+    if isinstance(truth_of, BoxTruth):
+        tree["objects"] = {
+            name: {"objects": int(count), "right": int(right)}
+            for name, (count, right) in zip(scoring.names, objects, strict=True)
+        }
     scores.commit("scores", json.dumps(tree, indent=1).encode())
     scores.finish(["scores"], config, started, skipped)
     return scores

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clipsweep.distill.metrics import OTHER, Confusion
+from clipsweep.distill.metrics import OTHER, Calibration, Confusion
 
 TRUTH = np.array([0, 0, 0, 1, 1, 2, 255, 255], np.uint8)
 PREDICTED = np.array([0, 0, 1, 1, 255, OTHER, 0, 255], np.uint8)
@@ -75,3 +75,25 @@ def test_truth_of_no_class_counts_against_what_is_predicted_and_nowhere_else() -
     assert ((scores + scores).covered().background == 2 * scores.background).all()
     with pytest.raises(ValueError, match="beyond the last"):
         Confusion.of(np.full(1, OTHER, np.uint8), np.full(1, 3, np.uint8), 3)
+
+
+def test_mistakes_are_the_largest_of_each_row() -> None:
+    counts = np.array([[90, 7, 3, 0, 0], [0, 0, 0, 0, 0], [996, 4, 500, 300, 200]])
+    found = Confusion(counts, np.zeros(3, np.int64)).mistakes(2)
+    assert found == [[(1, 0.07), (2, 0.03)], [], [(0, 0.498), (3, 0.15)]]
+
+
+def test_the_calibration_error_equals_a_loop_over_bins() -> None:
+    random = np.random.default_rng(0)
+    confidence = np.append(random.random(5000), [0.0, 1.0])
+    right = random.random(5002) < confidence**2
+    expected = 0.0
+    for low in np.arange(20) / 20:
+        inside = (confidence >= low) & ((confidence < low + 0.05) | (low == 0.95))
+        gap = abs(right[inside].mean() - confidence[inside].mean())
+        expected += inside.sum() / len(confidence) * gap
+    parts = [slice(0, 100), slice(100, None)]
+    found = sum((Calibration.of(confidence[p], right[p]) for p in parts), Calibration.empty())
+    assert found.error == pytest.approx(expected)
+    assert expected > 0.1
+    assert np.isnan(Calibration.empty().error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,16 @@ import numpy as np
 import pytest
 
 from clipsweep.distill.metrics import OTHER
-from clipsweep.pipeline.artifacts.read import read_points
+from clipsweep.pipeline.artifacts.read import key_cloud, read_points
 from clipsweep.pipeline.artifacts.store import Artifact
 from clipsweep.pipeline.config import Config, load_config
-from clipsweep.pipeline.datasets.boxes import Box, box_truth, points_in_box, read_scene_boxes
+from clipsweep.pipeline.datasets.boxes import (
+    OBJECT_POINTS,
+    Box,
+    box_truth,
+    points_in_box,
+    read_scene_boxes,
+)
 from clipsweep.pipeline.labels import LabelsConfig, load_scoring, load_space, load_truth
 from clipsweep.pipeline.stages.boxes import BoxTruth, boxes_artifact, make_boxes
 from clipsweep.pipeline.stages.guard import LabelLeak, closed_files, label_folders, no_labels
@@ -199,6 +206,37 @@ def test_scores_are_those_counted_by_hand(given: list[str], world: Path, tool: R
         assert min(tree["in_no_box"].values()) > 0
         assert "points in annotated boxes" in scored.err
         assert "driveable surface" not in scored.err
+
+
+def test_an_object_is_right_if_most_of_its_points_are(
+    given: list[str], world: Path, tool: Run
+) -> None:
+    points = tool("label", *given).path
+    config = load_config(given)
+    index = make_index(config)
+    noise = relabelled(find_parts(Artifact(points), index, SCENES), index, config)
+    scored = tool("evaluate", *given, f"pseudo_labels={noise.path}", "labels.truth=boxes")
+    found = json.loads((scored.path / "scores.json").read_text())["objects"]
+    space = load_space(config.labels)
+    counts = {name: {"objects": 0, "right": 0} for name in found}
+    for scene in SCENES:
+        boxes = read_scene_boxes(make_boxes(config, index).payload("boxes"), scene)
+        for frame in scene_frames(index, config, scene):
+            cloud = key_cloud(frame, config)
+            label = read_points(noise, frame).label[cloud.source]
+            pose = frame.sweeps[0].global_from_lidar
+            for one in boxes[frame.id]:
+                own = space.boxes[one.category]
+                votes = Counter(label[points_in_box(one, cloud.xyz, pose)].tolist())
+                if own == NONE or sum(votes.values()) < OBJECT_POINTS:
+                    continue
+                counts[space.names[own]]["objects"] += 1
+                most = max(sorted(votes), key=votes.__getitem__)
+                counts[space.names[own]]["right"] += most == own
+    assert found == counts
+    right = sum(each["right"] for each in found.values())
+    assert 0 < right < sum(each["objects"] for each in found.values())
+    assert "objects: annotated ones" in scored.err
 
 
 def relabelled(points: Artifact, index: Artifact, config: Config) -> Artifact:

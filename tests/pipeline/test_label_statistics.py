@@ -104,7 +104,8 @@ def test_counts_are_those_of_plain_loops(made: tuple[Config, Artifact, Artifact,
     ):
         assert 0 < np.trace(expected) < expected.sum()
         np.testing.assert_array_equal(counted.counts, expected)
-    assert found.sure.sum(1).tolist() == [truth.sum(), np.trace(truth)]
+    for sure, counts in ((found.pixels_sure, truth), (found.points_sure, fused[:, :classes])):
+        assert [sure.count.sum(), sure.right.sum()] == [counts.sum(), np.trace(counts)]
 
 
 def test_no_truth_of_training_scenes_is_opened(
@@ -118,18 +119,21 @@ def test_no_truth_of_training_scenes_is_opened(
     monkeypatch.setattr(statistics, "read_truth", watched)
     found = label_statistics(*made)
     assert set(opened) == set(scenes_of(made[1], "eval")) < set(scenes_of(made[1]))
-    assert found.points_truth.points == found.sure.sum() == 0
+    assert found.points_truth.points == found.points_sure.count.sum() == 0
 
 
 def test_the_report_is_printed_and_drawn(small_world: Path, tmp_path: Path, tool: Run) -> None:
     given = [*settings(small_world, tmp_path / "store"), f"report={tmp_path / 'report.png'}"]
     made = tool("label", *given)
     assert made.path.name.startswith("points-")
-    rows = {line.split("  ")[0]: line.split()[-6:] for line in made.err.splitlines()}
+    table, mistakes = made.err.split("taken for", 1)
+    rows = {line.split("  ")[0]: line.split()[-6:] for line in table.splitlines()}
     assert rows["labelled"][2:] == ["-"] * 4
     assert float(rows["labelled"][0]) == 100  # every pixel of these label images has a label
     assert rows["car"] == ["0.0", "0.0", *rows["car"][2:]]
     assert "point IoU" in made.err
+    assert float(rows["calibration error"][-1]) > 0
+    assert "% no label" in mistakes
     assert (tmp_path / "report.png").stat().st_size > 50_000
     assert "point IoU" not in tool("label", *given, "data.eval=[]").err
 
@@ -145,8 +149,9 @@ def test_boxes_are_the_truth_where_there_are_no_label_files(
     given = [*settings(world, tmp_path / "store"), f"report={tmp_path / 'report.png'}"]
     assert ", truth from label files" in tool("label", *given).err
     without_lidarseg(world)
-    report = tool("label", *given).err
+    report, mistakes = tool("label", *given).err.split("taken for", 1)
     assert ", truth from annotated boxes" in report
+    assert "driveable surface  " not in mistakes
     rows = {line.split("  ")[0]: line.split() for line in report.splitlines()}
     assert rows["driveable surface"][-2:] == ["-", "-"]  # boxes tell nothing of it
     assert 0 <= float(rows["car"][-1]) <= 100
