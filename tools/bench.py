@@ -6,20 +6,21 @@ Benchmarks are ratios to peers measured in the same run. A row that is in the re
 and these settings is not measured again, so a stopped run goes on.
 
 usage: python tools/bench.py projection|sparse|teacher|input|ray [out=FOLDER]
-       python tools/bench.py demo|fusion|ablation|few_labels|pixels [DATA.yaml ...] [key=value ...]
-           [out=FOLDER] [smoke=true]
+       python tools/bench.py demo|fusion|ablation|rounds|few_labels|pixels [DATA.yaml ...]
+           [key=value ...] [out=FOLDER] [smoke=true]
        python tools/bench.py transfer [key=value ...] [out=FOLDER]
        python tools/bench.py tables
 
 projection, sparse and input need the sample data (CLIPSWEEP_DATA, default ../shared/data). The
 experiments take any data set with truth, and configs/demo.yaml when none is named (ablation:
 configs/ablation.yaml). demo: labels before and after fusion, the student, and the lines below and
-above it. fusion: its steps. ablation: CLIP2Scene's own. few_labels: fine-tuning on 1 to 100 % of
-the labels against training from scratch, at equal steps, on the demo's test streets. transfer:
-students of the demo's two rigs on the streets of both. pixels: settings of the teacher, on every
-pixel of the demo's images. smoke=true: the same on two streets and for one epoch, to see that it
-runs. tables: writes the tables of tools/RESULTS.md from the published rows;
-out=tools/benchmarks/results publishes.
+above it. fusion: its steps. ablation: CLIP2Scene's own. rounds: a second round of self-training
+against one of as many steps, on the demo's test streets. few_labels: fine-tuning on 1 to 100 % of
+the labels against training from scratch, at equal steps, on the same. transfer: students of the
+demo's two rigs on the streets of both. pixels: settings of the teacher, on every pixel of the
+demo's images. smoke=true: the same on two streets and for one epoch, to see that it runs. tables:
+writes the tables of tools/RESULTS.md from the published rows; out=tools/benchmarks/results
+publishes.
 """
 
 import os
@@ -45,6 +46,7 @@ from clipsweep.tools.benchmarks import (
     fleet,
     pixels,
     projection,
+    rounds,
     samples,
     sparse,
     tables,
@@ -145,6 +147,7 @@ EXPERIMENTS: dict[str, tuple[Callable[[Sequence[str]], Iterator[Job]], str]] = {
     "demo": (experiments.steps, "demo"),
     "fusion": (experiments.fusion, "demo"),
     "ablation": (experiments.ablation, "ablation"),
+    "rounds": (rounds.rounds, "demo"),
     "few_labels": (few_labels.few_labels, "demo"),
     "transfer": (experiments.transfer, ""),
     "pixels": (pixels.teacher_settings, "demo"),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from clipsweep.pipeline.artifacts.store import Artifact
-from clipsweep.tools.benchmarks import experiments, few_labels, tables
+from clipsweep.tools.benchmarks import experiments, few_labels, rounds, tables
 from clipsweep.tools.benchmarks.experiments import Line
 from tests.helpers import Run, settings
 
@@ -63,6 +63,28 @@ def test_an_ablation_line_is_the_mean_of_its_seeds(
     assert len(set(line.miou)) == 2
     wanted = f"mIoU {100 * np.mean(line.miou):.1f} ({100 * min(line.miou):.1f}-"
     assert wanted in tables.score(dataclasses.asdict(line))
+
+
+@pytest.mark.slow
+def test_a_second_round_stands_beside_one_of_as_many_steps(
+    small_world: Path, tmp_path: Path, tool: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(few_labels, "SEEDS", (0,))
+    monkeypatch.setattr(rounds, "LIMITS", {"without class priors": ["fusion.limits=false"]})
+    shared = ["objectives.semantic.targets=points", "train.batch_size=1"]
+    given = [*settings(small_world, tmp_path / "store"), *shared]
+    lines = {job.name: job.make() for job in rounds.rounds(given)}
+    assert len(lines) == 3 * 2
+    student = tool("pretrain", *given, "rounds=2", "fusion.limits=false").path
+    scored = tool("evaluate", *given, f"student={student}", "consolidate=true").path
+    two = lines["two rounds, consolidated, without class priors"]
+    assert two.miou == [pytest.approx(json.loads((scored / "scores.json").read_text())["miou"])]
+    gains = {gain.over: gain.miou for gain in two.gains}
+    for over, gain in gains.items():
+        assert gain == pytest.approx(two.miou[0] - lines[f"{over}, without class priors"].miou[0])
+    assert set(gains) == {"one round, one pass", "one round, the steps of two, consolidated"}
+    steps = sorted(_steps(Artifact(path)) for path in (tmp_path / "store").glob("student-*"))
+    assert steps == [steps[0], steps[0], 2 * steps[0]]
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from clipsweep.pipeline.stages.dataset import training_steps
 from clipsweep.pipeline.stages.finetune import make_finetuned
 from clipsweep.pipeline.stages.fit import training_frames
 from clipsweep.pipeline.stages.index import make_index
-from clipsweep.pipeline.stages.predict import make_predictions
+from clipsweep.pipeline.stages.labelled import open_labels
 from clipsweep.pipeline.stages.pretrain import make_pretrained
 from clipsweep.pipeline.stages.protocols import labelled_subset
 from clipsweep.tools.benchmarks.bootstrap import paired_gain
@@ -67,11 +67,11 @@ def few_labels(arguments: Sequence[str]) -> Iterator[Job]:
 
     @functools.cache
     def start() -> Trees:
-        return [_scored(given, _pretrained(given)) for given in _seeds(arguments)]
+        return [scored(given, pretrained(given)) for given in of_seeds(arguments)]
 
     @functools.cache
     def trained(protocol: str, arm: Arm) -> Trees:
-        return [_scored(given, _tuned(given, protocol, arm)) for given in _seeds(arguments)]
+        return [scored(given, _tuned(given, protocol, arm)) for given in of_seeds(arguments)]
 
     def line(protocol: str, arm: Arm) -> Line:
         trees = trained(protocol, arm)
@@ -89,11 +89,13 @@ def few_labels(arguments: Sequence[str]) -> Iterator[Job]:
                 yield Job(f"{protocol}, {arm.name}", given, functools.partial(line, protocol, arm))
 
 
-def _seeds(arguments: Sequence[str]) -> list[list[str]]:
+def of_seeds(arguments: Sequence[str]) -> list[list[str]]:
+    """Settings with each of ``SEEDS``."""
     return [[*arguments, f"seed={seed}"] for seed in SEEDS]
 
 
-def _pretrained(arguments: Sequence[str]) -> str:
+def pretrained(arguments: Sequence[str]) -> str:
+    """Pre-trains a student; gives its folder."""
     return str(make_pretrained(open_data(arguments)).path)
 
 
@@ -110,15 +112,21 @@ def _tuned(arguments: Sequence[str], protocol: str, arm: Arm) -> str:
     kind = "consolidated" if arm.unlabelled else "none"
     given = [*arguments, f"protocol={protocol}", f"train.epochs={epochs}"]
     tuning = load_config([*given, f"finetune.unlabelled={kind}"])
-    before = _pretrained(arguments)
+    before = pretrained(arguments)
     points = make_consolidated(tuning, index, before, "train") if arm.unlabelled else None
     source = before if arm.pretrained else "none"
     return str(make_finetuned(tuning, source, str(points.path) if points else "").path)
 
 
-def _scored(arguments: Sequence[str], student: str) -> dict[str, Any]:
-    """Scores a student on the test streets; of other data than the demo, on their own split."""
+def scored(arguments: Sequence[str], student: str, consolidate: bool = False) -> dict[str, Any]:
+    """Scores a student on the test streets; of other data than the demo, on their own split.
+
+    Args:
+        arguments: settings of the student's data.
+        student: its folder.
+        consolidate: its predictions are consolidated over views and time.
+    """
     elsewhere = any(argument.startswith("data.root=") for argument in arguments)
     config = open_data(arguments if elsewhere else [*arguments, TEST])
     index = make_index(config)
-    return score(config, index, make_predictions(config, index, student), student)
+    return score(config, index, open_labels(config, index, student, "", consolidate), student)

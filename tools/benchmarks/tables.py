@@ -159,6 +159,7 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], list[list[str]]]]] = {
     "demo": ("demo", _scores),
     "demo by class": ("demo", _classes),
     "fusion": ("fusion", _fusion),
+    "rounds": ("rounds", _gained),
     "few labels": ("few_labels", _gained),
     "transfer": ("transfer", _scores),
     "teacher settings": ("pixels", _scores),
