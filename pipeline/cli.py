@@ -11,7 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 
 from clipsweep.distill.training.loop import NotFinite
 from clipsweep.pipeline.artifacts.index import Skip
+from clipsweep.pipeline.artifacts.lock import store_in_use
 from clipsweep.pipeline.artifacts.store import Artifact
 from clipsweep.pipeline.config import Setting, describe, load_arguments, load_config, recipe
 from clipsweep.pipeline.run.ready import check_ready
@@ -101,6 +102,8 @@ def main(
     run: Callable[..., Made],
     own: type | None = None,
     arguments: Sequence[str] | None = None,
+    *,
+    uses_store: bool = True,
 ) -> int:
     """Runs a tool from the command line, and gives its exit status.
 
@@ -112,6 +115,7 @@ def main(
         run: the tool; takes the configuration and, if it has some, its own arguments.
         own: dataclass of the tool's own arguments; None if it has none.
         arguments: the command line without the program's name.
+        uses_store: nothing may be deleted from the store while the tool runs.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if {"-h", "--help"} & set(given):
@@ -133,7 +137,8 @@ def main(
             if "--quiet" in given:
                 config = replace(config, run=replace(config.run, progress=False))
             check_ready(config)
-            made = run(config, *inputs)
+            with store_in_use(config.store) if uses_store else nullcontext():
+                made = run(config, *inputs)
     except (BadInput, Incomplete, NotFinite, OSError) as error:
         if "--traceback" in given:
             traceback.print_exc()

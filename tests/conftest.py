@@ -94,7 +94,10 @@ def tool(capsys: pytest.CaptureFixture[str]) -> Run:
         module = importlib.import_module(f"clipsweep.tools.{name}")
         own = getattr(module, "Arguments", None)
         capsys.readouterr()
-        status = main(module.__doc__, module.KEYS, module.run, own, arguments)
+        uses_store = name != "status"  # it locks the store itself
+        status = main(
+            module.__doc__, module.KEYS, module.run, own, arguments, uses_store=uses_store
+        )
         return Outcome(status, *capsys.readouterr())
 
     return run

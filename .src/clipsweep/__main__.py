@@ -16,7 +16,7 @@ TOOLS = {
     "Pseudo-labels": ("label", "export_labels"),
     "Training": ("pretrain", "finetune"),
     "Results": ("evaluate", "view"),
-    "Clusters, measurements, settings": ("submit", "bench", "config"),
+    "Store, clusters, measurements, settings": ("status", "submit", "bench", "config"),
 }
 _FOLDER = Path(__file__).parent / "tools"
 

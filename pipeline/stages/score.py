@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -127,7 +128,8 @@ def make_scores(
             for name, (count, right) in zip(scoring.names, objects, strict=True)
         }
     scores.commit("scores", json.dumps(tree, indent=1).encode())
-    scores.finish(["scores"], config, started, skipped)
+    facts = {"miou": tree["miou"], "student": Path(student).name}
+    scores.finish(["scores"], config, started, skipped, **facts)
     return scores
 
 

@@ -1,0 +1,55 @@
+"""Lock of an artifact store: tools share it while they run, and nothing is deleted meanwhile.
+
+It is a ``flock``, which ends with the process that holds it, however that ends.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from clipsweep.projection.errors import BadInput
+
+_NAME = ".lock"
+
+
+@contextmanager
+def store_in_use(store: str) -> Iterator[None]:
+    """Shared lock context: a tool makes or reads artifacts of a store.
+
+    A store that cannot be written is not locked: nothing can be deleted there either.
+    """
+    descriptor = None
+    with suppress(OSError):  # the stage that writes there reports it
+        Path(store).mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(Path(store) / _NAME, os.O_RDWR | os.O_CREAT, 0o666)
+    if descriptor is None:
+        yield
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def store_alone(store: str) -> Iterator[None]:
+    """Exclusive lock context: nothing else runs on a store, so that artifacts can be deleted.
+
+    Raises:
+        BadInput: a tool is running on it.
+    """
+    descriptor = os.open(Path(store) / _NAME, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            cure = "wait until it has ended"
+            raise BadInput(store, "is in use: a tool is running on it", cure) from None
+        yield
+    finally:
+        os.close(descriptor)
