@@ -482,7 +482,7 @@ def _checked(
     source: str,
     also: Sequence[str],
 ) -> dict[str, Any]:
-    """Validates keys of a YAML tree: all known, texts where texts belong, lists split at commas."""
+    """Validates keys of a YAML tree: all known, of their types, lists split at commas."""
     parts = _parts(group)
     checked: dict[str, Any] = {}
     for key, value in values.items():

@@ -110,7 +110,7 @@ class SweepLayout:
     Attributes:
         columns: float32 values a point, x, y, z [m] and intensity first: 5 in nuScenes files, 4 in
             KITTI's.
-        intensity_scale: the file's intensity of a full return.
+        intensity_scale: the file's largest intensity.
         ego_box_m: returns with |x| and |y| below this in their own LiDAR frame hit the car itself
             and are left out; 0 keeps all [m].
         bad_share: share of a sweep's points that may have coordinates that are not finite or beyond

@@ -76,7 +76,7 @@ def cell_keys(
 class PairLists:
     """Kernel map of a sparse convolution: pairs of input and output rows by kernel offset.
 
-    Within a list no row stands twice, on either side.
+    Within a list each row is there once, on either side.
 
     Attributes:
         source: rows of the input.
@@ -124,10 +124,10 @@ def _pack(coords: Int32[np.ndarray, "v 4"]) -> UInt64[np.ndarray, " v"]:
 
 
 def index_coords(coords: Int32[np.ndarray, "v 4"]) -> CellIndex:
-    """Hash table of distinct voxels (batch, c0, c1, c2), numbered as they stand.
+    """Hash table of distinct voxels (batch, c0, c1, c2), numbered in the order given.
 
     Raises:
-        ValueError: a row stands twice, or is beyond 2^18 cells or batch 127.
+        ValueError: a row is there twice, or is beyond 2^18 cells or batch 127.
     """
     index, _ = index_cells(_pack(coords))
     if len(index) != len(coords):

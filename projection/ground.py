@@ -166,7 +166,7 @@ def _lowest(
 def _track(
     low: Float32[np.ndarray, "h w"], poses: Sequence[Pose], corner: Float64[np.ndarray, "2"]
 ) -> Float32[np.ndarray, "h w"]:
-    """Seeds of the ground: height of the road where the sensor drove, NaN in all other cells."""
+    """Ground seeds: height of the road where the sensor drove, NaN in all other cells."""
     seed = np.full(low.shape, np.nan, np.float32)
     reach = round(_TRACK_M / _CELL_M)
     cells = [((pose.translation[:2] - corner) / _CELL_M).astype(int) for pose in poses]

@@ -13,8 +13,9 @@ usage: python tools/bench.py projection|sparse|teacher|input|ray [out=FOLDER]
 
 projection, sparse and input need the sample data (CLIPSWEEP_DATA, default ../shared/data). The
 experiments take any data set with truth, and configs/demo.yaml when none is named (ablation:
-configs/ablation.yaml). demo: labels before and after fusion, the student, and the lines below and
-above it. fusion: its steps. ablation: CLIP2Scene's own. rounds: a second round of self-training
+configs/ablation.yaml). demo: labels before and after fusion, the student, a student with random
+weights and one of all labels. fusion: what each of its steps gives. ablation: that of the
+CLIP2Scene paper. rounds: a second round of self-training
 against one of as many steps, on the demo's test streets. few_labels: fine-tuning on 1 to 100 % of
 the labels against training from scratch, at equal steps, on the same. transfer: students of the
 demo's two rigs on the streets of both. pixels: settings of the teacher, on every pixel of the

@@ -2,8 +2,8 @@
 
 The student is a pre-trained one, or one with random weights; ``protocol`` gives the share.
 
-usage: python tools/finetune.py DATA.yaml FINETUNE.yaml student=FOLDER|none [protocol=scene@1%]
-           [key=value ...]
+usage: python tools/finetune.py DATA.yaml [FINETUNE.yaml] student=FOLDER|none
+           [protocol=scene@1%] [key=value ...]
 """
 
 import sys

@@ -2,7 +2,7 @@
 
 With a student, it labels the points instead, consolidated over views of a sweep and over time.
 
-usage: python tools/label.py DATA.yaml LABEL.yaml [report=labels.png] [key=value ...]
+usage: python tools/label.py DATA.yaml [LABEL.yaml] [report=labels.png] [key=value ...]
        python tools/label.py DATA.yaml student=FOLDER [report=labels.png] [key=value ...]
 """
 

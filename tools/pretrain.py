@@ -2,7 +2,7 @@
 
 Makes first whatever that needs: index, pixel labels, point labels.
 
-usage: python tools/pretrain.py DATA.yaml PRETRAIN.yaml [key=value ...]
+usage: python tools/pretrain.py DATA.yaml [PRETRAIN.yaml] [key=value ...]
 
 run.executor=ray run.workers=N trains on N workers of Ray Train; torchrun --nproc-per-node=N
 tools/pretrain.py ... needs no Ray.

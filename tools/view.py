@@ -2,8 +2,8 @@
 
 The bird's-eye view shows labels, truth and errors side by side.
 
-usage: python tools/view.py DATA.yaml pseudo_labels=FOLDER|student=FOLDER [frame=ID] out=overlay.png
-           [key=value ...]
+usage: python tools/view.py DATA.yaml pseudo_labels=FOLDER|student=FOLDER [frame=ID]
+           [out=overlay.png] [key=value ...]
 """
 
 import sys
@@ -69,7 +69,7 @@ def run(config: Config, arguments: Arguments) -> Made:
     cloud = key_cloud(frame, config)
     others = config.labels.truth or config.labels.names  # then the truth's classes are not these
     truth = None if others else read_truth(frame, space, config)
-    title = f"{frame.scene}, frame {frame.id}, {predicted.id}"
+    kind = "predictions" if arguments.student else "pseudo-labels"
     rows = cloud.source
     figure = draw_frame(
         frame,
@@ -78,7 +78,7 @@ def run(config: Config, arguments: Arguments) -> Made:
         None if truth is None else truth[rows],
         space,
         config.fusion,
-        title,
+        kind,
     )
     out = Path(
         arguments.out or f"{config.store}/view-{predicted.id}-{frame.id.replace('/', '-')}.png"

@@ -33,7 +33,7 @@ class Sites:
 
     Raises:
         ModuleNotFoundError: spconv is asked for and not installed.
-        ValueError: a row stands twice or is out of range (see ``projection.grid.index_coords``).
+        ValueError: a row is there twice or is out of range (see ``projection.grid.index_coords``).
     """
 
     def __init__(self, coords: Int32[Tensor, "v 4"], backend: Backend = "auto") -> None:

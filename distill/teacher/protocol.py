@@ -26,7 +26,7 @@ class TeacherConfig:
         str,
         Field(
             description="where pixel labels come from: label images made elsewhere, a CLIP model, "
-            "or a ViT's features without names",
+            "or features of a ViT, which knows no class names",
         ),
     ] = "maskclip"
     own: object = field(default_factory=MaskClipConfig)

@@ -288,7 +288,7 @@ def read_label_files(index: Path) -> list[str]:
 
 
 def read_scenes(index: Path, roles: Sequence[str] = ("train", "eval")) -> dict[str, int]:
-    """Reads the scenes with a role (``train``, ``eval``), and their number of key frames."""
+    """Reads the scenes of a split (``train``, ``eval``), and their number of key frames."""
     with undamaged(index):
         table = pq.read_table(index, columns=["scene", *roles])
         counts: dict[str, int] = {}

@@ -42,7 +42,7 @@ class DataConfig(Generic[Own]):
     ] = 5
     intensity_scale: Annotated[
         float,
-        Field(ge=0.001, le=1e9, description="intensity of a full return in the sweep files"),
+        Field(ge=0.001, le=1e9, description="largest intensity in the sweep files (255 or 1)"),
     ] = 255.0
     sensor_height_m: Annotated[
         float,

@@ -90,6 +90,8 @@ def tables(config: DataConfig[SemanticKittiConfig]) -> list[Path]:
     sequences = _sequences(config, names)
     if not sequences:
         folder = Path(config.root) / "sequences"
+        if not folder.is_dir():
+            raise BadInput(folder, "no such folder", "set data.root")
         raise no_scene(folder, next(iter(names), ""), _present(folder), "sequence")
     return [path for name in sequences for path in _sources(config, name)]
 

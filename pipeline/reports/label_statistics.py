@@ -309,9 +309,8 @@ def statistics_warnings(statistics: LabelStatistics, space: LabelSpace) -> list[
             if gone > _GROUND_MOVED * seen:
                 to = _largest(objects, int(counts[own, -1]), seen, space)
                 warnings.append(
-                    f"{name}: {_percent(gone, seen)} of the points that pixels call so are not "
-                    "ground"
-                    f" after fusion ({to})"
+                    f"{name}: {_percent(gone, seen)} of the points of such pixels are not ground "
+                    f"after fusion ({to})"
                 )
         elif counts[:, own].sum() < _CLASS_LOST * seen:
             left = _percent(int(counts[:, own].sum()), seen)
@@ -380,7 +379,7 @@ def draw_statistics(statistics: LabelStatistics, space: LabelSpace, title: str) 
     figure.suptitle(title)
     axes: Any = figure.subplots(2, 2)
     (balance, confidence), (agreement, truth) = axes
-    counts = {"pixels": statistics.pixels, "fused points": statistics.points}
+    counts = {"pixels": statistics.pixels, "fused labels": statistics.points}
     shares = {
         f"{name}, {100 * _labelled(n):.1f} % labelled": n[:-1] / max(1, n[:-1].sum())
         for name, n in counts.items()
@@ -395,8 +394,8 @@ def draw_statistics(statistics: LabelStatistics, space: LabelSpace, title: str) 
     agreeing = {
         f"{name}, {100 * c.accuracy:.1f} % agree": c.iou() for name, c in both.items() if c.points
     }
-    _bars(agreement, space, agreeing, "of those that either calls so, both do")
-    against = {"pixels of points": statistics.pixels_truth, "fused points": statistics.points_truth}
+    _bars(agreement, space, agreeing, "intersection over union of both labels")
+    against = {"pixel labels": statistics.pixels_truth, "fused labels": statistics.points_truth}
     right = {
         f"{name}, mIoU {100 * c.miou():.1f}": c.iou() for name, c in against.items() if c.points
     }
@@ -438,7 +437,7 @@ def _draw_confidence(axis: Any, statistics: LabelStatistics) -> None:
         color="0.75",
         label="pixels",
     )
-    curves = {"pixels of points": statistics.pixels_sure, "fused points": statistics.points_sure}
+    curves = {"pixel labels": statistics.pixels_sure, "fused labels": statistics.points_sure}
     for (name, sure), marker in zip(curves.items(), "os", strict=True):
         shown = sure.count >= max(20, sure.count.sum() // 1000)
         if shown.any():

@@ -36,7 +36,7 @@ def draw_frame(
     truth: UInt8[np.ndarray, " n"] | None,
     space: LabelSpace,
     fusion: FusionConfig,
-    title: str,
+    kind: str,
 ) -> Figure:
     """Plots a labelled key frame: points on its camera images, and bird's-eye views.
 
@@ -49,12 +49,12 @@ def draw_frame(
         truth: true class of each, 255 = ignored; None where there is no truth.
         space: names and colours.
         fusion: occlusion test, the same as in labelling.
-        title: head line.
+        kind: of labels: predictions or pseudo-labels.
     """
     columns = min(max(len(frame.cameras), 1), 3)
     rows = -(-max(len(frame.cameras), 1) // columns)
     figure = Figure(figsize=(18, 3.5 * rows + 6.5), layout="constrained", dpi=110)
-    figure.suptitle(title)
+    figure.suptitle(f"{kind}, scene {frame.scene}, key frame {frame.id}")
     halves: Any = figure.subfigures(2, 1, height_ratios=(3.5 * rows, 6.5))
     upper, lower = halves
     axes = upper.subplots(rows, columns, squeeze=False).ravel()
@@ -74,11 +74,11 @@ def draw_frame(
             linewidths=0,
         )
         axis.set_title(camera.name, fontsize=8)
-    panels = {"labels": _class_colors(label, space)}
+    panels = {kind: _class_colors(label, space)}
     if truth is not None:
         panels |= {
             "truth": _class_colors(truth, space),
-            "errors (red)": _error_colors(label, truth),
+            "red: wrong, green: right, grey: no truth or no label": _error_colors(label, truth),
         }
     for axis, (name, colors) in zip(
         lower.subplots(1, len(panels), squeeze=False).ravel(), panels.items(), strict=True
@@ -97,7 +97,7 @@ def draw_frame(
         )
         for c in seen[seen < len(space)]
     ]
-    lower.legend(handles=marks, loc="outside lower center", ncols=8, fontsize=8)
+    figure.legend(handles=marks, loc="outside lower center", ncols=8, fontsize=8)
     return figure
 
 
@@ -134,6 +134,7 @@ def _from_above(
     axis.set_ylim(-_REACH_M, _REACH_M)
     axis.set_aspect("equal")
     axis.set_xlabel("x of the LiDAR frame [m]", fontsize=7)
+    axis.set_ylabel("y [m]", fontsize=7)
     axis.tick_params(labelsize=7)
 
 

@@ -55,7 +55,7 @@ class Targets:
 
 
 def no_targets(frame: Frame, cloud: Cloud) -> Targets:
-    """Training targets of a frame without any."""
+    """Training targets of a frame that has no labels: all points ignored."""
     nothing = np.empty(0, np.int64)
     return Targets(nothing, nothing)
 

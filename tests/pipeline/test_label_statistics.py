@@ -200,7 +200,7 @@ def test_road_that_becomes_cars_is_warned_of() -> None:
     found = moved({(road, road): 540, (road, car): 100, (road, "pedestrian"): 20, (road, ""): 340})
     (warning,) = statistics.statistics_warnings(found, load_space(Config().labels))
     assert warning == (
-        "driveable surface: 46 % of the points that pixels call so are not ground after fusion"
+        "driveable surface: 46 % of the points of such pixels are not ground after fusion"
         " (34 % no label, 10 % car, 2 % pedestrian)"
     )
 

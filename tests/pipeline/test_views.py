@@ -37,7 +37,9 @@ def test_one_grey_camera_is_drawn_grey_and_alone(tmp_path: Path) -> None:
     cloud = Cloud(xyz, rest, rest, np.zeros(2, np.uint8), row, np.zeros((1, 3), np.float32))
     label = np.array([0, 255], np.uint8)
     space = load_space(LabelsConfig(space="semantickitti19"))
-    above, below = draw_frame(frame, cloud, label, None, space, FusionConfig(), "title").subfigs
+    above, below = draw_frame(
+        frame, cloud, label, None, space, FusionConfig(), "predictions"
+    ).subfigs
     (axis,) = above.axes
     drawn = axis.images[0].get_array()
     assert drawn.shape == (6, 8, 3)
@@ -65,4 +67,4 @@ def test_only_jpeg_and_png_are_opened(tmp_path: Path) -> None:
     cloud = Cloud(place, nothing, nothing, np.zeros(0, np.uint8), np.zeros(0, np.int32), place)
     space = load_space(LabelsConfig(space="semantickitti19"))
     with pytest.raises(BadInput, match="cannot be decoded"):
-        draw_frame(frame, cloud, np.zeros(0, np.uint8), None, space, FusionConfig(), "title")
+        draw_frame(frame, cloud, np.zeros(0, np.uint8), None, space, FusionConfig(), "predictions")
