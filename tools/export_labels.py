@@ -1,4 +1,6 @@
-"""Exports labels of data.eval in a data set's official format: predictions or pseudo-labels.
+"""Exports labels of data.eval: a data set's official format, or coloured LAS, PLY, PCD files.
+
+They are a student's predictions, or pseudo-labels.
 
 Frames of data.eval alone are written: data.eval=test for a submission, data.eval=train for
 pseudo-labels to train on.
@@ -16,13 +18,14 @@ from typing import Annotated
 
 from pydantic import Field
 
-from clipsweep.pipeline.artifacts.read import read_points
+from clipsweep.pipeline.artifacts.read import key_cloud, read_points
 from clipsweep.pipeline.artifacts.store import check_absent
 from clipsweep.pipeline.cli import Made, main, say
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.datasets import DATASETS
 from clipsweep.pipeline.datasets.export import Format, pseudo_labels, submission
 from clipsweep.pipeline.labels import load_space
+from clipsweep.pipeline.reports.clouds import CLOUDS, export_frames, export_maps
 from clipsweep.pipeline.stages.index import make_index
 from clipsweep.pipeline.stages.labelled import labelled_frames, open_labels
 from clipsweep.projection.errors import BadInput
@@ -51,8 +54,19 @@ class Arguments:
     ] = False
     format: Annotated[
         str,
-        Field(description="data.kind whose official format to write; empty is the data's own"),
+        Field(
+            description="data.kind whose official format to write; empty is the data's own. las, "
+            "ply, pcd: point clouds with colours, class ids and names"
+        ),
     ] = ""
+    merge: Annotated[
+        bool,
+        Field(description="las, ply, pcd: one map of each scene, in world coordinates"),
+    ] = False
+    voxel_m: Annotated[
+        float,
+        Field(ge=0.001, le=100, description="of a map, which keeps a point of each voxel [m]"),
+    ] = 0.1
     out: Annotated[
         str,
         Field(description="new folder to write, outside of data.root; empty is one in the store"),
@@ -63,15 +77,29 @@ def run(config: Config, arguments: Arguments) -> Made:
     if arguments.out:
         check_absent(Path(arguments.out))  # before hours of predicting
         _check_outside(Path(arguments.out), Path(config.data.root))
-    chosen = _format(config, arguments)
+    chosen = None if arguments.format in CLOUDS else _format(config, arguments)
+    if chosen is not None and arguments.merge:
+        problem = f"is true with the format of {arguments.format or config.data.kind}"
+        raise BadInput("merge", problem, f"give format={', '.join(CLOUDS)}")
     index = make_index(config)
     space = load_space(config.labels)
     split = config.data.eval[0] if len(config.data.eval) == 1 else "eval"
     predicted = open_labels(
         config, index, arguments.student, arguments.pseudo_labels, arguments.consolidate
     )
-    out = Path(arguments.out or f"{config.store}/export-{split}-{predicted.id}")
-    if arguments.pseudo_labels:
+    kind = f"-{arguments.format}{'-map' * arguments.merge}" if chosen is None else ""
+    out = Path(arguments.out or f"{config.store}/export-{split}-{predicted.id}{kind}")
+    if chosen is None:
+        labelled = (
+            (frame, cloud, label[cloud.source])
+            for frame, label in labelled_frames(config, index, predicted)
+            for cloud in [key_cloud(frame, config)]
+        )
+        if arguments.merge:
+            export_maps(out, arguments.format, space, labelled, arguments.voxel_m)
+        else:
+            export_frames(out, arguments.format, space, labelled)
+    elif arguments.pseudo_labels:
         labels = (
             (frame, read_points(predicted, frame))
             for frame, _ in labelled_frames(config, index, predicted)
@@ -97,7 +125,8 @@ def _format(config: Config, arguments: Arguments) -> Format:
         problem = (
             "is no official format" if arguments.format else "is empty, and the data have none"
         )
-        raise BadInput(f"format={arguments.format}", problem, f"give {' or '.join(formats)}")
+        known = [*formats, *CLOUDS]
+        raise BadInput(f"format={arguments.format}", problem, f"give {' or '.join(known)}")
     return own
 
 
