@@ -53,8 +53,8 @@ def test_every_requirement_is_pinned_to_a_version_that_setup_allows() -> None:
             assert requirement.specifier.contains(pins()[requirement.name]), requirement
 
 
-def test_the_test_extra_brings_ray() -> None:
-    assert "clipsweep[ray]" in setup()["options.extras_require"]["test"].split()
+def test_the_test_extra_brings_all_others() -> None:
+    assert "clipsweep[ray,view]" in setup()["options.extras_require"]["test"].split()
 
 
 @pytest.mark.parametrize("name", IMAGES)
