@@ -77,7 +77,8 @@ def inventory(store: str) -> list[Entry]:
 def _entry(path: Path) -> Entry:
     artifact = Artifact(path)
     size, changed = _size(path)
-    stage, what = artifact.stage, _KINDS[artifact.stage]
+    stage = artifact.stage
+    what = _KINDS[stage]
     if not artifact.whole:
         done = len(list((path / "done").glob("*.json")))
         state = f"unfinished, {done} shard(s)" if done else "unfinished"
@@ -97,7 +98,8 @@ def _entry(path: Path) -> Entry:
 
 def _size(folder: Path) -> tuple[int, float]:
     """Bytes of all files below a folder, and when the newest changed."""
-    size, changed = 0, folder.stat().st_mtime
+    size = 0
+    changed = folder.stat().st_mtime
     for root, _, names in os.walk(folder):
         for name in names:
             status = (Path(root) / name).lstat()

@@ -149,7 +149,8 @@ def test_a_map_has_the_first_point_of_each_voxel(
 
 def test_a_key_is_new_once() -> None:
     rng = np.random.default_rng(0)
-    taken, seen = _Taken(), set[int]()
+    taken = _Taken()
+    seen = set[int]()
     for _ in range(50):
         keys = rng.integers(0, 3000, 200).astype(np.uint64)
         expected = []
