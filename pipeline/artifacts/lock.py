@@ -20,12 +20,15 @@ _NAME = ".lock"
 def store_in_use(store: str) -> Iterator[None]:
     """Shared lock context: a tool makes or reads artifacts of a store.
 
-    A store that cannot be written is not locked: nothing can be deleted there either.
+    A store that cannot be written is not locked: nothing can be deleted there either. One that was
+    not there and got nothing is not there afterwards.
     """
+    path = Path(store)
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
     descriptor = None
     with suppress(OSError):  # the stage that writes there reports it
-        Path(store).mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(Path(store) / _NAME, os.O_RDWR | os.O_CREAT, 0o666)
+        path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path / _NAME, os.O_RDWR | os.O_CREAT, 0o666)
     if descriptor is None:
         yield
         return
@@ -33,6 +36,12 @@ def store_in_use(store: str) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         yield
     finally:
+        with suppress(OSError):  # another tool has started there
+            if new and os.listdir(path) == [_NAME]:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                (path / _NAME).unlink()
+                for folder in new:
+                    folder.rmdir()
         os.close(descriptor)
 
 

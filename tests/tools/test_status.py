@@ -60,6 +60,18 @@ def test_nothing_is_deleted_while_a_tool_runs(store: Path, tool: Run) -> None:
     assert {path.name for path in store.iterdir()} == before
 
 
+def test_a_store_that_got_nothing_is_not_left_behind(tmp_path: Path) -> None:
+    with store_in_use(str(tmp_path / "new/store")):
+        assert (tmp_path / "new/store").is_dir()
+    assert not (tmp_path / "new").exists()
+    with store_in_use(str(tmp_path / "new")):
+        (tmp_path / "new/artifact").touch()
+    assert (tmp_path / "new/artifact").is_file()
+    (tmp_path / "file").touch()
+    with store_in_use(str(tmp_path / "file/store")):
+        pass
+
+
 @pytest.mark.parametrize(
     ("manifest", "state"),
     [("{", "cannot be read"), ("{}", "is no manifest"), (None, "unfinished, 1 shard(s)")],

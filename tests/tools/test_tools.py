@@ -31,7 +31,7 @@ def test_from_logs_to_a_scored_student_and_its_export(
     given = settings(small_world, tmp_path / "store")
     student = tool("pretrain", *given).path
     assert student.name.startswith("student-")
-    stages = sorted(path.name.split("-")[0] for path in (tmp_path / "store").iterdir())
+    stages = sorted(path.name.split("-")[0] for path in (tmp_path / "store").glob("*-*"))
     assert stages == ["index", "pixels", "points", "poses", "student"]
     assert {"config.json", "model.safetensors", "metrics.jsonl"} <= {
         path.name for path in student.iterdir()
