@@ -97,9 +97,17 @@ def test_a_name_longer_than_any_file_system_takes_has_a_cure(tool: Run) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-@pytest.mark.parametrize("arguments", [["config"], ["config", "--table"], ["label", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [f"{ROOT}/tools/config.py"],
+        [f"{ROOT}/tools/config.py", "--table"],
+        [f"{ROOT}/tools/label.py", "--help"],
+        ["-m", "clipsweep", "--help"],
+    ],
+)
 def test_a_full_disk_behind_stdout_is_one_line(arguments: list[str]) -> None:
-    command = [sys.executable, f"{ROOT}/tools/{arguments[0]}.py", *arguments[1:]]
+    command = [sys.executable, *arguments]
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 1
