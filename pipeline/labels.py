@@ -470,8 +470,8 @@ def _boxed(scoring: Scoring, truth: LabelSpace) -> Scoring:
     return Scoring(scoring.name, names, place[scoring.of_class], place[scoring.of_truth])
 
 
-def load_teacher_map(name: str, space: LabelSpace) -> UInt8[np.ndarray, "256"]:
-    """Loads the class mapping of a teacher's label images, 255 = none.
+def load_teacher_map(name: str, space: LabelSpace) -> tuple[UInt8[np.ndarray, "256"], int]:
+    """Loads the class mapping of a teacher's label images, 255 = none, and its number of ids.
 
     Such a mapping is ``configs/labels/cityscapes19.yaml``.
 
@@ -492,7 +492,7 @@ def load_teacher_map(name: str, space: LabelSpace) -> UInt8[np.ndarray, "256"]:
         )
     table = np.full(256, NONE, np.uint8)
     table[: len(names)] = _mapping(path, mapping, names, space.names)
-    return table
+    return table, len(names)
 
 
 def _table(path: Path, tree: dict[str, Any], most: int) -> tuple[str, ...]:

@@ -48,6 +48,7 @@ class Precomputed:
         class_of_id: class of each id in the images, 255 = none.
         classes: number of classes.
         size_hw: size that every label image must have [px].
+        ids: number of ids that have a meaning, from 0 on; 255 is none, others are refused.
     """
 
     def __init__(
@@ -57,12 +58,14 @@ class Precomputed:
         class_of_id: UInt8[np.ndarray, "256"],
         classes: int,
         size_hw: tuple[int, int] = (512, 1024),
+        ids: int = 256,
     ) -> None:
         self._data_root = data_root
         self._label_root = label_root
         self._class_of_id = class_of_id
         self._classes = classes
         self._size_hw = (size_hw[0], size_hw[1])
+        self._ids = ids
         known = class_of_id[class_of_id != NONE]
         if known.size and known.max() >= classes:
             raise ValueError(f"an id stands for class {known.max()} of {classes}")
@@ -88,8 +91,8 @@ class Precomputed:
         """Pixel labels of camera images, in order.
 
         Raises:
-            BadInput: a label image is missing, damaged, not 8-bit, of another size, or not below
-                the label folder.
+            BadInput: a label image is missing, damaged, not 8-bit, of another size, not below the
+                label folder, or has an id without a meaning.
         """
         return all_or_raise(self.stream(cameras))
 
@@ -106,7 +109,13 @@ class Precomputed:
         return np.unique(_read_ids(self._path(camera), self._size_hw)).tolist()
 
     def _read(self, camera: Camera) -> PixelLabels:
-        label = self._class_of_id[_read_ids(self._path(camera), self._size_hw)]
+        path = self._path(camera)
+        ids = _read_ids(path, self._size_hw)
+        unknown = ids[(ids >= self._ids) & (ids != NONE)]
+        if unknown.size:
+            problem = f"has the id {unknown.max()}, the map knows 0 to {self._ids - 1} and 255"
+            raise BadInput(path, problem, "name the map of these images: teacher.precomputed.map")
+        label = self._class_of_id[ids]
         return PixelLabels(label, (label != NONE).astype(np.float16))
 
     def _path(self, camera: Camera) -> Path:

@@ -266,6 +266,20 @@ def test_label_images_are_mapped(tmp_path: Path, labelled: Camera) -> None:
     assert isinstance(teacher, Teacher)
 
 
+def test_an_id_that_the_map_does_not_know_is_refused(tmp_path: Path, labelled: Camera) -> None:
+    """The images hold 9, 7 and others; a map of as many ids takes them, and 255 always."""
+    for ids in (10, 9):
+        teacher = Precomputed(tmp_path, "labels2d", CLASS_OF_ID, 2, (4, 8), ids)
+        if ids == 10:
+            assert (teacher([labelled])[0].label[0] == NONE).all()
+            continue
+        with pytest.raises(BadInput, match=r"a\.png: has the id 9, the map knows 0 to 8 and 255"):
+            teacher([labelled])
+    path = tmp_path / "labels2d/samples/CAM/a.png"
+    Image.fromarray(np.full((4, 8), 255, np.uint8)).save(path)
+    assert (teacher([labelled])[0].label == NONE).all()
+
+
 def test_palette_images_are_read_as_ids(tmp_path: Path, labelled: Camera) -> None:
     path = tmp_path / "labels2d/samples/CAM/a.png"
     image = Image.open(path).copy()

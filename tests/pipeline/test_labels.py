@@ -173,7 +173,8 @@ def test_a_prompts_file_sets_thresholds_by_class(tmp_path: Path) -> None:
 
 def test_cityscapes_has_no_label_for_sky_and_riders() -> None:
     space = load_space(LabelsConfig())
-    table = load_teacher_map("cityscapes19", space)
+    table, ids = load_teacher_map("cityscapes19", space)
+    assert ids == 19
     assert [space.names[i] for i in table[[0, 2, 11]]] == [
         "driveable surface",
         "manmade",

@@ -295,8 +295,8 @@ def test_key_frames_without_a_camera_are_reported(world: Path, tmp_path: Path, t
 
 
 def test_label_images_of_other_ids_are_refused(world: Path, tmp_path: Path, tool: Run) -> None:
-    ids = np.full(LABELS_HW, 40, np.uint8)
-    ids[0] = 41
+    ids = np.full(LABELS_HW, 10, np.uint8)  # sky, and trains: no class of nuScenes
+    ids[0] = 16
     for path in (world / "labels2d").rglob("*.png"):
         Image.fromarray(ids).save(path)
     for _ in range(2):  # the second finds the labels of the first
@@ -304,7 +304,19 @@ def test_label_images_of_other_ids_are_refused(world: Path, tmp_path: Path, tool
         assert (refused.status, refused.out) == (1, "")
         (line,) = refused.err.splitlines()
         assert line.startswith("error: teacher.precomputed.map=cityscapes19: no pixel of 36 images")
-        assert ".jpg has ids 40, 41; none of them " in line
+        assert ".jpg has ids 10, 16; none of them " in line
+
+
+def test_a_pixel_of_an_id_that_the_map_does_not_know_is_refused(
+    world: Path, tmp_path: Path, tool: Run
+) -> None:
+    path = next((world / "labels2d").rglob("*.png"))
+    ids = np.array(Image.open(path))
+    ids[0, 0] = 19
+    Image.fromarray(ids).save(path)
+    refused = tool("label", *settings(world, tmp_path / "store"))
+    assert (refused.status, refused.out) == (1, "")
+    assert f"{path.name}: has the id 19, the map knows 0 to 18 and 255" in refused.err
 
 
 def test_a_file_that_changed_after_indexing_is_refused(
