@@ -4,33 +4,28 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
 
-from clipsweep.distill.metrics import OTHER, Confusion
-from clipsweep.pipeline.artifacts.read import all_left_out, read_truth, skip_or_raise
+from clipsweep.distill.metrics import Confusion
+from clipsweep.pipeline.artifacts.read import all_left_out
 from clipsweep.pipeline.artifacts.store import Artifact
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.datasets import DATASETS
 from clipsweep.pipeline.labels import (
     BOXES,
-    LabelSpace,
-    Scoring,
     load_scoring,
     load_space,
     load_truth,
 )
 from clipsweep.pipeline.settings import plain
-from clipsweep.pipeline.stages.boxes import BoxTruth, make_boxes
+from clipsweep.pipeline.stages.boxes import make_boxes
 from clipsweep.pipeline.stages.index import scene_digests
-from clipsweep.pipeline.stages.labelled import labelled_frames
 from clipsweep.pipeline.stages.predict import label_protocol, training_scenes
+from clipsweep.pipeline.stages.truth import scored_frames
 from clipsweep.projection.errors import BadInput
-from clipsweep.projection.frames import NONE, Frame
 
 # --- scores ---------------------------------------------------------------------------------------
 
@@ -84,29 +79,17 @@ def make_scores(
     scores = Artifact.of(config.store, "scores", key, inputs, suffix=".json")
     if scores.whole and scores.done("scores", config.verify):
         return scores
-    truth_of = truth_reader(config, index, truths, scoring)
-    table_class = np.full(256, NONE, np.uint8)
-    table_class[: len(space)] = np.where(scoring.of_class == NONE, OTHER, scoring.of_class)
     of_scene: dict[str, Confusion] = {}
     objects = np.zeros((len(scoring.names), 2), np.int64)
     frames = 0
     skipped = predicted.skipped()
-    for frame, label in labelled_frames(config, index, predicted):
-        try:
-            truth = truth_of(frame)
-        except BadInput as error:
-            skipped.append(skip_or_raise(error, frame, config))
-            continue
-        if truth is None:
-            continue
-        if len(truth) != len(label):
-            raise BadInput(
-                frame.id, f"has {len(truth)} true labels and {len(label)} predicted ones"
-            )
-        if isinstance(truth_of, BoxTruth):
-            objects += truth_of.objects(frame, label, table_class, len(objects))
-        found = Confusion.of(truth, table_class[label], len(scoring.names))
-        of_scene[frame.scene] = of_scene[frame.scene] + found if frame.scene in of_scene else found
+    for scored in scored_frames(config, index, predicted, skipped):
+        scene = scored.frame.scene
+        if scored.objects is not None:
+            objects += scored.objects
+        of_scene[scene] = of_scene.get(scene, Confusion.empty(len(scoring.names))) + (
+            Confusion.of(scored.truth, scored.predicted, len(scoring.names))
+        )
         frames += 1
     confusion = sum(of_scene.values(), Confusion.empty(len(scoring.names)))
     if not frames and any(skip.frame is not None for skip in skipped):
@@ -122,7 +105,7 @@ def make_scores(
     tree = _scores(config, confusion, frames, scoring.names, predicted, student)
     tree["scenes"] = {scene: counts.tree() for scene, counts in of_scene.items()}
     tree["trained_on_eval"] = key["trained_on_eval"]
-    if isinstance(truth_of, BoxTruth):
+    if config.labels.truth == BOXES:
         tree["objects"] = {
             name: {"objects": int(count), "right": int(right)}
             for name, (count, right) in zip(scoring.names, objects, strict=True)
@@ -131,23 +114,6 @@ def make_scores(
     facts = {"miou": tree["miou"], "student": Path(student).name}
     scores.finish(["scores"], config, started, skipped, **facts)
     return scores
-
-
-def truth_reader(
-    config: Config, index: Artifact, truths: LabelSpace, scoring: Scoring
-) -> Callable[[Frame], UInt8[np.ndarray, " n"] | None]:
-    """Reader of a frame's ground truth, from annotated 3D boxes or from its label file."""
-    of_truth = np.full(256, NONE, np.uint8)
-    of_truth[: len(truths)] = scoring.of_truth
-    if config.labels.truth == BOXES:
-        class_of = {category: int(of_truth[own]) for category, own in truths.boxes.items()}
-        return BoxTruth(config, make_boxes(config, index), class_of)
-
-    def from_file(frame: Frame) -> UInt8[np.ndarray, " n"] | None:
-        truth = read_truth(frame, truths, config)
-        return None if truth is None else of_truth[truth]
-
-    return from_file
 
 
 def _protocol(predicted: Artifact, student: str) -> str:

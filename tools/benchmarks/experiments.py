@@ -32,20 +32,21 @@ from clipsweep.pipeline.artifacts.store import Artifact
 from clipsweep.pipeline.config import Config, load_config
 from clipsweep.pipeline.demo.make import make_demo
 from clipsweep.pipeline.labels import LabelSpace, load_scoring, load_space, load_truth
+from clipsweep.pipeline.reports.bootstrap import Gain
 from clipsweep.pipeline.stages.finetune import make_finetuned
 from clipsweep.pipeline.stages.index import make_index, scene_frames, scenes_of
 from clipsweep.pipeline.stages.pixels import make_pixels
 from clipsweep.pipeline.stages.points import make_points
 from clipsweep.pipeline.stages.predict import make_predictions
 from clipsweep.pipeline.stages.pretrain import make_pretrained
-from clipsweep.pipeline.stages.score import make_scores, truth_reader
+from clipsweep.pipeline.stages.score import make_scores
+from clipsweep.pipeline.stages.truth import truth_reader
 from clipsweep.projection.cameras import sample_pixel_labels, surest_labels
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import NONE, Frame
 from clipsweep.projection.fusion import label_scene, visible_pairs
 from clipsweep.projection.grid import cell_keys
 from clipsweep.projection.votes import vote_in_cells
-from clipsweep.tools.benchmarks.bootstrap import Gain
 from clipsweep.tools.benchmarks.results import Job
 
 SEEDS = (0, 1, 2)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from clipsweep.pipeline.config import load_config
+from clipsweep.pipeline.reports.bootstrap import paired_gain
 from clipsweep.pipeline.stages.consolidate import make_consolidated
 from clipsweep.pipeline.stages.dataset import training_steps
 from clipsweep.pipeline.stages.finetune import make_finetuned
@@ -20,7 +21,6 @@ from clipsweep.pipeline.stages.index import make_index
 from clipsweep.pipeline.stages.labelled import open_labels
 from clipsweep.pipeline.stages.pretrain import make_pretrained
 from clipsweep.pipeline.stages.protocols import labelled_subset
-from clipsweep.tools.benchmarks.bootstrap import paired_gain
 from clipsweep.tools.benchmarks.experiments import SEEDS, Line, open_data, score, seed_mean
 from clipsweep.tools.benchmarks.results import Job
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from clipsweep.pipeline.config import load_config
-from clipsweep.tools.benchmarks.bootstrap import paired_gain
+from clipsweep.pipeline.reports.bootstrap import paired_gain
 from clipsweep.tools.benchmarks.experiments import Line, seed_mean
 from clipsweep.tools.benchmarks.few_labels import Trees, of_seeds, pretrained, scored
 from clipsweep.tools.benchmarks.results import Job

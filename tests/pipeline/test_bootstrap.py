@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clipsweep.distill.metrics import Confusion
-from clipsweep.tools.benchmarks.bootstrap import paired_gain
+from clipsweep.pipeline.reports.bootstrap import paired_gain
 
 CLASSES = 4
 
