@@ -189,7 +189,11 @@ def test_a_signal_ends_a_training_with_a_checkpoint(
     tool("label", *given)
     shutil.copytree(tmp_path / "store", tmp_path / "halted")
     command = [sys.executable, f"{ROOT}/tools/pretrain.py", *given, f"store={tmp_path / 'halted'}"]
-    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    # on some processors products of two threads differ from those of one, as this process has
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+    child = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True, env=one_thread
+    )
     deadline = time.monotonic() + 120
     while not any(
         path.stat().st_size for path in (tmp_path / "halted").glob("student-*/metrics.jsonl")
