@@ -25,6 +25,7 @@ from clipsweep.pipeline.config import Setting, describe, load_arguments, load_co
 from clipsweep.pipeline.run.ready import check_ready
 from clipsweep.pipeline.run.scenes import Incomplete
 from clipsweep.pipeline.run.signals import Stopped, raise_on_sigterm
+from clipsweep.pipeline.stages.guard import LabelLeak
 from clipsweep.projection.errors import BadInput, printable
 
 
@@ -47,6 +48,9 @@ def say(text: str) -> None:
 
 def printed(text: str) -> int:
     """Prints to stdout; gives the exit status: 1 where it cannot be written, as on a full disk."""
+    if sys.stdout is None:  # the caller closed it
+        say("error: stdout: is closed; give it a file")
+        return 1
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -139,7 +143,7 @@ def main(
             check_ready(config)
             with store_in_use(config.store) if uses_store else nullcontext():
                 made = run(config, *inputs)
-    except (BadInput, Incomplete, NotFinite, OSError) as error:
+    except (BadInput, Incomplete, LabelLeak, NotFinite, OSError) as error:
         if "--traceback" in given:
             traceback.print_exc()
         long = isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG

@@ -349,7 +349,7 @@ def _choose_kind(group: str, kinds: Mapping[str, _Kind], merged: _Merged) -> Non
     wanted = tree["kind"]
     if wanted not in owned:
         key = f"{group}.kind"
-        close = difflib.get_close_matches(wanted, owned, 1, 0.5)
+        close = difflib.get_close_matches(str(wanted), owned, 1, 0.5)
         cure = f"it must be {one_of(list(owned))}"
         cure += f"; did you mean {close[0]}?" if close else ""
         raise BadInput(key, f"is {wanted!r}{given_in(key, merged.sources)}", cure)

@@ -33,6 +33,7 @@ from clipsweep.pipeline.stages.guard import label_guard
 from clipsweep.pipeline.stages.index import make_index
 from clipsweep.pipeline.stages.pixels import make_pixels
 from clipsweep.pipeline.stages.points import make_points
+from clipsweep.pipeline.stages.predict import open_student
 
 KEYS = (
     "data",
@@ -67,6 +68,8 @@ def run(config: Config, arguments: Arguments, alone: bool = False) -> Made:
     if arguments.report:
         check_picture(Path(arguments.report))  # before hours of labelling
     student = arguments.student
+    if student:
+        open_student(config, student)  # before hours of labelling
     with helper_process(alone) as outside:
         if config.make_demo:
             outside(partial(make_demo, config, Path(config.data.root)))

@@ -138,6 +138,10 @@ class Precomputed:
         return path
 
 
+_BIT_DEPTH = 24
+"""Byte of a PNG file that holds the bits of a sample, in its header chunk."""
+
+
 def _read_ids(path: Path, size_hw: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
     """Reads the class ids of a label image (PNG).
 
@@ -150,6 +154,9 @@ def _read_ids(path: Path, size_hw: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
                 raise BadInput(
                     path, f"has mode {image.mode}", "label images are 8-bit, one channel or palette"
                 )
+            if image.mode == "L" and data[_BIT_DEPTH] != 8:  # Pillow scales such values to 0..255
+                problem = f"has {data[_BIT_DEPTH]} bits a pixel"
+                raise BadInput(path, problem, "label images are 8-bit, one channel or palette")
             if (image.height, image.width) != size_hw:
                 size = f"{image.height}x{image.width}"
                 key = "teacher.precomputed.size_hw"

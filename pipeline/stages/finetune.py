@@ -139,7 +139,12 @@ def _sources(config: Config, index: Artifact, source: str, points: str) -> _Sour
     if kind == "none":
         return _Sources(index, None)
     if points:
-        return _Sources(index, open_points(config, index, points, "train"))
+        opened = open_points(config, index, points, "train")
+        protocol = opened.manifest()["key"].get("protocol", "annotation-free")
+        if protocol != "annotation-free":
+            problem = f"were given by a student that was trained on labels ({protocol})"
+            raise BadInput(points, problem, "give those of a student without labels")
+        return _Sources(index, opened)
     if source == "none":
         _log.info("student=none labels no frame itself: it learns labelled frames alone")
         return _Sources(index, None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -303,6 +305,23 @@ def test_bad_label_images_are_refused(tmp_path: Path, labelled: Camera) -> None:
             precomputed(tmp_path)([labelled])
     path.unlink()
     with pytest.raises(BadInput, match=r"a\.png: does not exist"):
+        precomputed(tmp_path)([labelled])
+
+
+def test_label_images_of_four_bits_are_refused(tmp_path: Path, labelled: Camera) -> None:
+    """Pillow would multiply their ids by 17."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        check = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", check)
+
+    header = struct.pack(">IIBBBBB", 8, 4, 4, 0, 0, 0, 0)
+    rows = zlib.compress((b"\0" + bytes([0x37] * 4)) * 4)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    path = tmp_path / "labels2d/samples/CAM/a.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+    assert np.array(Image.open(path)).tolist() == [[3 * 17, 7 * 17] * 4] * 4
+    with pytest.raises(BadInput, match=r"a\.png: has 4 bits a pixel"):
         precomputed(tmp_path)([labelled])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from clipsweep.pipeline.artifacts.index import Skip
 from clipsweep.pipeline.cli import Made, _left_out, _messages, main, say
 from clipsweep.pipeline.config import Config
-from tests.helpers import ROOT, Run
+from tests.helpers import ROOT, Run, settings
 
 HOSTILE = "a\x1b[2Jb\rc\x07d\x9be\u202ef\nnext"
 SHOWN = "a\\x1b[2Jb\\rc\\x07d\\x9be\\u202ef\nnext\n"
@@ -114,3 +115,25 @@ def test_a_full_disk_behind_stdout_is_one_line(arguments: list[str]) -> None:
     assert done.stderr == (
         "error: stdout: cannot be written (No space left on device); give it another file\n"
     )
+
+
+def test_a_closed_stdout_is_one_line() -> None:
+    command = f"exec {sys.executable} {ROOT}/tools/config.py seed >&-"
+    done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "error: stdout: is closed; give it a file\n"
+
+
+@pytest.mark.parametrize("key", ["data.kind", "teacher.kind"])
+def test_a_kind_that_is_no_text_is_one_line(key: str, tool: Run) -> None:
+    refused = tool("index", f"{key}=${{seed}}")
+    assert refused.status == 1
+    assert refused.err.startswith(f"error: {key}: is 0")
+
+
+def test_a_store_among_the_labels_is_one_line(small_world: Path, tmp_path: Path, tool: Run) -> None:
+    root = shutil.copytree(small_world, tmp_path / "data")
+    refused = tool("label", *settings(root, root / "lidarseg/v1.0-mini/store"))
+    assert refused.status == 1
+    assert "was open before an annotation-free run began" in refused.err
+    assert len(refused.err.splitlines()) == 1

@@ -173,6 +173,22 @@ def test_labels_once_used_are_not_hidden_behind_a_smaller_protocol(
     refused = tool("finetune", *given, f"student={student}", "protocol=frame@1%")
     assert refused.status == 1
     assert "was trained on labels already" in refused.err
+    points = tool("label", *given, f"student={student}").path
+    start = tool("pretrain", *given).path
+    for source in (start, "none"):
+        tune = [*given, f"student={source}", "protocol=scene@1%", f"pseudo_labels={points}"]
+        refused = tool("finetune", *tune)
+        assert refused.status == 1
+        assert "trained on labels (scene@100%)" in refused.err
+
+
+def test_a_student_that_is_none_is_refused_before_labelling(
+    given: list[str], tmp_path: Path, tool: Run
+) -> None:
+    refused = tool("label", *given, "student=/nowhere", f"store={tmp_path / 'fresh'}")
+    assert refused.status == 1
+    assert "is no finished student" in refused.err
+    assert not list(tmp_path.glob("fresh/pixels-*"))
 
 
 @pytest.mark.parametrize(
