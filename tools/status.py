@@ -23,8 +23,9 @@ from clipsweep.pipeline.artifacts.inventory import (
     unneeded,
 )
 from clipsweep.pipeline.artifacts.lock import store_alone
-from clipsweep.pipeline.cli import Made, main, say
+from clipsweep.pipeline.cli import Made, main
 from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.terminal import say
 from clipsweep.projection.errors import BadInput
 
 KEYS = ("store",)
@@ -57,8 +58,12 @@ def run(config: Config, arguments: Arguments) -> Made:
                 _delete(entry)
         say(f"deleted {len(listed)} artifact(s), {_size(listed)}")
     else:
-        listed = unneeded(inventory(config.store), arguments.keep)
+        entries = inventory(config.store)
+        listed = unneeded(entries, arguments.keep)
         say(inventory_table(listed))
+        for entry in entries:
+            if entry.stage == "student" and not entry.whole:
+                say(f"warning: {entry.id} is unfinished; what it needs may be in this list")
         say(f"{len(listed)} artifact(s), {_size(listed)}: nothing needs them; yes=true deletes")
     return Made(store)
 

@@ -60,18 +60,19 @@ class Entry:
 
 
 def inventory(store: str) -> list[Entry]:
-    """Artifacts of a store, the oldest first.
+    """Artifacts of a store, the oldest first; links to those of other stores are left out.
 
     Raises:
         BadInput: there is no such folder.
     """
     try:
-        folders = [Path(entry) for entry in os.scandir(store) if entry.is_dir()]
+        entries = list(os.scandir(store))
     except OSError as error:
         cure = "give store=FOLDER, where the tools put their artifacts"
         raise BadInput(store, f"is no folder of artifacts ({error.strerror})", cure) from None
-    entries = [_entry(path) for path in folders if _ARTIFACT.fullmatch(path.name)]
-    return sorted(entries, key=lambda entry: (entry.changed, entry.id))
+    folders = [Path(entry) for entry in entries if entry.is_dir(follow_symlinks=False)]
+    found = [_entry(path) for path in folders if _ARTIFACT.fullmatch(path.name)]
+    return sorted(found, key=lambda entry: (entry.changed, entry.id))
 
 
 def _entry(path: Path) -> Entry:

@@ -20,8 +20,8 @@ _NAME = ".lock"
 def store_in_use(store: str) -> Iterator[None]:
     """Shared lock context: a tool makes or reads artifacts of a store.
 
-    A store that cannot be written is not locked: nothing can be deleted there either. One that was
-    not there and got nothing is not there afterwards.
+    A store that cannot be written, or whose file system has no locks, is not locked: nothing can be
+    deleted there either. One that was not there and got nothing is not there afterwards.
     """
     path = Path(store)
     new = [folder for folder in (path, *path.parents) if not folder.exists()]
@@ -33,7 +33,8 @@ def store_in_use(store: str) -> Iterator[None]:
         yield
         return
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        with suppress(OSError):  # no locks on this file system
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
         yield
     finally:
         with suppress(OSError):  # another tool has started there
@@ -50,7 +51,7 @@ def store_alone(store: str) -> Iterator[None]:
     """Exclusive lock context: nothing else runs on a store, so that artifacts can be deleted.
 
     Raises:
-        BadInput: a tool is running on it.
+        BadInput: a tool is running on it, or its file system has no locks.
     """
     descriptor = os.open(Path(store) / _NAME, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -59,6 +60,9 @@ def store_alone(store: str) -> Iterator[None]:
         except BlockingIOError:
             cure = "wait until it has ended"
             raise BadInput(store, "is in use: a tool is running on it", cure) from None
+        except OSError as error:
+            problem = f"cannot be locked ({error.strerror})"
+            raise BadInput(store, problem, "delete artifacts by hand") from None
         yield
     finally:
         os.close(descriptor)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 from pathlib import Path
 
 import pytest
@@ -57,6 +60,37 @@ def test_nothing_is_deleted_while_a_tool_runs(store: Path, tool: Run) -> None:
         assert tool("status", f"store={store}", "clean=true").status == 0
     assert refused.status == 1
     assert "is in use" in refused.err
+    assert {path.name for path in store.iterdir()} == before
+
+
+def test_links_to_other_stores_are_left_alone(store: Path, tool: Run) -> None:
+    points = next(store.glob("points-*"))
+    elsewhere = points.rename(store.parent / points.name)
+    points.symlink_to(elsewhere)
+    assert points.name not in {entry.id for entry in inventory(str(store))}
+    assert tool("status", f"store={store}", "clean=true", "yes=true").status == 0
+    assert (elsewhere / "manifest.json").is_file()
+
+
+def test_what_an_unfinished_training_needs_is_warned_of(store: Path, tool: Run) -> None:
+    (store / "student-0123456789ab").mkdir()
+    listed = tool("status", f"store={store}", "clean=true")
+    assert "warning: student-0123456789ab is unfinished" in listed.err
+
+
+def test_a_file_system_without_locks_serves_tools_but_nothing_is_deleted(
+    store: Path, tool: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with store_in_use(str(store)):
+        pass
+    before = {path.name for path in store.iterdir()}
+    refused = tool("status", f"store={store}", "clean=true", "yes=true")
+    assert refused.status == 1
+    assert "cannot be locked (No locks available)" in refused.err
     assert {path.name for path in store.iterdir()} == before
 
 
