@@ -26,7 +26,8 @@ from clipsweep.pipeline.run.ready import check_ready
 from clipsweep.pipeline.run.scenes import Incomplete
 from clipsweep.pipeline.run.signals import Stopped, raise_on_sigterm
 from clipsweep.pipeline.stages.guard import LabelLeak
-from clipsweep.projection.errors import BadInput, printable
+from clipsweep.pipeline.terminal import escaped, printed, say
+from clipsweep.projection.errors import BadInput
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,37 +42,12 @@ class WrongUsage(BadInput):
     """Error of a command line that no tool takes: exit status 2."""
 
 
-def say(text: str) -> None:
-    """Prints a message to stderr; stdout is kept for the one path of the result."""
-    sys.stderr.write(_escaped(text) + "\n")
-
-
-def printed(text: str) -> int:
-    """Prints to stdout; gives the exit status: 1 where it cannot be written, as on a full disk."""
-    if sys.stdout is None:  # the caller closed it
-        say("error: stdout: is closed; give it a file")
-        return 1
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # is flushed again at exit
-        say(f"error: stdout: cannot be written ({error.strerror}); give it another file")
-        return 1
-    return 0
-
-
-def _escaped(text: str) -> str:
-    """Escapes control characters, which names from files may hold; lines stay lines."""
-    return "\n".join(printable(line) for line in text.split("\n"))
-
-
 class _Escaping(logging.Formatter):
     """Log formatter whose messages cannot steer a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Formats a record, control characters escaped."""
-        return _escaped(super().format(record))
+        return escaped(super().format(record))
 
 
 def report_bad_steps(student: Artifact) -> None:

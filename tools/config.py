@@ -10,8 +10,8 @@ keys are listed. --table writes the keys as the Markdown tables of configs/READM
 import sys
 from collections.abc import Iterator, Sequence
 
-from clipsweep.pipeline.cli import printed, say
 from clipsweep.pipeline.config import Setting, describe, did_you_mean
+from clipsweep.pipeline.terminal import printed, say
 from clipsweep.tools import arguments_of, tool_names
 
 

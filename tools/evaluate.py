@@ -16,13 +16,14 @@ import numpy as np
 from pydantic import Field
 
 from clipsweep.distill.metrics import Confusion
-from clipsweep.pipeline.cli import Made, main, say
+from clipsweep.pipeline.cli import Made, main
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.labels import load_scoring, load_space, load_truth
 from clipsweep.pipeline.reports.tables import mistakes_table, score_table
 from clipsweep.pipeline.stages.index import make_index
 from clipsweep.pipeline.stages.labelled import open_labels
 from clipsweep.pipeline.stages.score import make_scores
+from clipsweep.pipeline.terminal import say
 
 KEYS = ("data", "labels", "consolidation", "run", "store", "on_bad", "verify", "absent_class")
 

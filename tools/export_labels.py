@@ -20,7 +20,7 @@ from pydantic import Field
 
 from clipsweep.pipeline.artifacts.read import key_cloud, read_points
 from clipsweep.pipeline.artifacts.store import check_absent
-from clipsweep.pipeline.cli import Made, main, say
+from clipsweep.pipeline.cli import Made, main
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.datasets import DATASETS
 from clipsweep.pipeline.datasets.export import Format, pseudo_labels, submission
@@ -28,6 +28,7 @@ from clipsweep.pipeline.labels import load_space
 from clipsweep.pipeline.reports.clouds import CLOUDS, export_frames, export_maps
 from clipsweep.pipeline.stages.index import make_index
 from clipsweep.pipeline.stages.labelled import labelled_frames, open_labels
+from clipsweep.pipeline.terminal import say
 from clipsweep.projection.errors import BadInput
 
 KEYS = ("data", "labels", "consolidation", "run", "store", "on_bad", "verify")
@@ -65,7 +66,11 @@ class Arguments:
     ] = False
     voxel_m: Annotated[
         float,
-        Field(ge=0.001, le=100, description="of a map, which keeps a point of each voxel [m]"),
+        Field(
+            ge=0.001,
+            le=100,
+            description="merge=true: a map keeps one point of each voxel of this size [m]",
+        ),
     ] = 0.1
     out: Annotated[
         str,

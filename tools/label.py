@@ -15,7 +15,7 @@ from typing import Annotated
 from pydantic import Field
 
 from clipsweep.pipeline.artifacts.store import Artifact
-from clipsweep.pipeline.cli import Made, main, say
+from clipsweep.pipeline.cli import Made, main
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.demo.make import make_demo
 from clipsweep.pipeline.labels import load_space
@@ -34,6 +34,7 @@ from clipsweep.pipeline.stages.index import make_index
 from clipsweep.pipeline.stages.pixels import make_pixels
 from clipsweep.pipeline.stages.points import make_points
 from clipsweep.pipeline.stages.predict import open_student
+from clipsweep.pipeline.terminal import say
 
 KEYS = (
     "data",

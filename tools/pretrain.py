@@ -19,13 +19,14 @@ from typing import Annotated
 
 from pydantic import Field
 
-from clipsweep.pipeline.cli import Made, argument_names, main, report_bad_steps, say, without
+from clipsweep.pipeline.cli import Made, argument_names, main, report_bad_steps, without
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.demo.make import make_demo
 from clipsweep.pipeline.run.outside import helper_process
 from clipsweep.pipeline.run.signals import Stopped, defer_signals
 from clipsweep.pipeline.stages.guard import label_guard
 from clipsweep.pipeline.stages.pretrain import make_pretrained
+from clipsweep.pipeline.terminal import say
 
 KEYS = (
     *(

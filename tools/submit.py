@@ -19,9 +19,10 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from clipsweep.pipeline.cli import Made, WrongUsage, main, say
+from clipsweep.pipeline.cli import Made, WrongUsage, main
 from clipsweep.pipeline.config import Config, recipe
 from clipsweep.pipeline.run.scenes import check_shared, needs_ray
+from clipsweep.pipeline.terminal import say
 from clipsweep.projection.errors import BadInput
 from clipsweep.tools import arguments_of, tool_names
 

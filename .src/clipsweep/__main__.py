@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import ast
 import difflib
-import os
 import runpy
 import sys
 from pathlib import Path
+
+from clipsweep.pipeline.terminal import printed
 
 TOOLS = {
     "Data": ("demo", "index"),
@@ -27,7 +28,8 @@ def main() -> None:
     name, arguments = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("--help", [])
     known = [tool for tools in TOOLS.values() for tool in tools]
     if name in ("-h", "--help"):
-        _print(_help())
+        if status := printed(_help()):
+            sys.exit(status)
         return
     if name not in known:
         close = difflib.get_close_matches(name, known, 1)
@@ -36,16 +38,6 @@ def main() -> None:
         sys.exit(2)
     sys.argv = [str(_FOLDER / f"{name}.py"), *arguments]
     runpy.run_module(f"clipsweep.tools.{name}", run_name="__main__")
-
-
-def _print(text: str) -> None:
-    """Prints to stdout, which a full disk may refuse; without the imports of ``pipeline.cli``."""
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # is flushed again at exit
-        sys.exit(f"error: stdout: cannot be written ({error.strerror}); give it another file")
 
 
 def _help() -> str:

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from clipsweep.pipeline.artifacts.index import Skip
-from clipsweep.pipeline.cli import Made, _left_out, _messages, main, say
+from clipsweep.pipeline.cli import Made, _left_out, _messages, main
 from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.terminal import say
 from tests.helpers import ROOT, Run, settings
 
 HOSTILE = "a\x1b[2Jb\rc\x07d\x9be\u202ef\nnext"
