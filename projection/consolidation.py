@@ -59,8 +59,8 @@ class ConsolidationConfig:
         Field(
             ge=0,
             le=1e9,
-            description="later key frames share theirs up to this time ahead; 0 is causal, as on "
-            "the road [s]",
+            description="later key frames share their cells up to this time ahead; 0 uses earlier "
+            "ones alone, as a car must [s]",
         ),
     ] = 5.0
 

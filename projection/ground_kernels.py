@@ -47,7 +47,7 @@ def gather(
 
 @jit
 def low_quantile(cell: Any, z: Any, share: float, ground: Any) -> None:
-    """Height quantile of each ground cell: writes the ``share`` quantile, inf without points."""
+    """Height quantile of each ground cell: writes the ``share`` quantile, inf if empty."""
     ends = np.zeros(len(ground) + 1, np.int64)
     for i in range(len(cell)):
         ends[cell[i] + 1] += 1

@@ -2,7 +2,7 @@
 
 A row of results is one JSON line.
 
-Benchmarks are ratios to peers measured in the same run. A row that is in the results for this code
+Benchmarks compare with another library in the same run. A row that is in the results for this code
 and these settings is not measured again, so a stopped run goes on.
 
 usage: python tools/bench.py projection|sparse|teacher|input|ray [out=FOLDER]
@@ -15,13 +15,12 @@ projection, sparse and input need the sample data (CLIPSWEEP_DATA, default ../sh
 experiments take any data set with truth, and configs/demo.yaml when none is named (ablation:
 configs/ablation.yaml). demo: labels before and after fusion, the student, a student with random
 weights and one of all labels. fusion: what each of its steps gives. ablation: that of the
-CLIP2Scene paper. rounds: a second round of self-training
-against one of as many steps, on the demo's test streets. few_labels: fine-tuning on 1 to 100 % of
-the labels against training from scratch, at equal steps, on the same. transfer: students of the
-demo's two rigs on the streets of both. pixels: settings of the teacher, on every pixel of the
-demo's images. smoke=true: the same on two streets and for one epoch, to see that it runs. tables:
-writes the tables of tools/RESULTS.md from the published rows; out=tools/benchmarks/results
-publishes.
+CLIP2Scene paper. rounds: a second round of self-training against one of as many steps, on the
+demo's test streets. few_labels: fine-tuning on 1 to 100 % of the labels against training from
+scratch, at equal steps, on the same. transfer: students of the demo's two rigs on the streets of
+both. pixels: settings of the teacher, on every pixel of the demo's images. smoke=true: the same on
+two streets and for one epoch, to see that it runs. tables: writes the tables of tools/RESULTS.md
+from the published rows; out=tools/benchmarks/results publishes.
 """
 
 import os
@@ -36,8 +35,9 @@ import numpy as np
 from pydantic import Field
 
 from clipsweep.pipeline.artifacts.store import write_whole
-from clipsweep.pipeline.cli import Made, WrongUsage, argument_names, main, say, without
+from clipsweep.pipeline.cli import Made, WrongUsage, argument_names, main, without
 from clipsweep.pipeline.config import Config, load_config
+from clipsweep.pipeline.terminal import say
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import SweepLayout
 from clipsweep.projection.sweeps import merge

@@ -41,9 +41,9 @@ class SemanticConfig:
     kind: Annotated[
         Literal["ce", "infonce", "infonce_mean", "infonce_paper", "ce_reference"],
         Field(
-            description="ce: cross-entropy over classes; infonce: over points of a class, "
-            "with a mean of logs as infonce_mean; CLIP2Scene's eq. 1 as "
-            "printed: infonce_paper, as in its code: ce_reference",
+            description="ce: cross-entropy over classes; infonce: over points of a class; "
+            "infonce_mean: the same with a mean of logs; CLIP2Scene's eq. 1 as printed: "
+            "infonce_paper, as in its code: ce_reference",
         ),
     ] = "ce"
     targets: Annotated[

@@ -135,7 +135,7 @@ class Down(_Kernel):
     size = 2
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        """Strided convolution: features on the voxels of twice the size."""
+        """Strided convolution: features on voxels of twice the edge length."""
         if x.sites.level is not None:
             feats, level = sparse_spconv.down(x.feats, self.weight, x.sites.level)
             x.sites.extend(level)

@@ -5,6 +5,7 @@ Frames are files of their own in the LiDAR's frame, or one map of a scene in wor
 
 from __future__ import annotations
 
+import importlib
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -185,7 +186,7 @@ def _writer(suffix: str) -> Writer:
     """Writer of a format, once its library is known to be there."""
     library, write = CLOUDS[suffix]
     try:
-        __import__(library)
+        importlib.import_module(library)
     except ImportError:
         raise BadInput(f"format={suffix}", f"needs {library}", INSTALL) from None
     return write

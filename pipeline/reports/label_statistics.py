@@ -394,7 +394,7 @@ def draw_statistics(statistics: LabelStatistics, space: LabelSpace, title: str) 
     agreeing = {
         f"{name}, {100 * c.accuracy:.1f} % agree": c.iou() for name, c in both.items() if c.points
     }
-    _bars(agreement, space, agreeing, "intersection over union of both labels")
+    _bars(agreement, space, agreeing, "agreement: IoU of two labels of the same place")
     against = {"pixel labels": statistics.pixels_truth, "fused labels": statistics.points_truth}
     right = {
         f"{name}, mIoU {100 * c.miou():.1f}": c.iou() for name, c in against.items() if c.points
@@ -445,7 +445,7 @@ def _draw_confidence(axis: Any, statistics: LabelStatistics) -> None:
             text = f"accuracy of {name}, calibration error {100 * sure.error:.1f} %"
             axis.plot(sure.confidence[shown] / sure.count[shown], share, f"{marker}-", label=text)
     axis.plot([0, 1], [0, 1], ":", color="0.5", label="accuracy = confidence")
-    axis.set_title("confidence of labelled pixels", fontsize=10)
+    axis.set_title("calibration of labels", fontsize=10)
     axis.set_xlabel("confidence", fontsize=8)
     axis.set_xlim(0, 1)
     axis.grid(alpha=0.3)

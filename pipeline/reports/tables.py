@@ -28,7 +28,7 @@ def score_table(
 
 
 def mistakes_table(stages: Mapping[str, Confusion], names: Sequence[str]) -> str:
-    """Confusion table in words: what the points of each class are taken for, most frequent first.
+    """Confusion table in words: most frequent wrong classes of the points of each true class.
 
     Classes that are never mistaken, or have no points, are left out.
 
@@ -52,7 +52,7 @@ def mistakes_table(stages: Mapping[str, Confusion], names: Sequence[str]) -> str
         for row, name in enumerate(names)
         if any(cells[stage][row] for stage in widths)
     ]
-    title = "taken for, in % of the points of each true class:"
+    title = "most frequent mistakes, in % of the points of each true class:"
     return "\n".join([title, *(line.rstrip() for line in [head, *lines])])
 
 

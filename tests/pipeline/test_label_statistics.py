@@ -126,7 +126,7 @@ def test_the_report_is_printed_and_drawn(small_world: Path, tmp_path: Path, tool
     given = [*settings(small_world, tmp_path / "store"), f"report={tmp_path / 'report.png'}"]
     made = tool("label", *given)
     assert made.path.name.startswith("points-")
-    table, mistakes = made.err.split("taken for", 1)
+    table, mistakes = made.err.split("most frequent mistakes", 1)
     rows = {line.split("  ")[0]: line.split()[-6:] for line in table.splitlines()}
     assert rows["labelled"][2:] == ["-"] * 4
     assert float(rows["labelled"][0]) == 100  # every pixel of these label images has a label
@@ -149,7 +149,7 @@ def test_boxes_are_the_truth_where_there_are_no_label_files(
     given = [*settings(world, tmp_path / "store"), f"report={tmp_path / 'report.png'}"]
     assert ", truth from label files" in tool("label", *given).err
     without_lidarseg(world)
-    report, mistakes = tool("label", *given).err.split("taken for", 1)
+    report, mistakes = tool("label", *given).err.split("most frequent mistakes", 1)
     assert ", truth from annotated boxes" in report
     assert "driveable surface  " not in mistakes
     rows = {line.split("  ")[0]: line.split() for line in report.splitlines()}
