@@ -72,10 +72,10 @@ def run(config: Config, arguments: Arguments, alone: bool = False) -> Made:
 
 
 def _show(student: Path) -> None:
-    """Evaluates and plots in processes of their own: training never has ground truth in reach."""
+    """Evaluates and reports in processes of their own: training never has truth in reach."""
     settings = without(argument_names(Arguments), sys.argv[1:])
-    say(f"{student} is trained; its scores and the picture of a scored frame:")
-    for tool in ("evaluate", "view"):
+    say(f"{student} is trained; its scores and a report:")
+    for tool in ("evaluate", "report"):
         script = str(Path(__file__).with_name(f"{tool}.py"))
         command = [sys.executable, script, *settings, f"student={student}"]
         with defer_signals() as received, subprocess.Popen(command, stdout=sys.stderr) as child:

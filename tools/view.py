@@ -13,11 +13,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from clipsweep.pipeline.artifacts.read import key_cloud, read_truth
 from clipsweep.pipeline.cli import Made, main
 from clipsweep.pipeline.config import Config
-from clipsweep.pipeline.labels import load_space
-from clipsweep.pipeline.reports.views import check_picture, draw_frame, save_figure
+from clipsweep.pipeline.reports.views import check_picture, draw_key_frame, save_figure
 from clipsweep.pipeline.stages.index import make_index
 from clipsweep.pipeline.stages.labelled import labelled_frames, open_labels
 from clipsweep.projection.errors import BadInput
@@ -55,7 +53,6 @@ def run(config: Config, arguments: Arguments) -> Made:
     if arguments.out:
         check_picture(Path(arguments.out))  # before hours of predicting
     index = make_index(config)
-    space = load_space(config.labels)
     predicted = open_labels(
         config, index, arguments.student, arguments.pseudo_labels, arguments.consolidate
     )
@@ -66,20 +63,8 @@ def run(config: Config, arguments: Arguments) -> Made:
         raise BadInput(
             "frame", f"{arguments.frame!r} is no frame of data.eval", "leave it out for the first"
         )
-    cloud = key_cloud(frame, config)
-    others = config.labels.truth or config.labels.names  # then the truth's classes are not these
-    truth = None if others else read_truth(frame, space, config)
     kind = "predictions" if arguments.student else "pseudo-labels"
-    rows = cloud.source
-    figure = draw_frame(
-        frame,
-        cloud,
-        label[rows],
-        None if truth is None else truth[rows],
-        space,
-        config.fusion,
-        kind,
-    )
+    figure = draw_key_frame(config, frame, label, kind)
     out = Path(
         arguments.out or f"{config.store}/view-{predicted.id}-{frame.id.replace('/', '-')}.png"
     )

@@ -17,7 +17,7 @@ TOOLS = {
     "Data": ("demo", "index"),
     "Pseudo-labels": ("label", "export_labels"),
     "Training": ("pretrain", "finetune"),
-    "Results": ("evaluate", "view"),
+    "Results": ("evaluate", "report", "view"),
     "Store, clusters, measurements, settings": ("status", "submit", "bench", "config"),
 }
 _FOLDER = Path(__file__).parent / "tools"

@@ -42,6 +42,7 @@ class Entry:
             the epoch.
         state: whole, unfinished, or what is wrong with its manifest.
         whole: finished, and its manifest can be read.
+        wall_s: time of the run that finished it; None if it is not whole [s].
     """
 
     path: Path
@@ -52,6 +53,7 @@ class Entry:
     changed: float
     state: str
     whole: bool
+    wall_s: float | None = None
 
     @property
     def id(self) -> str:
@@ -87,14 +89,15 @@ def _entry(path: Path) -> Entry:
     try:
         manifest = artifact.manifest()
         what = _describe(stage, manifest)
-    except (BadInput, KeyError, TypeError) as error:
+        wall_s = float(manifest["wall_s"])
+    except (BadInput, KeyError, TypeError, ValueError) as error:
         state = error.problem if isinstance(error, BadInput) else "is no manifest of this version"
         return Entry(path, stage, what, (), size, changed, state, whole=False)
     inputs = tuple(map(str, manifest["inputs"].values()))
     skipped = len(manifest["skipped"])
     state = f"whole, {skipped} left out" if skipped else "whole"
     changed = (path / "manifest.json").stat().st_mtime
-    return Entry(path, stage, what, inputs, size, changed, state, whole=True)
+    return Entry(path, stage, what, inputs, size, changed, state, True, wall_s)
 
 
 def _size(folder: Path) -> tuple[int, float]:
@@ -141,20 +144,26 @@ def unneeded(entries: Sequence[Entry], keep: Iterable[str] = ()) -> list[Entry]:
     Raises:
         BadInput: a name to keep is not in the inventory.
     """
-    by_id = {entry.id: entry for entry in entries}
     named = [Path(name).name for name in keep]
     for name in named:
-        if name not in by_id:
+        if all(name != entry.id for entry in entries):
             raise BadInput("keep", f"{name!r} is no artifact of the store", "see the list")
     roots = [entry.id for entry in entries if entry.stage in _KEPT or not entry.whole]
-    needed: set[str] = set()
-    open_ids = [*roots, *named]
+    needed = {entry.id for entry in lineage(entries, [*roots, *named])}
+    return [entry for entry in entries if entry.id not in needed]
+
+
+def lineage(entries: Sequence[Entry], ids: Iterable[str]) -> list[Entry]:
+    """Artifacts of an inventory with some ids, and all that they were made from."""
+    by_id = {entry.id: entry for entry in entries}
+    found: set[str] = set()
+    open_ids = list(ids)
     while open_ids:
         current = open_ids.pop()
-        if current not in needed:
-            needed.add(current)
-            open_ids += by_id[current].inputs if current in by_id else ()
-    return [entry for entry in entries if entry.id not in needed]
+        if current in by_id and current not in found:
+            found.add(current)
+            open_ids += by_id[current].inputs
+    return [entry for entry in entries if entry.id in found]
 
 
 def inventory_table(entries: Sequence[Entry], now: float | None = None) -> str:

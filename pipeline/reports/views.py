@@ -16,7 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from clipsweep.distill.teacher.images import decode
-from clipsweep.pipeline.labels import LabelSpace
+from clipsweep.pipeline.artifacts.read import key_cloud, read_truth
+from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.labels import LabelSpace, load_space
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import NONE, Cloud, Frame
 from clipsweep.projection.fusion import FusionConfig, visible_pairs
@@ -27,6 +29,37 @@ _WRONG = (0.85, 0.1, 0.1)
 _RIGHT = (0.6, 0.75, 0.6)
 _SILENT = (0.85, 0.85, 0.85)
 _REACH_M = 50.0
+
+
+def draw_key_frame(
+    config: Config, frame: Frame, label: UInt8[np.ndarray, " n"], kind: str
+) -> Figure:
+    """Plots a labelled key frame of a data set, beside its truth where it has some.
+
+    Args:
+        config: data, label space, occlusion test.
+        frame: the frame.
+        label: class of each raw point of its key sweep, 255 = none.
+        kind: of labels: predictions or pseudo-labels.
+
+    Raises:
+        BadInput: the key sweep, an image or the label file cannot be used.
+    """
+    space = load_space(config.labels)
+    cloud = key_cloud(frame, config)
+    truth = true_classes(config, frame, space)
+    rows = cloud.source
+    true = None if truth is None else truth[rows]
+    return draw_frame(frame, cloud, label[rows], true, space, config.fusion, kind)
+
+
+def true_classes(config: Config, frame: Frame, space: LabelSpace) -> UInt8[np.ndarray, " n"] | None:
+    """True class of each raw point of a key sweep, in the classes that are predicted.
+
+    None without label files, and where the true classes are others.
+    """
+    others = config.labels.truth or config.labels.names
+    return None if others else read_truth(frame, space, config)
 
 
 def draw_frame(

@@ -81,12 +81,13 @@ def labelled_frames(
         for frame in scene_frames(index, config, scene):
             if frame.id not in lost:
                 some = True
-                yield frame, _read_labels(predicted, frame)
+                yield frame, read_labels(predicted, frame)
     if skipped and not some:
         raise all_left_out("data.eval", skipped)
 
 
-def _read_labels(labels: Artifact, frame: Frame) -> UInt8[np.ndarray, " n"]:
+def read_labels(labels: Artifact, frame: Frame) -> UInt8[np.ndarray, " n"]:
+    """Reads the class of every raw point of a key sweep from predictions or pseudo-labels."""
     if labels.stage == "points":
         return read_points(labels, frame).label
     return labels.arrays(labels.shard_of(frame.id)).get_tensor(frame.id)

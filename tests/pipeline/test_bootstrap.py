@@ -1,4 +1,4 @@
-"""Paired bootstrap over scenes."""
+"""Bootstrap over scenes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clipsweep.distill.metrics import Confusion
-from clipsweep.pipeline.reports.bootstrap import paired_gain
+from clipsweep.pipeline.reports.bootstrap import iou_gains, iou_intervals, paired_gain
 
 CLASSES = 4
 
@@ -56,3 +56,36 @@ def test_chance_is_within_the_interval() -> None:
 def test_other_scenes_are_refused() -> None:
     with pytest.raises(ValueError, match="same scenes"):
         paired_gain([scored(1, 0.8)], [scored(1, 0.8, scenes=29)], "others")
+
+
+def confusions(tree: dict) -> list[Confusion]:
+    return [Confusion.of_tree(each) for each in tree["scenes"].values()]
+
+
+def test_intervals_of_classes_hold_their_iou() -> None:
+    scenes = confusions(scored(1, 0.8))
+    whole = sum(scenes, Confusion.empty(CLASSES))
+    bounds = iou_intervals(scenes)
+    values = [*whole.iou(), whole.miou()]
+    assert bounds.shape == (CLASSES + 1, 2)
+    assert (bounds[:, 0] < values).all()
+    assert (values < bounds[:, 1]).all()
+    assert np.ptp(bounds[-1]) < np.ptp(bounds[:-1], 1).min()  # the mean is known best
+
+
+def test_a_class_without_points_has_no_interval() -> None:
+    counts = Confusion.of(np.zeros(9, np.uint8), np.zeros(9, np.uint8), 2)
+    bounds = iou_intervals([counts, counts])
+    assert bounds[0].tolist() == [1, 1]
+    assert np.isnan(bounds[1]).all()
+
+
+def test_gains_of_classes_are_paired() -> None:
+    ours = confusions(scored(1, 0.8))
+    others = confusions(scored(2, 0.6))
+    gains = iou_gains(ours, others)
+    expected = paired_gain([scored(1, 0.8)], [scored(2, 0.6)], "")
+    assert gains[-1] == pytest.approx([expected.miou, expected.low, expected.high])
+    assert (gains[:, 1] <= gains[:, 0]).all()
+    assert (gains[:, 0] <= gains[:, 2]).all()
+    assert iou_gains(ours, ours).tolist() == [[0, 0, 0]] * (CLASSES + 1)
