@@ -5,13 +5,14 @@ A row of results is one JSON line.
 Benchmarks compare with another library in the same run. A row that is in the results for this code
 and these settings is not measured again, so a stopped run goes on.
 
-usage: python tools/bench.py projection|sparse|teacher|input|ray [out=FOLDER]
+usage: python tools/bench.py projection|sparse|teacher|input|ray|gpu [out=FOLDER]
        python tools/bench.py demo|fusion|ablation|rounds|few_labels|pixels [DATA.yaml ...]
            [key=value ...] [out=FOLDER] [smoke=true]
        python tools/bench.py transfer [key=value ...] [out=FOLDER]
        python tools/bench.py tables
 
-projection, sparse and input need the sample data (CLIPSWEEP_DATA, default ../shared/data). The
+projection, sparse, input and gpu need the sample data (CLIPSWEEP_DATA, default ../shared/data).
+gpu measures one GPU in under ten minutes; device=cpu tries it without one. The
 experiments take any data set with truth, and configs/demo.yaml when none is named (ablation:
 configs/ablation.yaml). demo: labels before and after fusion, the student, a student with random
 weights and one of all labels. fusion: what each of its steps gives. ablation: that of the
@@ -29,7 +30,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
@@ -45,6 +46,7 @@ from clipsweep.tools.benchmarks import (
     experiments,
     few_labels,
     fleet,
+    gpu,
     pixels,
     projection,
     rounds,
@@ -66,26 +68,31 @@ class Arguments:
 
     out: Annotated[str, Field(description="folder of the results, one file a benchmark")] = "bench"
     smoke: Annotated[bool, Field(description="a small world and one epoch")] = False
+    device: Annotated[Literal["cuda", "cpu"], Field(description="where gpu runs")] = "cuda"
 
 
 def run(name: str, settings: Sequence[str], config: Config, arguments: Arguments) -> Made:
     if name == "tables":
         return _tables()
-    if name not in BENCHES and name not in EXPERIMENTS:
-        known = ", ".join([*BENCHES, *EXPERIMENTS, "tables"])
+    if name not in [*BENCHES, *EXPERIMENTS, "gpu"]:
+        known = ", ".join([*BENCHES, "gpu", *EXPERIMENTS, "tables"])
         if not name:
             raise WrongUsage("NAME", "is missing: bench.py NAME", f"choose from {known}")
         raise WrongUsage(name, "is no benchmark", f"choose from {known}")
     if config.on_bad == "skip":
         raise BadInput("on_bad", "is skip", "benchmarks score every frame: leave it out")
     results = Results(Path(arguments.out), name)
-    if name in BENCHES and arguments.smoke:
+    if name in [*BENCHES, "gpu"] and arguments.smoke:
         raise BadInput("smoke", f"is true, which {name} does not offer", "leave it out")
+    if name != "gpu" and arguments.device != "cuda":
+        raise BadInput("device", f"is given, which {name} does not have", "leave it out")
     say(machine())
     if name in BENCHES:
         for row in results.ratios(BENCHES[name]):
             say(tables.ratio(row))
         return Made(results.path)
+    if name == "gpu":
+        return _gpu(results, arguments.device)
     experiment, recipe = EXPERIMENTS[name]
     named = any("=" not in setting for setting in settings)
     if named and not recipe:
@@ -111,6 +118,21 @@ def _smoke(name: str, given: Sequence[str]) -> list[str]:
     world = ["demo.train_scenes=1", "demo.val_scenes=1", f"data.root={config.data.root}-smoke"]
     mini = ["data.nuscenes.version=v1.0-mini", "data.train=mini_train", "data.eval=mini_val"]
     return ["train.epochs=1", *world, *mini]
+
+
+def _gpu(results: Results, device: str) -> Made:
+    """Rows of the GPU benchmark; all that could be measured are written.
+
+    Raises:
+        BadInput: a part of it failed.
+    """
+    made = list(results.ratios(partial(gpu.rows, _data(), device)))
+    for row in made:
+        say(tables.ratio(row))
+    failed = [row["name"] for row in made if row["unit"] == gpu.FAILED]
+    if failed:
+        raise BadInput("; ".join(failed), "could not be measured", f"the others: {results.path}")
+    return Made(results.path)
 
 
 def _tables() -> Made:

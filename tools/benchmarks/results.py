@@ -20,6 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, NotRequired
 
+import torch
 from pydantic import Field, TypeAdapter
 from typing_extensions import TypedDict
 
@@ -225,6 +226,7 @@ def _place(row: dict[str, Any]) -> tuple[str, str]:
 
 
 def machine() -> str:
-    """Processor, cores and Python of this machine."""
+    """Processor, cores, GPU and Python of this machine."""
     cores = os.cpu_count()
-    return f"{platform.machine()}, {cores} cores, Python {platform.python_version()}"
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{platform.machine()}, {cores} cores{gpu}, Python {platform.python_version()}"

@@ -74,13 +74,13 @@ def rows(
         size: the network.
     """
     peer = f"spconv {_version()} on the CPU, {torch.get_num_threads()} threads"
-    batches = [_batch(cloud) for cloud in clouds]
+    batches = [batch_of(cloud) for cloud in clouds]
     steps: list[float] = []
     with _spconv_trains():
         for i, batch in enumerate(batches):
             label = f"{size}, {len(batch.coords)} voxels"
             bars = i + 1 < len(batches) or len(batches) == 1
-            times = _race(_arms(_network(size), batch), seconds)
+            times = _race(_arms(network_of(size), batch), seconds)
             steps.append(times["step, float32"])
             for name in ("step, float32", "step, bf16", "forward, float32", "forward, bf16"):
                 bar = (2.0 if "bf16" in name else 1.0) if bars and "step" in name else None
@@ -150,7 +150,8 @@ def _spconv_trains() -> Iterator[None]:
             ops.get_current_stream = before
 
 
-def _batch(cloud: Float32[np.ndarray, "n 5"]) -> Batch:
+def batch_of(cloud: Float32[np.ndarray, "n 5"]) -> Batch:
+    """Batch of one point cloud (see ``clouds``), in voxels of 0.1 m."""
     xyz = np.ascontiguousarray(cloud[:, :3])
     intensity = cloud[:, 3].copy()
     age_s = cloud[:, 4].copy()
@@ -168,7 +169,8 @@ def _batch(cloud: Float32[np.ndarray, "n 5"]) -> Batch:
     )
 
 
-def _network(size: str) -> UNet:
+def network_of(size: str) -> UNet:
+    """Sparse U-Net with weights drawn from seed 0."""
     torch.manual_seed(0)
     return UNet(SIZES[size], 7)
 
@@ -259,7 +261,7 @@ def _gflop(size: str, batch: Batch) -> float:
             pairs = max(len(inputs[0].sites), len(out.sites))
         total += 2 * pairs * op.weight.shape[0] * op.weight.shape[-1]
 
-    network = _network(size)
+    network = network_of(size)
     for module in network.modules():
         if isinstance(module, SubMConv3d | Down | Up | Pointwise):
             module.register_forward_hook(add)
@@ -367,9 +369,9 @@ def _steps_in_child(
     cloud: np.ndarray, size: str, backend: Backend, bfloat: bool, threads: int
 ) -> float:
     torch.set_num_threads(threads)
-    batch = _batch(cloud)
-    network = _network(size)
-    warm = _batch(cloud[:: max(1, len(cloud) // 200)])  # loads libraries and compiled code
+    batch = batch_of(cloud)
+    network = network_of(size)
+    warm = batch_of(cloud[:: max(1, len(cloud) // 200)])  # loads libraries and compiled code
     name = "spconv step" if backend == "spconv" else f"step, {'bf16' if bfloat else 'float32'}"
     with _spconv_trains():
         _arms(network, warm)[name]()
