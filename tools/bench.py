@@ -121,15 +121,15 @@ def _smoke(name: str, given: Sequence[str]) -> list[str]:
 
 
 def _gpu(results: Results, device: str) -> Made:
-    """Rows of the GPU benchmark; all that could be measured are written.
+    """Rows of the GPU benchmark, each written at once: a machine may be lent for minutes only.
 
     Raises:
         BadInput: a part of it failed.
     """
-    made = list(results.ratios(partial(gpu.rows, _data(), device)))
-    for row in made:
+    failed = []
+    for row in results.each(gpu.rows(_data(), device)):
         say(tables.ratio(row))
-    failed = [row["name"] for row in made if row["unit"] == gpu.FAILED]
+        failed += [row["name"]] if row["unit"] == gpu.FAILED else []
     if failed:
         raise BadInput("; ".join(failed), "could not be measured", f"the others: {results.path}")
     return Made(results.path)

@@ -41,6 +41,7 @@ def test_every_part_of_the_gpu_benchmark_runs_on_a_cpu(
         "difference of gradients",
         "training step, bf16",
         "label JPEGs",
+        "decode those JPEGs",
         "demo training on cpu",
         "1 loader(s)",
         "gloo all_reduce",

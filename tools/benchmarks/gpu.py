@@ -21,6 +21,7 @@ from torch import Tensor, distributed
 from clipsweep.distill.sparse.ops import Backend, Sites, SparseTensor
 from clipsweep.distill.student.batch import Batch
 from clipsweep.distill.student.unet import UNet
+from clipsweep.distill.teacher.images import decoders
 from clipsweep.pipeline.terminal import say
 from clipsweep.projection.errors import BadInput
 from clipsweep.tools.benchmarks import gpu_training, sparse, teacher
@@ -66,13 +67,11 @@ def rows(
 
 
 def measured(parts: Mapping[str, Callable[[], Iterator[Row]]]) -> Iterator[Row]:
-    """Rows of all parts, printed as they come; of a part that fails a row says why."""
+    """Rows of all parts; of a part that fails a row says why."""
     for name, part in parts.items():
         start = time.perf_counter()
         try:
-            for row in part():
-                say(f"{row['name']}: {row['ours']:.4g} {row['unit']}, not {row['peer']:.4g}")
-                yield row
+            yield from part()
         except Exception as error:
             yield _failure(name, error)
         say(f"{name}: {time.perf_counter() - start:.0f} s")
@@ -231,9 +230,19 @@ def _fit(network: UNet, batch: Batch, backend: Backend, half: torch.dtype | None
 
 
 def _labelling(device: str) -> Iterator[Row]:
-    """Labelling of JPEG files against the image encoder alone."""
+    """Labelling of JPEG files against the image encoder alone, and decoding alone against both."""
     batch, rounds = (32, 3) if device == "cuda" else (1, 1)
-    yield from teacher.rows(batch=batch, rounds=rounds, last_blocks=("naclip",))
+    for row in teacher.rows(batch=batch, rounds=rounds, last_blocks=("naclip",)):
+        yield row
+        yield Row(
+            name=f"decode those JPEGs alone, {decoders(0)} threads",
+            unit="images/s",
+            ours=(alone := teacher.decoded_per_second(2 * batch)),
+            peer_name="labelling them",
+            peer=row["ours"],
+            ratio=alone / row["ours"],
+            bar=None,
+        )
 
 
 def _all_reduce(size: str, device: str) -> Iterator[Row]:

@@ -204,6 +204,11 @@ class Results:
         there = [row for row in read_rows(self.path) if made_by.items() <= row.items()]
         yield from there or self._write([{**row, "data": "", "config": ""} for row in measure()])
 
+    def each(self, measured: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Benchmark rows, each written as soon as it is measured, all anew."""
+        for row in measured:
+            yield from self._write([{**row, "data": "", "config": ""}])
+
     def _write(self, made: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Writes rows at once, each in place of that of older code or other settings.
 

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from clipsweep.distill.teacher.dense_features import LastBlock
+from clipsweep.distill.teacher.images import decode, decoders, prefetch
 from clipsweep.distill.teacher.maskclip import MaskClip, MaskClipConfig
 from clipsweep.distill.teacher.text import Prompts
 from clipsweep.projection.frames import Camera, File
@@ -75,6 +76,16 @@ def rows(
                 ratio=ours / peer,
                 bar=0.95,
             )
+
+
+def decoded_per_second(images: int, size_hw: tuple[int, int] = (224, 416)) -> float:
+    """Rate of decoding and resizing alone, by as many threads as labelling uses [images/s]."""
+    with tempfile.TemporaryDirectory() as folder:
+        cameras = [_camera(Path(folder) / f"{index}.jpg", index) for index in range(images)]
+        start = time.perf_counter()
+        for _ in prefetch(cameras, lambda camera: decode(camera, size_hw), decoders(0), images):
+            pass
+        return images / (time.perf_counter() - start)
 
 
 def _random_clip(model: str, root: Path, size_hw: tuple[int, int]) -> Any:
