@@ -111,7 +111,7 @@ def draw_frame(
     if truth is not None:
         panels |= {
             "truth": _class_colors(truth, space),
-            "red: wrong, green: right, grey: no truth or no label": _error_colors(label, truth),
+            "red: wrong, green: right, grey: no truth or no label": error_colors(label, truth),
         }
     for axis, (name, colors) in zip(
         lower.subplots(1, len(panels), squeeze=False).ravel(), panels.items(), strict=True
@@ -150,9 +150,10 @@ def _class_colors(label: UInt8[np.ndarray, " n"], space: LabelSpace) -> Float32[
     return colors[label]
 
 
-def _error_colors(
+def error_colors(
     label: UInt8[np.ndarray, " n"], truth: UInt8[np.ndarray, " n"]
 ) -> Float32[np.ndarray, "n 3"]:
+    """Colours of points that are right, wrong or not scored, 0..1."""
     colors = np.where((label == truth)[:, None], _RIGHT, _WRONG).astype(np.float32)
     colors[(truth == NONE) | (label == NONE)] = _SILENT
     return colors

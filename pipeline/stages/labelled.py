@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
@@ -84,6 +85,24 @@ def labelled_frames(
                 yield frame, read_labels(predicted, frame)
     if skipped and not some:
         raise all_left_out("data.eval", skipped)
+
+
+def pixels_behind(config: Config, index: Artifact, made: str) -> Artifact:
+    """Opens the pixel labels of ``data.eval`` that a student or pseudo-labels were made from.
+
+    Args:
+        config: its store.
+        index: of the frames.
+        made: folder of the student or of the pseudo-labels.
+
+    Raises:
+        BadInput: there are none, or not in the store, or not of all these scenes.
+    """
+    inputs = Artifact(Path(made)).manifest()["inputs"]
+    if "pixels" not in inputs:
+        raise BadInput(made, "was not made from pixel labels")
+    pixels = Artifact.at(f"{config.store}/{inputs['pixels']}", "pixels")
+    return find_parts(pixels, index, scenes_of(index, "eval"))
 
 
 def read_labels(labels: Artifact, frame: Frame) -> UInt8[np.ndarray, " n"]:
