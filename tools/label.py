@@ -28,6 +28,7 @@ from clipsweep.pipeline.reports.label_statistics import (
 )
 from clipsweep.pipeline.reports.views import check_picture, save_figure
 from clipsweep.pipeline.run.outside import helper_process
+from clipsweep.pipeline.run.progress import planned
 from clipsweep.pipeline.stages.consolidate import make_consolidated
 from clipsweep.pipeline.stages.guard import label_guard
 from clipsweep.pipeline.stages.index import make_index
@@ -75,7 +76,8 @@ def run(config: Config, arguments: Arguments, alone: bool = False) -> Made:
         if config.make_demo:
             outside(partial(make_demo, config, Path(config.data.root)))
         truth = outside(partial(_truth, config)) if arguments.report else ""
-        with label_guard(config, outside=outside) as index:
+        stages = ["pixels", "poses", "points", *(["points"] if student else [])]
+        with planned(stages), label_guard(config, outside=outside) as index:
             teachers = config.consolidation.teacher_weight or not student
             teacher = make_points(config, index, make_pixels(config, index)) if teachers else None
             points = (

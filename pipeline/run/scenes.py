@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from tqdm import tqdm
 
 from clipsweep.pipeline.artifacts.index import Skip
 from clipsweep.pipeline.artifacts.store import Artifact
 from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.run.progress import progress_bar
 from clipsweep.pipeline.stages.guard import guard_facts
 from clipsweep.projection.errors import BadInput
 
@@ -94,10 +94,8 @@ def run_stage(
     _log.debug("%s: %d of %d shards are left to be made", artifact.id, len(left), len(shards))
     if left:
         done = len(shards) - len(left)
-        quiet = not config.run.progress
-        with tqdm(
-            total=len(shards), initial=done, desc=artifact.stage, unit="shard", disable=quiet
-        ) as bar:
+        show = config.run.progress
+        with progress_bar(artifact.stage, len(shards), done, "shard", show) as bar:
             if config.run.executor == "ray":
                 with needs_ray("run.executor"):
                     from clipsweep.pipeline.run.ray_scenes import run_on_ray

@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from clipsweep.distill.training.loop import Step
+from clipsweep.pipeline.run.progress import progress_bar
 
 
 def had_targets(folder: Path) -> bool:
@@ -39,7 +39,7 @@ class TrainingLog:
         path.write_text("".join(f"{line}\n" for line in kept))
         self._file = path.open("a")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done)
-        self._bar = tqdm(total=steps, initial=done, desc="train", unit="step", disable=not progress)
+        self._bar = progress_bar("train", steps, done, "step", progress)
 
     def __call__(self, step: Step) -> None:
         """Logs a training step."""

@@ -17,6 +17,7 @@ from clipsweep.distill.training.distributed import rank
 from clipsweep.pipeline.artifacts.read import all_left_out
 from clipsweep.pipeline.artifacts.store import Artifact
 from clipsweep.pipeline.config import Config
+from clipsweep.pipeline.run.progress import planned
 from clipsweep.pipeline.run.ray_train import process_group, train_on_ray, wants_ray
 from clipsweep.pipeline.stages.consolidate import collapse_warnings, make_consolidated
 from clipsweep.pipeline.stages.dataset import target_source
@@ -67,7 +68,8 @@ def make_pretrained(config: Config, resume: str = "", guard: Guard = label_guard
         Incomplete: scenes or workers were lost too often.
     """
     _check_teacher(config)
-    with guard(config) as index:
+    stages = ["pixels", "poses", "points", "train", *["points", "train"] * (config.rounds - 1)]
+    with planned(stages), guard(config) as index:
         guarded = partial(label_guard, index=index)
         student = _make_round(config, guarded, resume=resume)
         for _ in range(1, config.rounds):
