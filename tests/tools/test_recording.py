@@ -94,7 +94,8 @@ def test_points_project_where_the_picture_draws_them(
     given, points = labelled
     path = tool("view", *given, f"pseudo_labels={points}", "format=rerun").path
     recording = dataframe.load_recording(path)
-    lidar, camera = "/scene/lidar", "/scene/cameras/CAM_FRONT"
+    lidar = "/scene/lidar"
+    camera = "/scene/cameras/CAM_FRONT"
 
     def pose(entity: str) -> tuple[np.ndarray, np.ndarray]:
         matrix = column(recording, entity, "TransformMat3x3")[1].reshape(3, 3).T

@@ -12,7 +12,14 @@ from clipsweep.pipeline.reports.html.frame_section import frame_blocks, frames_t
 from clipsweep.pipeline.reports.html.origin_sections import origin_sections, taught_labels
 from clipsweep.pipeline.reports.html.page import Page, Section, Tile
 from clipsweep.pipeline.reports.html.score_sections import score_sections
-from clipsweep.pipeline.reports.html.scored_run import Run, ScoredRun, gains, percent, score_run
+from clipsweep.pipeline.reports.html.scored_run import (
+    Run,
+    ScoredRun,
+    gains,
+    interval,
+    percent,
+    score_run,
+)
 from clipsweep.projection.errors import BadInput
 
 
@@ -53,14 +60,15 @@ def _tiles(ours: ScoredRun, other: ScoredRun | None) -> list[Tile]:
     parts = ours.parts
     if not parts.frames:
         return [Tile("ground truth", "none", "nothing is scored")]
-    low, high = 100 * ours.intervals[-1]
+    around = interval(ours.intervals[-1])
+    note = f"{around}, 95 % interval over scenes" if around else "one scene: no interval"
     tiles = [
-        Tile("mIoU", percent(ours.iou[-1]), f"{low:.1f} to {high:.1f}, 95 % interval over scenes"),
+        Tile("mIoU", percent(ours.iou[-1]), note),
         Tile("accuracy", percent(parts.total.accuracy), f"of {parts.total.points:,} points"),
         Tile("key frames", str(len(parts.frames)), f"of {len(parts.scenes())} scenes"),
     ]
     if other:
-        gain, low, high = 100 * gains(ours, other)[-1]
-        note = f"{low:+.1f} to {high:+.1f}, against {other.run.name}"
-        tiles.insert(1, Tile("gain in mIoU", f"{gain:+.1f}", note))
+        gain = gains(ours, other)[-1]
+        note = f"{interval(gain[1:], '+.1f')}, against {other.run.name}"
+        tiles.insert(1, Tile("gain in mIoU", f"{100 * gain[0]:+.1f}", note))
     return tiles

@@ -17,7 +17,7 @@ from clipsweep.pipeline.reports.html.charts import (
     confusion_map,
 )
 from clipsweep.pipeline.reports.html.page import Block, Link, Section, chart
-from clipsweep.pipeline.reports.html.scored_run import ScoredRun, gains, percent
+from clipsweep.pipeline.reports.html.scored_run import ScoredRun, gains, interval, percent
 from clipsweep.pipeline.reports.label_statistics import LabelStatistics
 from clipsweep.projection.frames import Frame
 
@@ -66,8 +66,8 @@ def _worst_blocks(ours: ScoredRun, frames: Sequence[Frame]) -> Iterator[Block]:
     """The worst classes in words: what they are taken for, and where."""
     shown = {frame.id for frame in frames}
     for row in ours.worst_classes():
-        low, high = 100 * ours.intervals[row]
-        text = f"IoU {percent(ours.iou[row])} ({low:.1f} to {high:.1f})."
+        around = interval(ours.intervals[row])
+        text = f"IoU {percent(ours.iou[row])}" + (f" ({around})." if around else ".")
         text += _taken_for(ours, row) + _worst_range(ours.parts, row)
         frame = ours.parts.worst_frame(row)
         links = [Link(f"frame-{frame}", f"See frame {frame}.")] if frame in shown else []
@@ -99,7 +99,10 @@ def _class_block(ours: ScoredRun, other: ScoredRun | None) -> Block:
     runs = [run for run in (ours, other) if run]
     series = {each.run.name: each.iou[:-1] for each in runs}
     intervals = {each.run.name: each.intervals[:-1] for each in runs}
-    text = "IoU of each class over all points, with 95 % intervals (bootstrap over scenes)."
+    text = "IoU of each class over all points"
+    text += (
+        ", with 95 % intervals (bootstrap over scenes)." if len(ours.parts.scenes()) > 1 else "."
+    )
     return Block(text=text, chart=chart(class_bars(series, ours.parts.names, intervals)))
 
 

@@ -76,8 +76,9 @@ class ScoredRun:
 
     @cached_property
     def intervals(self) -> Float[np.ndarray, "c1 2"]:
-        """95 % interval of each over the scenes."""
-        return iou_intervals(list(self.parts.scenes().values()))
+        """95 % interval of each over the scenes; nan where there is a single scene."""
+        scenes = list(self.parts.scenes().values())
+        return iou_intervals(scenes) if len(scenes) > 1 else np.full((len(self.iou), 2), np.nan)
 
     def worst_classes(self) -> list[int]:
         """The classes of lowest IoU, the worst first."""
@@ -106,6 +107,12 @@ def gains(ours: ScoredRun, other: ScoredRun) -> Float[np.ndarray, "c1 3"]:
     if list(mine) != list(theirs) or ours.parts.names != other.parts.names:
         raise BadInput("against", "was scored on other scenes", "give a run with labels of all")
     return iou_gains(list(mine.values()), list(theirs.values()))
+
+
+def interval(bounds: Float[np.ndarray, " 2"], form: str = ".1f") -> str:
+    """Interval of shares in percent; empty for nan."""
+    low, high = 100 * bounds
+    return "" if np.isnan(low) else f"{low:{form}} to {high:{form}}"
 
 
 def percent(value: float) -> str:
