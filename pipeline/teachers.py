@@ -53,7 +53,9 @@ def make_teacher(config: TeacherConfig, inputs: TeacherInputs) -> Teacher:
 
 def _precomputed(own: PrecomputedConfig, inputs: TeacherInputs) -> Teacher:
     table, ids = load_teacher_map(own.map, inputs.space)
-    return Precomputed(inputs.data_root, own.root, table, len(inputs.space), own.size_hw, ids)
+    return Precomputed(
+        inputs.data_root, own.root, table, len(inputs.space), own.size_hw, ids, inputs.store
+    )
 
 
 def _features(own: VitFeaturesConfig, inputs: TeacherInputs) -> Teacher:

@@ -49,6 +49,8 @@ class Precomputed:
         classes: number of classes.
         size_hw: size that every label image must have [px].
         ids: number of ids that have a meaning, from 0 on; 255 is none, others are refused.
+        store: folder of folders of converted images, each at its original's path; None: all images
+            are originals.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Precomputed:
         classes: int,
         size_hw: tuple[int, int] = (512, 1024),
         ids: int = 256,
+        store: Path | None = None,
     ) -> None:
         self._data_root = data_root
         self._label_root = label_root
@@ -66,6 +69,7 @@ class Precomputed:
         self._classes = classes
         self._size_hw = (size_hw[0], size_hw[1])
         self._ids = ids
+        self._store = store
         known = class_of_id[class_of_id != NONE]
         if known.size and known.max() >= classes:
             raise ValueError(f"an id stands for class {known.max()} of {classes}")
@@ -122,12 +126,7 @@ class Precomputed:
         """Path of a camera's label image, checked to lie below the label folder."""
         image = camera.image.path
         root = (self._data_root / self._label_root).resolve()
-        try:
-            below = image.relative_to(self._data_root)
-        except ValueError:
-            raise BadInput(
-                image, f"is not below the data root {self._data_root}", "index the data again"
-            ) from None
+        below = self._original(image)
         path = (root / below).with_suffix(".png").resolve()
         if not path.is_relative_to(root):
             raise BadInput(
@@ -136,6 +135,16 @@ class Precomputed:
                 "remove the link or correct the tables",
             )
         return path
+
+    def _original(self, image: Path) -> Path:
+        """Path of an image below the data root, or of what it was converted from."""
+        if image.is_relative_to(self._data_root):
+            return image.relative_to(self._data_root)
+        if self._store and image.is_relative_to(self._store):
+            return Path(*image.relative_to(self._store).parts[1:])
+        raise BadInput(
+            image, f"is not below the data root {self._data_root}", "index the data again"
+        )
 
 
 _BIT_DEPTH = 24

@@ -82,6 +82,8 @@ class Row:
     missing_sweeps: int = 0
 
 
+STORED = "store:"
+"""Begins the path of a converted file in the index: it lies below the store, not the data root."""
 _FILE = [("path", pa.string()), ("bytes", pa.int64()), ("sha256", pa.string())]
 _POSE = pa.list_(pa.float64(), 12)
 _SWEEP = pa.struct([("time_us", pa.int64()), ("global_from_lidar", _POSE), *_FILE])
@@ -109,15 +111,40 @@ SCHEMA = pa.schema(
 )
 
 
-def _file(file: File, root: Path) -> dict[str, Any]:
-    return {
-        "path": file.path.relative_to(root).as_posix(),
-        "bytes": file.bytes,
-        "sha256": file.sha256,
-    }
+@dataclass(frozen=True, slots=True)
+class _Roots:
+    """Folders that the paths of an index lie below: the data root, and the store for the rest."""
+
+    data: Path
+    store: Path
+
+    def file(self, row: Mapping[str, Any]) -> File:
+        """File of an entry of the index."""
+        name = row["path"]
+        if name.startswith(STORED):
+            path = within(self.store, name.removeprefix(STORED))
+        else:
+            path = within(self.data, name)
+        return File(path, row["bytes"], row["sha256"])
+
+    def row(self, file: File) -> dict[str, Any]:
+        """Entry of a file in the index."""
+        if file.path.is_relative_to(self.data):
+            path = file.path.relative_to(self.data).as_posix()
+        else:
+            path = STORED + file.path.relative_to(self.store).as_posix()
+        return {"path": path, "bytes": file.bytes, "sha256": file.sha256}
 
 
-def _columns(row: Row, frame: Frame, root: Path) -> dict[str, Any]:
+def _original(name: str) -> str:
+    """Path below the data root of a file in the index, or of what it was converted from.
+
+    The ending may be another one.
+    """
+    return name.partition("/")[2] if name.startswith(STORED) else name
+
+
+def _columns(row: Row, frame: Frame, roots: _Roots) -> dict[str, Any]:
     return {
         "id": frame.id,
         "scene": frame.scene,
@@ -128,7 +155,7 @@ def _columns(row: Row, frame: Frame, root: Path) -> dict[str, Any]:
             {
                 "time_us": s.time_us,
                 "global_from_lidar": s.global_from_lidar.matrix().ravel().tolist(),
-                **_file(s.points, root),
+                **roots.row(s.points),
             }
             for s in frame.sweeps
         ],
@@ -139,27 +166,35 @@ def _columns(row: Row, frame: Frame, root: Path) -> dict[str, Any]:
                 "global_from_cam": c.global_from_cam.matrix().ravel().tolist(),
                 "K": c.K.ravel().tolist(),
                 "size_hw": list(c.size_hw),
-                **_file(c.image, root),
+                **roots.row(c.image),
             }
             for c in frame.cameras
         ],
-        "labels": _file(frame.labels, root) if frame.labels else None,
+        "labels": roots.row(frame.labels) if frame.labels else None,
     }
 
 
-def to_parquet(rows: Iterable[Row], root: Path) -> tuple[bytes, dict[str, str]]:
+def to_parquet(
+    rows: Iterable[Row], root: Path, store: Path = Path()
+) -> tuple[bytes, dict[str, str]]:
     """Writes the index as Parquet, one row group a scene, with a digest of each scene's rows.
 
     The digest is of all that a row holds of its frame; the roles ``train`` and ``eval`` are not in
     it. Rows of one scene must follow each other.
+
+    Args:
+        rows: of the index.
+        root: the data root.
+        store: folder of all artifacts, where files lie that were converted.
     """
+    roots = _Roots(root, store)
     sink = io.BytesIO()
     digests: dict[str, str] = {}
     usable = (row for row in rows if isinstance(row.frame, Frame))
     with pq.ParquetWriter(sink, SCHEMA) as writer:
         for scene, group in groupby(usable, lambda row: row.frame.scene):
             columns = [
-                _columns(row, row.frame, root) for row in group if isinstance(row.frame, Frame)
+                _columns(row, row.frame, roots) for row in group if isinstance(row.frame, Frame)
             ]
             writer.write_table(pa.Table.from_pylist(columns, SCHEMA))
             described = [
@@ -198,13 +233,9 @@ def within(root: Path, name: str) -> Path:
     return path
 
 
-def _to_file(row: dict[str, Any], root: Path) -> File:
-    return File(within(root, row["path"]), row["bytes"], row["sha256"])
-
-
-def _to_frame(row: dict[str, Any], root: Path) -> Frame:
+def _to_frame(row: dict[str, Any], roots: _Roots) -> Frame:
     sweeps = (
-        Sweep(s["time_us"], Pose.from_matrix(s["global_from_lidar"]), _to_file(s, root))
+        Sweep(s["time_us"], Pose.from_matrix(s["global_from_lidar"]), roots.file(s))
         for s in row["sweeps"]
     )
     cameras = (
@@ -214,11 +245,11 @@ def _to_frame(row: dict[str, Any], root: Path) -> Frame:
             Pose.from_matrix(c["global_from_cam"]),
             np.array(c["K"]).reshape(3, 3),
             (c["size_hw"][0], c["size_hw"][1]),
-            _to_file(c, root),
+            roots.file(c),
         )
         for c in row["cameras"]
     )
-    labels = _to_file(row["labels"], root) if row["labels"] else None
+    labels = roots.file(row["labels"]) if row["labels"] else None
     return Frame(row["id"], row["scene"], row["time_us"], tuple(sweeps), tuple(cameras), labels)
 
 
@@ -239,26 +270,30 @@ def undamaged(index: Path) -> Iterator[None]:
 def read_index(index: Path, root: Path, scene: str) -> list[Frame]:
     """Reads the key frames of a scene from the index, in order of time.
 
-    Paths are below the data root.
+    Paths are below the data root, those of converted files below the store, where the index is.
 
     Raises:
         BadInput: the index is damaged, as for the functions below, or names a file outside of the
-            data root.
+            data root and the store.
     """
+    roots = _Roots(root, index.parent.parent)
     with undamaged(index):
         table = pq.read_table(index, schema=SCHEMA, filters=[("scene", "=", scene)])
-        return [_to_frame(row, root) for row in table.to_pylist()]
+        return [_to_frame(row, roots) for row in table.to_pylist()]
 
 
 def read_images(index: Path) -> dict[str, list[str]]:
-    """Reads the names of the camera images of each scene, below the data root."""
+    """Reads the names of the camera images of each scene, below the data root.
+
+    Of a converted image it is the original's, with another ending perhaps.
+    """
     images: dict[str, list[str]] = {}
     with undamaged(index), pq.ParquetFile(index) as file:
         for batch in file.iter_batches(1024, columns=["scene", "cameras.list.element.path"]):
             for scene, cameras in zip(
                 *(batch[k].to_pylist() for k in ("scene", "cameras")), strict=True
             ):
-                images.setdefault(scene, []).extend(camera["path"] for camera in cameras)
+                images.setdefault(scene, []).extend(_original(camera["path"]) for camera in cameras)
     return images
 
 

@@ -14,6 +14,7 @@ from clipsweep.pipeline.artifacts.store import Artifact
 from clipsweep.projection.errors import BadInput
 
 _KINDS = {
+    "converted": "undistorted images, compensated sweeps",
     "index": "index of key frames",
     "boxes": "annotated boxes",
     "poses": "aligned poses",
@@ -24,7 +25,7 @@ _KINDS = {
     "scores": "scores",
 }
 _ARTIFACT = re.compile(rf"({'|'.join(_KINDS)})-[0-9a-f]{{12}}")
-_KEPT = ("index", "student", "scores")
+_KEPT = ("converted", "index", "student", "scores")
 """Stages whose artifacts are always needed: results, and what every run starts from."""
 
 

@@ -1,4 +1,4 @@
-"""Data set readers (nuScenes, SemanticKITTI): each yields the rows of the key frame index."""
+"""Data set readers (nuScenes, SemanticKITTI, own logs): each yields rows of the index."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from clipsweep.pipeline.artifacts.index import Row, Skip
-from clipsweep.pipeline.datasets import nuscenes, semantickitti
+from clipsweep.pipeline.datasets import folder, nuscenes, semantickitti
 from clipsweep.pipeline.datasets.boxes import FrameBoxes
 from clipsweep.pipeline.datasets.export import Format
 from clipsweep.projection.frames import Frame
@@ -93,6 +93,8 @@ class Reader(Generic[Own]):
         label_files: patterns of single files there that do, in folders that hold other files too.
         boxes: the annotated 3D boxes of frames; None where the data set has none.
         export: its official label format; None where it has none.
+        convert: gives the rows of ``index`` with files that the pipeline can read, where those of
+            the logs are others: it writes them into the store; None: they are used as they are.
     """
 
     config: type[Own]
@@ -104,6 +106,7 @@ class Reader(Generic[Own]):
     label_files: tuple[str, ...] = ()
     boxes: Callable[[DataConfig[Own], Iterable[Frame]], Iterator[FrameBoxes | Skip]] | None = None
     export: Format | None = None
+    convert: Callable[[DataConfig[Own], Iterable[Row], Path], Iterator[Row]] | None = None
 
 
 DATASETS: dict[str, Reader[Any]] = {
@@ -126,6 +129,15 @@ DATASETS: dict[str, Reader[Any]] = {
         splits=semantickitti.splits,
         label_folders=("sequences/*/labels",),
         export=semantickitti.PREDICTIONS,
+    ),
+    "folder": Reader[folder.FolderConfig](
+        config=folder.FolderConfig,
+        tables=folder.tables,
+        index=folder.index,
+        labels=folder.labels,
+        splits=folder.splits,
+        label_folders=("labels", "*/labels"),
+        convert=folder.convert,
     ),
 }
 """Every kind of data set: ``data.kind`` names one, and a new one is one entry more."""

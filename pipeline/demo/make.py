@@ -38,6 +38,9 @@ def make_demo(config: Config, root: Path) -> None:
         time.sleep(_POLL_S)
     if mark.is_file() and json.loads(mark.read_text()) == wanted:
         return
+    if config.data.kind not in _WRITERS:
+        cure = f"data.kind is one of {', '.join(_WRITERS)} with make_demo"
+        raise BadInput("data.kind", f"is {config.data.kind}, in which no demo is written", cure)
     if root.exists():
         raise BadInput(
             root,

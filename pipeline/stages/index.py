@@ -20,7 +20,7 @@ from clipsweep.pipeline.artifacts.index import (
 )
 from clipsweep.pipeline.artifacts.store import Artifact, Part, digest_files, digest_of
 from clipsweep.pipeline.config import Config
-from clipsweep.pipeline.datasets import DATASETS
+from clipsweep.pipeline.datasets import DATASETS, Reader
 from clipsweep.pipeline.datasets.checks import no_scene
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import Frame
@@ -101,7 +101,7 @@ def _read_rows(config: Config, root: Path) -> _Rows:
     seen: dict[str, set[str]] = {"train": set(), "eval": set()}
 
     def usable() -> Iterator[Row]:
-        for row in reader.index(config.data):
+        for row in _converted(config, reader):
             counts["missing_sweeps"] += row.missing_sweeps
             for role, scenes in seen.items():
                 if getattr(row, role):
@@ -113,7 +113,7 @@ def _read_rows(config: Config, root: Path) -> _Rows:
                 counts["labelled"] += row.frame.labels is not None
                 yield row
 
-    parquet, digests = to_parquet(usable(), root)
+    parquet, digests = to_parquet(usable(), root, Path(config.store))
     if skipped and config.on_bad == "fail":
         cure = f"{len(skipped)} frame(s) in all; on_bad=skip leaves them out"
         where = f"frame {skipped[0].frame} of {skipped[0].scene}"
@@ -128,6 +128,12 @@ def _read_rows(config: Config, root: Path) -> _Rows:
     for role, scenes in seen.items():
         counts[f"absent_{role}"] = 0 if demo and scenes else _absent(config, role, scenes)
     return _Rows(parquet, digests, skipped, counts)
+
+
+def _converted(config: Config, reader: Reader) -> Iterator[Row]:
+    """Index rows with files that the pipeline can read, converted first where need be."""
+    rows = reader.index(config.data)
+    return reader.convert(config.data, rows, Path(config.store)) if reader.convert else rows
 
 
 def _report_missing(root: Path, counts: Mapping[str, int]) -> None:

@@ -33,7 +33,7 @@ def test_choices_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert config.run(["on_bad", "data.kind"]) == 0
     printed = capsys.readouterr().out
     assert "\n    fail or skip\n" in printed
-    assert "\n    nuscenes or semantickitti\n" in printed
+    assert "\n    nuscenes, semantickitti or folder\n" in printed
 
 
 def test_an_unknown_key_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
