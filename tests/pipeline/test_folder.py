@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from scipy.spatial.transform import Rotation
 
 from clipsweep.pipeline.artifacts.index import Row, Skip
 from clipsweep.pipeline.config import Config, load_config
@@ -299,8 +300,6 @@ def test_a_north_east_down_world_is_turned(log: Path, tmp_path: Path) -> None:
         time, *numbers = line.split(",")
         x, y, z, qx, qy, qz, qw = map(float, numbers)
         pose = Pose.from_quaternion([qw, qx, qy, qz], [x, y, z])
-        from scipy.spatial.transform import Rotation
-
         quaternion = Rotation.from_matrix(ned_from_enu @ pose.rotation).as_quat()
         values = [*(ned_from_enu @ pose.translation), *quaternion]
         turned.append(",".join([time, *(repr(float(value)) for value in values)]))
