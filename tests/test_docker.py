@@ -54,7 +54,7 @@ def test_every_requirement_is_pinned_to_a_version_that_setup_allows() -> None:
 
 
 def test_the_test_extra_brings_all_others() -> None:
-    assert "clipsweep[ray,view]" in setup()["options.extras_require"]["test"].split()
+    assert "clipsweep[logs,ray,view]" in setup()["options.extras_require"]["test"].split()
 
 
 @pytest.mark.parametrize("name", IMAGES)

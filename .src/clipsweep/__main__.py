@@ -14,7 +14,7 @@ from pathlib import Path
 from clipsweep.pipeline.terminal import printed
 
 TOOLS = {
-    "Data": ("demo", "index"),
+    "Data": ("demo", "index", "doctor"),
     "Pseudo-labels": ("label", "export_labels"),
     "Training": ("pretrain", "finetune"),
     "Results": ("evaluate", "report", "view"),
