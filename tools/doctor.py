@@ -16,8 +16,8 @@ from pydantic import Field
 
 from clipsweep.pipeline.cli import Made, main
 from clipsweep.pipeline.config import Config
-from clipsweep.pipeline.datasets.doctor import CHECKS, draw, findings
-from clipsweep.pipeline.datasets.doctor_survey import survey
+from clipsweep.pipeline.doctor import CHECKS, draw, findings
+from clipsweep.pipeline.doctor.survey import survey
 from clipsweep.pipeline.reports.views import check_picture, save_figure
 from clipsweep.pipeline.stages.index import make_index, scene_frames, scenes_of
 

@@ -12,8 +12,8 @@ import pytest
 
 from clipsweep.pipeline.config import load_config
 from clipsweep.pipeline.datasets import DATASETS
-from clipsweep.pipeline.datasets.doctor import CHECKS, findings
-from clipsweep.pipeline.datasets.doctor_survey import Look, Survey, survey
+from clipsweep.pipeline.doctor import CHECKS, findings
+from clipsweep.pipeline.doctor.survey import Look, Survey, survey
 from clipsweep.projection.frames import Camera, Frame, Sweep
 from clipsweep.projection.pose import Pose
 from tests.helpers import ROOT, Run, settings

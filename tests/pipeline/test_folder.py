@@ -18,8 +18,8 @@ from clipsweep.pipeline.artifacts.index import Row, Skip
 from clipsweep.pipeline.config import Config, load_config
 from clipsweep.pipeline.datasets import DataConfig, folder
 from clipsweep.pipeline.datasets.folder import FolderConfig
-from clipsweep.pipeline.datasets.folder_poses import parse_time_us, read_poses
-from clipsweep.pipeline.datasets.folder_rig import read_rig
+from clipsweep.pipeline.datasets.folder.poses import parse_time_us, read_poses
+from clipsweep.pipeline.datasets.folder.rig import read_rig
 from clipsweep.pipeline.stages.index import make_index, scene_frames, scenes_of
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import Frame, SweepLayout

@@ -16,8 +16,8 @@ from clipsweep.pipeline.artifacts.inventory import inventory, unneeded
 from clipsweep.pipeline.config import Config
 from clipsweep.pipeline.datasets import DataConfig
 from clipsweep.pipeline.datasets.folder import FolderConfig
-from clipsweep.pipeline.datasets.folder_convert import undistortion
-from clipsweep.pipeline.datasets.folder_rig import RigCamera
+from clipsweep.pipeline.datasets.folder.convert import undistortion
+from clipsweep.pipeline.datasets.folder.rig import RigCamera
 from clipsweep.pipeline.demo.render import View, render
 from clipsweep.pipeline.demo.rig import RigCamera as DemoCamera
 from clipsweep.pipeline.demo.rig import cameras, lidar

@@ -16,9 +16,9 @@ from PIL import Image
 
 from clipsweep.pipeline.artifacts.store import write_whole
 from clipsweep.pipeline.datasets.checks import pin
-from clipsweep.pipeline.datasets.folder_clouds import RawCloud, read_cloud
-from clipsweep.pipeline.datasets.folder_poses import Trajectory
-from clipsweep.pipeline.datasets.folder_rig import Rig, RigCamera
+from clipsweep.pipeline.datasets.folder.clouds import RawCloud, read_cloud
+from clipsweep.pipeline.datasets.folder.poses import Trajectory
+from clipsweep.pipeline.datasets.folder.rig import Rig, RigCamera
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import Camera, File, Sweep
 from clipsweep.projection.sweeps import deskew

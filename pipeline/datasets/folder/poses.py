@@ -13,7 +13,7 @@ from jaxtyping import Float64, Int64
 from scipy.spatial.transform import Rotation, Slerp
 
 from clipsweep.pipeline.datasets.checks import checked_time
-from clipsweep.pipeline.datasets.folder_rig import UNITS_PER_S
+from clipsweep.pipeline.datasets.folder.rig import UNITS_PER_S
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.pose import Pose
 

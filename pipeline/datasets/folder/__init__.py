@@ -29,15 +29,15 @@ from clipsweep.pipeline.datasets.checks import (
     no_scene,
     pin,
 )
-from clipsweep.pipeline.datasets.folder_convert import Converter
-from clipsweep.pipeline.datasets.folder_drive import (
+from clipsweep.pipeline.datasets.folder.convert import Converter
+from clipsweep.pipeline.datasets.folder.drive import (
     Drive,
     find_scenes,
     key_rows,
     read_drive,
     source_files,
 )
-from clipsweep.pipeline.datasets.folder_rig import RigCamera
+from clipsweep.pipeline.datasets.folder.rig import RigCamera
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import Camera, File, Frame, Sweep
 

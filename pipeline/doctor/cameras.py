@@ -7,7 +7,7 @@ from itertools import groupby, pairwise
 
 import numpy as np
 
-from clipsweep.pipeline.datasets.doctor_survey import Look, Survey
+from clipsweep.pipeline.doctor.survey import Look, Survey
 from clipsweep.projection.cameras import project
 from clipsweep.projection.frames import Camera
 from clipsweep.projection.pose import Pose

@@ -9,10 +9,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from clipsweep.pipeline.datasets.doctor_cameras import CAMERA_CHECKS
-from clipsweep.pipeline.datasets.doctor_lidar import LIDAR_CHECKS
-from clipsweep.pipeline.datasets.doctor_poses import POSE_CHECKS
-from clipsweep.pipeline.datasets.doctor_survey import Check, Look, Survey
+from clipsweep.pipeline.doctor.cameras import CAMERA_CHECKS
+from clipsweep.pipeline.doctor.lidar import LIDAR_CHECKS
+from clipsweep.pipeline.doctor.poses import POSE_CHECKS
+from clipsweep.pipeline.doctor.survey import Check, Look, Survey
 from clipsweep.projection.cameras import project
 
 CHECKS: tuple[Check, ...] = (*LIDAR_CHECKS, *CAMERA_CHECKS, *POSE_CHECKS)

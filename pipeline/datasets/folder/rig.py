@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from clipsweep.pipeline.datasets.checks import check_intrinsics
-from clipsweep.pipeline.datasets.folder_entries import (
+from clipsweep.pipeline.datasets.folder.entries import (
     check_keys,
     choice,
     column_names,

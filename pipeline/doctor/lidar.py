@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Float, Float32
 
-from clipsweep.pipeline.datasets.doctor_survey import Look, Survey
+from clipsweep.pipeline.doctor.survey import Look, Survey
 
 _NEAR_M = 4.0
 _FAR_M = 20.0

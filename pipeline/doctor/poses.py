@@ -8,7 +8,7 @@ from itertools import groupby
 import numpy as np
 from scipy.spatial import cKDTree
 
-from clipsweep.pipeline.datasets.doctor_survey import Look, Survey
+from clipsweep.pipeline.doctor.survey import Look, Survey
 from clipsweep.projection.frames import Sweep
 
 _SLACK_M = 0.6

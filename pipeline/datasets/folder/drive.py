@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Int64
 
 from clipsweep.pipeline.artifacts.index import within
-from clipsweep.pipeline.datasets.folder_clouds import READERS
-from clipsweep.pipeline.datasets.folder_poses import Trajectory, parse_time_us, read_poses
-from clipsweep.pipeline.datasets.folder_rig import Rig, read_rig
+from clipsweep.pipeline.datasets.folder.clouds import READERS
+from clipsweep.pipeline.datasets.folder.poses import Trajectory, parse_time_us, read_poses
+from clipsweep.pipeline.datasets.folder.rig import Rig, read_rig
 from clipsweep.projection.errors import BadInput
 
 ROOT_SCENE = "drive"

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from clipsweep.pipeline.datasets.folder_rig import UNITS_PER_S, RigLidar
+from clipsweep.pipeline.datasets.folder.rig import UNITS_PER_S, RigLidar
 from clipsweep.projection.errors import BadInput
 from clipsweep.projection.frames import File
 
