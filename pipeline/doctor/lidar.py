@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int64
 
 from clipsweep.pipeline.doctor.survey import Look, Survey
 
@@ -199,7 +199,7 @@ def _cells() -> int:
     return round(2 * _EGO_REACH_M / _EGO_CELL_M) ** 3
 
 
-def _near_cells(xyz: Float32[np.ndarray, "n 3"], survey: Survey) -> Float[np.ndarray, " m"]:
+def _near_cells(xyz: Float32[np.ndarray, "n 3"], survey: Survey) -> Int64[np.ndarray, " m"]:
     """Cells of the points near the sensor and above the ground, outside of the ego box."""
     near = (np.abs(xyz) < _EGO_REACH_M).all(axis=1)
     outside = (np.abs(xyz[:, :2]) >= survey.ego_box_m).any(axis=1)
@@ -207,4 +207,4 @@ def _near_cells(xyz: Float32[np.ndarray, "n 3"], survey: Survey) -> Float[np.nda
     chosen = xyz[near & outside & raised]
     side = round(2 * _EGO_REACH_M / _EGO_CELL_M)
     index = ((chosen + _EGO_REACH_M) / _EGO_CELL_M).astype(np.int64)
-    return np.ravel_multi_index(tuple(index.T), (side, side, side), mode="clip").astype(np.float64)
+    return np.clip(index, 0, side - 1) @ np.array([side * side, side, 1])

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import groupby
 
 import numpy as np
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from clipsweep.pipeline.doctor.survey import Look, Survey
 from clipsweep.projection.frames import Sweep
@@ -107,7 +107,7 @@ def _neighbours_m(look: Look) -> tuple[float, float] | None:
     key_from_before = look.global_from_lidar.inverse() @ look.frame.sweeps[-1].global_from_lidar
     if np.linalg.norm(key_from_before.translation) < _MOVED_M:
         return None
-    tree = cKDTree(_raised(look.rows[:, :3]))
+    tree = KDTree(_raised(look.rows[:, :3]))
     before = _raised(look.before)
     if not tree.n or not len(before):
         return None
