@@ -49,19 +49,25 @@ def record_drive(
         BadInput: there is no frame, rerun is not installed, or a sweep or image cannot be used.
     """
     rerun = _rerun()
-    temporary = out.with_name(f".{out.name}.tmp")
     stream = rerun.new_recording("clipsweep", recording_id=labels.id)
+    # rerun's own file sink tells of a full disk in its log alone, and leaves a broken file
+    encoded = rerun.binary_stream(stream)
+    temporary = out.with_name(f".{out.name}.tmp")
     recorder: _Recorder | None = None
     try:
-        for number, (frame, label) in enumerate(labelled):
-            if recorder is None:
-                stream.save(temporary, default_blueprint=_blueprint(rerun, frame, pixels))
-                recorder = _Recorder(rerun, stream, config, labels, pixels)
-            recorder.record(number, frame, label)
+        with temporary.open("wb") as file:
+            for number, (frame, label) in enumerate(labelled):
+                if recorder is None:
+                    blueprint = _blueprint(rerun, frame, pixels)
+                    rerun.send_blueprint(blueprint, make_active=False, recording=stream)
+                    recorder = _Recorder(rerun, stream, config, labels, pixels)
+                recorder.record(number, frame, label)
+                file.write(encoded.read())
         if recorder is None:
             raise BadInput("data.eval", "has no frame to record")
-        stream.disconnect()
         temporary.replace(out)
+    except OSError as error:  # a full disk is reported without a name
+        raise OSError(error.errno, error.strerror, error.filename or str(out)) from error
     finally:
         stream.disconnect()
         temporary.unlink(missing_ok=True)
@@ -125,6 +131,8 @@ class _Recorder:
         self._scene = ""
         self._scene_from_global = Pose.identity()
         self._path: list[np.ndarray] = []
+        self._shown: set[str] = set()
+        self._now: set[str] = set()
         self._log("/", _classes(rerun, self._space), static=True)
 
     def record(self, number: int, frame: Frame, label: UInt8[np.ndarray, " n"]) -> None:
@@ -149,9 +157,19 @@ class _Recorder:
             self._log_camera(camera, pairs[pairs.camera == index], shown)
         if self._pixels is not None:
             self._log_pixels(frame, self._pixels)
+        self._clear_absent()
+
+    def _clear_absent(self) -> None:
+        """Clears what this key frame lacks: the viewer would show that of an earlier one."""
+        for entity in self._shown - self._now:
+            self._stream.log(entity, self._rerun.Clear(recursive=False))
+        self._shown = self._now
+        self._now = set()
 
     def _log(self, entity: str, values: Any, static: bool = False) -> None:
         self._stream.log(entity, values, static=static)
+        if not static:
+            self._now.add(entity)
 
     def _placed(self, pose: Pose) -> Any:
         return self._rerun.Transform3D(translation=pose.translation, mat3x3=pose.rotation)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 from clipsweep.pipeline.artifacts.read import key_cloud
 from clipsweep.pipeline.config import load_config
 from clipsweep.pipeline.labels import load_space
+from clipsweep.pipeline.reports.recording import record_drive
 from clipsweep.pipeline.reports.views import true_classes
 from clipsweep.pipeline.stages.index import make_index
 from clipsweep.pipeline.stages.labelled import labelled_frames, open_points
@@ -174,3 +177,58 @@ def test_a_broken_drive_leaves_no_recording(
         with pytest.raises(TypeError):
             tool("view", *given, f"pseudo_labels={points}", "format=rerun", f"out={out}")
     assert [path.name for path in tmp_path.iterdir() if "drive" in path.name] == []
+
+
+def test_a_full_disk_is_an_error_and_keeps_the_recording_before(
+    labelled: tuple[list[str], Path], tool: Run, tmp_path: Path
+) -> None:
+    given, points = labelled
+    out = tmp_path / "drive.rrd"
+    out.write_bytes(b"before")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        full = tool("view", *given, f"pseudo_labels={points}", "format=rerun", f"out={out}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert full.status == 1
+    assert "drive.rrd" in full.err
+    assert out.read_bytes() == b"before"
+    assert [path.name for path in tmp_path.iterdir() if "drive" in path.name] == ["drive.rrd"]
+
+
+def test_a_frame_does_not_show_truth_and_images_of_the_one_before(
+    labelled: tuple[list[str], Path], tmp_path: Path
+) -> None:
+    given, points = labelled
+    config = load_config(given)
+    index = make_index(config)
+    labels = open_points(config, index, str(points))
+    first, second, third = labelled_frames(config, index, labels)
+    poorer = replace(second[0], labels=None, cameras=second[0].cameras[:1])
+    out = tmp_path / "drive.rrd"
+    drive = iter([first, (poorer, second[1]), third])
+    record_drive(config, labels, drive, None, out)
+    recording = dataframe.load_recording(out)
+    gone = second[0].cameras[1].name
+    for entity, component, shown in (
+        ("/scene/lidar/truth", "ClassId", [True, False, True]),
+        ("/scene/lidar/errors", "Color", [True, False, True]),
+        ("/scene/lidar/labels", "ClassId", [True, True, True]),
+        (f"/scene/cameras/{gone}/image", "Blob", [True, False, True]),
+    ):
+        view = recording.view(index="frame", contents="/scene/**").fill_latest_at()
+        rows = view.select("frame", f"{entity}:{component}").read_all().to_pydict()
+        last = dict(zip(*rows.values(), strict=True))
+        assert [bool(last[number]) for number in range(3)] == shown, entity
+
+
+def test_a_folder_is_no_recording(
+    labelled: tuple[list[str], Path], tool: Run, tmp_path: Path
+) -> None:
+    given, points = labelled
+    out = tmp_path / "drive.rrd"
+    out.mkdir()
+    refused = tool("view", *given, f"pseudo_labels={points}", "format=rerun", f"out={out}")
+    assert refused.status == 1
+    assert "is no name of a recording" in refused.err
