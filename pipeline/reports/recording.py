@@ -63,6 +63,8 @@ def record_drive(
                     recorder = _Recorder(rerun, stream, config, labels, pixels)
                 recorder.record(number, frame, label)
                 file.write(encoded.read())
+            stream.disconnect()
+            file.write(encoded.read())
         if recorder is None:
             raise BadInput("data.eval", "has no frame to record")
         temporary.replace(out)
