@@ -14,7 +14,7 @@ import torch
 from jaxtyping import install_import_hook
 from PIL import Image
 
-from tests.helpers import LABELS_HW, ROOT, Outcome, Run
+from tests.helpers import LABELS_HW, ROOT, Outcome, Run, settings
 
 SAMPLES = (ROOT / os.environ.get("CLIPSWEEP_DATA", "../shared/data")).resolve()
 
@@ -84,6 +84,22 @@ def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def world(small_world: Path, tmp_path: Path) -> Path:
     """A copy of the small world, to be damaged."""
     return Path(shutil.copytree(small_world, tmp_path / "data"))
+
+
+@pytest.fixture(scope="session")
+def _small_store(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with a student of the small world and all that it was made from."""
+    store = tmp_path_factory.mktemp("small") / "store"
+    given = [*settings(small_world, store), "evaluate=false"]
+    module = importlib.import_module("clipsweep.tools.pretrain")
+    assert main(module.__doc__, module.KEYS, module.run, module.Arguments, given) == 0
+    return store
+
+
+@pytest.fixture
+def small_store(_small_store: Path, tmp_path: Path) -> Path:
+    """A copy of that store, to work in."""
+    return Path(shutil.copytree(_small_store, tmp_path / "store"))
 
 
 @pytest.fixture

@@ -39,9 +39,9 @@ def column(recording: Any, entity: str, component: str) -> list[np.ndarray]:
 
 
 @pytest.fixture
-def labelled(small_world: Path, tmp_path: Path, tool: Run) -> tuple[list[str], Path]:
-    given = settings(small_world, tmp_path / "store")
-    return given, tool("label", *given).path
+def labelled(small_world: Path, small_store: Path) -> tuple[list[str], Path]:
+    """Settings of a run on the small world, and its pseudo-labels."""
+    return settings(small_world, small_store), next(small_store.glob("points-*"))
 
 
 def test_a_recording_holds_points_cameras_and_labels_of_all_frames(
