@@ -109,6 +109,7 @@ def run(small_world: Path, small_store: Path) -> tuple[list[str], Path]:
     return settings(small_world, small_store), next(small_store.glob("student-*"))
 
 
+@pytest.mark.slow
 def test_a_report_opens_in_a_browser(
     run: tuple[list[str], Path], tmp_path: Path, tool: Run, chromium: str
 ) -> None:
@@ -125,6 +126,7 @@ def test_a_report_opens_in_a_browser(
     assert opened(chromium, page, width_px=420)["beyond"] == 0
 
 
+@pytest.mark.slow
 def test_the_browser_would_tell_of_an_error(tmp_path: Path, chromium: str) -> None:
     page = tmp_path / "page.html"
     page.write_text("<html><head></head><body><script>nothing.there()</script></body></html>")

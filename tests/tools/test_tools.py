@@ -289,7 +289,7 @@ def test_children_of_a_training_get_only_what_they_accept(monkeypatch: pytest.Mo
     pretrain._show(Path("made"))
     expected = ["demo", "seed=1", "--traceback", "student=made"]
     assert [command[2:] for command in commands] == [expected, expected]
-    for name, command in zip(("evaluate", "view"), commands, strict=True):
+    for name, command in zip(("evaluate", "report"), commands, strict=True):
         assert Path(command[1]).name == f"{name}.py"
         own = argument_names(arguments_of(name))
         settings = [each for each in command[2:] if not each.startswith("--")]
