@@ -166,7 +166,7 @@ class Config:
         bool,
         Field(description="write the synthetic demo world to data.root first, if it is not there"),
     ] = False
-    store: Annotated[str, Field(description="folder of all artifacts")] = "artifacts"
+    store: Annotated[str, Field(min_length=1, description="folder of all artifacts")] = "artifacts"
     seed: Annotated[int, Field(ge=0, le=2**32 - 1, description="seed of everything random")] = 0
     rounds: Annotated[
         int,
@@ -202,7 +202,7 @@ class Config:
     ] = "scene@1%"
     evaluate: Annotated[
         bool,
-        Field(description="score the student and draw a picture after pre-training"),
+        Field(description="score the student and write a report after pre-training"),
     ] = False
     absent_class: Annotated[
         Literal["nan", "one", "zero"],

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
@@ -20,7 +20,13 @@ OWN = "own"
 _NOWHERE: Mapping[str, str] = MappingProxyType({})
 _UNBOUNDED = (bool, str)
 _NAMES = {bool: "true or false", str: "a text", int: "a whole number", float: "a number"}
-_BOUNDS = {Ge: "from {0.ge:g}", Gt: "above {0.gt:g}", Le: "to {0.le:g}", Lt: "below {0.lt:g}"}
+_BOUNDS = {
+    Ge: "from {0.ge:g}",
+    Gt: "above {0.gt:g}",
+    Le: "to {0.le:g}",
+    Lt: "below {0.lt:g}",
+    MinLen: "of at least {0.min_length} character(s)",
+}
 
 
 def bare(annotation: Any) -> Any:

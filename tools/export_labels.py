@@ -86,6 +86,8 @@ def run(config: Config, arguments: Arguments) -> Made:
     if chosen is not None and arguments.merge:
         problem = f"is true with the format of {arguments.format or config.data.kind}"
         raise BadInput("merge", problem, f"give format={', '.join(CLOUDS)}")
+    if arguments.voxel_m != Arguments.voxel_m and not arguments.merge:
+        raise BadInput("voxel_m", "is given without merge=true, which thins by it", "leave it out")
     index = make_index(config)
     space = load_space(config.labels)
     split = config.data.eval[0] if len(config.data.eval) == 1 else "eval"

@@ -307,3 +307,19 @@ def test_the_reason_why_nothing_is_scored_is_reported(
     report = tool("label", *given, f"report={tmp_path / 'report.png'}")
     assert report.status == 0
     assert "goes without truth" in report.err
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "problem"),
+    [
+        ("status", ["store="], "store: is '' (command line); it must be a text of at least 1"),
+        ("export_labels", ["format=ply", "voxel_m=0.2"], "voxel_m: is given without merge=true"),
+    ],
+)
+def test_a_setting_without_effect_is_refused(
+    given: list[str], tool: Run, name: str, arguments: list[str], problem: str
+) -> None:
+    chosen = given if name != "status" else []
+    refused = tool(name, *chosen, *arguments)
+    assert (refused.status, refused.out) == (1, "")
+    assert problem in refused.err
