@@ -14,7 +14,7 @@ from pathlib import Path
 from clipsweep.pipeline.terminal import printed
 
 TOOLS = {
-    "Data": ("demo", "index", "doctor"),
+    "Data": ("demo", "index", "doctor", "import_bag"),
     "Pseudo-labels": ("label", "export_labels"),
     "Training": ("pretrain", "finetune"),
     "Results": ("evaluate", "report", "view"),

@@ -61,7 +61,11 @@ def read_cloud(file: File, lidar: RigLidar, time_us: int) -> RawCloud:
     if not lidar.time:
         return RawCloud(xyz, intensity, None)
     times = _field(file, fields, lidar.time)
-    return RawCloud(xyz, intensity, _since_stamp(file, times, lidar, time_us))
+    return RawCloud(
+        xyz,
+        intensity,
+        since_stamp(file.path, times, time_us, lidar.time_unit, lidar.time_from, lidar.stamp),
+    )
 
 
 def _field(file: File, fields: Mapping[str, np.ndarray], name: str) -> np.ndarray:
@@ -74,29 +78,39 @@ def _field(file: File, fields: Mapping[str, np.ndarray], name: str) -> np.ndarra
     return fields[name]
 
 
-def _since_stamp(
-    file: File, times: np.ndarray, lidar: RigLidar, time_us: int
+def since_stamp(
+    where: object, times: np.ndarray, time_us: int, unit: str, time_from: str, stamp: str
 ) -> Float64[np.ndarray, " n"]:
-    """Times of points less that in the file's name [s].
+    """Times of points less that of their sweep [s].
 
     Points without a finite time count as taken at the stamp: they have no position either.
+
+    Args:
+        where: the file, or the topic.
+        times: of the points, as they are recorded.
+        time_us: stamp of the sweep [us].
+        unit: of the times.
+        time_from: what they count from: the ``stamp``, the ``first`` point, or the clock's
+            ``epoch``.
+        stamp: whether that is the ``start`` or the ``end`` of a turn.
+
+    Raises:
+        BadInput: a point is taken over a second from the stamp.
     """
-    units = UNITS_PER_S[lidar.time_unit]
-    if lidar.time_from == "epoch":
+    units = UNITS_PER_S[unit]
+    if time_from == "epoch":
         since = _since_epoch(times, units, time_us)
     else:
         since = times.astype(np.float64) / units
     finite = np.isfinite(since)
-    if lidar.time_from == "first" and finite.any():
+    if time_from == "first" and finite.any():
         whole = since[finite]
-        since -= whole.max() if lidar.stamp == "end" else whole.min()
+        since -= whole.max() if stamp == "end" else whole.min()
     since[~finite] = 0.0
     most = float(np.abs(since).max())
     if most > _TURN_MAX_S:
         problem = f"has points {most:.3g} s from the time in its name"
-        raise BadInput(
-            file.path, problem, "correct lidar.time, time_unit and time_from in rig.yaml"
-        )
+        raise BadInput(where, problem, "correct lidar.time, time_unit and time_from in rig.yaml")
     return since
 
 

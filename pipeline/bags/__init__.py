@@ -1,0 +1,1 @@
+"""Import of ROS bags and MCAP files into the folder format, without ROS."""
