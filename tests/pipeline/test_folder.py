@@ -335,9 +335,10 @@ def test_times_that_no_clock_has_are_refused(text: str) -> None:
 
 def test_the_example_of_the_page_is_true(tmp_path: Path) -> None:
     page = (ROOT / "configs/data/folder.md").read_text()
-    blocks = dict(re.findall(r"```(yaml|csv)\n(.*?)```", page, re.DOTALL))
-    (tmp_path / "rig.yaml").write_text(blocks["yaml"])
-    (tmp_path / "poses.csv").write_text(blocks["csv"])
+    blocks = re.findall(r"```(?:yaml|csv)\n(.*?)```", page, re.DOTALL)
+    for name, begin in (("rig.yaml", "time_unit:"), ("poses.csv", "time,")):
+        (block,) = (block for block in blocks if block.startswith(begin))
+        (tmp_path / name).write_text(block)
     rig = read_rig(tmp_path / "rig.yaml", 1.8)
     assert rig.lidar.time == "t"
     (camera,) = rig.cameras
