@@ -154,5 +154,6 @@ def test_the_demo_from_nothing_to_a_table(tmp_path: Path) -> None:
     assert Artifact(Path(done.stdout.strip())).whole
     assert "mIoU" in done.stderr
     assert "construction vehicle" in done.stderr
-    picture = next((tmp_path / "store").glob("view-*.png"))
-    assert str(picture) in done.stderr
+    report = next((tmp_path / "store").glob("report-*.html"))
+    assert str(report) in done.stderr
+    assert "Where it fails" in report.read_text()
